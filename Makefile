@@ -1,0 +1,78 @@
+# `make test` and `make demo` set up what they need in .venv/ by themselves; a
+# second run finds it there. Another Python: `make test PYTHON=python3.12`.
+
+.DEFAULT_GOAL := help
+.PHONY: help test demo lint test-modern clean no-reference
+MAKEFLAGS += --no-print-directory
+
+# A pyenv shim may stand on PATH with no Python behind it, so each is run.
+runs = $(shell for p in $(1); do "$$p" -c '' >/dev/null 2>&1 && echo "$$p" && break; done)
+
+ifndef PYTHON
+PYTHON := $(or $(call runs,python3.11),python3)
+endif
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+
+# rlds and EnvLogger exist for this Python and platform alone (see setup.cfg). Empty elsewhere.
+REFERENCE := $(filter 3.11-Linux-x86_64,$(VERSION)-$(shell uname -s -m | tr ' ' -))
+
+VENV := .venv
+INSTALLED := $(VENV)/installed-$(VERSION)
+
+help:
+	@echo 'make test         set up .venv/ and run the tests'
+	@echo 'make demo         set up .venv/, record a real environment, convert, validate, inspect'
+	@echo 'make lint         ruff and mypy'
+	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
+	@echo 'make clean        remove what the above made'
+
+test: $(INSTALLED)
+	$(if $(REFERENCE),,@echo 'Python $(VERSION): leaving out the tests that need rlds or EnvLogger (Python 3.11 on Linux x86-64 has them)')
+	@$(VENV)/bin/python -m pytest $(if $(REFERENCE),,-m 'not reference')
+
+demo: $(if $(REFERENCE),$(INSTALLED),no-reference)
+	@$(VENV)/bin/kabuki-rlds demo
+
+lint: $(INSTALLED)
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+test-modern: MODERN = $(call runs,python3.12 python3.13 $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python3))
+test-modern:
+	@$(MAKE) test VENV=.venv-modern \
+		PYTHON='$(or $(MODERN),$(error the modern stack needs Python 3.12 or 3.13: install one, or say `make test-modern MODERN=/path/to/python3.12`))'
+
+clean:
+	rm -rf .venv .venv-modern build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- setting up ---
+
+PYTHON_REMEDY = install Python 3.11 (3.12 and 3.13 do without rlds and EnvLogger) and say `make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3.11`
+
+no-reference:
+	$(if $(VERSION),,$(error '$(PYTHON)' does not run: $(PYTHON_REMEDY)))
+	$(error the demo records with EnvLogger, which needs Python 3.11 on Linux x86-64, not $(VERSION) on $(shell uname -s -m): say `make demo PYTHON=/path/to/python3.11`)
+
+# What a fresh machine may lack. Each check is empty where nothing is missing.
+no-venv = $(shell "$(PYTHON)" -c 'import ensurepip, venv; ensurepip.version()' 2>&1 >/dev/null)
+no-gmpxx = $(if $(REFERENCE),$(shell "$(PYTHON)" -c 'import ctypes; ctypes.CDLL("libgmpxx.so.4")' 2>&1))
+may-apt = $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
+
+define get-gmpxx
+@echo 'installing the system library libgmpxx4ldbl, which EnvLogger needs'
+@apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libgmpxx4ldbl >/dev/null
+endef
+
+# Brought up to date when setup.cfg changes, made anew when the Python does.
+$(INSTALLED): setup.cfg pyproject.toml
+	$(if $(VERSION),,$(error '$(PYTHON)' does not run: $(PYTHON_REMEDY)))
+	$(if $(filter 3.11 3.12 3.13,$(VERSION)),,$(error '$(PYTHON)' is Python $(VERSION), which is too $(if $(filter 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),old,new): $(PYTHON_REMEDY)))
+	$(if $(no-venv),$(error '$(PYTHON)' cannot make virtual environments: `sudo apt-get install python$(VERSION)-venv`, then again))
+	$(if $(no-gmpxx),$(if $(may-apt),,$(error EnvLogger needs the system library libgmpxx.so.4: `sudo apt-get install libgmpxx4ldbl`, then again)))
+	$(if $(no-gmpxx),$(get-gmpxx))
+	@echo 'setting up $(VENV)/ with Python $(VERSION): once, a few minutes'
+	@"$(PYTHON)" -m venv $(if $(wildcard $(VENV)/lib/python$(VERSION)),,--clear) $(VENV)
+	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[all,test,lint]'
+	@touch $@

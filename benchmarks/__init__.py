@@ -1,0 +1,1 @@
+"""Benchmarks: datasets made on the spot, and what converting them takes."""

@@ -1,0 +1,147 @@
+"""Blocks of steps: the columns that flow from a source to a sink.
+
+A column holds the rows of one field, time first. It is a NumPy array where every
+row has one shape, `Ragged` where the shape varies from row to row, and `Nested`
+where a row is a list of lists of differing lengths.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Rows that are arrays of one rank and differing shapes.
+
+    Attributes:
+      values: all elements, row after row, flat: shape (elements,).
+      shapes: the shape of each row: int64, (rows, rank).
+    """
+
+    values: np.ndarray
+    shapes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def splits(self) -> np.ndarray:
+        """Where each row's elements begin in `values`, and the end: int64, (rows + 1,)."""
+        return splits_of(self.shapes.prod(axis=1, dtype=np.int64))
+
+    def __getitem__(self, rows: slice) -> Ragged:
+        start, stop, _ = rows.indices(len(self))
+        splits = self.splits
+        return Ragged(self.values[splits[start] : splits[max(start, stop)]], self.shapes[start:stop])
+
+    @property
+    def nbytes(self) -> int:
+        return _values_nbytes(self.values) + self.shapes.nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    """Rows that are lists of lists, as deep as `lengths` is long.
+
+    Attributes:
+      values: the innermost items, one after the other: (items, *shape of an item).
+      lengths: for each level the length of each list in it, outermost first. The
+        first has one length a row; each next one has as many as the one before
+        sums to. int64.
+    """
+
+    values: np.ndarray
+    lengths: tuple[np.ndarray, ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths[0])
+
+    def __getitem__(self, rows: slice) -> Nested:
+        start, stop, _ = rows.indices(len(self))
+        stop = max(start, stop)
+        kept = []
+        for lengths in self.lengths:
+            kept.append(lengths[start:stop])
+            splits = splits_of(lengths)
+            start, stop = int(splits[start]), int(splits[stop])
+        return Nested(self.values[start:stop], tuple(kept))
+
+    @property
+    def nbytes(self) -> int:
+        return _values_nbytes(self.values) + sum(x.nbytes for x in self.lengths)
+
+
+Column: TypeAlias = np.ndarray | Ragged | Nested
+
+_AnyColumn = TypeVar("_AnyColumn", np.ndarray, Ragged, Nested)
+
+
+def concatenate(columns: Sequence[_AnyColumn]) -> _AnyColumn:
+    """Joins columns of one kind, of which there is at least one, end to end."""
+    first = columns[0]
+    if len(columns) == 1:
+        return first
+    if isinstance(first, np.ndarray):
+        return np.concatenate(columns)
+    values = np.concatenate([c.values for c in columns])
+    if isinstance(first, Ragged):
+        return Ragged(values, np.concatenate([c.shapes for c in columns]))
+    levels = zip(*(c.lengths for c in columns), strict=True)
+    return Nested(values, tuple(np.concatenate(level) for level in levels))
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A run of consecutive steps, and the metadata of the episodes that begin in it.
+
+    Attributes:
+      steps: path to column; every column has `num_steps` rows.
+      num_steps: how many steps the block holds, which may be none.
+      starts: the row at which each episode begins, ascending, int64, (episodes,).
+        An episode without steps begins where the next one does.
+      metadata: path to column, one row for each of `starts`.
+    """
+
+    steps: dict[str, Column]
+    num_steps: int
+    starts: np.ndarray
+    metadata: dict[str, Column]
+
+    @property
+    def num_episodes(self) -> int:
+        return len(self.starts)
+
+    @property
+    def begins(self) -> np.ndarray:
+        """Whether an episode begins at each row, and at the one after the last: bool, (num_steps + 1,)."""
+        begins = np.zeros(self.num_steps + 1, bool)
+        begins[self.starts] = True
+        return begins
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded steps and metadata."""
+        return nbytes((*self.steps.values(), *self.metadata.values()))
+
+
+def nbytes(columns: Iterable[Column]) -> int:
+    """Bytes of the elements of all `columns`, those of byte strings included."""
+    return sum(_values_nbytes(c) if isinstance(c, np.ndarray) else c.nbytes for c in columns)
+
+
+def splits_of(lengths: np.ndarray) -> np.ndarray:
+    """Where each run of the given lengths begins, and the end: int64, (runs + 1,)."""
+    splits = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=splits[1:])
+    return splits
+
+
+def _values_nbytes(values: np.ndarray) -> int:
+    if values.dtype == object:
+        return sum(map(len, values.ravel().tolist()))
+    return values.nbytes

@@ -1,0 +1,187 @@
+"""A source made whole: every field that the Kabuki format asks for, and its rules kept.
+
+What a source lacks is derived where the convention fixes it (`is_first`, `is_last`,
+`discount`, `is_terminal` where there is a discount), and filled with a constant that
+the user gives where it does not. What a source has is left as it is, unless the
+user asks to conform it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from kabuki_rlds.block import Block, Column
+from kabuki_rlds.convention import (
+    ACTION,
+    DISCOUNT,
+    FILLABLE,
+    FLAGS,
+    IS_FIRST,
+    IS_LAST,
+    IS_TERMINAL,
+    OBSERVATION,
+    REQUIRED,
+    REWARD,
+    has_field,
+    one_per_row,
+)
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.source import Source
+from kabuki_rlds.schema import Field
+
+
+class CompletedSource:
+    """Yields a source's blocks with every required field.
+
+    Args:
+      source: what to complete.
+      fill: constants for fields that the source lacks: {"reward": 0.0}.
+      conform: change values that break rules 4 and 5 to what the rules say.
+
+    Attributes:
+      schema: the source's, with the added fields.
+      changed: field to number of rows that `conform` changed, so far.
+
+    Raises:
+      KabukiError: a field is lacking that cannot be derived and is not filled.
+    """
+
+    def __init__(self, source: Source, fill: Mapping[str, float] | None = None, conform: bool = False):
+        self._source = source
+        self._conform = conform
+        self.changed: dict[str, int] = {}
+        have = source.schema.steps
+        for name, value in (fill or {}).items():
+            if name not in FILLABLE:
+                raise KabukiError(f"fill: {name!r} is none of {', '.join(FILLABLE)}")
+            if name == IS_TERMINAL and value not in (0, 1):
+                raise KabukiError(f"fill: {name} is 0 or 1, not {value}")
+            if math.isfinite(value) and abs(value) > np.finfo(np.float32).max:
+                raise KabukiError(f"fill: {value} for {name} is more than a float32 holds")
+        self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
+        self._missing = [name for name in REQUIRED if not has_field(have, name)]
+        for name in self._missing:
+            if name in self._fill:
+                continue
+            if name in (OBSERVATION, ACTION, REWARD):
+                example = "0" if name != OBSERVATION else "nan"
+                raise KabukiError(
+                    f"{source.label}: the steps have no {name!r} (they have {', '.join(sorted(have))}); "
+                    f"--fill {name}={example} puts a constant in its place"
+                )
+            if name == IS_TERMINAL and DISCOUNT not in have:
+                raise KabukiError(
+                    f"{source.label}: the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
+                    "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended"
+                )
+        for name in (*FLAGS, DISCOUNT):
+            if name not in have and name not in self._missing:
+                raise KabukiError(f"{source.label}: {name!r} is a dict of fields, and not one value a step")
+        added = {name: self._new_field(name) for name in self._missing}
+        self.schema = dataclasses.replace(source.schema, steps=have | added)
+
+    def _new_field(self, name: str) -> Field:
+        how = f"filled with {self._fill[name]}" if name in self._fill else f"by the rules for {name}"
+        return Field(np.dtype(bool) if name in FLAGS else np.dtype(np.float32), derived=how)
+
+    def blocks(self) -> Iterator[Block]:
+        """The source's blocks, completed."""
+        for block in self._with_discount(self._with_flags(self._source.blocks())):
+            yield dataclasses.replace(block, steps={path: block.steps[path] for path in self.schema.steps})
+
+    def _with_flags(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Adds or conforms the booleans, and adds what is filled."""
+        discount_before = 1.0
+        for block, following in _with_following(blocks):
+            steps = dict(block.steps)
+            is_first, is_last = _boundaries(block, following is None)
+            for name, value in self._fill.items():
+                column = np.full(block.num_steps, value, self.schema.steps[name].dtype)
+                # Only the last row of an episode can be terminal (rule 5).
+                steps[name] = column & is_last if name == IS_TERMINAL else column
+            for name, derived in ((IS_FIRST, is_first), (IS_LAST, is_last)):
+                if name not in steps:
+                    steps[name] = derived
+                elif self._conform:
+                    steps[name] = self._changed(name, steps[name], derived)
+            if IS_TERMINAL not in steps:
+                discount = self._one_per_row(steps, DISCOUNT)
+                steps[IS_TERMINAL] = _terminal_by_discount(discount, is_first, is_last, discount_before)
+                discount_before = float(discount[-1]) if len(discount) else discount_before
+            elif self._conform:
+                terminal = self._one_per_row(steps, IS_TERMINAL).astype(bool) & is_last
+                steps[IS_TERMINAL] = self._changed(IS_TERMINAL, steps[IS_TERMINAL], terminal)
+            yield dataclasses.replace(block, steps=steps)
+
+    def _with_discount(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Adds the discount, or conforms it, by what is terminal in the next row."""
+        for block, following in _with_following(blocks):
+            if DISCOUNT in block.steps and not self._conform:
+                yield block
+                continue
+            terminal = self._one_per_row(block.steps, IS_TERMINAL).astype(bool)
+            next_terminal = following is not None and self._one_per_row(following.steps, IS_TERMINAL)[:1].any()
+            before_terminal = np.append(terminal, next_terminal)[1:]
+            _, is_last = _boundaries(block, following is None)
+            if DISCOUNT not in block.steps:
+                # The last rows are padding: 0 where the episode ended, 1 where it was cut short.
+                zero = np.where(is_last, terminal, before_terminal)
+                discount: Column = np.where(zero, 0, 1).astype(np.float32)
+            else:
+                old = self._one_per_row(block.steps, DISCOUNT)
+                right = np.where(before_terminal, 0, np.where(old == 0, 1, old))
+                discount = self._changed(DISCOUNT, block.steps[DISCOUNT], np.where(is_last, old, right))
+            yield dataclasses.replace(block, steps=block.steps | {DISCOUNT: discount})
+
+    def _one_per_row(self, steps: Mapping[str, Column], name: str) -> np.ndarray:
+        values = one_per_row(steps[name])
+        if values is None:
+            raise KabukiError(
+                f"{self._source.label}: {name!r} is not one value a step, so no rule can be applied to it"
+            )
+        return values
+
+    def _changed(self, name: str, old: Column, new: np.ndarray) -> Column:
+        """`new` in the form of `old`, and counts the rows that differ."""
+        flat = self._one_per_row({name: old}, name)
+        new = new.astype(flat.dtype, copy=False)
+        both_nan = (flat != flat) & (new != new)  # NaN is not itself; np.isnan takes neither booleans nor bfloat16.
+        count = int(np.count_nonzero((flat != new) & ~both_nan))
+        if not count:
+            return old
+        self.changed[name] = self.changed.get(name, 0) + count
+        assert isinstance(old, np.ndarray)
+        return new.reshape(old.shape)
+
+
+def _with_following(blocks: Iterator[Block]) -> Iterator[tuple[Block, Block | None]]:
+    """Each block with the one that goes on with its last episode, or None where that ends."""
+    waiting: deque[Block] = deque()
+    for block in blocks:
+        if block.num_steps:
+            goes_on = not len(block.starts) or block.starts[0] != 0
+            while waiting:
+                yield waiting.popleft(), block if goes_on else None
+        # A block without steps has the same following block as the one before it.
+        waiting.append(block)
+    while waiting:
+        yield waiting.popleft(), None
+
+
+def _boundaries(block: Block, ends: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(is_first, is_last) of the rows of a block, by where its episodes begin."""
+    begins = block.begins
+    is_last = begins[1:].copy()
+    is_last[-1:] = ends
+    return begins[:-1], is_last
+
+
+def _terminal_by_discount(discount: np.ndarray, is_first: np.ndarray, is_last: np.ndarray, before: float) -> np.ndarray:
+    """Rule 4 the other way: a last row is terminal where the discount before it is 0."""
+    previous = np.append(before, discount)[:-1]
+    return is_last & ~is_first & (previous == 0)

@@ -1,0 +1,166 @@
+"""The Kabuki convention: what the fields are called, and what must hold of them.
+
+A row holds the observation, the action taken after it, and the reward and the
+discount that followed (state-action-reward alignment). The last observation of an
+episode has a row of its own, `is_last`, whose action, reward and discount are
+padding. Rules are numbered as in docs/format.md; 4 and 5 are the ones that speak of
+values:
+
+4. Where row t is not last, `discount[t] == 0` exactly where `is_terminal[t + 1]`.
+5. `is_first[0]`; `is_first[t + 1]` exactly where `is_last[t]`; the last row is
+   `is_last`; `is_terminal` only where `is_last`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from kabuki_rlds.schema import Field
+
+OBSERVATION = "observation"
+ACTION = "action"
+REWARD = "reward"
+DISCOUNT = "discount"
+IS_FIRST = "is_first"
+IS_LAST = "is_last"
+IS_TERMINAL = "is_terminal"
+
+#: The step fields that are always there (rule 2).
+REQUIRED = (OBSERVATION, ACTION, REWARD, DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL)
+#: Those of them that are booleans.
+FLAGS = (IS_FIRST, IS_LAST, IS_TERMINAL)
+
+#: Those that a constant can stand for; where an episode begins and ends is never one.
+FILLABLE = (OBSERVATION, ACTION, REWARD, DISCOUNT, IS_TERMINAL)
+
+#: How many rows a violation names.
+_ROWS_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Violation:
+    """One rule, broken in one way by one field.
+
+    Attributes:
+      rule: the rule's number.
+      field: path of the field, or name of the attribute or group.
+      message: what is wrong.
+      rows: the first rows where it is, if rows are concerned.
+      count: how many there are.
+    """
+
+    rule: int
+    field: str
+    message: str
+    rows: tuple[int, ...] = ()
+    count: int = 0
+
+    def __str__(self) -> str:
+        text = f"rule {self.rule}: {self.field}: {self.message}"
+        if not self.count:
+            return text
+        named = ", ".join(map(str, self.rows))
+        if self.count == 1:
+            return f"{text} (row {named})"
+        return f"{text} ({self.count:,} rows: {named}{', …' if self.count > len(self.rows) else ''})"
+
+
+def has_field(paths: object, name: str) -> bool:
+    """Whether a required field is among `paths`, as a field or as a dict of fields."""
+    return any(path == name or path.startswith(f"{name}/") for path in paths)  # type: ignore[attr-defined]
+
+
+def one_per_row(column: object) -> np.ndarray | None:
+    """A column that holds one number a row, as (rows,); None where it does not."""
+    if not isinstance(column, np.ndarray) or column.dtype == object:
+        return None
+    if column.ndim == 1:
+        return column
+    return column.reshape(-1) if column.size == len(column) else None
+
+
+def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> list[Violation]:
+    """Rule 2: the fields that are always there, and their types.
+
+    Args:
+      paths: all step fields.
+      fields: what those of them are that can be read.
+    """
+    found = []
+    for name in REQUIRED:
+        if not has_field(paths, name):
+            found.append(Violation(2, name, "missing"))
+        elif name not in (OBSERVATION, ACTION) and name not in paths:
+            found.append(Violation(2, name, "a group, where it is one dataset"))
+    for name in FLAGS:
+        if name in fields and fields[name] != Field(np.dtype(bool)):
+            found.append(Violation(2, name, f"{fields[name].describe()}, where it is one boolean a step"))
+    discount = fields.get(DISCOUNT)
+    if discount is not None and (discount.shape not in ((), (1,)) or discount.dtype.kind not in "iuf"):
+        found.append(Violation(2, DISCOUNT, f"{discount.describe()}, where it is one number a step"))
+    return found
+
+
+class RuleChecker:
+    """Checks rules 4 and 5 over consecutive runs of rows, in constant memory."""
+
+    def __init__(self) -> None:
+        self._row = 0
+        self._last_was_last = True
+        self._last_discount: float | None = None
+        self._found: dict[tuple[int, str, str], tuple[list[int], int]] = {}
+
+    def check(
+        self, is_first: np.ndarray, is_last: np.ndarray, is_terminal: np.ndarray, discount: np.ndarray | None
+    ) -> None:
+        """Takes the next rows: booleans and numbers, (rows,). A discount of None is not checked."""
+        if not len(is_first):
+            return
+        start = self._row
+        after_last = np.concatenate([[self._last_was_last], is_last[:-1]])
+        if not start:
+            self._note(5, IS_FIRST, "the first row does not begin an episode", ~is_first[:1], 0)
+            after_last[0] = is_first[0]
+        self._note(5, IS_FIRST, "false on the row after an episode's last", after_last & ~is_first, start)
+        self._note(
+            5, IS_FIRST, "true where the row before is not the last of an episode", is_first & ~after_last, start
+        )
+        self._note(5, IS_TERMINAL, "true on a row that is not the last of its episode", is_terminal & ~is_last, start)
+        if discount is not None:
+            # Each pair is (the row before, this row); what is wrong is the discount of the row before.
+            before = np.concatenate([[self._last_discount if self._last_discount is not None else 1], discount[:-1]])
+            same_episode = ~np.concatenate([[self._last_was_last], is_last[:-1]])
+            zero = before == 0
+            self._note(
+                4, DISCOUNT, "not 0 where the next row is terminal", same_episode & ~zero & is_terminal, start - 1
+            )
+            self._note(
+                4, DISCOUNT, "0 where the next row is not terminal", same_episode & zero & ~is_terminal, start - 1
+            )
+            self._last_discount = discount[-1]
+        self._last_was_last = bool(is_last[-1])
+        self._row += len(is_first)
+
+    def check_index(self, is_first: np.ndarray, begins: np.ndarray) -> None:
+        """Rule 6, of the rows that `check` is to take next: where the source's episodes begin."""
+        self._note(6, IS_FIRST, "not true exactly where an episode of the source begins", is_first != begins, self._row)
+
+    def finish(self) -> list[Violation]:
+        """All that was found, once the last row was checked."""
+        if self._row and not self._last_was_last:
+            self._note(5, IS_LAST, "the last row does not end its episode", np.ones(1, bool), self._row - 1)
+        return [
+            Violation(rule, field, message, tuple(rows), count)
+            for (rule, field, message), (rows, count) in sorted(self._found.items())
+        ]
+
+    def _note(self, rule: int, field: str, message: str, wrong: np.ndarray, first_row: int) -> None:
+        rows = np.flatnonzero(wrong)
+        if not len(rows):
+            return
+        named, count = self._found.setdefault((rule, field, message), ([], 0))
+        named += (rows[: _ROWS_NAMED - len(named)] + first_row).tolist()
+        self._found[rule, field, message] = (named, count + len(rows))

@@ -1,0 +1,1 @@
+"""The formats at the two ends of a conversion, a package each."""

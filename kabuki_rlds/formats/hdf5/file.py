@@ -1,0 +1,35 @@
+"""Opening HDF5 files that may come from anyone."""
+
+from __future__ import annotations
+
+import os
+
+import h5py
+
+from kabuki_rlds.errors import KabukiError
+
+
+def open_file(path: str | os.PathLike[str]) -> h5py.File:
+    """Opens an HDF5 file for reading. No other place in this package does.
+
+    Raises:
+      KabukiError: there is no such file, or it is not HDF5.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise KabukiError(f"{path}: no such file")
+    if os.path.isdir(path):
+        raise KabukiError(f"{path}: a folder, not an HDF5 file")
+    if not os.path.isfile(path):
+        # A pipe, say, from which nothing may ever come.
+        raise KabukiError(f"{path}: not a regular file")
+    try:
+        return h5py.File(path, "r")
+    except OSError as e:
+        if not os.access(path, os.R_OK):
+            raise KabukiError(f"{path}: no permission to read it") from e
+        with open(path, "rb") as f:
+            is_hdf5 = f.read(8) == b"\x89HDF\r\n\x1a\n"
+        if not is_hdf5:
+            raise KabukiError(f"{path}: not an HDF5 file") from e
+        raise KabukiError(f"{path}: the HDF5 library cannot open this file, it is damaged or cut short ({e})") from e

@@ -1,0 +1,187 @@
+"""Columns whose rows all have one shape: an HDF5 dataset (rows, *shape)."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.formats.hdf5 import chunks, layout
+from kabuki_rlds.schema import BFLOAT16, Field
+
+
+class FixedWriter:
+    """Appends rows to a new dataset.
+
+    Args:
+      file: the file to write to.
+      path: path of the dataset.
+      field: what its rows are.
+      compression: the filter of its chunks.
+      pool: packs and writes the chunks.
+    """
+
+    def __init__(
+        self, file: h5py.File, path: str, field: Field, compression: chunks.Compression, pool: chunks.ChunkPool
+    ):
+        self._file = file
+        self._path = path
+        self._dtype = field.dtype.newbyteorder("<") if field.dtype != BFLOAT16 else field.dtype
+        self._shape = tuple(d for d in field.shape if d is not None)
+        self._rows = 0
+        self._pieces: list[np.ndarray] = []
+        self._buffered = 0
+        self._pool = pool
+        self._direct = compression != "lzf"
+        self._deflate = compression == "gzip"
+        self._type = layout.element_type(field.dtype)
+        row_nbytes = math.prod(self._shape) * field.dtype.itemsize
+        self._chunk_rows = layout.chunk_rows(row_nbytes)
+        self._dataset: h5py.h5d.DatasetID | None = None
+        if row_nbytes:
+            space = h5py.h5s.create_simple((0, *self._shape), (h5py.h5s.UNLIMITED, *self._shape))
+            properties = chunks.create_properties((self._chunk_rows, *self._shape), field.dtype.itemsize, compression)
+            self._dataset = _create(file, path, self._type, space, properties)
+
+    def write(self, column: np.ndarray) -> None:
+        """Appends rows: (rows, *shape) of the field's dtype."""
+        self._rows += len(column)
+        if self._dataset is None or not len(column):
+            return
+        column = column.astype(self._dtype, copy=False)
+        self._buffered += len(column)
+        self._pieces.append(column)
+        if self._buffered < self._chunk_rows:
+            return
+        start = self._rows - self._buffered
+        self._dataset.set_extent((self._rows, *self._shape))
+        taken: list[np.ndarray] = []
+        room = self._chunk_rows
+        for piece in self._pieces:
+            at = 0
+            while len(piece) - at >= room:
+                self._write_chunk(start, [*taken, piece[at : at + room]])
+                at += room
+                start += self._chunk_rows
+                taken, room = [], self._chunk_rows
+            if at < len(piece):
+                taken.append(piece[at:])
+                room -= len(piece) - at
+        self._pieces = taken
+        self._buffered = self._chunk_rows - room
+
+    def close(self) -> None:
+        """Writes what is left of the last chunk."""
+        if self._dataset is None:
+            # HDF5 has no chunks of no bytes, so a column without elements is made when its rows are known.
+            _create(self._file, self._path, self._type, h5py.h5s.create_simple((self._rows, *self._shape)), None)
+            return
+        self._dataset.set_extent((self._rows, *self._shape))
+        if self._pieces:
+            self._write_chunk(self._rows - self._buffered, self._pieces)
+
+    def _write_chunk(self, row: int, pieces: list[np.ndarray]) -> None:
+        assert self._dataset is not None
+        if self._direct:
+            self._pool.write(self._dataset, row, pieces, self._chunk_rows, deflate=self._deflate)
+            return
+        rows = np.ascontiguousarray(np.concatenate(pieces))
+        memory, space = h5py.h5s.create_simple(rows.shape), self._dataset.get_space()
+        space.select_hyperslab((row,) + (0,) * len(self._shape), rows.shape)
+        self._dataset.write(memory, space, _as_stored(rows), mtype=self._type)
+
+
+class FixedReader:
+    """Reads rows of a dataset, whoever wrote it.
+
+    Chunks that only HDF5's own shuffle and gzip filters went over are unpacked in
+    threads; all else is read by the HDF5 library.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, executor: concurrent.futures.Executor):
+        self._dataset = dataset
+        self._executor = executor
+        self._dtype = layout.element_dtype(dataset)
+        self._shape: tuple[int, ...] = dataset.shape[1:]
+        self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
+        self._recent: tuple[int, np.ndarray] | None = None
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop`, (stop - start, *shape), in the native byte order."""
+        if self._filters is None or start >= stop:
+            return self._read_by_hdf5(start, stop)
+        rows = self._dataset.chunks[0]
+        offsets = list(range(start - start % rows, stop, rows))
+        parts = []
+        todo: list[tuple[int, concurrent.futures.Future[np.ndarray] | np.ndarray]] = []
+        for offset in offsets:
+            if self._recent is not None and self._recent[0] == offset:
+                todo.append((offset, self._recent[1]))
+                continue
+            skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
+            if skipped:
+                # A filter was left out for this chunk, which HDF5 knows how to undo.
+                return self._read_by_hdf5(start, stop)
+            todo.append((offset, self._executor.submit(self._unpack, stored)))
+        for offset, unpacked in todo:
+            chunk = unpacked if isinstance(unpacked, np.ndarray) else unpacked.result()
+            self._recent = (offset, chunk)
+            parts.append(chunk[max(start - offset, 0) : stop - offset])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _unpack(self, stored: bytes) -> np.ndarray:
+        assert self._filters is not None
+        rows, itemsize = self._dataset.chunks[0], self._dtype.itemsize
+        nbytes = rows * math.prod(self._shape) * itemsize
+        shuffled, deflated = self._filters
+        raw = chunks.unpack(stored, nbytes, itemsize, shuffled=shuffled, deflated=deflated)
+        return raw.view(self._dtype).reshape(rows, *self._shape)
+
+    def _read_by_hdf5(self, start: int, stop: int) -> np.ndarray:
+        if self._dtype == BFLOAT16:
+            rows = np.empty((stop - start, *self._shape), np.uint16)
+            if rows.size:
+                space = self._dataset.id.get_space()
+                space.select_hyperslab((start,) + (0,) * len(self._shape), rows.shape)
+                stored_type = self._dataset.id.get_type()
+                self._dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, mtype=stored_type)
+            return rows.view(BFLOAT16)
+        return np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False)
+
+
+def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
+    """(shuffled, deflated) where chunks can be unpacked here, else None."""
+    if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape:
+        return None
+    if not dataset.dtype.isnative:
+        return None
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    known = {
+        (): (False, False),
+        (h5py.h5z.FILTER_DEFLATE,): (False, True),
+        (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE): (True, True),
+    }
+    plain = known.get(tuple(filters))
+    if plain is None or dataset.id.get_num_chunks() != -(-dataset.shape[0] // dataset.chunks[0]):
+        return None
+    return plain
+
+
+def _as_stored(rows: np.ndarray) -> np.ndarray:
+    """h5py takes no array of bfloat16, but the same bytes under another name."""
+    return rows.view(np.uint16) if rows.dtype == BFLOAT16 else rows
+
+
+def _create(
+    file: h5py.File,
+    path: str,
+    element: h5py.h5t.TypeID,
+    space: h5py.h5s.SpaceID,
+    properties: h5py.h5p.PropDCID | None,
+) -> h5py.h5d.DatasetID:
+    group, _, name = path.rpartition("/")
+    parent = file.require_group(group) if group else file
+    return h5py.h5d.create(parent.id, name.encode(), element, space, properties)

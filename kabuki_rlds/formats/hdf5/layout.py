@@ -1,0 +1,207 @@
+"""How a schema is laid out in an HDF5 file: names, types and attributes.
+
+A field of the steps is the dataset at its path; a field of the episodes stands
+under `episodes/metadata/`. What a dataset cannot say by its type and shape is in
+its attributes:
+
+    kind          "text", "label" or "image"; absent for numbers
+    class_names   the names of a label's classes
+    shape         shape of one row where the dataset is of variable length; -1 varies
+    nested        how many leading dimensions of `shape` are lists of lists
+    encoded       true where rows are the bytes of image files
+    dtype         what those decode to, or the type of elements that are stored as bytes
+    derived       how the column was made, where the source had none
+    companion     path of a group that holds what is missing to read the rows exactly
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+
+FORMAT = "kabuki"
+FORMAT_VERSION = "1.0"
+
+EPISODES = "episodes"
+METADATA = "episodes/metadata"
+COMPANION = "companion"
+
+#: Names at the root that are not fields of the steps.
+RESERVED = (EPISODES, COMPANION)
+
+#: One chunk of a dataset is about this large: small enough to read one episode or
+#: one step at little cost, large enough to compress well and to stream.
+CHUNK_BYTES = 256 << 10
+_MAX_CHUNK_ROWS = 1 << 16
+#: Rows in a chunk of variable length, of which the dataset itself holds 16 bytes each.
+VARIABLE_CHUNK_ROWS = 1024
+
+
+#: An attribute holds 64 KiB at the most, and each text of it takes 16 bytes there.
+_MAX_ATTRIBUTE_NAMES = 4000
+
+
+def chunk_rows(row_nbytes: int) -> int:
+    """Rows in a chunk: a power of two, so that chunks of all columns align."""
+    rows = max(1, min(_MAX_CHUNK_ROWS, CHUNK_BYTES // max(row_nbytes, 1)))
+    return 1 << (rows.bit_length() - 1)
+
+
+def long_class_names(field: Field) -> tuple[str, ...] | None:
+    """The names of a label's classes where they are too many for an attribute, and are a companion."""
+    return field.names if field.names is not None and len(field.names) > _MAX_ATTRIBUTE_NAMES else None
+
+
+def element_type(dtype: np.dtype) -> h5py.h5t.TypeID:
+    """The HDF5 type of a dtype, little-endian.
+
+    bfloat16 is the custom float of HDF5 with its 8 bits of exponent and 7 of
+    mantissa, which any HDF5 reader converts to float32 by itself.
+    """
+    if dtype == BFLOAT16:
+        bfloat16 = h5py.h5t.IEEE_F32LE.copy()
+        bfloat16.set_fields(15, 7, 8, 0, 7)
+        bfloat16.set_precision(16)
+        bfloat16.set_size(2)
+        bfloat16.set_ebias(127)
+        return bfloat16
+    return h5py.h5t.py_create(dtype.newbyteorder("<"), logical=True)
+
+
+def element_dtype(dataset: h5py.Dataset) -> np.dtype:
+    """The native dtype of a dataset's elements, or of those of its rows of variable length."""
+    hdf5_type = dataset.id.get_type()
+    if isinstance(hdf5_type, h5py.h5t.TypeVlenID):
+        hdf5_type = hdf5_type.get_super()
+    if _is_bfloat16(hdf5_type):
+        return BFLOAT16
+    dtype = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
+    return BYTES if h5py.check_string_dtype(dataset.dtype) else np.dtype(dtype).newbyteorder("=")
+
+
+def _is_bfloat16(hdf5_type: h5py.h5t.TypeID) -> bool:
+    if not isinstance(hdf5_type, h5py.h5t.TypeFloatID) or hdf5_type.get_size() != 2:
+        return False
+    return tuple(hdf5_type.get_fields()) == (15, 7, 8, 0, 7)
+
+
+def check_path(path: str) -> None:
+    """Refuses a path that HDF5 cannot hold under its own name.
+
+    Raises:
+      KabukiError: the path has a component that HDF5 reads as something else.
+    """
+    parts = path.split("/")
+    if any(part in ("", ".") for part in parts) or "\0" in path:
+        raise KabukiError(f"field {path!r}: HDF5 cannot hold a field of this name; rename it in the source")
+
+
+def check_step_path(path: str) -> None:
+    """As `check_path`, and keeps step fields off the names that the format uses.
+
+    Raises:
+      KabukiError: the name cannot be used.
+    """
+    check_path(path)
+    if path.split("/")[0] in RESERVED:
+        raise KabukiError(
+            f"step field {path!r}: the Kabuki format keeps {path.split('/')[0]!r} for itself; rename it in the source"
+        )
+
+
+def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
+    """An attribute as text. Files of other writers may have it as an HDF5 string of fixed length, `bytes` to h5py."""
+    return _as_text(item.attrs.get(name, default))
+
+
+def _as_text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def check_no_clash(paths: Collection[str]) -> None:
+    """Refuses a field that stands at the name of a group: TFDS allows `a` beside `a/b`, HDF5 does not.
+
+    Raises:
+      KabukiError: there is such a field.
+    """
+    for path in paths:
+        parts = path.split("/")
+        for i in range(1, len(parts)):
+            if "/".join(parts[:i]) in paths:
+                raise KabukiError(
+                    f"field {path!r}: HDF5 cannot hold it beside the field {'/'.join(parts[:i])!r}; "
+                    "rename one of them in the source"
+                )
+
+
+def field_attributes(field: Field) -> dict[str, Any]:
+    """The attributes that say what a dataset's type and shape do not."""
+    attributes: dict[str, Any] = {}
+    if field.kind != "array":
+        attributes["kind"] = field.kind
+    if field.names is not None and len(field.names) <= _MAX_ATTRIBUTE_NAMES:
+        attributes["class_names"] = np.array(field.names, dtype=h5py.string_dtype())
+    if not field.is_fixed:
+        attributes["shape"] = np.array([-1 if d is None else d for d in field.shape], np.int64)
+        attributes["dtype"] = "text" if field.dtype == BYTES else field.dtype.name
+    if field.nested:
+        attributes["nested"] = field.nested
+    if field.encoded:
+        attributes["encoded"] = True
+    if field.derived:
+        attributes["derived"] = field.derived
+    return attributes
+
+
+def read_field(dataset: h5py.Dataset) -> Field:
+    """What a dataset holds, by its type, its shape and, where it has them, its attributes.
+
+    Raises:
+      KabukiError: the type is not one that a field can have.
+    """
+    try:
+        return _read_field(dataset)
+    except (TypeError, ValueError) as e:
+        raise KabukiError(
+            f"{dataset.file.filename}: dataset {dataset.name!r} has attributes that make no sense: {e}"
+        ) from e
+
+
+def _read_field(dataset: h5py.Dataset) -> Field:
+    attributes = dataset.attrs
+    dtype = element_dtype(dataset)
+    is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
+    if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
+        raise KabukiError(
+            f"{dataset.file.filename}: dataset {dataset.name!r} has the type {dtype}, which is no field's; "
+            "numbers, booleans, text and variable-length arrays of them can be read"
+        )
+    variable = isinstance(dataset.id.get_type(), h5py.h5t.TypeVlenID)
+    shape: tuple[int | None, ...] = dataset.shape[1:]
+    if variable:
+        stated = attributes.get("shape")
+        shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
+        name = text_attribute(dataset, "dtype", dtype.name)
+        dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    kind = text_attribute(dataset, "kind", "text" if dtype == BYTES else "array")
+    if kind not in ("array", "text", "label", "image"):
+        kind = "array"
+    names = attributes.get("class_names")
+    if names is None and "companion" in attributes:
+        stored = dataset.file.get(f"{attributes['companion']}/class_names")
+        names = stored[:] if isinstance(stored, h5py.Dataset) else None
+    return Field(
+        dtype=dtype,
+        shape=shape,
+        kind=kind,  # type: ignore[arg-type]
+        names=None if names is None else tuple(_as_text(n) for n in names),
+        nested=int(attributes.get("nested", 0)),
+        encoded=bool(attributes.get("encoded", False)),
+        derived=text_attribute(dataset, "derived"),
+    )

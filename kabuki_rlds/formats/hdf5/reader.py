@@ -1,0 +1,271 @@
+"""A Kabuki HDF5 file, whoever wrote it, read as blocks of steps."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from types import TracebackType
+from typing import TypeAlias
+
+import h5py
+import numpy as np
+
+from kabuki_rlds import convention
+from kabuki_rlds.block import Block, Column
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.schema import BYTES, Field, Info, Schema
+
+ColumnReader: TypeAlias = FixedReader | VariableReader
+
+#: What a reader raises where a file is damaged.
+READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
+
+#: A block takes about this many bytes, and has no more rows than:
+_BLOCK_BYTES = 16 << 20
+_BLOCK_ROWS = 1 << 16
+
+
+class KabukiSource:
+    """The steps of a Kabuki HDF5 file.
+
+    Nothing but the step fields is needed: an index of episodes, features and
+    attributes are used where they are there.
+
+    Args:
+      path: the file.
+
+    Raises:
+      KabukiError: the file cannot be opened, or its datasets are not those of one
+        run of steps.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+        self.label = self.path
+        self.file = open_file(path)
+        self._executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self.step_datasets = step_datasets(self.file)
+        if not self.step_datasets:
+            raise KabukiError(f"{self.path}: holds no datasets, so no steps")
+        self.metadata_datasets = metadata_datasets(self.file)
+        self.num_steps = _common_length(self.path, self.step_datasets)
+        info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
+        self.schema = Schema(
+            {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()},
+            {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()},
+            layout.text_attribute(self.file, "features"),
+            Info(**info),
+        )
+        self.starts = self._starts()
+        self.num_episodes = len(self.starts)
+        for dataset in self.metadata_datasets.values():
+            rows = dataset.shape[0] if dataset.shape else "no"
+            if rows != self.num_episodes:
+                raise KabukiError(
+                    f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
+                )
+        self._read_origins()
+
+    def _starts(self) -> np.ndarray:
+        """The row at which each episode begins, from the index or else from the flags."""
+        index = self.file.get(f"{layout.EPISODES}/start")
+        if isinstance(index, h5py.Dataset):
+            if index.ndim != 1 or index.dtype.kind not in "iu":
+                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+            try:
+                starts = index[:].astype(np.int64)
+            except READ_ERRORS as e:
+                raise KabukiError(f"{self.path}: episodes/start cannot be read: {e}") from e
+            if len(starts) and (starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > self.num_steps):
+                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+            if not len(starts) and self.num_steps:
+                raise KabukiError(f"{self.path}: episodes/start is empty but there are {self.num_steps} steps")
+            return starts
+        for name, shift in ((convention.IS_FIRST, 0), (convention.IS_LAST, 1)):
+            if name in self.step_datasets and self.step_datasets[name].ndim == 1:
+                flags = np.asarray(self.step_datasets[name][:]).astype(bool)
+                begins = np.roll(flags, shift)
+                if self.num_steps:
+                    begins[0] = True
+                return np.flatnonzero(begins).astype(np.int64)
+        raise KabukiError(
+            f"{self.path}: neither is_first nor is_last nor an index of episodes says where episodes begin"
+        )
+
+    def _read_origins(self) -> None:
+        self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
+        self.origin_of = np.zeros(self.num_episodes, np.int64)
+        index = self.file.get(f"{layout.EPISODES}/source")
+        try:
+            stated = json.loads(layout.text_attribute(self.file, "sources", "[]"))
+            origins = [
+                Origin(
+                    **{k: v for k, v in entry.items() if k != "via"},
+                    via=(os.path.realpath(self.path), *entry.get("via", ())),
+                )
+                for entry in stated
+            ]
+        except (TypeError, ValueError, AttributeError):
+            return
+        if isinstance(index, h5py.Dataset) and len(index) == self.num_episodes and origins:
+            origin_of = index[:].astype(np.int64)
+            if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
+                self.origins, self.origin_of = origins, origin_of
+
+    def check_whole(self) -> None:
+        """Holds the file against what it says of itself, where it says so.
+
+        Raises:
+          KabukiError: it was never finished, or holds another number of steps or episodes.
+        """
+        attributes = self.file.attrs
+        if not attributes.get("complete", True):
+            raise KabukiError(f"{self.path}: says that it is not complete; make it again")
+        for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
+            if not np.array_equal(attributes.get(name, count), count):
+                raise KabukiError(f"{self.path}: says {name} {attributes[name]!s}, but holds {count}")
+        lengths = self.file.get(f"{layout.EPISODES}/length")
+        if isinstance(lengths, h5py.Dataset) and not np.array_equal(
+            lengths[:], np.diff(self.starts, append=self.num_steps)
+        ):
+            raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
+
+    def size(self) -> Size:
+        sample = next(self.blocks(), None)
+        return Size(self.num_steps, True, os.path.getsize(self.path), sample)
+
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
+        """All steps in order. `only` names the step fields to read; then no metadata is."""
+        readers = {
+            path: column_reader(dataset, self.schema.steps[path], self._executor)
+            for path, dataset in self.step_datasets.items()
+            if only is None or path in only
+        }
+        metadata = {
+            path: column_reader(dataset, self.schema.metadata[path], self._executor)
+            for path, dataset in self.metadata_datasets.items()
+            if only is None
+        }
+        rows = self._block_rows(readers)
+        bounds = [*range(0, self.num_steps, rows), self.num_steps] if self.num_steps else [0, 0]
+        for start, stop in itertools.pairwise(bounds):
+            first = int(np.searchsorted(self.starts, start)) if start else 0
+            end = self.num_episodes if stop == self.num_steps else int(np.searchsorted(self.starts, stop))
+            yield Block(
+                {path: self._read(reader, path, start, stop) for path, reader in readers.items()},
+                stop - start,
+                self.starts[first:end] - start,
+                {path: self._read(reader, path, first, end) for path, reader in metadata.items()},
+            )
+
+    def _read(self, reader: ColumnReader, path: str, start: int, stop: int) -> Column:
+        try:
+            return reader.read(start, stop)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+
+    def _block_rows(self, paths: Collection[str]) -> int:
+        sizes = [self.schema.steps[path].row_nbytes for path in paths]
+        known = sum(size or 0 for size in sizes)
+        if None in sizes:
+            # What varies is stored as it is, so the file's size bounds it.
+            known += self.file.id.get_filesize() // max(self.num_steps, 1)
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(known, 1)))
+        return 1 << (rows.bit_length() - 1)
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        self.file.close()
+
+    def __enter__(self) -> KabukiSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h5py.Dataset]:
+    """Path to dataset of each field of the steps.
+
+    Args:
+      file: the file.
+      lost: takes the paths of links that lead nowhere.
+
+    Raises:
+      KabukiError: there is a link that leads nowhere, and no `lost`.
+    """
+    nowhere: list[str] = []
+    found = _datasets(file, nowhere, skip=layout.RESERVED)
+    if nowhere and lost is None:
+        raise KabukiError(f"{file.filename}: {nowhere[0]!r} is a link that leads nowhere")
+    if lost is not None:
+        lost += nowhere
+    return found
+
+
+def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Path to dataset of each field of the episodes."""
+    metadata = file.get(layout.METADATA)
+    return _datasets(metadata, []) if isinstance(metadata, h5py.Group) else {}
+
+
+def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
+    """Reads the rows of a dataset that holds such a field."""
+    if field.is_fixed and field.dtype != BYTES:
+        return FixedReader(dataset, executor)
+    return VariableReader(dataset, field)
+
+
+def _datasets(
+    group: h5py.Group, lost: list[str], prefix: str = "", skip: Sequence[str] = (), above: tuple[h5py.Group, ...] = ()
+) -> dict[str, h5py.Dataset]:
+    """Path to dataset, of all that stands in a group, in the order of their names.
+
+    `lost` takes the links that lead nowhere. A group within itself is passed over.
+    """
+    above = (*above, group)
+    found: dict[str, h5py.Dataset] = {}
+    for name in group:
+        if name in skip:
+            continue
+        item = group.get(name)
+        if item is None:
+            lost.append(prefix + name)
+        elif isinstance(item, h5py.Dataset):
+            found[prefix + name] = item
+        elif isinstance(item, h5py.Group) and item not in above:
+            found |= _datasets(item, lost, f"{prefix}{name}/", above=above)
+    return found
+
+
+def _common_length(path: str, datasets: dict[str, h5py.Dataset]) -> int:
+    lengths = {name: (dataset.shape[0] if dataset.shape else None) for name, dataset in datasets.items()}
+    for name, length in lengths.items():
+        if length is None:
+            raise KabukiError(f"{path}: dataset {name!r} is a single value, and no field of the steps")
+    length = next(iter(lengths.values()))
+    for name, other in lengths.items():
+        if other != length:
+            first = next(iter(lengths))
+            raise KabukiError(
+                f"{path}: {name!r} has {other} rows but {first!r} has {length}; all fields of the steps are as long"
+            )
+    assert length is not None
+    return length

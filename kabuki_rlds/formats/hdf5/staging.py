@@ -1,0 +1,137 @@
+"""A file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pathlib
+from types import TracebackType
+
+from kabuki_rlds.errors import KabukiError
+
+
+class StagedFile:
+    """Writes beside the destination, and renames at the end.
+
+    The partial file is `<destination>.partial`, locked while its writer lives, so
+    that a second writer to one destination is refused and one that was killed is
+    cleaned up after by the next.
+
+    Args:
+      destination: the file to make.
+      overwrite: replace a file that is there.
+
+    Raises:
+      KabukiError: the destination exists, is being written, or cannot be written.
+    """
+
+    def __init__(self, destination: str | os.PathLike[str], *, overwrite: bool):
+        self.destination = pathlib.Path(destination)
+        self.partial = self.destination.with_name(self.destination.name + ".partial")
+        self._overwrite = overwrite
+        self._check_free()
+        if self.destination.is_dir():
+            raise KabukiError(f"{self.destination}: a folder; name the HDF5 file to write")
+        if not self.destination.parent.is_dir():
+            raise KabukiError(f"{self.destination}: the folder {self.destination.parent} does not exist; make it first")
+        self._lock = self._acquire()
+        if os.fstat(self._lock).st_nlink > 1:
+            # Killed between the two steps of `_rename_to_new`: it is the finished file's other name.
+            self.partial.unlink()
+            os.close(self._lock)
+            self._lock = self._acquire()
+
+    def _acquire(self) -> int:
+        """Opens and locks the partial file."""
+        try:
+            lock = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as e:
+            raise KabukiError(f"{self.partial}: cannot be written ({e.strerror})") from e
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(lock)
+            raise KabukiError(f"{self.destination}: another process is writing this file; wait for it to end") from e
+        if not self._is(lock):
+            os.close(lock)
+            raise KabukiError(
+                f"{self.destination}: another process has just written this file; run again if you want to"
+            )
+        return lock
+
+    def __enter__(self) -> StagedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def fileno(self) -> int:
+        """A descriptor of the partial file."""
+        return self._lock
+
+    def reserve(self, start: int, nbytes: int) -> None:
+        """Makes sure that the disk holds `nbytes` more from `start` on.
+
+        Raises:
+          KabukiError: it does not.
+        """
+        try:
+            os.posix_fallocate(self._lock, start, nbytes)
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise KabukiError(f"{self.destination}: {e.strerror}; nothing was written") from e
+            # A file system that cannot reserve: what it cannot hold shows when it is written.
+
+    def truncate(self, size: int) -> None:
+        """Gives back what was reserved beyond `size`."""
+        os.ftruncate(self._lock, min(size, os.fstat(self._lock).st_size))
+
+    def commit(self) -> None:
+        """Gives the file its name. It is on the disk when this returns."""
+        os.fsync(self._lock)
+        if self._overwrite:
+            os.replace(self.partial, self.destination)
+        else:
+            self._rename_to_new()
+        folder = os.open(self.destination.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def abort(self) -> None:
+        """Removes the partial file, unless it was committed."""
+        if self._lock < 0:
+            return
+        if self._is(self._lock):
+            self.partial.unlink()
+        os.close(self._lock)
+        self._lock = -1
+
+    def _is(self, lock: int) -> bool:
+        """Whether the partial file is still the one that was locked."""
+        try:
+            return os.path.samestat(os.stat(self.partial), os.fstat(lock))
+        except FileNotFoundError:
+            return False
+
+    def _check_free(self) -> None:
+        # A link that leads nowhere is there too, for what gives the file its name.
+        if not self._overwrite and os.path.lexists(self.destination):
+            raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
+
+    def _rename_to_new(self) -> None:
+        try:
+            # Unlike a rename, a link fails where somebody else made the file meanwhile.
+            os.link(self.partial, self.destination)
+            self.partial.unlink()
+        except FileExistsError:
+            self._check_free()
+            raise
+        except OSError:
+            # A file system without hard links.
+            self._check_free()
+            os.rename(self.partial, self.destination)

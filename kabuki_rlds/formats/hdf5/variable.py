@@ -1,0 +1,306 @@
+"""Columns whose rows differ in size: text, ragged arrays, encoded images, lists of lists.
+
+Text is a dataset of HDF5 strings. All else is a dataset (rows,) of HDF5's variable
+length type, a row's elements flat. What is needed beyond that stands in companions
+under `/companion/<path>`:
+
+    exact_row, exact_bytes   the texts that hold a NUL, at which HDF5 strings end: their
+                             index in the flattened column, and all of their bytes
+    shape                    shape of each row, (rows, rank), where its length alone
+                             does not tell it
+    lengths_1, lengths_2, …  for lists in lists, the lengths of the inner lists of a row,
+                             level by level; for lists of text, the last is the bytes of each
+"""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.block import Column, Nested, Ragged, splits_of
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+
+_INT64 = np.dtype(np.int64)
+_UINT8 = np.dtype(np.uint8)
+
+
+class TextWriter:
+    """Appends texts: `bytes` objects, (rows, *shape)."""
+
+    def __init__(self, file: h5py.File, path: str, field: Field):
+        self._file = file
+        self._path = path
+        self._shape = tuple(d for d in field.shape if d is not None)
+        self._rows = 0
+        self._dataset = file.create_dataset(
+            path,
+            (0, *self._shape),
+            h5py.string_dtype(),
+            maxshape=(None, *(d or None for d in self._shape)),  # no fixed extent is smaller than a chunk
+            chunks=(layout.VARIABLE_CHUNK_ROWS, *(d or 1 for d in self._shape)),
+            compression="gzip",
+            compression_opts=1,
+        )
+        self._exact: tuple[_RaggedDataset, _Appended] | None = None
+
+    def write(self, column: np.ndarray) -> None:
+        start, self._rows = self._rows, self._rows + len(column)
+        if not column.size:
+            return
+        texts = column.reshape(-1).tolist()
+        if b"\0" in b"".join(texts):
+            self._keep_exact(texts, start * int(np.prod(self._shape)))
+            texts = [text.partition(b"\0")[0] for text in texts]
+        rows = np.empty(len(texts), object)
+        rows[:] = texts
+        _append(self._dataset, start, rows.reshape(column.shape), h5py.h5t.py_create(h5py.string_dtype()))
+
+    def close(self) -> None:
+        self._dataset.resize(self._rows, axis=0)
+
+    def _keep_exact(self, texts: list[bytes], first: int) -> None:
+        if self._exact is None:
+            group = f"{layout.COMPANION}/{self._path}"
+            self._dataset.attrs["companion"] = f"/{group}"
+            self._exact = (
+                _RaggedDataset(self._file, f"{group}/exact_bytes", _UINT8),
+                _Appended(self._file, f"{group}/exact_row"),
+            )
+        found = [i for i, text in enumerate(texts) if b"\0" in text]
+        values, rows = self._exact
+        values.append(_bytes_of([texts[i] for i in found]), np.array([len(texts[i]) for i in found], np.int64))
+        rows.append(np.array(found, np.int64) + first)
+
+
+class ImageFileWriter:
+    """Appends image files: `bytes` objects, (rows,)."""
+
+    def __init__(self, file: h5py.File, path: str):
+        self._dataset = _RaggedDataset(file, path, _UINT8)
+
+    def write(self, column: np.ndarray) -> None:
+        files = column.tolist()
+        self._dataset.append(_bytes_of(files), np.fromiter(map(len, files), np.int64, len(files)))
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class RaggedWriter:
+    """Appends rows that are arrays of varying shape, of numbers, of texts or of image files."""
+
+    def __init__(self, file: h5py.File, path: str, field: Field):
+        self._is_bytes = field.dtype == BYTES or field.encoded
+        group = f"{layout.COMPANION}/{path}"
+        self._dataset = _RaggedDataset(file, path, _UINT8 if self._is_bytes else field.dtype)
+        needs_shape = not field.encoded and _needs_shape(field)
+        self._shapes = _Appended(file, f"{group}/shape", len(field.shape)) if needs_shape else None
+        self._lengths = _RaggedDataset(file, f"{group}/lengths_1", _INT64) if self._is_bytes else None
+        if self._shapes or self._lengths:
+            file[path].attrs["companion"] = f"/{group}"
+
+    def write(self, column: Ragged) -> None:
+        counts = column.shapes.prod(axis=1, dtype=np.int64)
+        values = column.values
+        if self._shapes:
+            self._shapes.append(column.shapes)
+        if self._lengths:
+            sizes = np.fromiter(map(len, values), np.int64, len(values))
+            self._lengths.append(sizes, counts)
+            counts = _sums(sizes, counts)
+            values = _bytes_of(values.tolist())
+        self._dataset.append(values, counts)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class NestedWriter:
+    """Appends rows that are lists of lists."""
+
+    def __init__(self, file: h5py.File, path: str, field: Field):
+        self._is_text = field.dtype == BYTES
+        self._dataset = _RaggedDataset(file, path, _UINT8 if self._is_text else field.dtype)
+        group = f"{layout.COMPANION}/{path}"
+        levels = field.nested - 1 + self._is_text
+        self._levels = [_RaggedDataset(file, f"{group}/lengths_{i + 1}", _INT64) for i in range(levels)]
+        file[path].attrs["companion"] = f"/{group}"
+
+    def write(self, column: Nested) -> None:
+        counts = column.lengths[0]
+        values = column.values.reshape(-1)
+        item = int(np.prod(column.values.shape[1:]))
+        inner = list(column.lengths[1:])
+        if self._is_text:
+            inner.append(np.fromiter(map(len, values), np.int64, len(values)))
+            values = _bytes_of(values.tolist())
+        for level, (dataset, lengths) in enumerate(zip(self._levels, inner, strict=True)):
+            if self._is_text and level == len(inner) - 1:
+                counts = counts * item
+            dataset.append(lengths, counts)
+            counts = _sums(lengths, counts)
+        self._dataset.append(values, counts if self._is_text else counts * item)
+
+    def close(self) -> None:
+        """Nothing is held back."""
+
+
+class VariableReader:
+    """Reads rows of a dataset of text or of variable length."""
+
+    def __init__(self, dataset: h5py.Dataset, field: Field):
+        self._dataset = dataset
+        self._field = field
+        self._companion: h5py.Group | None = None
+        path = layout.text_attribute(dataset, "companion")
+        if path:
+            companion = dataset.file.get(path)
+            if not isinstance(companion, h5py.Group):
+                raise KeyError(f"its companion {path} is missing")
+            self._companion = companion
+        self._exact_rows = (
+            self._companion["exact_row"][:] if self._companion and "exact_row" in self._companion else None
+        )
+
+    def read(self, start: int, stop: int) -> Column:
+        """Rows `start` to `stop`."""
+        field = self._field
+        if h5py.check_string_dtype(self._dataset.dtype):
+            return self._texts(start, stop)
+        values, counts = _read_ragged(self._dataset, start, stop, _UINT8 if field.encoded else field.dtype)
+        if field.encoded and not field.is_list_of_images:
+            return _split(values, counts)
+        levels = [_read_ragged(self._level(i + 1), start, stop, _INT64) for i in range(self._num_levels)]
+        if field.dtype == BYTES or field.encoded:
+            sizes, counts = levels[-1]
+            values = _split(values, sizes)
+        if field.encoded:
+            return Ragged(values, counts[:, None])
+        if field.nested:
+            item = tuple(d for d in field.shape[field.nested :] if d is not None)
+            lengths = [lengths for lengths, _ in levels[: field.nested - 1]]
+            # Counted by the lists, since items without elements leave nothing to count.
+            items = int(lengths[-1].sum())
+            return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
+        if self._companion is not None and "shape" in self._companion:
+            return Ragged(values, self._companion["shape"][start:stop].astype(np.int64))
+        known = int(np.prod([d for d in field.shape if d is not None]))
+        columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
+        return Ragged(values, np.column_stack(columns).astype(np.int64))
+
+    @property
+    def _num_levels(self) -> int:
+        return max(self._field.nested - 1, 0) + (self._field.dtype == BYTES or self._field.encoded)
+
+    def _level(self, i: int) -> h5py.Dataset:
+        if self._companion is None or f"lengths_{i}" not in self._companion:
+            raise KeyError(f"the lengths of its rows' lists, lengths_{i} in its companion, are missing")
+        return self._companion[f"lengths_{i}"]
+
+    def _texts(self, start: int, stop: int) -> np.ndarray:
+        rows = np.asarray(self._dataset[start:stop])
+        if rows.dtype != object:
+            texts = np.empty(rows.size, object)
+            texts[:] = rows.reshape(-1).tolist()
+            rows = texts.reshape(rows.shape)
+        if self._exact_rows is not None and self._companion is not None:
+            size = int(np.prod(self._dataset.shape[1:]))
+            first, end = np.searchsorted(self._exact_rows, [start * size, stop * size])
+            flat = rows.reshape(-1)
+            exact = self._companion["exact_bytes"][first:end]
+            for row, value in zip(self._exact_rows[first:end], exact, strict=True):
+                flat[row - start * size] = value.tobytes()
+        return rows
+
+
+class _RaggedDataset:
+    """A dataset of variable-length rows that grows."""
+
+    def __init__(self, file: h5py.File, path: str, element: np.dtype):
+        group, _, name = path.rpartition("/")
+        parent = file.require_group(group) if group else file
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((layout.VARIABLE_CHUNK_ROWS,))
+        properties.set_deflate(1)
+        properties.set_obj_track_times(False)
+        self._itemsize = element.itemsize
+        self._type = h5py.h5t.vlen_create(layout.element_type(element))
+        space = h5py.h5s.create_simple((0,), (h5py.h5s.UNLIMITED,))
+        self._dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), self._type, space, properties))
+        self._rows = 0
+
+    def append(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Appends rows of `counts` elements each, which stand end to end in `values`."""
+        start, self._rows = self._rows, self._rows + len(counts)
+        if not len(counts):
+            return
+        values = np.ascontiguousarray(values)
+        # HDF5's own form of such rows: (number of elements, where they stand in memory).
+        pointers = np.empty((len(counts), 2), np.uint64)
+        pointers[:, 0] = counts
+        pointers[:, 1] = values.ctypes.data + (np.cumsum(counts) - counts) * self._itemsize
+        _append(self._dataset, start, pointers.reshape(-1).view("V16"), self._type)
+
+
+class _Appended:
+    """A small dataset of int64 that grows, (rows,) or (rows, width)."""
+
+    def __init__(self, file: h5py.File, path: str, width: int | None = None):
+        shape = () if width is None else (width,)
+        self._dataset = file.create_dataset(
+            path,
+            (0, *shape),
+            np.int64,
+            maxshape=(None, *shape),
+            chunks=(layout.VARIABLE_CHUNK_ROWS, *shape),
+            compression="gzip",
+            compression_opts=1,
+        )
+
+    def append(self, rows: np.ndarray) -> None:
+        start = len(self._dataset)
+        self._dataset.resize(start + len(rows), axis=0)
+        self._dataset[start:] = rows
+
+
+def _append(dataset: h5py.Dataset, start: int, rows: np.ndarray, memory_type: h5py.h5t.TypeID) -> None:
+    dataset.id.set_extent((start + len(rows), *rows.shape[1:]))
+    space = dataset.id.get_space()
+    space.select_hyperslab((start,) + (0,) * (rows.ndim - 1), rows.shape)
+    dataset.id.write(h5py.h5s.create_simple(rows.shape), space, rows, mtype=memory_type)
+
+
+def _needs_shape(field: Field) -> bool:
+    """Whether the number of elements of a row does not tell its shape."""
+    return field.shape.count(None) > 1 or 0 in field.shape
+
+
+def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """(elements of the rows end to end, number of elements of each row)."""
+    rows = dataset[start:stop]
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    element = _UINT8 if dtype == BYTES else dtype
+    # HDF5 gives bfloat16 as float32, of which it is the upper half.
+    flat = np.concatenate([np.empty(0, np.float32 if dtype == BFLOAT16 else element), *rows])
+    return flat.astype(element, copy=False), counts
+
+
+def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The sum of each run of `counts` values."""
+    totals = splits_of(values)
+    ends = np.cumsum(counts)
+    return totals[ends] - totals[ends - counts]
+
+
+def _bytes_of(texts: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(texts), np.uint8)
+
+
+def _split(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Byte strings of the given sizes out of bytes that stand end to end."""
+    joined = values.astype(np.uint8, copy=False).tobytes()
+    ends = np.cumsum(sizes).tolist()
+    texts = np.empty(len(ends), object)
+    texts[:] = [joined[end - size : end] for end, size in zip(ends, sizes.tolist(), strict=True)]
+    return texts

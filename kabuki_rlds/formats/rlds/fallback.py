@@ -1,0 +1,172 @@
+"""Fields that no fast path covers, by TFDS's own decoding: slower, and right.
+
+TFDS is given only the features in question, so that one such field does not slow
+down, or change, how the others are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kabuki_rlds.block import Column, Nested, Ragged
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length
+from kabuki_rlds.schema import BYTES, Field
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A batch of episodes.
+
+    Attributes:
+      steps: path to column, all steps end to end.
+      metadata: path to column, one row an episode.
+      lengths: steps of each episode, or None where no step field is read here.
+    """
+
+    steps: dict[str, Column]
+    metadata: dict[str, Column]
+    lengths: np.ndarray | None
+
+
+class Reader:
+    """Decodes some fields of serialized episodes with TFDS.
+
+    Args:
+      leaves: the fields to read.
+      features: the features of the whole dataset.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], features: Any):
+        import tensorflow_datasets as tfds
+
+        self._leaves = leaves
+        in_steps = {leaf.path for leaf in leaves if leaf.in_steps}
+        of_episode = {leaf.path for leaf in leaves if not leaf.in_steps}
+        chosen = {}
+        if in_steps:
+            chosen[STEPS] = tfds.features.Dataset(_subset(features[STEPS].feature, in_steps, ""))
+        for name, feature in features.items():
+            if name != STEPS:
+                kept = _subset_of(feature, of_episode, name)
+                if kept is not None:
+                    chosen[name] = kept
+        self._features = tfds.features.FeaturesDict(chosen)
+
+    def __bool__(self) -> bool:
+        return bool(self._leaves)
+
+    def read(self, records: np.ndarray) -> Decoded:
+        """Decodes a batch of serialized `tf.train.Example`s."""
+        rows: dict[tuple[bool, str], list[Any]] = {(leaf.in_steps, leaf.path): [] for leaf in self._leaves}
+        lengths = []
+        for record in records:
+            try:
+                lengths.append(self._decode(record, rows))
+            except KabukiError:
+                raise
+            except Exception as e:
+                paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
+                raise KabukiError(f"TFDS cannot decode an episode's {paths}: {str(e).strip().splitlines()[0]}") from e
+        columns = {
+            (leaf.in_steps, leaf.path): _column(rows[leaf.in_steps, leaf.path], leaf.field, leaf.path)
+            for leaf in self._leaves
+        }
+        return Decoded(
+            {path: column for (in_steps, path), column in columns.items() if in_steps},
+            {path: column for (in_steps, path), column in columns.items() if not in_steps},
+            np.array(lengths, np.int64) if STEPS in self._features else None,
+        )
+
+    def _decode(self, record: bytes, rows: dict[tuple[bool, str], list[Any]]) -> int:
+        """Adds the rows of one episode, and returns how many steps it has."""
+        episode = self._features.deserialize_example(record)
+        steps = episode.pop(STEPS, ())
+        for (in_steps, path), column in rows.items():
+            if not in_steps:
+                column.append(_at(episode, path))
+        count = 0
+        for step in steps:
+            count += 1
+            for (in_steps, path), column in rows.items():
+                if in_steps:
+                    column.append(_at(step, path))
+        return count
+
+
+def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
+    """The part of a feature that holds `paths`, or None."""
+    import tensorflow_datasets as tfds
+
+    if path in paths:
+        return feature
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return _subset(feature, paths, path) or None
+    if is_list(feature) and isinstance(feature.feature, tfds.features.FeaturesDict):
+        inner = _subset(feature.feature, paths, path)
+        return tfds.features.Sequence(inner, sequence_length(feature)) if inner else None
+    return None
+
+
+def _subset(features: Any, paths: set[str], path: str) -> dict[str, Any]:
+    kept = {}
+    for name, feature in features.items():
+        inner = _subset_of(feature, paths, f"{path}/{name}" if path else name)
+        if inner is not None:
+            kept[name] = inner
+    return kept
+
+
+def _at(tree: Any, path: str) -> Any:
+    """The value at a path. A name may itself hold a slash, so the longest that fits is taken."""
+    if not path:
+        return tree
+    for name in sorted(tree, key=len, reverse=True):
+        if path == name:
+            return tree[name]
+        if path.startswith(f"{name}/") and isinstance(tree[name], dict):
+            return _at(tree[name], path[len(name) + 1 :])
+    raise KabukiError(f"field {path!r} is missing from what TFDS decodes")
+
+
+def _column(rows: list[Any], field: Field, path: str) -> Column:
+    """Joins decoded rows, which are tensors or ragged tensors, to a column."""
+    import tensorflow as tf
+
+    if field.nested:
+        depth = field.nested
+        ragged = [
+            r if isinstance(r, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(r, ragged_rank=depth - 1) for r in rows
+        ]
+        levels: list[list[np.ndarray]] = [[] for _ in range(depth)]
+        values = []
+        for row in ragged:
+            levels[0].append(np.array([int(row.nrows())], np.int64))
+            for level, lengths in zip(levels[1:], row.nested_row_lengths(), strict=False):
+                level.append(lengths.numpy().astype(np.int64))
+            values.append(row.flat_values.numpy())
+        shape = tuple(d for d in field.shape[depth:] if d is not None)
+        empty = np.empty((0, *shape), field.dtype)
+        return Nested(
+            np.concatenate([empty, *(v.astype(field.dtype, copy=False) for v in values)]),
+            tuple(np.concatenate([np.zeros(0, np.int64), *level]) for level in levels),
+        )
+    arrays = []
+    for row in rows:
+        value = row.to_tensor() if isinstance(row, tf.RaggedTensor) else row
+        if isinstance(value, tf.data.Dataset):
+            raise KabukiError(f"field {path!r} is a dataset within a step, which an RLDS episode does not hold")
+        array = np.asarray(value.numpy())
+        if len(array.shape) != len(field.shape):
+            raise KabukiError(f"field {path!r}: TFDS decodes shape {array.shape} where its feature says {field.shape}")
+        arrays.append(array.astype(field.dtype, copy=False) if field.dtype != BYTES else array.astype(object))
+    if field.is_fixed:
+        shape = tuple(d for d in field.shape if d is not None)
+        return np.stack(arrays) if arrays else np.empty((0, *shape), field.dtype)
+    shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), len(field.shape))
+    flat = [a.reshape(-1) for a in arrays]
+    return Ragged(np.concatenate([np.empty(0, field.dtype), *flat]), shapes)

@@ -1,0 +1,195 @@
+"""TFDS features as a schema, and how each stands in the records.
+
+`read` sorts the leaves of a dataset's features in two: those whose wire format is
+known here and can be read in whole columns, and the rest, which is left to TFDS's
+own decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.wire import Encoding, Wire
+from kabuki_rlds.schema import BYTES, Field, Kind
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+STEPS = "steps"
+
+_ENCODINGS: dict[str, Encoding] = {"none": "none", "bytes": "bytes", "zlib": "zlib"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One field as TFDS has it.
+
+    Attributes:
+      path: path of the field among the steps or among the episode's fields.
+      in_steps: whether it is a field of the steps.
+      field: what its rows are once decoded.
+      wire: how to read it in columns; None leaves it to TFDS.
+      feature: the TFDS feature, without the Sequences around it where there is a wire.
+    """
+
+    path: str
+    in_steps: bool
+    field: Field
+    wire: Wire | None
+    feature: tfds.features.FeatureConnector
+
+
+def read(features: tfds.features.FeaturesDict) -> list[Leaf]:
+    """The leaves of an RLDS dataset's features, in their order.
+
+    Raises:
+      KabukiError: the features are not those of RLDS, or one cannot be read by anyone.
+    """
+    import tensorflow_datasets as tfds
+
+    steps = dict(features.items()).get(STEPS)
+    if not isinstance(steps, tfds.features.Dataset) or not isinstance(steps.feature, tfds.features.FeaturesDict):
+        raise KabukiError(
+            "this is no RLDS dataset: its features have no 'steps' that is a Dataset of dicts"
+            f" (they have {', '.join(sorted(features))})"
+        )
+    leaves = list(_leaves(steps.feature, "", in_steps=True))
+    episode = {name: feature for name, feature in features.items() if name != STEPS}
+    for name, feature in episode.items():
+        leaves += _leaves(feature, name, in_steps=False)
+    return leaves
+
+
+def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.Dataset):
+        # A dataset within a step, or beside the steps, is written as a Sequence is.
+        feature = tfds.features.Sequence(feature.feature)
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for name, inner in feature.items():
+            yield from _leaves(inner, f"{path}/{name}" if path else name, in_steps)
+        return
+    if is_list(feature) and isinstance(feature.feature, tfds.features.FeaturesDict):
+        # A list of dicts is a dict of lists, in TFDS's records and in ours.
+        for name, inner in feature.feature.items():
+            yield from _leaves(tfds.features.Sequence(inner, sequence_length(feature)), f"{path}/{name}", in_steps)
+        return
+    info = feature.get_tensor_info()
+    if isinstance(info, dict):
+        raise KabukiError(f"field {path!r}: features of {type(feature).__name__} are not known to this tool")
+    lengths, item = _unwrap(feature)
+    dtype = np.dtype(info.np_dtype)
+    field = Field(
+        dtype=BYTES if dtype.kind in "OSU" else dtype,
+        shape=tuple(info.shape),
+        kind=_kind(item, dtype),
+        names=tuple(item.names) if isinstance(item, tfds.features.ClassLabel) and item.names else None,
+        nested=info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0,
+    )
+    wire = _wire(path, in_steps, field, item, lengths)
+    yield Leaf(path, in_steps, field, wire, feature if wire is None else item)
+
+
+def is_list(feature: Any) -> bool:
+    """Whether a feature is a Sequence, and adds nothing to it that changes how it is stored."""
+    import tensorflow_datasets as tfds
+
+    plain = (tfds.features.Sequence, tfds.features.TranslationVariableLanguages, tfds.features.Video)
+    return type(feature) in plain
+
+
+def sequence_length(sequence: Any) -> int | None:
+    """The fixed length of a Sequence, or None: TFDS tells it only as the first dimension."""
+    info = sequence.get_tensor_info()
+    while isinstance(info, dict):
+        info = next(iter(info.values()))
+    length: int | None = info.shape[0]
+    return length
+
+
+def _unwrap(feature: Any) -> tuple[tuple[int | None, ...], Any]:
+    """Takes the Sequences off a feature: the length of each, outermost first, and what is inside."""
+    lengths = []
+    while is_list(feature):
+        lengths.append(sequence_length(feature))
+        feature = feature.feature
+    return tuple(lengths), feature
+
+
+def _kind(item: Any, dtype: np.dtype) -> Kind:
+    import tensorflow_datasets as tfds
+
+    if isinstance(item, tfds.features.Image):
+        return "image"
+    if isinstance(item, tfds.features.ClassLabel):
+        return "label"
+    return "text" if dtype.kind in "OSU" else "array"
+
+
+def _wire(path: str, in_steps: bool, field: Field, item: Any, lengths: tuple[int | None, ...]) -> Wire | None:
+    """How to read a field in columns, or None where TFDS must."""
+    import tensorflow_datasets as tfds
+
+    key = f"{STEPS}/{path}" if in_steps else path
+    if type(item) in (tfds.features.Image, tfds.features.LabeledImage):
+        return Wire(path, key, field, in_steps, (), lengths) if len(lengths) < 2 else None
+    known = {
+        tfds.features.Tensor,
+        tfds.features.Scalar,
+        tfds.features.ClassLabel,
+        tfds.features.Text,
+        tfds.features.BBoxFeature,
+    }
+    if type(item) not in known:
+        return None
+    spec = item.to_json_content()
+    stated = str(getattr(spec, "encoding", "") or "none")
+    encoding = _ENCODINGS.get(stated)
+    if encoding is None or getattr(spec, "optional", False):
+        return None
+    shape = tuple(item.get_tensor_info().shape)
+    if None in shape and encoding == "none" and in_steps:
+        raise KabukiError(
+            f"field {path!r}: TFDS cannot read back a tensor of unknown shape {shape} that has no encoding; "
+            "write the dataset again with encoding='zlib'"
+        )
+    if None in shape and lengths:
+        return None
+    if field.dtype.kind not in "biufOV" or (field.dtype.kind == "V" and field.dtype.name != "bfloat16"):
+        return None
+    return Wire(path, key, field, in_steps, shape, lengths, encoding)
+
+
+def check_class_names(features_json: str, where: str) -> None:
+    """Refuses features of classes that are not TFDS's own.
+
+    TFDS imports the module of each class that `features.json` names, and runs it.
+    A dataset from a stranger must not choose what is imported.
+    """
+
+    def names(node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                    yield value
+                yield from names(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from names(value)
+
+    try:
+        parsed = json.loads(features_json)
+    except ValueError as e:
+        raise KabukiError(f"{where}: not JSON ({e})") from e
+    for name in names(parsed):
+        if "." in name and not name.startswith("tensorflow_datasets.core.features."):
+            raise KabukiError(
+                f"{where}: names the class {name!r}, which is not one of TFDS's features; nothing was imported"
+            )

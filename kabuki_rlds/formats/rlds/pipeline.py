@@ -1,0 +1,290 @@
+"""The `tf.data` pipeline: shards in, parsed batches of episodes out.
+
+Many episodes are parsed by one `tf.io.parse_example`, which is where the speed is:
+nothing is done for one step at a time. Images are decoded in parallel by TensorFlow,
+a window of steps at a time, so that a long episode of large images takes no more
+memory than a short one.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.wire import Lists, ListType
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_THREADS = os.cpu_count() or 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSlice:
+    """A run of records of one shard.
+
+    Attributes:
+      path: the shard's file.
+      skip: how many records to pass over first.
+      expected: how many records are to come then.
+      to_end: whether they are all that is left, so that one too many is an error.
+    """
+
+    path: str
+    skip: int
+    expected: int
+    to_end: bool
+
+    @property
+    def limit(self) -> int:
+        """How many records to read: one too many is asked for where none should be."""
+        return self.expected + 1 if self.to_end else self.expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Element:
+    """What the pipeline yields: a batch of episodes, or one window of its images.
+
+    Attributes:
+      shard: index of the shard slice that the batch was read from.
+      is_batch_start: whether this is the first window of its batch. Later windows
+        carry images alone; the rest is empty.
+      num_bytes: bytes of the batch's records.
+      records: the serialized examples, where they were asked for: `bytes` objects.
+      lists: the keys of the examples.
+      images: path to the decoded images of the window: an array (steps, height,
+        width, channels), or (flat pixels, shapes) where sizes differ.
+    """
+
+    shard: int
+    is_batch_start: bool
+    num_bytes: int
+    records: np.ndarray
+    lists: dict[str, Lists]
+    images: dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """One field of images to decode.
+
+    Attributes:
+      key: its key in the example.
+      shape: (height, width, channels), None where it varies.
+      decode: a graph function from a scalar string to the image: TFDS's own.
+    """
+
+    key: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype
+    decode: Callable[[tf.Tensor], tf.Tensor]
+
+
+class Pipeline:
+    """Reads shards of one dataset.
+
+    Its graph functions are traced once, however often it is read.
+
+    Args:
+      file_format: "tfrecord" or "array_record".
+      keys: keys of the examples to parse, with the type of their lists.
+      compressed: those of `keys` whose byte strings are zlib streams.
+      images: path to images to decode.
+      window: steps whose images are decoded at once.
+      keep_records: pass the serialized examples on.
+    """
+
+    def __init__(
+        self,
+        *,
+        file_format: str,
+        keys: Mapping[str, ListType],
+        compressed: frozenset[str],
+        images: Mapping[str, Images],
+        window: int,
+        keep_records: bool,
+    ):
+        import tensorflow as tf
+
+        self._file_format = file_format
+        self._images = images
+        self._window = window
+        types = {"int64": tf.int64, "float32": tf.float32, "string": tf.string}
+        spec = {key: tf.io.RaggedFeature(types[kind], row_splits_dtype=tf.int64) for key, kind in keys.items()}
+        image_keys = {image.key for image in images.values()}
+
+        # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+        def parse(records: tf.Tensor) -> Any:
+            parsed = tf.io.parse_example(records, spec) if spec else {}
+            lists, files = {}, {}
+            for key, ragged in parsed.items():
+                values = ragged.flat_values
+                if key in image_keys:
+                    # The images go through the windows; here only their counts are kept.
+                    files[key] = values
+                    values = tf.zeros([0], tf.string)
+                elif key in compressed:
+                    values = tf.io.decode_compressed(values, "ZLIB")
+                lists[key] = (values, ragged.row_splits)
+            num_bytes = tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64))
+            return num_bytes, records if keep_records else records[:0], lists, files
+
+        files_spec = {key: tf.TensorSpec([None], tf.string) for key in image_keys}
+
+        @tf.function(input_signature=[files_spec, tf.TensorSpec([], tf.int64)], autograph=False)
+        def decode(files: dict[str, tf.Tensor], row: tf.Tensor) -> Any:
+            part = {key: values[row : row + window] for key, values in files.items()}
+            return {path: _decode_all(image, part[image.key]) for path, image in images.items()}
+
+        self._parse, self._decode = parse.get_concrete_function(), decode.get_concrete_function()
+
+    def read(self, shards: Sequence[ShardSlice], batch: int) -> Iterator[Element]:
+        """Reads shards in order, up to `batch` episodes at a time."""
+        import tensorflow as tf
+
+        def parse(shard: tf.Tensor, records: tf.Tensor) -> Any:
+            return shard, *self._parse(records)
+
+        # A shard's records are never batched with the next one's, so that each can be counted.
+        data = _records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
+        options = tf.data.Options()
+        # They search for a faster pipeline than this one, which costs more than it gains.
+        options.experimental_optimization.apply_default_optimizations = False
+        options.autotune.enabled = False
+        batches = iter(data.with_options(options))
+        if self._images:
+            yield from self._with_images(batches)
+            return
+        for shard, num_bytes, records, lists, _ in batches:
+            yield _element(shard, True, num_bytes, records, lists, {})
+
+    def _with_images(self, batches: Iterator[Any]) -> Iterator[Element]:
+        """Decodes the image files of each batch, some windows ahead.
+
+        The windows are given to threads here: within tf.data, each would have to
+        carry the lists of its batch, which takes longer than to decode it.
+        """
+        import tensorflow as tf
+
+        ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-images") as pool:
+            try:
+                for shard, num_bytes, records, lists, files in batches:
+                    steps = len(next(iter(files.values())))
+                    for row in range(0, max(steps, 1), self._window):
+                        head = (shard, not row, num_bytes, () if row else records, {} if row else lists)
+                        ahead.append((head, pool.submit(self._decode, files, tf.constant(row, tf.int64))))
+                        if len(ahead) > _THREADS + 1:
+                            yield _taken(*ahead.popleft())
+                while ahead:
+                    yield _taken(*ahead.popleft())
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def sample(self, shard: ShardSlice, batch: int) -> Element:
+        """The first records of a shard, with the images of the first window: no pipeline is built for it."""
+        import tensorflow as tf
+
+        _, records = next(iter(_records([shard], self._file_format, batch)), (None, None))
+        if records is None:
+            raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
+        num_bytes, kept, lists, files = self._parse(records)
+        images = self._decode(files, tf.constant(0, tf.int64)) if files else {}
+        return _element(0, True, num_bytes, kept, lists, images)
+
+
+def _taken(head: tuple[Any, ...], images: concurrent.futures.Future[Any]) -> Element:
+    shard, first, num_bytes, records, lists = head
+    return _element(shard, first, num_bytes, records, lists, images.result())
+
+
+def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, images: Any) -> Element:
+    """An element as NumPy arrays, which share the memory of the tensors where they hold numbers."""
+    # Unlike a tensor's `numpy()`, `np.asarray` makes no copy.
+    pixels = {
+        path: (np.asarray(image[0]), np.asarray(image[1])) if isinstance(image, (tuple, list)) else np.asarray(image)
+        for path, image in images.items()
+    }
+    arrays = {key: Lists(np.asarray(values), np.asarray(splits)) for key, (values, splits) in lists.items()}
+    return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, pixels)
+
+
+def _decode_all(image: Images, files: tf.Tensor) -> Any:
+    """Decodes a vector of image files to an array, or to (flat pixels, shapes) where sizes are not known."""
+    import tensorflow as tf
+
+    def decode(file: tf.Tensor) -> tf.Tensor:
+        # TFDS states the shape but does not check it.
+        return tf.ensure_shape(image.decode(file), image.shape)
+
+    def decode_flat(file: tf.Tensor) -> Any:
+        pixels = decode(file)
+        return tf.reshape(pixels, [-1]), tf.shape(pixels, out_type=tf.int64)
+
+    each = functools.partial(tf.map_fn, elems=files)
+    dtype = tf.as_dtype(image.dtype)
+    if None not in image.shape:
+        return each(decode, fn_output_signature=tf.TensorSpec(image.shape, dtype))
+    flat = tf.RaggedTensorSpec([None], dtype, ragged_rank=0)
+    pixels, shapes = each(decode_flat, fn_output_signature=(flat, tf.TensorSpec([len(image.shape)], tf.int64)))
+    return pixels.flat_values, shapes
+
+
+def _records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:
+    """(index of the shard, serialized examples), up to `batch` of them at a time."""
+    import tensorflow as tf
+
+    if file_format == "array_record":
+        signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
+        return tf.data.Dataset.from_generator(lambda: _array_records(shards, batch), output_signature=signature)
+    columns = (
+        list(range(len(shards))),
+        [s.path for s in shards],
+        [s.skip for s in shards],
+        [s.limit for s in shards],
+    )
+    typed = [tf.constant(c, t) for c, t in zip(columns, (tf.int64, tf.string, tf.int64, tf.int64), strict=True)]
+
+    def shard(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
+        records = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
+        return records.batch(batch).map(lambda r: (index, r))
+
+    return tf.data.Dataset.from_tensor_slices(tuple(typed)).flat_map(shard)
+
+
+def first_unreadable(shards: Sequence[ShardSlice], file_format: str) -> str | None:
+    """Path of the first shard whose records cannot be read, which TensorFlow's errors do not tell.
+
+    None where all can be, so that the fault is in what they hold.
+    """
+    import tensorflow as tf
+
+    for shard in shards:
+        try:
+            for _ in _records([shard], file_format, 64):
+                pass
+        except tf.errors.OpError:
+            return shard.path
+    return None
+
+
+def _array_records(shards: Sequence[ShardSlice], batch: int) -> Iterator[tuple[int, list[bytes]]]:
+    from array_record.python import array_record_module
+
+    for index, shard in enumerate(shards):
+        reader = array_record_module.ArrayRecordReader(shard.path)
+        try:
+            stop = min(shard.skip + shard.limit, reader.num_records())
+            for start in range(shard.skip, stop, batch):
+                yield index, reader.read(start, min(start + batch, stop))
+        finally:
+            reader.close()

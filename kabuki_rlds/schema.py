@@ -1,0 +1,125 @@
+"""What a step and an episode carry: the schema that every format is read into.
+
+A field is named by its path, the keys of nested dicts joined by `/`
+(`observation/camera/rgb`). Paths are the same in RLDS, in a block and in HDF5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+Kind = Literal["array", "text", "label", "image"]
+
+#: The dtype of text and bytes: one Python `bytes` an element.
+BYTES = np.dtype(object)
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One column: what stands in each of its rows.
+
+    Attributes:
+      dtype: dtype of the decoded elements; `BYTES` for text and byte strings.
+      shape: shape of one row without the time axis; None is a dimension that
+        varies from row to row.
+      kind: what the elements mean: numbers ("array"), text or byte strings
+        ("text"), the index of a class ("label"), or pixels ("image").
+      names: the names of the classes of a label, where they are known.
+      nested: how many of the leading dimensions are nested lists whose lengths
+        may differ within one row (RLDS: a Sequence in a Sequence). 0 for a row
+        that is a plain array.
+      encoded: the rows are image files, `bytes` objects, or lists of them; `dtype`
+        and `shape` then say what a decoder makes of them.
+      derived: how the column was made, where its source had no such field. It
+        says nothing of what the rows are, so fields that differ in it are equal.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int | None, ...] = ()
+    kind: Kind = "array"
+    names: tuple[str, ...] | None = None
+    nested: int = 0
+    encoded: bool = False
+    derived: str = dataclasses.field(default="", compare=False)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every row has the same shape and none is encoded."""
+        return None not in self.shape and not self.nested and not self.encoded
+
+    @property
+    def is_list_of_images(self) -> bool:
+        """Whether a row is several images, and not one (height, width, channels)."""
+        return self.kind == "image" and len(self.shape) > 3
+
+    @property
+    def row_nbytes(self) -> int | None:
+        """Bytes of one decoded row, or None where rows differ in size."""
+        if not self.is_fixed or self.dtype == BYTES:
+            return None
+        return math.prod(d for d in self.shape if d is not None) * self.dtype.itemsize
+
+    def describe(self) -> str:
+        """The field in a few characters: `float32 (11,)`, `text`, `image uint8 (?, ?, 3)`."""
+        dims = ", ".join("?" if d is None else str(d) for d in self.shape)
+        shape = f" ({dims}{',' if len(self.shape) == 1 else ''})" if self.shape else ""
+        if self.kind == "text":
+            return f"text{shape}"
+        words = f"{self.dtype.name}{shape}"
+        if self.kind == "image":
+            return f"{'encoded ' if self.encoded else ''}image {words}"
+        if self.kind == "label":
+            return f"label {words}" + (f" of {len(self.names)} classes" if self.names else "")
+        return words
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a dataset says of itself; empty where it does not."""
+
+    name: str = ""
+    version: str = ""
+    description: str = ""
+    citation: str = ""
+    homepage: str = ""
+    environment: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """The fields of the steps and of the episodes of a dataset.
+
+    Attributes:
+      steps: path to field, one row a step.
+      metadata: path to field, one row an episode.
+      features: the TFDS features that this was made from, as JSON text, or "".
+      info: name, version, description and so on of the dataset.
+    """
+
+    steps: dict[str, Field]
+    metadata: dict[str, Field]
+    features: str = ""
+    info: Info = Info()
+
+    def misfit(self, other: Schema) -> str | None:
+        """Says in which field `other` cannot be appended to this, or None if it fits."""
+        for what, mine, theirs in (
+            ("step field", self.steps, other.steps),
+            ("episode field", self.metadata, other.metadata),
+        ):
+            for path in mine | theirs:  # in the order of the fields, so that the same one is named each time
+                a, b = mine.get(path), theirs.get(path)
+                if a is None or b is None:
+                    return f"{what} {path!r} is only in {'the second' if a is None else 'the first'}"
+                if a != b:
+                    if a.describe() == b.describe():
+                        return f"{what} {path!r} has other class names in each"
+                    return f"{what} {path!r} is {a.describe()} in the first and {b.describe()} in the second"
+        return None

@@ -1,0 +1,256 @@
+"""Checks a file against each rule of the Kabuki format."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from kabuki_rlds.convention import (
+    DISCOUNT,
+    FLAGS,
+    IS_FIRST,
+    RuleChecker,
+    Violation,
+    field_violations,
+)
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, metadata_datasets, step_datasets
+from kabuki_rlds.schema import Field
+
+#: Bytes of a column that are read at once, and rows where a row's size is not known.
+_READ_BYTES = 8 << 20
+_READ_ROWS = 4096
+
+
+def validate(path: str | os.PathLike[str], *, progress: bool = False) -> list[Violation]:
+    """Checks every rule of docs/format.md, in constant memory; every row of every field is read.
+
+    Args:
+      path: the file.
+      progress: show a progress bar on stderr.
+
+    Returns:
+      What is broken, by rule; nothing where the file is valid.
+
+    Raises:
+      KabukiError: the file cannot be opened, or is not HDF5.
+    """
+    with open_file(path) as file, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as executor:
+        check = _Check(file, executor)
+        check.fields()
+        check.filters()
+        check.rows(progress)
+        check.values()
+        check.episodes()
+        check.attributes()
+        return sorted(check.found, key=lambda violation: violation.rule)
+
+
+class _Check:
+    """The checks of one file, each of which adds to `found` what it finds."""
+
+    def __init__(self, file: h5py.File, executor: concurrent.futures.Executor):
+        self.file = file
+        self.found: list[Violation] = []
+        self._executor = executor
+        self._lost: list[str] = []
+        self._datasets = step_datasets(file, self._lost)
+        self._readers: dict[str, ColumnReader] = {}
+        self._fields: dict[str, Field] = {}
+        self._num_steps = 0
+        self._num_begun: int | None = None
+
+    def _note(self, rule: int, field: str, message: str) -> None:
+        self.found.append(Violation(rule, field, message))
+
+    def fields(self) -> None:
+        """Rules 1 and 2: the fields, their types and their lengths."""
+        for path in self._lost:
+            self._note(1, path, "a link that leads nowhere")
+        lengths: dict[int, list[str]] = {}
+        for path, dataset in self._datasets.items():
+            if not dataset.shape:
+                self._note(1, path, "a single value, where a field has one row a step")
+                continue
+            try:
+                field = layout.read_field(dataset)
+                reader = column_reader(dataset, field, self._executor)
+            except KabukiError as e:
+                self._note(1, path, str(e).partition(": ")[2])
+                continue
+            except READ_ERRORS as e:
+                self._note(1, path, f"cannot be read: {e}")
+                continue
+            lengths.setdefault(dataset.shape[0], []).append(path)
+            self._fields[path] = field
+            self._readers[path] = reader
+        self.found += field_violations(self._datasets, self._fields)
+        # The length that most fields have is taken for the number of steps.
+        self._num_steps = max(lengths, key=lambda n: len(lengths[n]), default=0)
+        for length, paths in lengths.items():
+            if length != self._num_steps:
+                for path in paths:
+                    self._note(1, path, f"{length} rows, where other fields have {self._num_steps}")
+                    del self._readers[path]
+
+    def filters(self) -> None:
+        """Rule 8: only filters that every HDF5 library has."""
+
+        def visit(name: str, item: h5py.HLObject) -> None:
+            if not isinstance(item, h5py.Dataset):
+                return
+            properties = item.id.get_create_plist()
+            for i in range(properties.get_nfilters()):
+                number, _, _, label = properties.get_filter(i)
+                if number not in (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
+                    known = label.decode(errors="replace") or f"number {number}"
+                    self._note(8, name, f"filter {known} is not in every HDF5 library; gzip and shuffle are")
+
+        self.file.visititems(visit)
+
+    def rows(self, progress: bool) -> None:
+        """Rule 1, and 9: every row of every field can be read, and is what the field says."""
+        total = self._num_steps * len(self._readers)
+        with tqdm(total=total, unit=" rows", unit_scale=True, disable=not progress, desc="reading") as bar:
+            for path, reader in list(self._readers.items()):
+                step = _rows_at_once(self._fields[path])
+                for start in range(0, self._num_steps, step):
+                    stop = min(start + step, self._num_steps)
+                    try:
+                        column = reader.read(start, stop)
+                        problem = None if len(column) == stop - start else "rows are missing"
+                    except READ_ERRORS as e:
+                        problem = str(e)
+                    if problem is not None:
+                        self._note(1, path, f"rows {start} to {stop - 1} cannot be read: {problem}")
+                        del self._readers[path]
+                        break
+                    bar.update(stop - start)
+
+    def values(self) -> None:
+        """Rules 4 and 5: where episodes begin and end, and how."""
+        names = [*FLAGS, *([DISCOUNT] if self._is_checkable(DISCOUNT) else [])]
+        if not all(self._is_checkable(name) for name in FLAGS):
+            return
+        checker = RuleChecker()
+        self._num_begun = 0
+        step = 1 << 20
+        for start in range(0, self._num_steps, step):
+            stop = min(start + step, self._num_steps)
+            columns = [np.asarray(self._readers[name].read(start, stop)).reshape(-1) for name in names]
+            flags = [column.astype(bool) for column in columns[:3]]
+            self._num_begun += int(np.count_nonzero(flags[0]))
+            checker.check(flags[0], flags[1], flags[2], columns[3] if len(columns) > 3 else None)
+        self.found += checker.finish()
+
+    def _is_checkable(self, name: str) -> bool:
+        field = self._fields.get(name)
+        return name in self._readers and field is not None and field.shape in ((), (1,)) and field.dtype.kind in "biuf"
+
+    def episodes(self) -> None:
+        """Rule 6, where there is an index: it says what the flags say."""
+        group = self.file.get(layout.EPISODES)
+        if group is None:
+            return
+        if not isinstance(group, h5py.Group):
+            self._note(6, layout.EPISODES, "not a group")
+            return
+        index: dict[str, np.ndarray] = {}
+        for name in ("start", "length", "source"):
+            dataset = group.get(name)
+            if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or dataset.dtype.kind not in "iu":
+                self._note(6, f"{layout.EPISODES}/{name}", "missing, or not one integer an episode")
+                continue
+            try:
+                index[name] = dataset[:].astype(np.int64)
+            except READ_ERRORS as e:
+                self._note(6, f"{layout.EPISODES}/{name}", f"cannot be read: {e}")
+        if len(index) < 3:
+            return
+        starts, lengths, sources = index["start"], index["length"], index["source"]
+        rows = {name: len(values) for name, values in index.items()}
+        for name, count in rows.items():
+            if count != len(starts):
+                self._note(6, f"{layout.EPISODES}/{name}", f"{count} rows, where there are {len(starts)} episodes")
+                return
+        for path, dataset in metadata_datasets(self.file).items():
+            self._metadata(f"{layout.METADATA}/{path}", dataset, len(starts))
+        ends = np.cumsum(lengths)
+        if (lengths < 0).any() or not np.array_equal(starts, ends - lengths):
+            self._note(6, f"{layout.EPISODES}/start", "not the sum of the lengths of the episodes before")
+        elif (int(ends[-1]) if len(ends) else 0) != self._num_steps:
+            total = int(ends[-1]) if len(ends) else 0
+            self._note(6, f"{layout.EPISODES}/length", f"sums to {total}, where there are {self._num_steps} steps")
+        elif self._is_checkable(IS_FIRST):
+            first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1).astype(bool)
+            begins = np.zeros(self._num_steps, bool)
+            begins[starts[lengths > 0]] = True
+            wrong = np.flatnonzero(first != begins)
+            if len(wrong):
+                named = tuple(int(row) for row in wrong[:5])
+                message = "episodes begin at other rows than is_first says"
+                self.found.append(Violation(6, f"{layout.EPISODES}/start", message, named, len(wrong)))
+        stated = self._json("sources")
+        if isinstance(stated, list) and len(sources) and not 0 <= sources.min() <= sources.max() < len(stated):
+            self._note(
+                6, f"{layout.EPISODES}/source", f"names a source that is not among the {len(stated)} of `sources`"
+            )
+
+    def _metadata(self, path: str, dataset: h5py.Dataset, episodes: int) -> None:
+        """One field of the episodes: it has a row for each, and they can be read."""
+        if not dataset.shape or dataset.shape[0] != episodes:
+            rows = f"{dataset.shape[0]} rows" if dataset.shape else "a single value"
+            self._note(6, path, f"{rows}, where there are {episodes} episodes")
+            return
+        try:
+            field = layout.read_field(dataset)
+            reader = column_reader(dataset, field, self._executor)
+            step = _rows_at_once(field)
+            for start in range(0, episodes, step):
+                reader.read(start, min(start + step, episodes))
+        except KabukiError as e:
+            self._note(6, path, str(e).partition(": ")[2])
+        except READ_ERRORS as e:
+            self._note(6, path, f"cannot be read: {e}")
+
+    def attributes(self) -> None:
+        """Rule 7, where there are attributes: they say what the file holds."""
+        attributes = self.file.attrs
+        for name, right in (("format", layout.FORMAT), ("format_version", layout.FORMAT_VERSION)):
+            stated = layout.text_attribute(self.file, name, right)
+            if stated != right:
+                self._note(7, name, f"{stated}, where {right} is known")
+        if "complete" in attributes and not attributes["complete"]:
+            self._note(7, "complete", "false: the file was never finished")
+        starts = self.file.get(f"{layout.EPISODES}/start")
+        # Without an index, the flags say how many episodes there are.
+        has_index = isinstance(starts, h5py.Dataset) and starts.ndim == 1
+        counted = {"num_steps": self._num_steps, "num_episodes": len(starts) if has_index else self._num_begun}
+        for name, count in counted.items():
+            if name in attributes and count is not None and not np.array_equal(attributes[name], count):
+                self._note(7, name, f"{attributes[name]!s}, where the file holds {count}")
+        for name in ("features", "sources", "environment"):
+            if layout.text_attribute(self.file, name) and self._json(name) is None:
+                self._note(7, name, "not JSON")
+            elif (
+                name == "sources" and layout.text_attribute(self.file, name) and not isinstance(self._json(name), list)
+            ):
+                self._note(7, name, "not a list")
+
+    def _json(self, attribute: str) -> object:
+        try:
+            return json.loads(layout.text_attribute(self.file, attribute))
+        except ValueError:
+            return None
+
+
+def _rows_at_once(field: Field) -> int:
+    """How many rows of a field to read at once."""
+    return max(1, _READ_BYTES // (field.row_nbytes or _READ_BYTES // _READ_ROWS))

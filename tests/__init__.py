@@ -1,0 +1,1 @@
+"""The tests. A package, so that `tests.datasets` never stands in for another `datasets`."""

@@ -1,0 +1,116 @@
+"""Kabuki files made by hand, with h5py and nothing of the package, as a user might make them.
+
+A file is a dict: path to what stands there, an array or `Stored`. The names `episodes/…`
+are the index; the attributes of the root are a dict of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+LENGTHS = (3, 1, 4)
+TERMINAL = (True, False, True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A dataset that is made with more than its values: `options` go to h5py's `create_dataset`."""
+
+    values: Any
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def fields(lengths: Sequence[int] = LENGTHS, terminal: Sequence[bool] = TERMINAL) -> dict[str, Any]:
+    """Rules 1 to 5, and no more."""
+    n = sum(lengths)
+    ends = np.cumsum(lengths, dtype=int)
+    is_first, is_last, is_terminal = np.zeros((3, n), bool)
+    is_last[ends - 1] = True
+    is_first[[0, *ends[:-1]][: len(ends)]] = True
+    is_terminal[ends - 1] = terminal
+    discount = np.where(np.append(is_terminal, False)[1:], 0, 1).astype(np.float32)
+    return {
+        "observation": np.arange(2 * n, dtype=np.float32).reshape(n, 2),
+        "action": np.arange(n, dtype=np.int32),
+        "reward": np.arange(n, dtype=np.float64) / 2,
+        "discount": discount,
+        "is_first": is_first,
+        "is_last": is_last,
+        "is_terminal": is_terminal,
+    }
+
+
+def index(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
+    """What rule 6 adds."""
+    return {
+        "episodes/start": np.array([0, *np.cumsum(lengths)][: len(lengths)], np.int64),
+        "episodes/length": np.array(lengths, np.int64),
+        "episodes/source": np.zeros(len(lengths), np.int32),
+        "episodes/metadata/seed": np.arange(len(lengths)),
+    }
+
+
+def attributes(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
+    """What rule 7 adds."""
+    return {
+        "format": "kabuki",
+        "format_version": "1.0",
+        "num_steps": sum(lengths),
+        "num_episodes": len(lengths),
+        "features": "",
+        "sources": json.dumps([{"path": "/by/hand", "format": "kabuki"}]),
+        "environment": json.dumps({"name": "by hand"}),
+        "created_by": "a hand",
+        "complete": True,
+    }
+
+
+def write(path: Path, datasets: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Path:
+    """Makes the file and returns its path."""
+    with h5py.File(path, "w") as file:
+        for name, item in datasets.items():
+            stored = item if isinstance(item, Stored) else Stored(item)
+            dataset = file.create_dataset(name, data=stored.values, **stored.options)
+            dataset.attrs.update(stored.attributes)
+        file.attrs.update(root or {})
+    return path
+
+
+def put_chunk(path: Path, name: str, stored: bytes) -> Path:
+    """Puts these bytes in the place of the first chunk of a dataset."""
+    with h5py.File(path, "r+") as file:
+        dataset = file[name]
+        dataset.id.write_direct_chunk((0,) * dataset.ndim, stored)
+    return path
+
+
+def chunked(values: np.ndarray, **options: Any) -> Stored:
+    """All rows in one chunk, gzip'd."""
+    return Stored(values, {"chunks": values.shape, "compression": "gzip", **options})
+
+
+def gzip_with_a_flipped_bit(values: np.ndarray) -> bytes:
+    """What zlib makes of an array, of level 0 so that the bit is one of the data: only the checksum tells."""
+    stored = bytearray(zlib.compress(np.ascontiguousarray(values).tobytes(), 0))
+    stored[len(stored) // 2] ^= 1
+    return bytes(stored)
+
+
+def slow(path: Path, steps: int) -> Path:
+    """A small file that takes long to convert: its chunks were never written, so all rows are zeros."""
+    empty = {name: Stored(None, {"shape": (steps,), "dtype": dtype, "chunks": (1 << 14,)}) for name, dtype in _SLOW}
+    wide = {"observation": Stored(None, {"shape": (steps, 64), "dtype": "float32", "chunks": (1 << 10, 64)})}
+    return write(path, {**empty, **wide, "episodes/start": [0]})
+
+
+_SLOW = [(name, "float32") for name in ("action", "reward", "discount")]
+_SLOW += [(name, "bool") for name in ("is_first", "is_last", "is_terminal")]

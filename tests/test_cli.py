@@ -1,0 +1,388 @@
+"""The command line: what it prints, where, and what it exits with.
+
+What must do without TensorFlow runs in a process of its own that cannot import it.
+What needs TensorFlow runs in this one, which has it loaded, but for one test that
+looks at the noise of its start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+
+from kabuki_rlds import __version__, cli
+from tests import handmade
+
+
+class Result(NamedTuple):
+    """What came of a call: the exit code, and the two outputs."""
+
+    code: int
+    out: str
+    err: str
+
+
+_NO_TENSORFLOW = """
+import runpy, sys
+for name in ("tensorflow", "tensorflow_datasets", "envlogger", "rlds"):
+    sys.modules[name] = None  # An import of it fails.
+sys.argv[0] = "kabuki-rlds"
+runpy.run_module("kabuki_rlds.cli", run_name="__main__")
+"""
+
+
+def process(*arguments, code=("-m", "kabuki_rlds.cli"), **options) -> Result:
+    """Runs the command in a process of its own."""
+    command = [sys.executable, *code, *map(str, arguments)]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def light(*arguments, **options) -> Result:
+    """Runs the command where nothing heavy can be imported."""
+    return process(*arguments, code=("-c", _NO_TENSORFLOW), **options)
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    """Runs the command in this process."""
+    log = logging.getLogger("kabuki_rlds")
+    before = log.handlers, log.propagate, log.level
+
+    def run(*arguments) -> Result:
+        capfd.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as e:
+            code = e.code  # type: ignore[assignment]
+        return Result(code, *capfd.readouterr())
+
+    yield run
+    log.handlers, log.propagate, log.level = before
+
+
+@pytest.fixture
+def valid(tmp_path):
+    return handmade.write(tmp_path / "valid.hdf5", handmade.fields() | handmade.index(), handmade.attributes())
+
+
+def assert_fails(result: Result, *words: str, code: int = 1) -> None:
+    """One line says why, after what was said before the work began, if it did begin."""
+    *before, error = result.err.splitlines()
+    assert result.code == code
+    assert result.out == ""
+    assert error.startswith("kabuki-rlds: error: ")
+    assert all(line.startswith("kabuki-rlds: ") and "error" not in line for line in before)
+    assert "fault of the tool" not in error
+    for word in words:
+        assert str(word) in error
+
+
+# --- without TensorFlow ---
+
+
+@pytest.mark.parametrize("command", [(), ("convert",), ("validate",), ("inspect",), ("demo",)])
+def test_help_needs_no_tensorflow(command):
+    result = light(*command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"usage: {' '.join(('kabuki-rlds', *command))}")
+    assert "%%" not in result.out
+
+
+def test_version(call):
+    assert call("--version") == (0, f"kabuki-rlds {__version__}\n", "")
+
+
+def test_a_valid_file_validates_with_0_and_without_tensorflow(valid):
+    assert light("validate", valid) == (0, f"{valid}: valid\n", "")
+
+
+def test_an_invalid_file_validates_with_1_and_each_broken_rule(tmp_path):
+    fields = handmade.fields()
+    fields["discount"][1] = 1
+    fields["reward"] = fields["reward"][1:]
+    file = handmade.write(tmp_path / "f.hdf5", fields)
+    assert light("validate", file) == (
+        1,
+        f"{file}: rule 1: reward: 7 rows, where other fields have 8\n"
+        f"{file}: rule 4: discount: not 0 where the next row is terminal (row 1)\n",
+        "",
+    )
+
+
+def test_inspect_needs_no_tensorflow(valid):
+    result = light("inspect", valid)
+    assert (result.code, result.err) == (0, "")
+    assert "8 steps in 3 episodes" in result.out
+
+
+def test_inspect_prints_one_json_object(valid, call):
+    result = call("inspect", "--json", valid)
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["steps"] == 8
+
+
+def test_a_kabuki_file_is_converted_without_tensorflow(valid, tmp_path):
+    result = light("convert", valid, valid, tmp_path / "out.hdf5")
+    assert result.code == 0
+    assert result.out.startswith(f"{tmp_path / 'out.hdf5'}: 16 steps in 6 episodes, ")
+    assert result.err.startswith("kabuki-rlds: 16 steps, ")
+    assert len(result.err.splitlines()) == 1
+
+
+def test_a_source_that_is_not_there_is_said_so_without_tensorflow(tmp_path):
+    result = light("convert", "nowhere", tmp_path / "out.hdf5", "--data-dir", tmp_path)
+    assert_fails(result, "nowhere: no such file or folder", tmp_path, "--data-dir")
+
+
+def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tmp_path):
+    (tmp_path / "out.hdf5").write_text("precious")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "features.json").write_text("{}")
+    assert_fails(light("convert", tmp_path / "dataset", tmp_path / "out.hdf5"), "already there", "--overwrite")
+    assert (tmp_path / "out.hdf5").read_text() == "precious"
+
+
+def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        command = [sys.executable, "-m", "kabuki_rlds.cli", "inspect", valid]
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# --- usage ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "COMMAND"),
+        (("transmogrify",), "'transmogrify'"),
+        (("convert",), "SOURCE"),
+        (("convert", "one"), "DEST.hdf5"),
+        (("convert", "one", "two", "--frobnicate"), "--frobnicate"),
+        (("convert", "one", "two", "--images", "png"), "'png'"),
+        (("convert", "one", "two", "--compression", "zstd"), "'zstd'"),
+        (("convert", "one", "two", "--fill", "rewards=0"), "'rewards'"),
+        (("convert", "one", "two", "--fill", "reward=much"), "'much'"),
+        (("convert", "one", "two", "--fill", "reward"), "no number"),
+        (("validate",), "FILE"),
+        (("inspect", "a", "b"), "b"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_one_line(arguments, words, call):
+    result = call(*arguments)
+    assert_fails(result, words, "--help", code=2)
+    assert len(result.err.splitlines()) == 1
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize("command", ["validate", "inspect"])
+def test_a_file_that_cannot_be_opened_is_one_line(command, tmp_path, call):
+    (tmp_path / "text.hdf5").write_text("no HDF5 at all")
+    (tmp_path / "cut.hdf5").write_bytes(handmade.write(tmp_path / "f.hdf5", handmade.fields()).read_bytes()[:3000])
+    assert_fails(call(command, tmp_path / "none.hdf5"), f"{tmp_path / 'none.hdf5'}: no such file")
+    assert_fails(call(command, tmp_path), f"{tmp_path}: a folder")
+    assert_fails(call(command, tmp_path / "text.hdf5"), "not an HDF5 file")
+    assert_fails(call(command, tmp_path / "cut.hdf5"), "damaged or cut short")
+
+
+@pytest.mark.parametrize("command", [("convert", "{}", "out.hdf5"), ("inspect", "{}")])
+def test_a_damaged_file_is_one_line_with_the_field(command, tmp_path, call):
+    fields = handmade.fields()
+    file = handmade.write(tmp_path / "f.hdf5", fields | {"reward": handmade.chunked(fields["reward"])})
+    handmade.put_chunk(file, "reward", b"no zlib stream")
+    arguments = [tmp_path / a if a.endswith("hdf5") else a.format(file) for a in command]
+    assert_fails(call(*arguments), file, "'reward'", "rows 0 to 7")
+
+
+def test_a_source_that_is_not_hdf5_or_holds_no_dataset_is_one_line(tmp_path, call):
+    (tmp_path / "text.hdf5").write_text("no HDF5 at all")
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    assert_fails(call("convert", tmp_path / "text.hdf5", tmp_path / "out.hdf5"), "text.hdf5: not an HDF5 file")
+    assert_fails(call("convert", tmp_path / "folder", tmp_path / "out.hdf5"), "features.json", "inner")
+    assert_fails(call("convert", tmp_path / "none.hdf5", tmp_path / "out.hdf5"), "none.hdf5: no such file")
+    assert_fails(call("convert", "folder:2.0.0", tmp_path / "out.hdf5", "--data-dir", tmp_path), "folder:2.0.0")
+
+
+def test_an_existing_destination_is_kept(valid, tmp_path, call):
+    (tmp_path / "out.hdf5").write_text("precious")
+    assert_fails(call("convert", valid, tmp_path / "out.hdf5"), "out.hdf5: already there; --overwrite replaces it")
+    assert (tmp_path / "out.hdf5").read_text() == "precious"
+    assert call("convert", valid, tmp_path / "out.hdf5", "--overwrite").code == 0
+    assert call("validate", tmp_path / "out.hdf5").code == 0
+
+
+def test_a_source_is_not_overwritten_with_itself_in_the_making(valid, call):
+    assert call("convert", valid, valid, "--overwrite").code == 0
+    with h5py.File(valid) as f:
+        assert f["reward"][:].tolist() == handmade.fields()["reward"].tolist()
+
+
+def test_a_destination_that_is_a_folder_or_in_none_is_one_line(valid, tmp_path, call):
+    (tmp_path / "folder").mkdir()
+    assert_fails(call("convert", valid, tmp_path / "folder"), "folder")
+    assert_fails(call("convert", valid, tmp_path / "folder", "--overwrite"), "a folder; name the HDF5 file")
+    assert_fails(call("convert", valid, tmp_path / "no" / "out.hdf5"), "does not exist; make it first")
+
+
+def test_a_wrong_split_names_those_there_are(dataset, tmp_path, call):
+    for split in ("valid", "train[", "train[:200%", "test+", ""):
+        result = call("convert", dataset("plain"), tmp_path / "out.hdf5", "--split", split)
+        assert_fails(result, dataset("plain"), repr(split), "train (10 episodes)", "test (4 episodes)")
+
+
+def test_a_missing_field_names_the_remedy(dataset, tmp_path, call):
+    result = call("convert", dataset("no_reward"), tmp_path / "out.hdf5")
+    assert_fails(result, dataset("no_reward"), "no 'reward'", "--fill reward=0")
+    result = call("convert", dataset("no_reward"), tmp_path / "out.hdf5", "--fill", "reward=0")
+    assert result.code == 0
+    assert "reward: not in the source, filled with 0.0\n" in result.out
+
+
+def test_sources_that_do_not_fit_name_the_field(valid, tmp_path, call):
+    fields = handmade.fields()
+    other = handmade.write(tmp_path / "other.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
+    assert_fails(
+        call("convert", other, handmade.write(tmp_path / "hand.hdf5", fields), tmp_path / "out.hdf5"),
+        "hand.hdf5 does not fit",
+        "other.hdf5",
+        "step field 'reward' is float32 in the first and float64 in the second",
+    )
+    assert_fails(call("convert", other, valid, tmp_path / "out.hdf5"), "valid.hdf5 does not fit")
+
+
+def test_debug_shows_where(valid, tmp_path, call):
+    (tmp_path / "out.hdf5").touch()
+    result = call("convert", "--debug", valid, tmp_path / "out.hdf5")
+    assert result.code == 1
+    assert result.err.startswith("Traceback (most recent call last):")
+    assert result.err.splitlines()[-1].startswith("kabuki-rlds: error: ")
+
+
+def test_a_fault_of_the_tool_is_one_line_too(valid, monkeypatch, call):
+    def fail(*_, **__):
+        raise RuntimeError("what nobody thought of\nand more of it")
+
+    monkeypatch.setattr(cli, "inspect", fail)
+    result = call("inspect", valid)
+    assert result == (
+        1,
+        "",
+        "kabuki-rlds: error: RuntimeError: what nobody thought of; this is a fault of the tool, --debug shows where\n",
+    )
+
+
+# --- convert ---
+
+
+def test_a_dataset_is_found_by_its_name_and_nothing_of_tensorflow_is_seen(dataset, data_dir, tmp_path):
+    dataset("plain")
+    result = process("convert", "plain", tmp_path / "out.hdf5", "--data-dir", data_dir)
+    assert result.code == 0
+    assert result.out.startswith(f"{tmp_path / 'out.hdf5'}: 139 steps in 10 episodes, ")
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("kabuki-rlds: about ")
+
+
+def test_no_noise_stands_before_an_error_either(dataset, tmp_path):
+    result = process("convert", dataset("no_reward"), tmp_path / "out.hdf5")
+    assert_fails(result, "--fill reward=0")
+    assert len(result.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["plain", "plain:1.0.0", "with_config/medium", "with_config/medium:1.0.0"])
+def test_names_of_tfds(name, dataset, data_dir, tmp_path, call):
+    dataset(name.partition("/")[0].partition(":")[0])
+    result = call("convert", name, tmp_path / "out.hdf5", "--data-dir", data_dir)
+    assert result.code == 0
+    assert "139 steps in 10 episodes" in result.out
+
+
+def test_the_folder_above_the_version_will_do(dataset, tmp_path, call):
+    assert call("convert", dataset("plain").parent, tmp_path / "out.hdf5").code == 0
+
+
+def test_a_version_that_is_not_there_names_those_that_are(dataset, data_dir, tmp_path, call):
+    dataset("plain")
+    result = call("convert", "plain:3.0.0", tmp_path / "out.hdf5", "--data-dir", data_dir)
+    assert_fails(result, "plain:3.0.0", "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("split", "parts"),
+    [
+        ("test", [("test", 0, 4)]),
+        ("train[:50%]", [("train", 0, 5)]),
+        ("train[2:5]", [("train", 2, 5)]),
+        ("train+test", [("train", 0, 10), ("test", 0, 4)]),
+    ],
+)
+def test_a_split_is_named_in_the_syntax_of_tfds(split, parts, dataset, expected, tmp_path, call):
+    lengths = [n for name, start, stop in parts for n in expected("plain", name).lengths[start:stop]]
+    result = call("convert", dataset("plain"), tmp_path / "out.hdf5", "--split", split)
+    assert result.code == 0
+    assert f" {sum(lengths)} steps in {len(lengths)} episodes, " in result.out
+    with h5py.File(tmp_path / "out.hdf5") as f:
+        assert f["episodes/length"][:].tolist() == lengths
+
+
+def test_sources_are_stitched_a_kabuki_file_among_them(dataset, tmp_path, call):
+    assert call("convert", dataset("plain"), tmp_path / "test.hdf5", "--split", "test").code == 0
+    sources = (dataset("plain"), tmp_path / "test.hdf5", dataset("array_record"))
+    result = call("convert", *sources, tmp_path / "out.hdf5")
+    assert (result.code, " 295 steps in 24 episodes" in result.out) == (0, True)
+    assert_fails(
+        call("convert", *sources, dataset("one_step"), dataset("oxe_style"), tmp_path / "misfit.hdf5"),
+        "oxe_style",
+        "does not fit",
+        "field '",
+    )
+    assert not (tmp_path / "misfit.hdf5").exists()
+
+
+def test_quiet_prints_nothing(valid, dataset, tmp_path, call):
+    assert call("convert", "--quiet", valid, tmp_path / "a.hdf5") == (0, "", "")
+    assert call("convert", "--quiet", dataset("plain"), tmp_path / "b.hdf5") == (0, "", "")
+
+
+def test_broken_rules_of_the_source_are_warned_of_and_conform_mends_them(dataset, tmp_path, call):
+    result = call("convert", "--quiet", dataset("oxe_style"), tmp_path / "as-is.hdf5")
+    assert (result.code, result.out) == (0, "")
+    (warning,) = result.err.splitlines()
+    assert warning.startswith("kabuki-rlds: warning: the source breaks rule 4: discount: ")
+    assert "4 rows: " in warning and "--conform" in warning
+    assert call("validate", tmp_path / "as-is.hdf5").code == 1
+
+    result = call("convert", dataset("oxe_style"), tmp_path / "conformed.hdf5", "--conform")
+    assert (result.code, "warning" in result.err) == (0, False)
+    assert "discount: 4 rows changed to conform\n" in result.out
+    assert call("validate", tmp_path / "conformed.hdf5").code == 0
+
+
+def test_a_derived_field_is_told_of(dataset, tmp_path, call):
+    result = call("convert", dataset("no_discount"), tmp_path / "out.hdf5")
+    assert "discount: not in the source, by the rules for discount\n" in result.out
+
+
+def test_the_demo_without_its_extras_says_what_to_install(tmp_path, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "envlogger", None)
+    assert_fails(call("demo", tmp_path / "demo"), "EnvLogger", "Python 3.11", "pip install")
+    monkeypatch.setitem(sys.modules, "envlogger", sys)  # Any module will do.
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert_fails(call("demo", tmp_path / "demo"), "Hopper", "pip install")
+    assert not (tmp_path / "demo").exists()

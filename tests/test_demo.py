@@ -1,0 +1,103 @@
+"""`demo` does the whole way once, and what it prints is what is in the file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+
+pytestmark = pytest.mark.reference
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """(folder, what the demo printed)."""
+    folder = tmp_path_factory.mktemp("demo") / "here"
+    done = subprocess.run(
+        [sys.executable, "-m", "kabuki_rlds.cli", "demo", folder], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, [line for line in done.stderr.splitlines() if "kabuki-rlds: about" not in line]) == (0, [])
+    return folder, done.stdout
+
+
+def test_each_step_is_told_of(demo):
+    folder, printed = demo
+    headings = [line for line in printed.splitlines() if line.startswith("== ")]
+    assert [heading.split()[1] for heading in headings] == [
+        "Recording",
+        "kabuki-rlds",
+        "kabuki-rlds",
+        "kabuki-rlds",
+        "Reading",
+    ]
+    assert [heading.split()[2] for heading in headings[1:4]] == ["convert", "validate", "inspect"]
+    assert f"{folder / 'hopper.hdf5'}: valid" in printed
+    assert "Hopper-v5 of Gymnasium under a noisy controller" in printed
+
+
+def test_the_numbers_are_those_of_the_file(demo):
+    folder, printed = demo
+    with h5py.File(folder / "hopper.hdf5") as f:
+        steps, start, length = len(f["reward"]), f["episodes/start"][:], f["episodes/length"][:]
+        reward = f["reward"][:]
+        terminal = f["is_terminal"][:][start + length - 1]
+        returns = np.array([reward[a : a + n - 1].sum() for a, n in zip(start, length, strict=True)])
+        observation = f["observation"]
+        assert (observation.dtype, observation.shape[1:]) == (np.float64, (11,))
+    assert 20_000 <= steps < 21_100
+    text = " ".join(printed.split())
+    assert f"{steps:,} steps in {len(start):,} episodes" in text
+    assert f"{folder / 'hopper' / '1.0.0'}: {len(start):,} episodes" in text
+    assert f"lengths min {length.min():,}, mean {length.mean():,.4g}, max {length.max():,}" in text
+    assert f"returns min {returns.min():,.4g}, mean {returns.mean():,.4g}, max {returns.max():,.4g}" in text
+    assert f"endings {terminal.sum():,} terminal, {(~terminal).sum():,} cut short" in text
+    assert f"observation ({length[-1]}, 11) float64" in text
+    assert f"action ({length[-1]}, 3) float32" in text
+    assert f"return {returns[-1]:.3f}" in text
+    assert ("ends in a terminal state" if terminal[-1] else "ends cut short") in text
+
+
+def test_episodes_end_in_either_way_and_the_last_rows_are_padding(demo):
+    folder, _ = demo
+    with h5py.File(folder / "hopper.hdf5") as f:
+        last = f["episodes/start"][:] + f["episodes/length"][:] - 1
+        assert f["is_terminal"][:][last].any()
+        assert not f["reward"][:][last].any()
+        assert (f["observation"][:][last] != 0).any(axis=1).all()  # The last observation is there.
+        before = f["discount"][:][last - 1]
+    assert set(before.tolist()) <= {0.0, 1.0}
+
+
+def test_the_file_is_valid_and_names_where_it_came_from(demo):
+    folder, _ = demo
+    assert kabuki_rlds.validate(folder / "hopper.hdf5") == []
+    summary = kabuki_rlds.inspect(folder / "hopper.hdf5")
+    assert summary.info.homepage == "https://gymnasium.farama.org/environments/mujoco/hopper/"
+    assert [source["path"] for source in summary.sources] == [str((folder / "hopper" / "1.0.0").resolve())]
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    from kabuki_rlds import demo
+
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(kabuki_rlds.KabukiError, match="not empty, and not made by an earlier demo"):
+        demo.run(tmp_path)
+    with pytest.raises(kabuki_rlds.KabukiError, match=re.escape(str(tmp_path / "thesis.tex"))):
+        demo.run(tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
+    from kabuki_rlds import demo
+
+    monkeypatch.setattr(demo, "_STEPS", 300)
+    for _ in range(2):
+        demo.run(tmp_path / "demo")
+        assert f"{tmp_path / 'demo' / 'hopper.hdf5'}: valid" in capsys.readouterr().out
+    assert kabuki_rlds.inspect(tmp_path / "demo" / "hopper.hdf5").steps >= 300

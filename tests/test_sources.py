@@ -1,0 +1,118 @@
+"""Kabuki files as sources, by our hand and by others', and what is said of columns that were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds.block import Block
+from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.schema import Field, Schema
+
+
+def steps(count: int) -> dict[str, np.ndarray]:
+    """One episode that ends in a terminal state."""
+    columns = {name: np.zeros(count, np.float32) for name in ("observation", "action", "reward")}
+    flags = {name: np.zeros(count, bool) for name in ("is_first", "is_last", "is_terminal")}
+    flags["is_first"][0] = flags["is_last"][-1] = flags["is_terminal"][-1] = True
+    discount = np.ones(count, np.float32)
+    discount[-2:] = 0
+    return columns | flags | {"discount": discount}
+
+
+def write(path: Path, columns: dict[str, np.ndarray]) -> Path:
+    with h5py.File(path, "w") as f:
+        for name, column in columns.items():
+            f[name] = column
+    return path
+
+
+def test_text_attributes_of_fixed_length_are_text(tmp_path):
+    file = write(tmp_path / "in.hdf5", steps(4) | {"skill": np.array([0, 1, 1, 0])})
+    with h5py.File(file, "a") as f:
+        f.attrs["name"] = np.bytes_("hopper")
+        f.attrs["format"] = np.bytes_("kabuki")
+        f["skill"].attrs["kind"] = np.bytes_("label")
+        f["skill"].attrs["class_names"] = np.array([b"walk", b"run"])
+    assert kabuki_rlds.validate(file) == []
+    kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    with h5py.File(tmp_path / "out.hdf5") as f:
+        assert f.attrs["name"] == "hopper"
+        assert f["skill"].attrs["kind"] == "label"
+        assert list(f["skill"].attrs["class_names"]) == ["walk", "run"]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [("complete", False, "not complete"), ("num_steps", 5, "says num_steps 5, but holds 4"), ("num_episodes", 2, "2")],
+)
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path, attribute, value, message):
+    file = write(tmp_path / "in.hdf5", steps(4))
+    with h5py.File(file, "a") as f:
+        f.attrs[attribute] = value
+    with pytest.raises(kabuki_rlds.KabukiError, match=message):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_split_of_a_kabuki_file_is_refused(tmp_path):
+    file = write(tmp_path / "in.hdf5", steps(4))
+    with pytest.raises(kabuki_rlds.KabukiError, match="a Kabuki file is one split, so 'test' cannot be taken"):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5", split="test")
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_column_that_only_some_sources_lack_says_which(tmp_path, lacking):
+    files = [write(tmp_path / f"{i}.hdf5", steps(3)) for i in range(2)]
+    with h5py.File(files[lacking], "a") as f:
+        del f["reward"]
+    result = kabuki_rlds.convert(files, tmp_path / "out.hdf5", fill={"reward": 7})
+    how = f"filled with 7 in the episodes of {files[lacking]}"
+    assert result.derived == {"reward": how}
+    with h5py.File(tmp_path / "out.hdf5") as f:
+        assert f["reward"].attrs["derived"] == how
+        assert f["reward"][:].tolist() == [7 * (i == lacking) for i in (0, 1) for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [({"is_first": 1}, "none of"), ({"is_terminal": 2}, "0 or 1"), ({"reward": 1e300}, "more than a float32")],
+)
+def test_a_constant_that_cannot_stand_is_refused(tmp_path, fill, message):
+    file = write(tmp_path / "in.hdf5", steps(3))
+    with pytest.raises(kabuki_rlds.KabukiError, match=message):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5", fill=fill)
+
+
+def test_flags_that_contradict_the_index_are_warned_of(tmp_path):
+    columns = {name: np.concatenate([column, column]) for name, column in steps(3).items()}
+    file = write(tmp_path / "in.hdf5", columns)
+    with h5py.File(file, "a") as f:
+        f["episodes/start"], f["episodes/length"] = np.array([0]), np.array([6])
+        f["episodes/source"] = np.array([0])
+    result = kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert [(v.rule, v.field, v.rows) for v in result.warnings] == [(6, "is_first", (3,))]
+
+
+def test_more_class_names_than_an_attribute_holds(tmp_path):
+    names = tuple(f"class {i}" for i in range(6000))
+    schema = Schema({"x": Field(np.dtype(np.int64), kind="label", names=names)}, {})
+    with KabukiWriter(tmp_path / "in.hdf5", schema, [Origin("here")]) as writer:
+        writer.write(Block({"x": np.arange(3)}, 3, np.zeros(1, np.int64), {}), np.zeros(1, np.int64))
+        writer.commit()
+    with h5py.File(tmp_path / "in.hdf5") as f:
+        stored = f[f["x"].attrs["companion"]]["class_names"].asstr()[:]
+        assert tuple(stored) == names
+
+
+@pytest.mark.parametrize("paths", [("a", "a/b"), ("a/b/c", "a/b")])
+def test_a_field_within_another_is_refused(tmp_path, paths):
+    schema = Schema({path: Field(np.dtype(np.int64)) for path in paths}, {})
+    with pytest.raises(kabuki_rlds.KabukiError, match="beside the field"):
+        KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")])
+    assert list(tmp_path.iterdir()) == []
