@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from tqdm import tqdm
 
+from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, nbytes
 from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
@@ -57,6 +58,7 @@ class Conversion:
     derived: dict[str, str]
 
 
+@interruption.held_back()
 def convert(
     sources: Path | Sequence[Path],
     dest: Path,
@@ -131,6 +133,7 @@ def convert(
                     raise KabukiError(f"{source.label}: says {source.num_episodes} episodes, but {got} were read")
                 first_origin += len(source.origins)
             warnings = [*field_violations(schema.steps, schema.steps), *checker.finish()]
+            interruption.check()
             writer.commit()
     changed: dict[str, int] = {}
     for whole in completed:
@@ -169,9 +172,7 @@ def _common_schema(completed: list[CompletedSource], opened: list[Source]) -> Sc
     """
     first = completed[0].schema
     for whole, source in zip(completed[1:], opened[1:], strict=True):
-        misfit = first.misfit(whole.schema)
-        if misfit is not None:
-            raise KabukiError(f"{source.label} does not fit {opened[0].label}: {misfit}")
+        first.check_fit(whole.schema, opened[0].label, source.label)
     steps = {}
     for path, field in first.steps.items():
         how = [whole.schema.steps[path].derived for whole in completed]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kabuki_rlds import interruption
 from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, one_per_row
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
@@ -92,6 +93,7 @@ class Summary:
         return json.dumps(found, indent=2, allow_nan=False)
 
 
+@interruption.held_back()
 def inspect(path: str | os.PathLike[str]) -> Summary:
     """Looks into a Kabuki file. Only the rewards and flags are read.
 

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from kabuki_rlds import interruption
 from kabuki_rlds.convention import (
     DISCOUNT,
     FLAGS,
@@ -29,6 +30,7 @@ _READ_BYTES = 8 << 20
 _READ_ROWS = 4096
 
 
+@interruption.held_back()
 def validate(path: str | os.PathLike[str], *, progress: bool = False) -> list[Violation]:
     """Checks every rule of docs/format.md, in constant memory; every row of every field is read.
 
@@ -122,6 +124,7 @@ class _Check:
             for path, reader in list(self._readers.items()):
                 step = _rows_at_once(self._fields[path])
                 for start in range(0, self._num_steps, step):
+                    interruption.check()
                     stop = min(start + step, self._num_steps)
                     try:
                         column = reader.read(start, stop)
@@ -143,6 +146,7 @@ class _Check:
         self._num_begun = 0
         step = 1 << 20
         for start in range(0, self._num_steps, step):
+            interruption.check()
             stop = min(start + step, self._num_steps)
             columns = [np.asarray(self._readers[name].read(start, stop)).reshape(-1) for name in names]
             flags = [column.astype(bool) for column in columns[:3]]
@@ -214,6 +218,7 @@ class _Check:
             reader = column_reader(dataset, field, self._executor)
             step = _rows_at_once(field)
             for start in range(0, episodes, step):
+                interruption.check()
                 reader.read(start, min(start + step, episodes))
         except KabukiError as e:
             self._note(6, path, str(e).partition(": ")[2])

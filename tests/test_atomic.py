@@ -214,6 +214,26 @@ def test_a_signal_leaves_nothing_and_says_so_in_one_line(number, slow, dest):
     assert_as_before(dest)
 
 
+def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    write = KabukiWriter.write
+    written = []
+
+    def interrupted(self, block, origin_of) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        write(self, block, origin_of)
+        written.append(block.num_steps)
+
+    monkeypatch.setattr(KabukiWriter, "write", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        convert(small, dest)
+    assert written == [8]
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_as_before(dest)
+
+
 def test_after_a_kill_the_next_run_cleans_up(slow, small, dest):
     with converting(slow, dest, "--overwrite", "--quiet") as process:
         process.kill()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import fallback, pictures, pipeline
@@ -126,6 +127,7 @@ class RldsSource:
         shard = 0
         try:
             for element in self._pipeline.read(self._shards, self._batch_size()):
+                interruption.check()
                 if element.is_batch_start:
                     _check_images(row, batch)
                     shard, row = element.shard, 0
