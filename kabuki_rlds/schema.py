@@ -13,6 +13,8 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from kabuki_rlds.errors import KabukiError
+
 Kind = Literal["array", "text", "label", "image"]
 
 #: The dtype of text and bytes: one Python `bytes` an element.
@@ -123,3 +125,13 @@ class Schema:
                         return f"{what} {path!r} has other class names in each"
                     return f"{what} {path!r} is {a.describe()} in the first and {b.describe()} in the second"
         return None
+
+    def check_fit(self, other: Schema, label: str, other_label: str) -> None:
+        """Refuses `other` where it cannot be appended to this; the labels say where each is.
+
+        Raises:
+          KabukiError: it does not fit, and in which field.
+        """
+        misfit = self.misfit(other)
+        if misfit is not None:
+            raise KabukiError(f"{other_label} does not fit {label}: {misfit}")
