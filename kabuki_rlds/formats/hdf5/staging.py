@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import pathlib
-from types import TracebackType
 
 from kabuki_rlds.errors import KabukiError
 
@@ -59,14 +58,6 @@ class StagedFile:
                 f"{self.destination}: another process has just written this file; run again if you want to"
             )
         return lock
-
-    def __enter__(self) -> StagedFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.abort()
 
     def fileno(self) -> int:
         """A descriptor of the partial file."""
