@@ -106,11 +106,18 @@ def gzip_with_a_flipped_bit(values: np.ndarray) -> bytes:
 
 
 def slow(path: Path, steps: int) -> Path:
-    """A small file that takes long to convert: its chunks were never written, so all rows are zeros."""
-    empty = {name: Stored(None, {"shape": (steps,), "dtype": dtype, "chunks": (1 << 14,)}) for name, dtype in _SLOW}
-    wide = {"observation": Stored(None, {"shape": (steps, 64), "dtype": "float32", "chunks": (1 << 10, 64)})}
-    return write(path, {**empty, **wide, "episodes/start": [0]})
+    """A small file that takes long to convert: all of its rows are zeros, and all of its chunks the same."""
+    columns = {**dict.fromkeys(_NUMBERS, ("float32", ())), **dict.fromkeys(_FLAGS, ("bool", ()))}
+    with h5py.File(path, "w") as file:
+        for name, (dtype, shape) in {**columns, "observation": ("float32", (64,))}.items():
+            rows = (1 << 18) // np.zeros(shape, dtype).nbytes
+            chunk = zlib.compress(np.zeros((rows, *shape), dtype).tobytes(), 9)
+            dataset = file.create_dataset(name, (steps, *shape), dtype, chunks=(rows, *shape), compression="gzip")
+            for row in range(0, steps, rows):
+                dataset.id.write_direct_chunk((row, *(0 for _ in shape)), chunk)
+        file["episodes/start"] = [0]
+    return path
 
 
-_SLOW = [(name, "float32") for name in ("action", "reward", "discount")]
-_SLOW += [(name, "bool") for name in ("is_first", "is_last", "is_terminal")]
+_NUMBERS = ("action", "reward", "discount")
+_FLAGS = ("is_first", "is_last", "is_terminal")

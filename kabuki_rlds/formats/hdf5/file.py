@@ -7,13 +7,14 @@ import os
 import h5py
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.guard import check_structure
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
     """Opens an HDF5 file for reading. No other place in this package does.
 
     Raises:
-      KabukiError: there is no such file, or it is not HDF5.
+      KabukiError: there is no such file, it is not HDF5, or it is one that `guard` refuses.
     """
     path = os.path.expanduser(path)
     if not os.path.exists(path):
@@ -24,7 +25,7 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
         # A pipe, say, from which nothing may ever come.
         raise KabukiError(f"{path}: not a regular file")
     try:
-        return h5py.File(path, "r")
+        file = h5py.File(path, "r")
     except OSError as e:
         if not os.access(path, os.R_OK):
             raise KabukiError(f"{path}: no permission to read it") from e
@@ -33,3 +34,12 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
         if not is_hdf5:
             raise KabukiError(f"{path}: not an HDF5 file") from e
         raise KabukiError(f"{path}: the HDF5 library cannot open this file, it is damaged or cut short ({e})") from e
+    try:
+        check_structure(file, os.fspath(path))
+    except (OSError, RuntimeError, ValueError, KeyError) as e:
+        file.close()
+        raise KabukiError(f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})") from e
+    except BaseException:
+        file.close()
+        raise
+    return file

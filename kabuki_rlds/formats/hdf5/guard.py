@@ -1,0 +1,130 @@
+"""Refuses HDF5 files that reach outside of themselves, or promise more than they hold.
+
+HDF5 lets a file name any other file of the machine as the place of its data (external
+links, external storage, virtual datasets), and declare petabytes in a kilobyte. Here
+the structure of a file is looked at before any of its data is read: what each link and
+each dataset says of itself, and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+
+import h5py
+
+from kabuki_rlds.errors import KabukiError
+
+#: No file of steps nests deeper, or has more objects, than this.
+_MAX_DEPTH = 32
+_MAX_OBJECTS = 100_000
+#: Attributes of one object, and the bytes of one.
+_MAX_ATTRIBUTES = 10_000
+_MAX_ATTRIBUTE_BYTES = 64 << 20
+#: Deflate makes nothing smaller than by 1032 times. What was never stored may be this large.
+_MAX_RATIO = 1100
+_MAX_UNSTORED_BYTES = 64 << 20
+#: HDF5 reads a chunk as a whole.
+_MAX_CHUNK_BYTES = 1 << 30
+
+
+def check_structure(file: h5py.File, path: str) -> None:
+    """Looks at all objects of a file that was just opened.
+
+    Raises:
+      KabukiError: the file is not one to read, and what in it is why.
+    """
+    _Walk(path, file.id.get_filesize()).group(file.id, "", 0)
+
+
+class _Walk:
+    """Visits each object of a file once, by hard links alone."""
+
+    def __init__(self, path: str, file_bytes: int):
+        self._path = path
+        self._file_bytes = file_bytes
+        self._groups: set[object] = set()
+        self._count = 0
+
+    def _refuse(self, name: str, why: str) -> KabukiError:
+        return KabukiError(f"{self._path}: {name or '/'}: {why}; the file is not read")
+
+    def group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> None:
+        token = _token(group)
+        if token in self._groups:
+            raise self._refuse(name, "a group that stands in the file twice, or within itself")
+        self._groups.add(token)
+        if depth > _MAX_DEPTH:
+            raise self._refuse(name, f"groups nested more than {_MAX_DEPTH} deep")
+        self._attributes(group, name)
+        links = group.links
+        self._count += group.get_num_objs()
+        if self._count > _MAX_OBJECTS:
+            raise self._refuse(name, f"more than {_MAX_OBJECTS:,} objects in one file")
+        names: list[bytes] = []
+        links.iterate(names.append)
+        for raw in names:
+            try:
+                part = raw.decode()
+            except UnicodeDecodeError:
+                raise self._refuse(f"{name}/{raw!r}", "a name that is not UTF-8") from None
+            self._link(group, links, raw, f"{name}/{part}", depth)
+
+    def _link(self, group: h5py.h5g.GroupID, links: object, raw: bytes, name: str, depth: int) -> None:
+        kind = links.get_info(raw).type  # type: ignore[attr-defined]
+        if kind == h5py.h5l.TYPE_EXTERNAL:
+            other = links.get_val(raw)[0].decode(errors="replace")  # type: ignore[attr-defined]
+            raise self._refuse(name, f"a link into another file, {other!r}")
+        if kind == h5py.h5l.TYPE_SOFT:
+            # It leads through links of this file, and none of those leaves it.
+            return
+        if kind != h5py.h5l.TYPE_HARD:
+            raise self._refuse(name, "a link of a kind that HDF5 does not define")
+        item = h5py.h5o.open(group, raw)
+        if isinstance(item, h5py.h5g.GroupID):
+            self.group(item, name, depth + 1)
+        elif isinstance(item, h5py.h5d.DatasetID):
+            self._attributes(item, name)
+            self._dataset(item, name)
+
+    def _attributes(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str) -> None:
+        count = h5py.h5a.get_num_attrs(item)
+        if count > _MAX_ATTRIBUTES:
+            raise self._refuse(name, f"{count:,} attributes")
+        for i in range(count):
+            attribute = h5py.h5a.open(item, index=i)
+            raw = attribute.name
+            if isinstance(raw, bytes):
+                try:
+                    raw.decode()
+                except UnicodeDecodeError:
+                    raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
+            size = attribute.get_storage_size()
+            if size > _MAX_ATTRIBUTE_BYTES:
+                raise self._refuse(name, f"an attribute of {size:,} bytes")
+
+    def _dataset(self, dataset: h5py.h5d.DatasetID, name: str) -> None:
+        properties = dataset.get_create_plist()
+        layout = properties.get_layout()
+        if layout == h5py.h5d.VIRTUAL:
+            raise self._refuse(name, "a virtual dataset, which reads from other files")
+        if properties.get_external_count():
+            other = properties.get_external(0)[0].decode(errors="replace")
+            raise self._refuse(name, f"stored in another file, {other!r}")
+        itemsize = dataset.get_type().get_size()
+        shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
+        if layout == h5py.h5d.CHUNKED:
+            chunk = math.prod(properties.get_chunk()) * itemsize
+            if chunk > _MAX_CHUNK_BYTES:
+                raise self._refuse(name, f"chunks of {chunk:,} bytes")
+            filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+            if len(set(filters)) < len(filters):
+                raise self._refuse(name, "a filter that goes over its chunks more than once")
+        # What a dataset says of its storage may be no truer than its shape.
+        promised, stored = math.prod(shape) * itemsize, min(dataset.get_storage_size(), self._file_bytes)
+        if promised > _MAX_UNSTORED_BYTES + _MAX_RATIO * stored:
+            raise self._refuse(name, f"says that it holds {promised:,} bytes, but {stored:,} are stored")
+
+
+def _token(group: h5py.h5g.GroupID) -> object:
+    info = h5py.h5o.get_info(group)
+    return info.fileno, info.addr
