@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,10 +26,12 @@ class Done:
     Attributes:
       steps: how many steps it read.
       reading: seconds of it that were reading, for methods that read all and then write.
+      seconds: how long it took, for methods that do more than is to be timed.
     """
 
     steps: int
     reading: float | None = None
+    seconds: float | None = None
 
 
 Method = Callable[[pathlib.Path, pathlib.Path, int | None], Done]
@@ -41,7 +45,8 @@ def prepare() -> None:
     import tensorflow as tf
     import tensorflow_datasets  # noqa: F401
 
-    import kabuki_rlds  # noqa: F401
+    import kabuki_rlds
+    import kabuki_rlds.training  # noqa: F401
 
     logging.getLogger("kabuki_rlds").setLevel(logging.ERROR)
     tf.get_logger().setLevel("ERROR")
@@ -127,6 +132,147 @@ def decode_episodes(folder: pathlib.Path, target: pathlib.Path, episodes: int | 
     return Done(sum(len(batch) for batch in images.prefetch(1)))
 
 
+# --- batches to train on, as `benchmarks.load` compares them ---
+
+
+def load_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """TFDS's steps in batches, as most training scripts have them."""
+    return _count(_tfds_steps(folder).batch(_BATCH))
+
+
+def load_tfds_in_graph(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """The same, taken by a loop in TensorFlow's graph."""
+    return _count_in_graph(_tfds_steps(folder).batch(_BATCH))
+
+
+def load_tfds_cached(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """The same dataset each time, whose records TFDS holds in memory after the first."""
+    return _count(_same_tfds_steps(folder).batch(_BATCH))
+
+
+def load_tfds_shuffled(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """TFDS's steps through a buffer of 100,000."""
+    return _count(_tfds_steps(folder).shuffle(100_000).batch(_BATCH))
+
+
+def load(
+    folder: pathlib.Path,
+    target: pathlib.Path,
+    episodes: int | None,
+    *,
+    loader: str = "load_steps",
+    on_disk: bool = False,
+    in_graph: bool = False,
+    **options: Any,
+) -> Done:
+    """One of the project's loaders, the whole call. The file stands beside the target."""
+    from kabuki_rlds import training
+    from kabuki_rlds.training import batches
+
+    if on_disk:
+        batches.HELD_BYTES, batches.LOOK_AHEAD_BYTES = 0, 16 << 20
+    count = _count_in_graph if in_graph else _count
+    return count(getattr(training, loader)(target.with_suffix(".hdf5"), _BATCH, **options))
+
+
+_BATCH = 256
+
+
+def _tfds_steps(folder: pathlib.Path) -> Any:
+    return _dataset(folder, None).flat_map(lambda episode: episode["steps"])
+
+
+_same_tfds_steps = functools.cache(_tfds_steps)
+
+
+def _count(batches: Any) -> Done:
+    return Done(sum(len(batch["reward"]) for batch in batches))
+
+
+# --- datasets built from a Kabuki file, which is the "folder", as `benchmarks.build` compares them ---
+
+
+def build_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """TFDS's own builder, given the same features, and the arrays of an episode at a time."""
+    import h5py
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import registered
+
+    from kabuki_rlds.build import open_splits
+
+    tfds.disable_progress_bar()
+
+    with open_splits(folder) as opened:
+        features = opened.features
+    with h5py.File(folder) as file:
+        starts = np.append(file["episodes/start"][:episodes], file["episodes/start"][episodes:][:1] if episodes else [])
+        stop = int(starts[episodes]) if episodes and len(starts) > episodes else len(file["reward"])
+        steps = {name: file[name][:stop] for name in features["steps"].feature}
+        metadata = {name: file[f"episodes/metadata/{name}"][:] for name in features if name != "steps"}
+    bounds = np.append(starts[:episodes], stop).astype(int)
+
+    with registered.skip_registration():
+
+        class Generated(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self) -> Any:
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager: Any) -> Any:
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self) -> Any:
+                for i, (a, b) in enumerate(itertools.pairwise(bounds.tolist())):
+                    columns = {name: column[a:b] for name, column in steps.items()}
+                    yield i, {"steps": columns, **{name: column[i] for name, column in metadata.items()}}
+
+    with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:
+        builder = Generated(data_dir=data_dir)
+        start = time.perf_counter()
+        builder.download_and_prepare()
+        return Done(stop, seconds=time.perf_counter() - start)
+
+
+def build_by_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """The builder that `tfds build builders/kabuki_hdf5` runs, from opening the file on."""
+    assert episodes is None
+    import tensorflow_datasets as tfds
+
+    from builders.kabuki_hdf5.kabuki_hdf5_dataset_builder import Builder
+    from kabuki_rlds.formats.rlds.builder import KabukiConfig
+
+    tfds.disable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:
+        start = time.perf_counter()
+        Builder(config=KabukiConfig(name="hopper", path=str(folder)), data_dir=data_dir).download_and_prepare()
+        return Done(_rows(folder), seconds=time.perf_counter() - start)
+
+
+def build_project(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
+    """`kabuki_rlds.build`, the whole call."""
+    assert episodes is None
+    import kabuki_rlds
+
+    with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:
+        start = time.perf_counter()
+        steps = kabuki_rlds.build(folder, data_dir, name="hopper").steps
+        return Done(steps, seconds=time.perf_counter() - start)
+
+
+def _rows(file: pathlib.Path) -> int:
+    import h5py
+
+    with h5py.File(file) as f:
+        return len(f["reward"])
+
+
+def _count_in_graph(batches: Any) -> Done:
+    import tensorflow as tf
+
+    return Done(int(batches.reduce(0, lambda count, batch: count + tf.shape(batch["reward"])[0])))
+
+
 METHODS: Mapping[str, Method] = {
     "project": project,
     "project_none": functools.partial(project, compression="none"),
@@ -136,6 +282,21 @@ METHODS: Mapping[str, Method] = {
     "parse_floor": parse_floor,
     "decode_each": decode_each,
     "decode_episodes": decode_episodes,
+    "build_tfds": build_tfds,
+    "build_by_tfds": build_by_tfds,
+    "build_project": build_project,
+    "load_tfds": load_tfds,
+    "load_tfds_in_graph": load_tfds_in_graph,
+    "load_tfds_cached": load_tfds_cached,
+    "load_tfds_shuffled": load_tfds_shuffled,
+    "load_steps": load,
+    "load_steps_in_graph": functools.partial(load, in_graph=True),
+    "load_steps_shuffled": functools.partial(load, shuffle=True),
+    "load_steps_on_disk": functools.partial(load, shuffle=True, on_disk=True),
+    "load_transitions": functools.partial(load, loader="load_transitions"),
+    "load_transitions_shuffled": functools.partial(load, loader="load_transitions", shuffle=True),
+    "load_steps_numpy": functools.partial(load, as_numpy=True),
+    "load_steps_numpy_shuffled": functools.partial(load, as_numpy=True, shuffle=True),
 }
 
 

@@ -82,7 +82,7 @@ def main() -> None:
         start, cpu = time.perf_counter(), time.process_time()
         done = methods.METHODS[name](folder, target, episodes)
         result = {
-            "seconds": time.perf_counter() - start,
+            "seconds": time.perf_counter() - start if done.seconds is None else done.seconds,
             "cpu": time.process_time() - cpu,
             "steps": done.steps,
             "reading": done.reading,

@@ -8,8 +8,9 @@ where a row is a list of lists of differing lengths.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.shapes)
 
-    @property
+    @functools.cached_property
     def splits(self) -> np.ndarray:
         """Where each row's elements begin in `values`, and the end: int64, (rows + 1,)."""
         return splits_of(self.shapes.prod(axis=1, dtype=np.int64))
@@ -61,13 +62,17 @@ class Nested:
     def __len__(self) -> int:
         return len(self.lengths[0])
 
+    @functools.cached_property
+    def splits(self) -> tuple[np.ndarray, ...]:
+        """For each level, where each list's items begin in the next, and the end."""
+        return tuple(map(splits_of, self.lengths))
+
     def __getitem__(self, rows: slice) -> Nested:
         start, stop, _ = rows.indices(len(self))
         stop = max(start, stop)
         kept = []
-        for lengths in self.lengths:
+        for lengths, splits in zip(self.lengths, self.splits, strict=True):
             kept.append(lengths[start:stop])
-            splits = splits_of(lengths)
             start, stop = int(splits[start]), int(splits[stop])
         return Nested(self.values[start:stop], tuple(kept))
 
@@ -78,7 +83,8 @@ class Nested:
 
 Column: TypeAlias = np.ndarray | Ragged | Nested
 
-_AnyColumn = TypeVar("_AnyColumn", np.ndarray, Ragged, Nested)
+#: The last is a column whose kind is not known.
+_AnyColumn = TypeVar("_AnyColumn", np.ndarray, Ragged, Nested, Column)
 
 
 def concatenate(columns: Sequence[_AnyColumn]) -> _AnyColumn:
@@ -86,13 +92,28 @@ def concatenate(columns: Sequence[_AnyColumn]) -> _AnyColumn:
     first = columns[0]
     if len(columns) == 1:
         return first
+    parts: Sequence[Any] = columns
     if isinstance(first, np.ndarray):
-        return np.concatenate(columns)
-    values = np.concatenate([c.values for c in columns])
+        return np.concatenate(parts)
+    values = np.concatenate([c.values for c in parts])
     if isinstance(first, Ragged):
-        return Ragged(values, np.concatenate([c.shapes for c in columns]))
-    levels = zip(*(c.lengths for c in columns), strict=True)
+        return Ragged(values, np.concatenate([c.shapes for c in parts]))
+    levels = zip(*(c.lengths for c in parts), strict=True)
     return Nested(values, tuple(np.concatenate(level) for level in levels))
+
+
+def take(column: _AnyColumn, rows: np.ndarray) -> _AnyColumn:
+    """The rows of the given numbers, int64 (n,), in that order. They are copies."""
+    if isinstance(column, np.ndarray):
+        return column.take(rows, axis=0)
+    if isinstance(column, Ragged):
+        starts = column.splits[rows]
+        return Ragged(column.values[_runs(starts, column.splits[rows + 1] - starts)], column.shapes[rows])
+    kept = []
+    for lengths, splits in zip(column.lengths, column.splits, strict=True):
+        kept.append(lengths[rows])
+        rows = _runs(splits[rows], kept[-1])
+    return Nested(column.values[rows], tuple(kept))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +160,12 @@ def splits_of(lengths: np.ndarray) -> np.ndarray:
     splits = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=splits[1:])
     return splits
+
+
+def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`start, start + 1, …`, so many of each run, one run after the other."""
+    splits = splits_of(counts)
+    return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
 
 
 def _values_nbytes(values: np.ndarray) -> int:

@@ -24,7 +24,7 @@ from kabuki_rlds.formats.hdf5.chunks import Compression, pack
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Size, Source
-from kabuki_rlds.schema import Schema
+from kabuki_rlds.schema import DERIVED_IN_PART, Schema
 from kabuki_rlds.sizes import human_bytes
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -177,9 +177,7 @@ def _common_schema(completed: list[CompletedSource], opened: list[Source]) -> Sc
     for path, field in first.steps.items():
         how = [whole.schema.steps[path].derived for whole in completed]
         if len(set(how)) > 1:
-            some = (
-                f"{text} in the episodes of {source.label}" for text, source in zip(how, opened, strict=True) if text
-            )
+            some = (f"{text}{DERIVED_IN_PART}{source.label}" for text, source in zip(how, opened, strict=True) if text)
             field = dataclasses.replace(field, derived="; ".join(some))
         steps[path] = field
     return dataclasses.replace(first, steps=steps)

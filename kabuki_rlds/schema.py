@@ -17,6 +17,9 @@ from kabuki_rlds.errors import KabukiError
 
 Kind = Literal["array", "text", "label", "image"]
 
+#: Between how a column was made and where, if it was not made everywhere: some of its sources had it.
+DERIVED_IN_PART = " in the episodes of "
+
 #: The dtype of text and bytes: one Python `bytes` an element.
 BYTES = np.dtype(object)
 
@@ -55,6 +58,11 @@ class Field:
     def is_fixed(self) -> bool:
         """Whether every row has the same shape and none is encoded."""
         return None not in self.shape and not self.nested and not self.encoded
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether no source had such a field, so that nothing is lost without it."""
+        return bool(self.derived) and DERIVED_IN_PART not in self.derived
 
     @property
     def is_list_of_images(self) -> bool:

@@ -51,15 +51,20 @@ def read(folder: Path, split: str = "train") -> Expected:
     return result
 
 
+def collect(episodes: Iterable[dict[str, Any]], features: tfds.features.FeaturesDict) -> Expected:
+    """Reads episodes that have these features, in loops."""
+    result = _nothing(features)
+    _add(result, episodes, features)
+    return result
+
+
 def generated(recipe: Recipe, split: str = "train") -> Expected:
     """What TFDS would decode from a dataset written in order, had it no faults.
 
     For the datasets that TFDS writes but cannot read. Not for recipes with a
     Sequence of dicts, JPEG or files of images.
     """
-    result = _nothing(recipe.features)
-    _add(result, recipe.splits[split], recipe.features)
-    return result
+    return collect(recipe.splits[split], recipe.features)
 
 
 def read_json(file: Path, split: str = "train") -> Expected:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import itertools
 import math
 
 import h5py
@@ -10,6 +12,9 @@ import numpy as np
 
 from kabuki_rlds.formats.hdf5 import chunks, layout
 from kabuki_rlds.schema import BFLOAT16, Field
+
+#: Chunks that are read ahead of the threads that unpack them.
+_AHEAD = 16
 
 
 class FixedWriter:
@@ -130,6 +135,42 @@ class FixedReader:
             self._recent = (offset, chunk)
             parts.append(chunk[max(start - offset, 0) : stop - offset])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        """Puts row `rows[i]` at `out[places[i]]`, reading each chunk once.
+
+        Args:
+          out: (at least rows, *shape) of the field's dtype.
+          rows: numbers of rows, ascending, int64.
+          places: where each goes, int64.
+        """
+        if not out.size:
+            return
+        pending: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+        cuts = np.flatnonzero(np.diff(rows // self.run_rows)) + 1
+        for a, b in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
+            start, stop = int(rows[a]), int(rows[b - 1]) + 1
+            if self._filters is not None:
+                offset = start - start % self.run_rows
+                skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
+                if not skipped:
+                    pending.append(self._executor.submit(self._place, stored, out, rows[a:b] - offset, places[a:b]))
+                    if len(pending) > _AHEAD:
+                        pending.popleft().result()
+                    continue
+            out[places[a:b]] = self._read_by_hdf5(start, stop)[rows[a:b] - start]
+        for placed in pending:
+            placed.result()
+
+    @property
+    def run_rows(self) -> int:
+        """How many rows are read at once, where any of them is wanted: those of a chunk."""
+        if self._dataset.chunks:
+            return int(self._dataset.chunks[0])
+        return layout.chunk_rows(math.prod(self._shape) * self._dtype.itemsize)
+
+    def _place(self, stored: bytes, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        out[places] = self._unpack(stored)[rows]
 
     def _unpack(self, stored: bytes) -> np.ndarray:
         assert self._filters is not None

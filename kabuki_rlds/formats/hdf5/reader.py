@@ -13,7 +13,7 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
-from kabuki_rlds import convention
+from kabuki_rlds import convention, interruption
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
@@ -149,8 +149,8 @@ class KabukiSource:
         sample = next(self.blocks(), None)
         return Size(self.num_steps, True, os.path.getsize(self.path), sample)
 
-    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
-        """All steps in order. `only` names the step fields to read; then no metadata is."""
+    def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
+        """All steps in order. `only` names the step fields to read; then no metadata is, but `with_metadata`."""
         readers = {
             path: column_reader(dataset, self.schema.steps[path], self._executor)
             for path, dataset in self.step_datasets.items()
@@ -159,11 +159,12 @@ class KabukiSource:
         metadata = {
             path: column_reader(dataset, self.schema.metadata[path], self._executor)
             for path, dataset in self.metadata_datasets.items()
-            if only is None
+            if only is None or with_metadata
         }
         rows = self._block_rows(readers)
         bounds = [*range(0, self.num_steps, rows), self.num_steps] if self.num_steps else [0, 0]
         for start, stop in itertools.pairwise(bounds):
+            interruption.check()
             first = int(np.searchsorted(self.starts, start)) if start else 0
             end = self.num_episodes if stop == self.num_steps else int(np.searchsorted(self.starts, stop))
             yield Block(

@@ -14,15 +14,20 @@ under `/companion/<path>`:
 
 from __future__ import annotations
 
+import itertools
+
 import h5py
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged, splits_of
+from kabuki_rlds.block import Column, Nested, Ragged, concatenate, splits_of, take
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)
+
+#: To read a row that is not wanted costs so much less than to begin to read anew.
+_GAP_ROWS = 16
 
 
 class TextWriter:
@@ -149,6 +154,9 @@ class NestedWriter:
 class VariableReader:
     """Reads rows of a dataset of text or of variable length."""
 
+    #: How many rows are read at once at the most, where only some are wanted.
+    run_rows = layout.VARIABLE_CHUNK_ROWS
+
     def __init__(self, dataset: h5py.Dataset, field: Field):
         self._dataset = dataset
         self._field = field
@@ -188,6 +196,15 @@ class VariableReader:
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
         return Ragged(values, np.column_stack(columns).astype(np.int64))
+
+    def take(self, rows: np.ndarray) -> Column:
+        """The rows of the given numbers: at least one, ascending, int64."""
+        apart = (np.diff(rows) > _GAP_ROWS) | (np.diff(rows // self.run_rows) > 0)
+        parts = []
+        for a, b in itertools.pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]):
+            column = self.read(int(rows[a]), int(rows[b - 1]) + 1)
+            parts.append(take(column, rows[a:b] - rows[a]))
+        return concatenate(parts)
 
     @property
     def _num_levels(self) -> int:

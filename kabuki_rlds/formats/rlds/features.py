@@ -90,7 +90,7 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
         dtype=BYTES if dtype.kind in "OSU" else dtype,
         shape=tuple(info.shape),
         kind=_kind(item, dtype),
-        names=tuple(item.names) if isinstance(item, tfds.features.ClassLabel) and item.names else None,
+        names=_class_names(item),
         nested=info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0,
     )
     wire = _wire(path, in_steps, field, item, lengths)
@@ -121,6 +121,15 @@ def _unwrap(feature: Any) -> tuple[tuple[int | None, ...], Any]:
         lengths.append(sequence_length(feature))
         feature = feature.feature
     return tuple(lengths), feature
+
+
+def _class_names(item: Any) -> tuple[str, ...] | None:
+    import tensorflow_datasets as tfds
+
+    # Of an image, they are the classes that its pixels are.
+    if not isinstance(item, (tfds.features.ClassLabel, tfds.features.LabeledImage)) or not item.num_classes:
+        return None
+    return tuple(item.names)
 
 
 def _kind(item: Any, dtype: np.dtype) -> Kind:

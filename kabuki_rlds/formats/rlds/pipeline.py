@@ -143,7 +143,7 @@ class Pipeline:
         @tf.function(input_signature=[files_spec, tf.TensorSpec([], tf.int64)], autograph=False)
         def decode(files: dict[str, tf.Tensor], row: tf.Tensor) -> Any:
             part = {key: values[row : row + window] for key, values in files.items()}
-            return {path: _decode_all(image, part[image.key]) for path, image in images.items()}
+            return {path: decode_all(image, part[image.key]) for path, image in images.items()}
 
         self._parse, self._decode = parse.get_concrete_function(), decode.get_concrete_function()
 
@@ -218,7 +218,7 @@ def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, 
     return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, pixels)
 
 
-def _decode_all(image: Images, files: tf.Tensor) -> Any:
+def decode_all(image: Images, files: tf.Tensor) -> Any:
     """Decodes a vector of image files to an array, or to (flat pixels, shapes) where sizes are not known."""
     import tensorflow as tf
 

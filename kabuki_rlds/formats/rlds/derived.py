@@ -1,0 +1,316 @@
+"""The TFDS features of a schema: those it came from, or else ones derived from its fields.
+
+This is the inverse of `features.read`. Where the schema names TFDS features (it came
+from an RLDS dataset), those are taken, so that RLDS -> HDF5 -> RLDS gives equal
+features. All else is derived from what the arrays are, such that TFDS stores every
+value to the bit and can read it back.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds import features as rlds_features
+from kabuki_rlds.formats.rlds.features import STEPS, Leaf
+from kabuki_rlds.schema import BFLOAT16, BYTES, Field, Schema
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+#: How images that are stored as arrays are encoded in the records.
+ImageFormat = Literal["png", "jpeg"]
+
+#: What the lists of a `tf.train.Example`, of int64 and float32, hold to the bit.
+_EXACT = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float32")
+#: What they do not, and TFDS reads back from bytes. It does not read uint32 from bytes.
+_AS_BYTES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint64"),
+    *("float16", "bfloat16", "float32", "float64"),
+)
+
+#: An array of bytes in three dimensions is taken for an image from this height and width on.
+_LEAST_IMAGE_SIDE = 32
+_IMAGE_CHANNELS = {"uint8": (1, 3, 4), "uint16": (1, 3, 4), "float32": (1,)}
+
+
+def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.FeaturesDict:
+    """The TFDS features of a dataset with this schema: `{"steps": Dataset({…}), **episode fields}`.
+
+    With `schema.features`, they are those, and
+
+    * a step field that they do not list is added, unless it is `derived` in all
+      episodes: then a converter added it, and it is left out;
+    * an image that is stored as an array has its format changed to PNG where it was
+      JPEG, since that would be a second loss.
+
+    Without, each field gets a feature by its dtype, shape and kind: labels with names
+    are ClassLabels (int64), and what TFDS would not store to the bit, or not read
+    back, has the encoding "bytes" ("zlib" makes numbers larger, and slower to read).
+    A uint8 array (height, width, 1, 3 or 4) of 32 pixels or more a side is an image.
+
+    Args:
+      schema: what the steps and the episodes carry.
+      images: the format of images that are stored as arrays. "jpeg" is lossy, and is
+        used for uint8 of 1 or 3 channels whose feature does not say PNG.
+
+    Raises:
+      KabukiError: the schema names features that are no RLDS features, or that do not
+        fit its fields; or no feature can hold a field.
+    """
+    import tensorflow_datasets as tfds
+
+    if not schema.features:
+        steps = {path: _feature(field, path, images) for path, field in schema.steps.items()}
+        metadata = {path: _feature(field, path, images) for path, field in schema.metadata.items()}
+        return tfds.features.FeaturesDict({**_nested(metadata), STEPS: tfds.features.Dataset(_nested(steps))})
+    listed = _parse(schema.features)
+    leaves = _leaves(listed)
+    _check_fit(schema, leaves)
+    formats = {
+        (leaf.in_steps, leaf.path): images
+        for leaf in leaves
+        if leaf.field.kind == "image" and not _field_of(schema, leaf).encoded
+    }
+    proto = listed.to_json_content()
+    if _change_formats(proto.features, formats):
+        listed = tfds.features.FeaturesDict.from_json_content(proto)
+        leaves = _leaves(listed)
+    for leaf in leaves:
+        names = _field_of(schema, leaf).names
+        # Without names TFDS numbers the classes, and says so as if these were their names.
+        if names and names != tuple(map(str, range(len(names)))):
+            _name_classes(leaf, names)
+    return _with_unlisted(listed, leaves, schema, images)
+
+
+def _parse(features_json: str) -> tfds.features.FeaturesDict:
+    import tensorflow_datasets as tfds
+
+    rlds_features.check_class_names(features_json, "the attribute 'features'")
+    try:
+        features = tfds.features.FeatureConnector.from_json(json.loads(features_json))
+    except Exception as e:
+        raise KabukiError(
+            f"the attribute 'features' holds no features that TFDS knows ({type(e).__name__}: {e}); "
+            "without it they are derived from the arrays"
+        ) from e
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise KabukiError("the attribute 'features' is no dict of features; without it they are derived")
+    return features
+
+
+def _leaves(features: tfds.features.FeaturesDict) -> list[Leaf]:
+    try:
+        return rlds_features.read(features)
+    except KabukiError as e:
+        raise KabukiError(f"the attribute 'features': {e}; without it they are derived from the arrays") from e
+
+
+def _field_of(schema: Schema, leaf: Leaf) -> Field:
+    return (schema.steps if leaf.in_steps else schema.metadata)[leaf.path]
+
+
+def _check_fit(schema: Schema, leaves: list[Leaf]) -> None:
+    remedy = "mend the one or the other, or delete the attribute 'features', and they are derived from the arrays"
+    for leaf in leaves:
+        what = "step field" if leaf.in_steps else "episode field"
+        stored = (schema.steps if leaf.in_steps else schema.metadata).get(leaf.path)
+        if stored is None:
+            raise KabukiError(f"{what} {leaf.path!r} is listed in the attribute 'features' but not stored; {remedy}")
+        fits = (
+            stored.dtype == leaf.field.dtype
+            and len(stored.shape) == len(leaf.field.shape)
+            and all(b is None or a == b for a, b in zip(stored.shape, leaf.field.shape, strict=True))
+            and stored.nested == leaf.field.nested
+            and (leaf.field.kind == "image" or not stored.encoded)
+        )
+        if not fits:
+            raise KabukiError(
+                f"{what} {leaf.path!r} is stored as {stored.describe()}, "
+                f"but the attribute 'features' says {leaf.field.describe()}; {remedy}"
+            )
+
+
+def _change_formats(
+    protos: Mapping[str, Any], formats: Mapping[tuple[bool, str], ImageFormat], at: tuple[bool, str] | None = None
+) -> bool:
+    """Sets the formats of images in TFDS's protos of features, and says whether any changed.
+
+    Args:
+      protos: name to proto.
+      formats: (in the steps, path) of an image to its format.
+      at: where `protos` stand; None at the top.
+    """
+    changed = False
+    for name, proto in protos.items():
+        in_steps, prefix = at or (name == STEPS, "")
+        path = "" if at is None and in_steps else f"{prefix}/{name}" if prefix else name
+        while proto.WhichOneof("content") == "sequence":
+            # The Dataset of the steps is one too.
+            proto = proto.sequence.feature
+        kind = proto.WhichOneof("content")
+        if kind == "features_dict":
+            changed |= _change_formats(proto.features_dict.features, formats, (in_steps, path))
+        elif kind in ("image", "video") and (in_steps, path) in formats:
+            image = getattr(proto, kind)
+            wanted = formats[in_steps, path]
+            stated = image.encoding_format
+            lossy_anyway = wanted == "jpeg" and stated != "png" and _can_be_jpeg(image) and not image.HasField("label")
+            if lossy_anyway or stated == "jpeg":
+                image.encoding_format = wanted
+                changed |= image.encoding_format != stated
+    return changed
+
+
+def _can_be_jpeg(image: Any) -> bool:
+    return image.dtype == "uint8" and image.shape.dimensions[-1] in (1, 3)
+
+
+def _with_unlisted(
+    features: tfds.features.FeaturesDict, leaves: list[Leaf], schema: Schema, images: ImageFormat
+) -> tfds.features.FeaturesDict:
+    """Adds the fields that the features do not list and no converter made."""
+    import tensorflow_datasets as tfds
+
+    listed = {(leaf.in_steps, leaf.path) for leaf in leaves}
+    steps, metadata = (
+        {
+            path: _feature(field, path, images)
+            for path, field in fields.items()
+            if (in_steps, path) not in listed and not field.is_derived
+        }
+        for in_steps, fields in ((True, schema.steps), (False, schema.metadata))
+    )
+    if not steps and not metadata:
+        return features
+    known = dict(features.items())
+    known_steps = _tree(known.pop(STEPS).feature)
+    tree = {name: _tree(feature) for name, feature in known.items()}
+    return tfds.features.FeaturesDict(
+        {**_nested(metadata, tree), STEPS: tfds.features.Dataset(_nested(steps, known_steps))}
+    )
+
+
+def _tree(feature: Any) -> Any:
+    """A dict of features as a plain dict, which can be added to."""
+    import tensorflow_datasets as tfds
+
+    if type(feature) is not tfds.features.FeaturesDict:
+        return feature
+    return {name: _tree(inner) for name, inner in feature.items()}
+
+
+def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Puts what stands at paths into a dict of dicts."""
+    tree: dict[str, Any] = {} if into is None else into
+    for path, feature in flat.items():
+        *groups, name = path.split("/")
+        at = tree
+        for group in groups:
+            at = at.setdefault(group, {})
+            if not isinstance(at, dict):
+                raise KabukiError(f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it")
+        if name in at or (at is tree and name == STEPS):
+            raise KabukiError(f"field {path!r}: there is another of this name in RLDS; rename it")
+        at[name] = feature
+    return tree
+
+
+def _feature(field: Field, path: str, images: ImageFormat) -> Any:
+    """The feature that holds a field's rows to the bit."""
+    import tensorflow_datasets as tfds
+
+    if field.kind == "label" and field.names:
+        return _in_lists(_label(field.names, path), len(field.shape))
+    if field.nested:
+        return _in_lists(_tensor(field.dtype, field.shape[field.nested :], path), field.nested)
+    if _is_image(field):
+        *lists, height, width, channels = field.shape if len(field.shape) > 2 else (None, None, 3)
+        stays = field.encoded or field.dtype != np.uint8 or channels == 4
+        picture = tfds.features.Image(
+            shape=(height, width, channels),
+            dtype=field.dtype,
+            encoding_format=None if field.encoded else "png" if stays else images,
+        )
+        return _in_lists(picture, len(lists))
+    return _tensor(field.dtype, field.shape, path)
+
+
+def _is_image(field: Field) -> bool:
+    if field.encoded:
+        return True
+    if field.shape[-1:] == () or field.shape[-1] not in _IMAGE_CHANNELS.get(field.dtype.name, ()):
+        return False
+    height_width = field.shape[-3:-1]
+    if field.kind == "image":
+        return len(field.shape) in (3, 4) and 0 not in field.shape
+    return (
+        field.kind == "array"
+        and field.dtype == np.uint8
+        and len(field.shape) == 3
+        and all(side is not None and side >= _LEAST_IMAGE_SIDE for side in height_width)
+    )
+
+
+def _tensor(dtype: np.dtype, shape: tuple[int | None, ...], path: str) -> Any:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    # TFDS cannot read back unknown dimensions, or none to count, without an encoding.
+    countable = None not in shape and 0 not in shape
+    if dtype == BYTES and not shape:
+        return tfds.features.Text()
+    if countable and (dtype == BYTES or dtype.name in _EXACT):
+        return tfds.features.Tensor(shape=shape, dtype=np.str_ if dtype == BYTES else dtype)
+    if dtype.name in _AS_BYTES:
+        # TFDS knows bfloat16 by TensorFlow's name alone.
+        known = tf.bfloat16 if dtype == BFLOAT16 else dtype
+        return tfds.features.Tensor(shape=shape, dtype=known, encoding="bytes")
+    if (dtype == BYTES or dtype.name in _EXACT) and None not in shape[1:] and 0 not in shape[1:]:
+        return tfds.features.Sequence(_tensor(dtype, shape[1:], path))
+    raise KabukiError(
+        f"field {path!r}: TFDS has no feature that it can read back for {Field(dtype, shape).describe()}; "
+        "store it with another type or shape"
+    )
+
+
+def _label(names: tuple[str, ...], path: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    # TFDS keeps the names as the lines of a file, and strips them.
+    bad = next((name for name in names if name != name.strip() or not name or "\n" in name), None)
+    if bad is not None:
+        raise KabukiError(f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it")
+    if len(set(names)) < len(names):
+        raise KabukiError(f"field {path!r}: two classes have the same name, which TFDS refuses; rename one")
+    return tfds.features.ClassLabel(names=list(names))
+
+
+def _in_lists(feature: Any, depth: int) -> Any:
+    """The feature in Sequences of any length; TFDS cannot read all of those whose length is fixed."""
+    import tensorflow_datasets as tfds
+
+    for _ in range(depth):
+        feature = tfds.features.Sequence(feature)
+    return feature
+
+
+def _name_classes(leaf: Leaf, names: tuple[str, ...]) -> None:
+    """Gives a feature the names of its classes, which TFDS's JSON lacks, from a file as TFDS has them."""
+    import tensorflow_datasets as tfds
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = tfds.features.ClassLabel.get_names_filepath(folder, "classes")
+        file.write_text("\n".join(names))
+        try:
+            leaf.feature.load_metadata(folder, "classes")
+        except ValueError as e:
+            raise KabukiError(
+                f"field {leaf.path!r}: its class names do not fit the feature that the attribute 'features' says ({e})"
+            ) from e

@@ -1,0 +1,188 @@
+"""Kabuki files as one table: their steps end to end, read by spans or by any rows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from kabuki_rlds.block import Column, concatenate, splits_of, take
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, KabukiSource, column_reader
+from kabuki_rlds.schema import BYTES, Field, Schema
+
+#: Gives the rows of the given numbers, int64 (n,), of the fields of the given paths.
+Take: TypeAlias = Callable[[Sequence[str], np.ndarray], dict[str, Column]]
+
+#: What Python adds to each row of text or of variable length.
+_OBJECT_BYTES = 64
+#: Rows that are read at once take about this much.
+_SPAN_BYTES = 16 << 20
+
+
+class Table:
+    """The steps of one or several files, open to read.
+
+    Args:
+      paths: the files, in order.
+      select: which step fields to read, given those of the first file.
+
+    Attributes:
+      fields: path to field, of the selected ones.
+      starts, ends: the first row of each episode, and the one after its last: int64.
+      num_rows: how many rows there are.
+      threads: what unpacks chunks, and decodes images.
+
+    Raises:
+      KabukiError: a file cannot be opened, or is not whole, or a field of one does
+        not fit that of the first.
+    """
+
+    def __init__(self, paths: Sequence[str], select: Callable[[dict[str, Field]], Sequence[str]]):
+        self._stack = contextlib.ExitStack()
+        try:
+            self._sources = [self._open(path) for path in paths]
+            first = self._sources[0].schema.steps
+            self.fields = {path: first[path] for path in select(first)}
+            for source in self._sources[1:]:
+                theirs = {path: source.schema.steps[path] for path in self.fields if path in source.schema.steps}
+                Schema(self.fields, {}).check_fit(Schema(theirs, {}), paths[0], source.path)
+            self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
+            self.num_rows = int(self._splits[-1])
+            bounds = [
+                (source.starts + at, np.append(source.starts[1:], source.num_steps)[: source.num_episodes] + at)
+                for source, at in zip(self._sources, self._splits.tolist(), strict=False)
+            ]
+            self.starts, self.ends = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
+            self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+            self._stack.callback(self.threads.shutdown, cancel_futures=True)
+            self._readers = [{path: self._reader(source, path) for path in self.fields} for source in self._sources]
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: str) -> KabukiSource:
+        source = self._stack.enter_context(KabukiSource(path))
+        source.check_whole()
+        return source
+
+    def _reader(self, source: KabukiSource, path: str) -> ColumnReader:
+        with _naming(source, path, "it"):
+            return column_reader(source.step_datasets[path], source.schema.steps[path], self.threads)
+
+    @functools.cached_property
+    def row_nbytes(self) -> int:
+        """About how many bytes a row of the selected fields takes, as it is stored before any gzip."""
+        sizes = [field.row_nbytes for field in self.fields.values()]
+        known = sum(size or 0 for size in sizes)
+        if None in sizes:
+            # What varies is stored as it is, so the files' sizes bound it.
+            stored = sum(source.file.id.get_filesize() for source in self._sources)
+            known += stored // max(self.num_rows, 1) + _OBJECT_BYTES * sizes.count(None)
+        return max(known, 1)
+
+    def read(self, start: int, stop: int) -> dict[str, Column]:
+        """Rows `start` to `stop` of all fields."""
+        return {path: concatenate([part for _, part in self._parts(path, start, stop)]) for path in self.fields}
+
+    def load(self) -> dict[str, Column]:
+        """All rows of all fields."""
+        return {path: self._load(path, field) for path, field in self.fields.items()}
+
+    def _load(self, path: str, field: Field) -> Column:
+        step = max(1, _SPAN_BYTES // self.row_nbytes)
+        spans = ((start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step))
+        parts = (part for span in spans for part in self._parts(path, *span))
+        if not _is_fixed(field):
+            return concatenate([part for _, part in parts])
+        out = np.empty((self.num_rows, *(d for d in field.shape if d is not None)), field.dtype)
+        for at, part in parts:
+            out[at : at + len(part)] = part
+        return out
+
+    def _parts(self, path: str, start: int, stop: int) -> Iterator[tuple[int, Column]]:
+        """(first row, rows) of the part of each file that has some of the rows `start` to `stop`."""
+        for i, (first, end) in enumerate(itertools.pairwise(self._splits.tolist())):
+            a, b = max(start, first), min(stop, end)
+            if a < b:
+                with _naming(self._sources[i], path, f"rows {a - first} to {b - first - 1}"):
+                    part = self._readers[i][path].read(a - first, b - first)
+                yield a, part
+
+    def take(self, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
+        """The rows of the given numbers, in any order; every chunk of the files is read once at the most."""
+        order = np.argsort(rows)
+        ascending = rows[order]
+        cuts = np.searchsorted(ascending, self._splits).tolist()
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        columns: dict[str, Column] = {}
+        for path in paths:
+            field = self.fields[path]
+            out = None
+            if _is_fixed(field):
+                out = np.empty((len(rows), *(d for d in field.shape if d is not None)), field.dtype)
+            parts = []
+            for i, (a, b) in enumerate(itertools.pairwise(cuts)):
+                if a < b:
+                    numbers = ascending[a:b] - self._splits[i]
+                    parts.append(self._take(i, path, numbers, out, order[a:b]))
+            columns[path] = out if out is not None else take(concatenate(parts), back)
+        return columns
+
+    def _take(self, i: int, path: str, rows: np.ndarray, out: np.ndarray | None, places: np.ndarray) -> Column:
+        """Rows of the i-th file, put at their places in `out` where the field is fixed."""
+        reader = self._readers[i][path]
+        try:
+            if isinstance(reader, FixedReader):
+                assert out is not None
+                reader.take_into(out, rows, places)
+                return out
+            return reader.take(rows)
+        except READ_ERRORS:
+            # It was one of many rows: read them chunk by chunk to tell which.
+            for first in np.unique(rows - rows % reader.run_rows).tolist():
+                last = min(first + reader.run_rows, self._sources[i].num_steps) - 1
+                with _naming(self._sources[i], path, f"rows {first} to {last}"):
+                    reader.read(first, last + 1)
+            raise
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._stack.close()
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def within(columns: dict[str, Column], first: int = 0) -> Take:
+    """Takes rows out of columns that are held in memory, of which row 0 is the table's row `first`."""
+
+    def taken(paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
+        rows = rows - first if first else rows
+        return {path: take(columns[path], rows) for path in paths}
+
+    return taken
+
+
+def _is_fixed(field: Field) -> bool:
+    return field.is_fixed and field.dtype != BYTES
+
+
+@contextlib.contextmanager
+def _naming(source: KabukiSource, path: str, what: str) -> Iterator[None]:
+    """Says in which field of which file reading failed."""
+    try:
+        yield
+    except READ_ERRORS as e:
+        raise KabukiError(f"{source.path}: field {path!r}: {what} cannot be read: {e}") from e
