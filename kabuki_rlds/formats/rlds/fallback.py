@@ -1,4 +1,4 @@
-"""Fields that no fast path covers, by TFDS's own decoding: slower, and right.
+"""Fields that no fast path covers, by TFDS's own decoding and encoding: slower, and right.
 
 TFDS is given only the features in question, so that one such field does not slow
 down, or change, how the others are read.
@@ -7,12 +7,13 @@ down, or change, how the others are read.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged
+from kabuki_rlds.block import Block, Column, Nested, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length
 from kabuki_rlds.schema import BYTES, Field
@@ -42,20 +43,8 @@ class Reader:
     """
 
     def __init__(self, leaves: Sequence[Leaf], features: Any):
-        import tensorflow_datasets as tfds
-
         self._leaves = leaves
-        in_steps = {leaf.path for leaf in leaves if leaf.in_steps}
-        of_episode = {leaf.path for leaf in leaves if not leaf.in_steps}
-        chosen = {}
-        if in_steps:
-            chosen[STEPS] = tfds.features.Dataset(_subset(features[STEPS].feature, in_steps, ""))
-        for name, feature in features.items():
-            if name != STEPS:
-                kept = _subset_of(feature, of_episode, name)
-                if kept is not None:
-                    chosen[name] = kept
-        self._features = tfds.features.FeaturesDict(chosen)
+        self._features = _chosen(leaves, features)
 
     def __bool__(self) -> bool:
         return bool(self._leaves)
@@ -96,6 +85,118 @@ class Reader:
                 if in_steps:
                     column.append(_at(step, path))
         return count
+
+
+class Writer:
+    """Encodes some fields of episodes with TFDS.
+
+    An episode is begun, its steps are added, and `end` gives what was made of it.
+
+    Args:
+      leaves: the fields to write.
+      features: the features of the whole dataset.
+    """
+
+    def __init__(self, leaves: Sequence[Leaf], features: Any):
+        import tensorflow_datasets as tfds
+
+        self._leaves = leaves
+        self._features = _chosen(leaves, features)
+        self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
+        self._rows: dict[tuple[bool, str], list[Any]] = {}
+
+    def begin(self, block: Block, episode: int) -> None:
+        """Begins the episode that is the block's `episode`-th to begin."""
+        self._rows = {
+            (leaf.in_steps, leaf.path): []
+            if leaf.in_steps
+            else _values(block.metadata[leaf.path][episode : episode + 1], leaf)
+            for leaf in self._leaves
+        }
+
+    def add(self, block: Block, start: int, stop: int) -> None:
+        """Adds rows of a block to the steps of the episode."""
+        for leaf in self._leaves:
+            if leaf.in_steps:
+                self._rows[True, leaf.path] += _values(block.steps[leaf.path][start:stop], leaf)
+
+    def end(self) -> bytes:
+        """The serialized entries of the episode in its example's map of features.
+
+        Raises:
+          KabukiError: TFDS cannot encode a value.
+        """
+        if not self._leaves:
+            return b""
+        episode = {
+            name: _filled(feature.feature, "", self._rows, in_steps=True)
+            if name == STEPS
+            else _filled(feature, name, self._rows, in_steps=False)
+            for name, feature in self._features.items()
+        }
+        try:
+            example = self._serializer.get_tf_example(self._features.encode_example(episode))
+        except Exception as e:
+            paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
+            raise KabukiError(f"TFDS cannot encode an episode's {paths}: {str(e).strip().splitlines()[0]}") from e
+        entries: bytes = example.features.SerializeToString()
+        return entries
+
+
+def _values(column: Column, leaf: Leaf) -> list[Any]:
+    """Each row of a column as TFDS takes it: an array, or a list of lists of arrays."""
+    if isinstance(column, Nested):
+        items = list(column.values)
+        for lengths in reversed(column.lengths):
+            splits = splits_of(lengths).tolist()
+            items = [items[a:b] for a, b in itertools.pairwise(splits)]
+        return items
+    values = column if isinstance(column, np.ndarray) else column.values
+    if values.dtype == np.float64 and _is_stored_as(leaf.feature, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = (values.astype(np.float32) != values) & ~np.isnan(values)
+        if lost.any():
+            raise KabukiError(
+                f"field {leaf.path!r}: TFDS stores float64 as float32, which cannot hold {values[lost][0]!r}"
+            )
+    if isinstance(column, np.ndarray):
+        return [np.asarray(row, column.dtype) for row in column]
+    splits = column.splits.tolist()
+    rows = zip(itertools.pairwise(splits), column.shapes.tolist(), strict=True)
+    return [values[a:b].reshape(shape) for (a, b), shape in rows]
+
+
+def _is_stored_as(feature: Any, dtype: type[np.generic]) -> bool:
+    stored = feature.get_serialized_info()
+    return not isinstance(stored, dict) and stored.np_dtype == dtype
+
+
+def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in_steps: bool) -> Any:
+    """The rows of the steps, or the one of an episode, in the form of a feature: dicts of them."""
+    import tensorflow_datasets as tfds
+
+    if (in_steps, path) in rows:
+        found = rows[in_steps, path]
+        return found if in_steps else found[0]
+    inner = feature if isinstance(feature, tfds.features.FeaturesDict) else feature.feature
+    return {name: _filled(f, f"{path}/{name}" if path else name, rows, in_steps) for name, f in inner.items()}
+
+
+def _chosen(leaves: Sequence[Leaf], features: Any) -> Any:
+    """The part of a dataset's features that holds some leaves."""
+    import tensorflow_datasets as tfds
+
+    in_steps = {leaf.path for leaf in leaves if leaf.in_steps}
+    of_episode = {leaf.path for leaf in leaves if not leaf.in_steps}
+    chosen = {}
+    if in_steps:
+        chosen[STEPS] = tfds.features.Dataset(_subset(features[STEPS].feature, in_steps, ""))
+    for name, feature in features.items():
+        if name != STEPS:
+            kept = _subset_of(feature, of_episode, name)
+            if kept is not None:
+                chosen[name] = kept
+    return tfds.features.FeaturesDict(chosen)
 
 
 def _subset_of(feature: Any, paths: set[str], path: str) -> Any:

@@ -1,0 +1,1 @@
+"""The dataset builder that `tfds build` runs on Kabuki files."""

@@ -1,0 +1,288 @@
+"""Builds RLDS datasets, as TFDS reads them, from Kabuki files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from tqdm import tqdm
+
+from kabuki_rlds import interruption
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.source import Source
+from kabuki_rlds.sizes import human_bytes
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    from kabuki_rlds.formats.rlds.derived import ImageFormat
+
+Path: TypeAlias = str | os.PathLike[str]
+#: One file or several in order, all of the split `train`; or those of each split.
+Files: TypeAlias = Path | Sequence[Path] | Mapping[str, Path | Sequence[Path]]
+
+_NAME = re.compile(r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?")
+_SPLIT = re.compile(r"\w[\w-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What came of a build.
+
+    Attributes:
+      path: the folder of the dataset's version, which `tfds.builder_from_directory` takes.
+      splits: name of each split to number of its episodes.
+      steps: number of steps of all splits.
+      num_bytes: size on disk.
+    """
+
+    path: pathlib.Path
+    splits: dict[str, int]
+    steps: int
+    num_bytes: int
+
+    @property
+    def episodes(self) -> int:
+        """Number of episodes of all splits."""
+        return sum(self.splits.values())
+
+
+@interruption.held_back()
+def build(
+    files: Files,
+    data_dir: Path,
+    *,
+    name: str | None = None,
+    file_format: Literal["tfrecord", "array_record"] = "tfrecord",
+    images: ImageFormat = "png",
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Built:
+    """Builds an RLDS dataset that `tfds.load` reads, from one Kabuki file or several.
+
+    Its features are those that the first file came from, where it came from RLDS,
+    else derived from its arrays: see `formats.rlds.derived`. The episodes of a split
+    are in the order of its files, and TFDS reads them in this order.
+
+    The dataset is written beside its folder and renamed when it is whole: an error
+    leaves nothing, and an old dataset as it was.
+
+    Args:
+      files: Kabuki HDF5 files: one, or several that are stitched in the order given,
+        for the split `train`; or split to file or files.
+      data_dir: where the dataset goes: `<data_dir>/<name>/<version>`.
+      name: name of the dataset, with `/` that of a config; by default what the first
+        file says, else its name.
+      file_format: of the shards.
+      images: how images that are stored as arrays are encoded; "jpeg" is lossy. Those
+        that are stored as image files stay as they are.
+      overwrite: replace the dataset of this name and version.
+      progress: show a progress bar on stderr.
+
+    Raises:
+      KabukiError: a file cannot be read, files do not fit each other, a value cannot
+        be stored as its feature says, or the dataset exists or cannot be written.
+    """
+    with open_splits(files, images) as opened:
+        from kabuki_rlds.formats.rlds import writer
+        from kabuki_rlds.formats.rlds.staging import StagedFolder
+
+        dataset, config = _dataset_name(name, opened)
+        info = opened.first.schema.info
+        version = writer.valid_version(info.version)
+        folder = pathlib.Path(data_dir).expanduser().joinpath(dataset, *filter(None, [config]), version)
+        with (
+            StagedFolder(folder, overwrite=overwrite) as staged,
+            tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,
+        ):
+            opened.check_disk(staged.partial)
+            splits = [
+                opened.write(split, writer.shard_template(staged.partial, dataset, split, file_format), bar=bar)
+                for split in opened.sources
+            ]
+            writer.write_info(staged.partial, dataset, config, version, opened.features, info, splits, file_format)
+            staged.commit()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    return Built(folder, {split.name: split.num_examples for split in splits}, opened.num_steps, size)
+
+
+class OpenedSplits:
+    """The sources of the splits of one dataset, which fit each other.
+
+    Attributes:
+      sources: split to its sources, in order.
+      features: the TFDS features of all of them.
+      num_steps: how many steps were written so far.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat):
+        self.sources = sources
+        self.features = _common_features([source for of_split in sources.values() for source in of_split], images)
+        self.num_steps = 0
+        self._sizes = {split: [source.size() for source in of_split] for split, of_split in sources.items()}
+
+    @property
+    def first(self) -> Source:
+        """The source whose name, version and so on the dataset takes."""
+        return next(iter(self.sources.values()))[0]
+
+    def num_episodes(self, split: str) -> int:
+        return sum(source.num_episodes for source in self.sources[split])
+
+    @property
+    def total_steps(self) -> int:
+        """How many steps all splits have, or about that many."""
+        return sum(size.steps for sizes in self._sizes.values() for size in sizes)
+
+    def check_disk(self, folder: pathlib.Path) -> None:
+        """Refuses to begin where the disk cannot hold the records.
+
+        Raises:
+          KabukiError: it cannot.
+        """
+        needed, free = sum(self._num_bytes.values()), shutil.disk_usage(folder).free
+        if needed > free:
+            raise KabukiError(f"{folder}: needs about {human_bytes(needed)}, but the disk has {human_bytes(free)} free")
+
+    def shard_lengths(self, split: str, limit: int | None = None, shard_config: Any = None) -> list[int]:
+        """How many episodes each shard of a split gets.
+
+        Args:
+          split: the split.
+          limit: take no more episodes than this.
+          shard_config: TFDS's `ShardConfig`, None for its defaults.
+        """
+        from kabuki_rlds.formats.rlds import writer
+
+        episodes = self.num_episodes(split)
+        taken = episodes if limit is None else min(limit, episodes)
+        return writer.shard_lengths(taken, self._num_bytes[split] * taken // max(episodes, 1), shard_config)
+
+    def write(
+        self,
+        split: str,
+        template: tfds.core.ShardedFileTemplate,
+        *,
+        limit: int | None = None,
+        shard_config: Any = None,
+        bar: tqdm[Any] | None = None,
+    ) -> tfds.core.SplitInfo:
+        """Writes the shards of a split.
+
+        Args:
+          split: the split.
+          template: names the shards.
+          limit: take no more episodes than this.
+          shard_config: TFDS's `ShardConfig`, None for its defaults.
+          bar: counts the steps.
+
+        Returns:
+          what TFDS keeps of the split.
+
+        Raises:
+          KabukiError: a source cannot be read, or a value not be stored.
+        """
+        from kabuki_rlds.formats.rlds.writer import SplitWriter
+
+        lengths = self.shard_lengths(split, limit, shard_config)
+        with SplitWriter(template, self.features, lengths) as writer:
+            for source in self.sources[split]:
+                for block in source.blocks():
+                    if writer.is_full:
+                        break
+                    writer.write(block)
+                    self.num_steps += block.num_steps
+                    if bar is not None:
+                        bar.update(block.num_steps)
+            info = writer.close()
+        if info.num_examples != sum(lengths):
+            label = ", ".join(source.label for source in self.sources[split])
+            raise KabukiError(f"{label}: says {sum(lengths)} episodes, but {info.num_examples} were read")
+        return info
+
+    @functools.cached_property
+    def _num_bytes(self) -> dict[str, int]:
+        """About how many bytes the records of each split take."""
+        from kabuki_rlds.formats.rlds.writer import estimated_bytes
+
+        return {split: estimated_bytes(sizes, self.features) for split, sizes in self._sizes.items()}
+
+
+@contextlib.contextmanager
+def open_splits(files: Files, images: ImageFormat = "png") -> Iterator[OpenedSplits]:
+    """Opens the files of a dataset, and sees to it that they fit each other.
+
+    Raises:
+      KabukiError: a file cannot be opened, a split cannot be named so, or files do not fit.
+    """
+    by_split = paths_of(files)
+    with contextlib.ExitStack() as stack:
+        sources: dict[str, list[Source]] = {}
+        for split, paths in by_split.items():
+            for path in paths:
+                source = open_source(path, images="encoded")
+                stack.callback(source.close)
+                sources.setdefault(split, []).append(source)
+        yield OpenedSplits(sources, images)
+
+
+def paths_of(files: Files) -> dict[str, list[Path]]:
+    """Split to its files.
+
+    Raises:
+      KabukiError: there is none, or a split cannot be named so.
+    """
+    named = files if isinstance(files, Mapping) else {"train": files}
+    paths = {split: [f] if isinstance(f, (str, os.PathLike)) else list(f) for split, f in named.items()}
+    for split in paths:
+        if not _SPLIT.fullmatch(split) or split.lower() == "all":
+            raise KabukiError(f"{split!r} cannot be the name of a split: letters, digits, _ and -, and not 'all'")
+        if not paths[split]:
+            raise KabukiError(f"split {split!r}: no file to build it from")
+    if not paths:
+        raise KabukiError("no file to build from")
+    return paths
+
+
+def _common_features(sources: Sequence[Source], images: ImageFormat) -> tfds.features.FeaturesDict:
+    from kabuki_rlds.formats.rlds.derived import features_of
+
+    made = []
+    for source in sources:
+        sources[0].schema.check_fit(source.schema, sources[0].label, source.label)
+        try:
+            made.append(features_of(source.schema, images))
+        except KabukiError as e:
+            raise KabukiError(f"{source.label}: {e}") from e
+    for source, features in zip(sources[1:], made[1:], strict=True):
+        if features.to_json() != made[0].to_json():
+            raise KabukiError(
+                f"{source.label} does not fit {sources[0].label}: their fields are the same, but not their attributes "
+                "'features', which say how TFDS stores them"
+            )
+    return made[0]
+
+
+def _dataset_name(name: str | None, opened: OpenedSplits) -> tuple[str, str]:
+    """(name, config or "") of the dataset."""
+    if name is not None:
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise KabukiError(
+                f"{name!r} cannot be the name of a dataset: a letter, then letters, digits and _, "
+                "then perhaps / and the name of a config"
+            )
+        return found["name"], found["config"] or ""
+    found = _NAME.fullmatch(opened.first.schema.info.name)
+    if found is not None:
+        return found["name"], found["config"] or ""
+    stem = re.sub(r"\W", "_", pathlib.Path(opened.first.origins[0].path).stem, flags=re.ASCII)
+    return (stem if stem[:1].isalpha() else f"kabuki_{stem}"), ""
