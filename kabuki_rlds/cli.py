@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from kabuki_rlds import KabukiError, __version__, convert, inspect, validate
+from kabuki_rlds import KabukiError, __version__, compare, convert, inspect, validate
 from kabuki_rlds.convention import FILLABLE
 from kabuki_rlds.formats.detect import locate
 from kabuki_rlds.inspect import to_text
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KabukiError as e:
         return _failed(str(e), arguments)
     except (KeyboardInterrupt, _Terminated):
-        return _failed("interrupted" + ("; nothing was written" if arguments.run is _convert else ""), arguments)
+        writes = arguments.run in (_convert, _build)
+        return _failed("interrupted" + ("; nothing was written" if writes else ""), arguments)
     except BrokenPipeError:
         # The reader of our output, `head` perhaps, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -145,13 +146,59 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     command = commands.add_parser(
+        "build",
+        parents=[common],
+        help="Kabuki files to an RLDS dataset",
+        description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files. The dataset "
+        "gets the features that the files came from, or else ones derived from their arrays.",
+    )
+    command.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="a Kabuki HDF5 file, or SPLIT=FILE; without SPLIT it is train; "
+        "several of one split are stitched in this order",
+    )
+    command.add_argument("--data-dir", metavar="DIR", required=True, help="where the dataset goes: DIR/NAME/VERSION")
+    command.add_argument(
+        "--name",
+        metavar="NAME[/CONFIG]",
+        help="name of the dataset (default: what the first file says, or else is called)",
+    )
+    command.add_argument(
+        "--file-format",
+        choices=["tfrecord", "array_record"],
+        default="tfrecord",
+        help="format of the shards (default: tfrecord)",
+    )
+    command.add_argument(
+        "--images",
+        choices=["png", "jpeg"],
+        default="png",
+        help="how images that are stored as arrays are encoded; jpeg is lossy (default: png)",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
+    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    command.set_defaults(run=_build)
+
+    command = commands.add_parser(
         "validate",
         parents=[common],
         help="check a file against each rule of the format",
         description="Checks a file against each rule of the Kabuki format, and reads every row of every field. "
-        "Exits with 0 if it is valid, else with 1 and each broken rule: which field, which rows.",
+        "Exits with 0 if it is valid, else with 1 and each broken rule: which field, which rows. --against compares "
+        "it with what it came from, bit by bit, and exits with 1 where an episode is lost, added or changed.",
+        epilog="Example: kabuki-rlds validate hopper.hdf5 --against ~/tensorflow_datasets/hopper/1.0.0",
     )
     command.add_argument("file", metavar="FILE", help="a Kabuki HDF5 file")
+    command.add_argument(
+        "--against",
+        metavar="SOURCE",
+        nargs="+",
+        help="the datasets that the file was converted from, in their order, as convert takes them",
+    )
+    command.add_argument("--split", help="with --against: the split that was converted (default: train)")
+    command.add_argument("--data-dir", metavar="DIR", help="with --against: where TFDS names are looked up")
     command.set_defaults(run=_validate)
 
     command = commands.add_parser(
@@ -217,13 +264,54 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _build(arguments: argparse.Namespace) -> int:
+    files: dict[str, list[str]] = {}
+    for text in arguments.files:
+        split, equals, file = text.partition("=")
+        # A file whose name has a = in it is no split.
+        if not equals or os.path.lexists(os.path.expanduser(text)):
+            split, file = "train", text
+        locate(file)
+        files.setdefault(split, []).append(file)
+    with _no_chatter():
+        import tensorflow_datasets  # noqa: F401
+
+        from kabuki_rlds.build import build
+    result = build(
+        files,
+        arguments.data_dir,
+        name=arguments.name,
+        file_format=arguments.file_format,
+        images=arguments.images,
+        overwrite=arguments.overwrite,
+        progress=sys.stderr.isatty() and not arguments.quiet,
+    )
+    if not arguments.quiet:
+        splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())
+        print(
+            f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), "
+            f"{human_bytes(result.num_bytes)}"
+        )
+    return 0
+
+
 def _validate(arguments: argparse.Namespace) -> int:
     violations = validate(arguments.file, progress=sys.stderr.isatty())
     for violation in violations:
         print(f"{arguments.file}: {violation}")
     if not violations:
         print(f"{arguments.file}: valid")
-    return 1 if violations else 0
+    if not arguments.against:
+        return 1 if violations else 0
+    if any(locate(source, arguments.data_dir).is_dir() for source in arguments.against):
+        with _no_chatter():
+            import tensorflow_datasets  # noqa: F401
+    differences = compare(arguments.file, arguments.against, split=arguments.split, data_dir=arguments.data_dir)
+    for difference in differences:
+        print(f"{arguments.file}: differs from its source: {difference}")
+    if not differences:
+        print(f"{arguments.file}: holds what its source holds")
+    return 1 if violations or differences else 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,276 @@
+"""Compares a Kabuki file with the datasets that it came from, episode by episode."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from kabuki_rlds import interruption
+from kabuki_rlds.block import Block, Column, Nested, splits_of
+from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.source import Source
+from kabuki_rlds.schema import BYTES, Field
+
+Path: TypeAlias = str | os.PathLike[str]
+
+#: How many episodes a difference names.
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One way in which a file differs from the datasets that it came from.
+
+    Attributes:
+      what: the field, or "episodes".
+      message: how they differ.
+      episodes: the first episodes where they do, numbered as in the file where they
+        are there, else as in the sources, end to end.
+      count: in how many episodes.
+    """
+
+    what: str
+    message: str
+    episodes: tuple[int, ...] = ()
+    count: int = 0
+
+    def __str__(self) -> str:
+        if not self.count:
+            return f"{self.what}: {self.message}"
+        named = ", ".join(map(str, self.episodes)) + (", …" if self.count > len(self.episodes) else "")
+        return f"{self.what}: {self.message} ({self.count:,} episode{'s' if self.count > 1 else ''}: {named})"
+
+
+@interruption.held_back()
+def compare(
+    file: Path, sources: Path | Sequence[Path], *, split: str | None = None, data_dir: Path | None = None
+) -> list[Difference]:
+    """Compares every value of every field, bit by bit; what a converter derived is passed over.
+
+    Args:
+      file: the Kabuki file.
+      sources: the datasets that it came from, in their order; as `convert` takes them.
+      split: which split of the TFDS datasets, in TFDS's syntax; by default `train`.
+      data_dir: where a TFDS name is looked up.
+
+    Returns:
+      The differences, those of the fields first; nothing where there are none.
+
+    Raises:
+      KabukiError: the file or a source cannot be read.
+    """
+    paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(contextlib.closing(open_source(file)))
+        keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
+        theirs = [
+            stack.enter_context(
+                contextlib.closing(
+                    open_source(
+                        path, split=split or "train", data_dir=data_dir, images="encoded" if keeps_files else "arrays"
+                    )
+                )
+            )
+            for path in paths
+        ]
+        found, steps, metadata = _fields(mine, theirs)
+        ours = _Digests(steps, metadata)
+        ours.take(mine.blocks())
+        right = _Digests(steps, metadata)
+        for source in theirs:
+            right.take(source.blocks())
+        if ours.of == right.of:
+            return found
+        if [length for length, _ in ours.of] == [length for length, _ in right.of]:
+            return found + _values(mine, theirs, steps, metadata, [length for length, _ in ours.of])
+        return found + _episodes(ours.of, right.of)
+
+
+def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], list[str], list[str]]:
+    """How the fields differ; and those that can be compared, of the steps and of the episodes."""
+    found: list[Difference] = []
+    common: list[list[str]] = []
+    for what, kind in (("steps", "step field"), ("metadata", "episode field")):
+        ours: Mapping[str, Field] = getattr(mine.schema, what)
+        kept = []
+        for path in ours:
+            others = [getattr(source.schema, what).get(path) for source in theirs]
+            if all(other == ours[path] for other in others):
+                kept.append(path)
+            elif not (ours[path].derived and None in others):
+                other = next(other for other in others if other != ours[path])
+                says = "lacks it" if other is None else f"has {other.describe()}"
+                found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
+        lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}
+        for path in sorted(lacking.keys() - ours.keys()):
+            found.append(Difference(path, f"{kind}: the source has {lacking[path].describe()}, the file lacks it"))
+        common.append(kept)
+    return found, common[0], common[1]
+
+
+class _Digests:
+    """Takes blocks, and keeps of each episode its length and a digest of all it holds.
+
+    Attributes:
+      of: (steps, digest) of each episode that ended.
+    """
+
+    def __init__(self, steps: Sequence[str], metadata: Sequence[str]):
+        self._steps, self._metadata = steps, metadata
+        self.of: list[tuple[int, bytes]] = []
+
+    def take(self, blocks: Iterable[Block]) -> None:
+        """Takes all episodes of a source."""
+        # An episode may go on in the next block, so each field has a digest of its own.
+        digests = [hashlib.blake2b(digest_size=16) for _ in self._steps]
+        length, whole = -1, hashlib.blake2b(digest_size=16)
+        for block in blocks:
+            bounds = [0, *block.starts.tolist(), block.num_steps]
+            for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+                if i:
+                    if length >= 0:
+                        self._end(length, digests, whole)
+                    digests = [hashlib.blake2b(digest_size=16) for _ in self._steps]
+                    length, whole = 0, hashlib.blake2b(digest_size=16)
+                    for path in self._metadata:
+                        _add(whole, block.metadata[path], i - 1, i)
+                length += stop - start
+                for digest, path in zip(digests, self._steps, strict=True):
+                    _add(digest, block.steps[path], start, stop)
+        if length >= 0:
+            self._end(length, digests, whole)
+
+    def _end(self, length: int, digests: Sequence[hashlib.blake2b], whole: hashlib.blake2b) -> None:
+        for digest in digests:
+            whole.update(digest.digest())
+        self.of.append((length, whole.digest()))
+
+
+def _add(digest: hashlib.blake2b, column: Column, start: int, stop: int) -> None:
+    if start == stop:
+        return
+    for array in _arrays(column[start:stop]):
+        if array.dtype == BYTES:
+            texts = array.reshape(-1).tolist()
+            digest.update(np.array([len(text) for text in texts], np.int64).data)
+            digest.update(b"".join(texts))
+        elif array.size:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _arrays(column: Column) -> Iterator[np.ndarray]:
+    """All that a column consists of."""
+    if isinstance(column, np.ndarray):
+        yield column
+        return
+    yield column.values
+    yield from column.lengths if isinstance(column, Nested) else (column.shapes,)
+
+
+def _episodes(ours: list[tuple[int, bytes]], right: list[tuple[int, bytes]]) -> list[Difference]:
+    """Which episodes of the sources are not in the file, and the other way round."""
+    found = []
+    for message, here, there in (
+        ("in the source, but not in the file", right, ours),
+        ("in the file, but not in the source", ours, right),
+    ):
+        left = collections.Counter(there)
+        lost = []
+        for i, episode in enumerate(here):
+            if left[episode]:
+                left[episode] -= 1
+            else:
+                lost.append(i)
+        if lost:
+            found.append(Difference("episodes", message, tuple(lost[:_NAMED]), len(lost)))
+    if not found:
+        found.append(Difference("episodes", "in another order than in the source"))
+    return found
+
+
+def _values(
+    mine: Source, theirs: Sequence[Source], steps: Sequence[str], metadata: Sequence[str], lengths: Sequence[int]
+) -> list[Difference]:
+    """Which fields differ in which episodes, where all episodes are as long as they should be."""
+    starts = splits_of(np.array(lengths, np.int64))
+    found = []
+    for kind, paths in (("step field", steps), ("episode field", metadata)):
+        in_steps = kind == "step field"
+        rows: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+        first = 0
+        for ours, right, count in _aligned(
+            _columns(mine.blocks(), in_steps),
+            itertools.chain.from_iterable(_columns(source.blocks(), in_steps) for source in theirs),
+        ):
+            for path in paths:
+                rows[path].append(first + _unequal(ours[path], right[path]))
+            first += count
+        for path, parts in rows.items():
+            wrong = np.concatenate([np.zeros(0, np.int64), *parts])
+            if len(wrong):
+                which = np.unique(np.searchsorted(starts, wrong, "right") - 1) if in_steps else wrong
+                message = f"{kind}: {len(wrong):,} rows differ" if in_steps else f"{kind}: differs"
+                found.append(Difference(path, message, tuple(which[:_NAMED].tolist()), len(which)))
+    return found
+
+
+_Columns: TypeAlias = dict[str, Column]
+
+
+def _columns(blocks: Iterable[Block], in_steps: bool) -> Iterator[tuple[_Columns, int]]:
+    """The columns of the steps, or of the episodes, and how many rows they have."""
+    for block in blocks:
+        yield (block.steps, block.num_steps) if in_steps else (block.metadata, block.num_episodes)
+
+
+def _aligned(
+    ours: Iterator[tuple[_Columns, int]], right: Iterator[tuple[_Columns, int]]
+) -> Iterator[tuple[_Columns, _Columns, int]]:
+    """The same rows of both, cut where a block of either ends."""
+    a: _Columns = {}
+    b: _Columns = {}
+    a_rows = b_rows = 0
+    while True:
+        while not a_rows:
+            a, a_rows = next(ours, ({}, -1))
+        while not b_rows:
+            b, b_rows = next(right, ({}, -1))
+        if a_rows < 0 or b_rows < 0:
+            return
+        count = min(a_rows, b_rows)
+        yield _cut(a, 0, count), _cut(b, 0, count), count
+        a, a_rows = _cut(a, count, a_rows), a_rows - count
+        b, b_rows = _cut(b, count, b_rows), b_rows - count
+
+
+def _cut(columns: _Columns, start: int, stop: int) -> _Columns:
+    return {path: column[start:stop] for path, column in columns.items()}
+
+
+def _unequal(ours: Column, right: Column) -> np.ndarray:
+    """The rows that differ, bit by bit: int64."""
+    count = len(ours)
+    if isinstance(ours, np.ndarray) and isinstance(right, np.ndarray):
+        if ours.dtype == BYTES:
+            differ = (ours != right).reshape(count, -1).any(axis=1)
+        elif not ours.size:
+            differ = np.zeros(count, bool)
+        else:
+            bits = [np.ascontiguousarray(rows).reshape(count, -1).view(np.uint8) for rows in (ours, right)]
+            differ = (bits[0] != bits[1]).any(axis=1)
+        return np.flatnonzero(differ)
+    digests = []
+    for column in (ours, right):
+        digests.append([hashlib.blake2b(digest_size=16) for _ in range(count)])
+        for row, digest in enumerate(digests[-1]):
+            _add(digest, column, row, row + 1)
+    pairs = zip(*digests, strict=True)
+    return np.array([row for row, (a, b) in enumerate(pairs) if a.digest() != b.digest()], np.int64)

@@ -1,0 +1,122 @@
+"""`compare` says in which episodes and fields a file differs from the datasets that it came from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds import cli
+from tests import handmade
+
+READABLE = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "no_metadata", "no_discount", "no_steps"]
+
+
+@pytest.mark.parametrize("images", ["arrays", "encoded"])
+@pytest.mark.parametrize("name", READABLE)
+def test_what_was_converted_does_not_differ(name, images, dataset, converted):
+    assert kabuki_rlds.compare(converted(name, images), dataset(name)) == []
+
+
+def test_several_sources_are_compared_in_their_order(dataset, converted, tmp_path):
+    sources = [dataset("plain"), converted("plain"), dataset("array_record")]
+    file = kabuki_rlds.convert(sources, tmp_path / "all.hdf5").path
+    assert kabuki_rlds.compare(file, sources) == []
+    other = kabuki_rlds.convert(dataset("plain"), tmp_path / "test.hdf5", split="test").path
+    assert kabuki_rlds.compare(other, dataset("plain"), split="test") == []
+    (order,) = kabuki_rlds.compare(kabuki_rlds.convert([file, other], tmp_path / "a.hdf5").path, [other, file])
+    assert (order.what, order.message, order.count) == ("episodes", "in another order than in the source", 0)
+
+
+@pytest.fixture
+def changed(converted, tmp_path) -> Path:
+    """A copy of a file, to be changed."""
+    return Path(shutil.copy(converted("every_kind"), tmp_path / "changed.hdf5"))
+
+
+@pytest.mark.parametrize("path", ["reward", "observation/scalar/none/int8", "observation/a/b/c", "language_embedding"])
+def test_a_changed_row_is_found(path, changed, dataset):
+    with h5py.File(changed, "r+") as f:
+        row = int(f["episodes/start"][1])
+        f[path][row] = np.where(f[path][row] == 1, 2, 1)
+    (difference,) = kabuki_rlds.compare(changed, dataset("every_kind"))
+    assert (difference.what, difference.episodes, difference.count) == (path, (1,), 1)
+    assert difference.message == "step field: 1 rows differ"
+
+
+def test_the_bits_are_compared(dataset, tmp_path):
+    fields = handmade.fields()
+    old = handmade.write(tmp_path / "old.hdf5", fields | {"reward": np.array([0.0, np.nan] * 4, np.float32)})
+    new = handmade.write(tmp_path / "new.hdf5", fields | {"reward": np.array([-0.0, np.nan] * 4, np.float32)})
+    assert kabuki_rlds.compare(old, old) == []
+    (difference,) = kabuki_rlds.compare(new, old)
+    assert difference.what == "reward"
+    assert difference.message == "step field: 4 rows differ"
+
+
+def test_lost_episodes_are_named(dataset, tmp_path):
+    all_of_it = dataset("plain")
+    file = kabuki_rlds.convert(all_of_it, tmp_path / "some.hdf5", split="train[1:]").path
+    (lost,) = kabuki_rlds.compare(file, all_of_it)
+    assert (lost.what, lost.message) == ("episodes", "in the source, but not in the file")
+    assert (lost.episodes, lost.count) == ((0,), 1)
+    whole = kabuki_rlds.convert(all_of_it, tmp_path / "all.hdf5").path
+    (more,) = kabuki_rlds.compare(whole, file)
+    assert (more.message, more.episodes) == ("in the file, but not in the source", (0,))
+    assert str(more) == "episodes: in the file, but not in the source (1 episode: 0)"
+
+
+def test_fields_that_differ_are_named(tmp_path):
+    fields = handmade.fields()
+    old = handmade.write(tmp_path / "old.hdf5", fields | {"speed": np.zeros(8, np.float32)})
+    new = handmade.write(tmp_path / "new.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
+    assert [str(d) for d in kabuki_rlds.compare(new, old)] == [
+        "reward: step field: the file has float32, the source has float64",
+        "speed: step field: the source has float32, the file lacks it",
+    ]
+
+
+def test_episode_fields_are_compared(converted, dataset, tmp_path):
+    file = Path(shutil.copy(converted("plain"), tmp_path / "f.hdf5"))
+    with h5py.File(file, "r+") as f:
+        path = next(name for name in f["episodes/metadata"] if f["episodes/metadata"][name].dtype.kind in "if")
+        f["episodes/metadata"][path][2] += 1
+    (difference,) = kabuki_rlds.compare(file, dataset("plain"))
+    assert (difference.what, difference.episodes) == (path, (2,))
+    assert difference.message == "episode field: differs"
+
+
+def test_what_a_converter_derived_is_passed_over(converted, dataset):
+    with h5py.File(converted("no_discount")) as f:
+        assert f["discount"].attrs["derived"]
+    assert kabuki_rlds.compare(converted("no_discount"), dataset("no_discount")) == []
+
+
+@pytest.mark.parametrize("group", ["ragged/bytes", "sequence"])
+def test_lists_that_differ_are_found(group, converted, dataset, tmp_path):
+    file = Path(shutil.copy(converted("every_kind"), tmp_path / "f.hdf5"))
+    with h5py.File(file, "r+") as f:
+        fields = {n: d for n, d in f["observation"][group].items() if isinstance(d, h5py.Dataset)}
+        varying = {n: d for n, d in fields.items() if h5py.check_vlen_dtype(d.dtype) in (np.float32, np.float64)}
+        name, values = next(iter(varying.items()))
+        row = next(row for row in range(len(values)) if len(values[row]))
+        values[row] = values[row] + 1
+    (difference,) = kabuki_rlds.compare(file, dataset("every_kind"))
+    assert difference.what == f"observation/{group}/{name}"
+    assert difference.message == "step field: 1 rows differ"
+
+
+def test_the_command_validates_against_the_source(converted, dataset, tmp_path, capsys):
+    whole, source = str(converted("plain")), str(dataset("plain"))
+    assert cli.main(["validate", whole, "--against", source]) == 0
+    assert capsys.readouterr().out == f"{whole}: valid\n{whole}: holds what its source holds\n"
+    some = str(kabuki_rlds.convert(source, tmp_path / "some.hdf5", split="train[:2]").path)
+    assert cli.main(["validate", some, "--against", source]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{some}: valid"
+    assert lines[1].startswith(f"{some}: differs from its source: episodes: in the source, but not in the file (")
+    assert cli.main(["validate", some, "--against", source, "--split", "train[:2]"]) == 0
