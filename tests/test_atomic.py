@@ -346,12 +346,12 @@ def _with_black_images() -> datasets.Recipe:
 # The space is checked beforehand by a sample, so a disk can still fill up.
 _ON_A_FULL_DISK = """
 import resource, shutil, sys
-from kabuki_rlds import cli
+from kabuki_rlds.cli.main import main
 shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 60)
 limit = int(sys.argv.pop(1))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from tensorflow_datasets import features as tff
 
 import kabuki_rlds
-from kabuki_rlds import KabukiError, cli
+from kabuki_rlds import KabukiError
+from kabuki_rlds.cli.main import main
 from tests import datasets, expected, handmade
 from tests.test_datasets import assert_same, same
 
@@ -323,9 +324,9 @@ def test_files_that_do_not_fit_are_refused(converted, hand_file, tmp_path):
 def run_tfds(*arguments: Any) -> None:
     """Runs TFDS's command line in this process."""
     pytest.importorskip("mlcroissant", reason="the tfds command needs the extra `build`")
-    from tensorflow_datasets.scripts.cli import main
+    from tensorflow_datasets.scripts.cli import main as tfds_main
 
-    main.main(main._parse_flags(["tfds", "build", str(BUILDER), *map(str, arguments)]))
+    tfds_main.main(tfds_main._parse_flags(["tfds", "build", str(BUILDER), *map(str, arguments)]))
 
 
 def config(path: Any, name: str = "plain", **more: Any) -> str:
@@ -605,15 +606,15 @@ def test_the_command_builds_in_one_line(hand_file, converted, tmp_path, capsys):
     odd = tmp_path / "lr=3.hdf5"
     shutil.copy(hand_file, odd)
     arguments = ["build", f"train={hand_file}", str(odd), f"val={odd}", "--data-dir", str(tmp_path), "--name", "mine"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     out, err = capsys.readouterr()
     folder = tmp_path / "mine" / "1.0.0"
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert out == f"{folder}: 24 steps in 9 episodes (train 6, val 3), {size / 1e3:.0f} kB\n"
     assert err == ""
-    assert cli.main(arguments) == 1
+    assert main(arguments) == 1
     assert capsys.readouterr().err == f"kabuki-rlds: error: {folder}: already there; --overwrite replaces it\n"
-    assert cli.main([*arguments, "--overwrite", "--quiet", "--file-format", "array_record"]) == 0
+    assert main([*arguments, "--overwrite", "--quiet", "--file-format", "array_record"]) == 0
     assert capsys.readouterr() == ("", "")
     assert len(records(folder, "val")) == 3
 

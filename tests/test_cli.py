@@ -19,7 +19,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kabuki_rlds import __version__, cli
+from kabuki_rlds import __version__
+from kabuki_rlds.cli import inspect as inspect_command
+from kabuki_rlds.cli.main import main
 from tests import handmade
 
 
@@ -62,7 +64,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
     def run(*arguments) -> Result:
         capfd.readouterr()
         try:
-            code = cli.main([str(argument) for argument in arguments])
+            code = main([str(argument) for argument in arguments])
         except SystemExit as e:
             code = e.code  # type: ignore[assignment]
         return Result(code, *capfd.readouterr())
@@ -91,7 +93,7 @@ def assert_fails(result: Result, *words: str, code: int = 1) -> None:
 # --- without TensorFlow ---
 
 
-@pytest.mark.parametrize("command", [(), ("convert",), ("validate",), ("inspect",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("convert",), ("validate",), ("inspect",), ("demo",), ("build",)])
 def test_help_needs_no_tensorflow(command):
     result = light(*command, "--help")
     assert (result.code, result.err) == (0, "")
@@ -278,7 +280,7 @@ def test_a_fault_of_the_tool_is_one_line_too(valid, monkeypatch, call):
     def fail(*_, **__):
         raise RuntimeError("what nobody thought of\nand more of it")
 
-    monkeypatch.setattr(cli, "inspect", fail)
+    monkeypatch.setattr(inspect_command, "inspect", fail)
     result = call("inspect", valid)
     assert result == (
         1,

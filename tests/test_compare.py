@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds import cli
+from kabuki_rlds.cli.main import main
 from tests import handmade
 
 READABLE = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "no_metadata", "no_discount", "no_steps"]
@@ -112,11 +112,11 @@ def test_lists_that_differ_are_found(group, converted, dataset, tmp_path):
 
 def test_the_command_validates_against_the_source(converted, dataset, tmp_path, capsys):
     whole, source = str(converted("plain")), str(dataset("plain"))
-    assert cli.main(["validate", whole, "--against", source]) == 0
+    assert main(["validate", whole, "--against", source]) == 0
     assert capsys.readouterr().out == f"{whole}: valid\n{whole}: holds what its source holds\n"
     some = str(kabuki_rlds.convert(source, tmp_path / "some.hdf5", split="train[:2]").path)
-    assert cli.main(["validate", some, "--against", source]) == 1
+    assert main(["validate", some, "--against", source]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{some}: valid"
     assert lines[1].startswith(f"{some}: differs from its source: episodes: in the source, but not in the file (")
-    assert cli.main(["validate", some, "--against", source, "--split", "train[:2]"]) == 0
+    assert main(["validate", some, "--against", source, "--split", "train[:2]"]) == 0

@@ -1,0 +1,82 @@
+"""The command `build`: Kabuki files to an RLDS dataset."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.formats.detect import locate
+from kabuki_rlds.sizes import human_bytes
+
+
+def add(commands: Commands, common: Parser) -> None:
+    """Adds the command, with all that it takes."""
+    command = commands.add_parser(
+        "build",
+        parents=[common],
+        help="Kabuki files to an RLDS dataset",
+        description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files. The dataset "
+        "gets the features that the files came from, or else ones derived from their arrays.",
+    )
+    command.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="a Kabuki HDF5 file, or SPLIT=FILE; without SPLIT it is train; "
+        "several of one split are stitched in this order",
+    )
+    command.add_argument("--data-dir", metavar="DIR", required=True, help="where the dataset goes: DIR/NAME/VERSION")
+    command.add_argument(
+        "--name",
+        metavar="NAME[/CONFIG]",
+        help="name of the dataset (default: what the first file says, or else is called)",
+    )
+    command.add_argument(
+        "--file-format",
+        choices=["tfrecord", "array_record"],
+        default="tfrecord",
+        help="format of the shards (default: tfrecord)",
+    )
+    command.add_argument(
+        "--images",
+        choices=["png", "jpeg"],
+        default="png",
+        help="how images that are stored as arrays are encoded; jpeg is lossy (default: png)",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
+    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs it, and returns the exit code."""
+    files: dict[str, list[str]] = {}
+    for text in arguments.files:
+        split, equals, file = text.partition("=")
+        # A file whose name has a = in it is no split.
+        if not equals or os.path.lexists(os.path.expanduser(text)):
+            split, file = "train", text
+        locate(file)
+        files.setdefault(split, []).append(file)
+    with no_chatter():
+        import tensorflow_datasets  # noqa: F401
+
+        from kabuki_rlds.build import build
+    result = build(
+        files,
+        arguments.data_dir,
+        name=arguments.name,
+        file_format=arguments.file_format,
+        images=arguments.images,
+        overwrite=arguments.overwrite,
+        progress=sys.stderr.isatty() and not arguments.quiet,
+    )
+    if not arguments.quiet:
+        splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())
+        print(
+            f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), "
+            f"{human_bytes(result.num_bytes)}"
+        )
+    return 0

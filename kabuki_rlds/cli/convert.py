@@ -1,0 +1,104 @@
+"""The command `convert`: datasets to one Kabuki HDF5 file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
+from kabuki_rlds.convention import FILLABLE
+from kabuki_rlds.convert import convert
+from kabuki_rlds.formats.detect import locate
+from kabuki_rlds.sizes import human_bytes
+
+
+def add(commands: Commands, common: Parser) -> None:
+    """Adds the command, with all that it takes."""
+    command = commands.add_parser(
+        "convert",
+        parents=[common],
+        help="datasets to one Kabuki HDF5 file",
+        description="Converts one or more datasets into one Kabuki HDF5 file. It appears whole, or not at all.",
+        epilog="Example: kabuki-rlds convert ~/tensorflow_datasets/hopper/1.0.0 hopper.hdf5 --split 'train[:10%]'",
+    )
+    command.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), or a Kabuki file; "
+        "several are stitched in this order",
+    )
+    command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
+    command.add_argument("--split", help="split of the TFDS datasets, like train[:10%%] or train+test (default: train)")
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
+    )
+    command.add_argument(
+        "--images",
+        choices=["arrays", "encoded"],
+        default="arrays",
+        help="store images as arrays of pixels, or keep the bytes of the image files (default: arrays)",
+    )
+    command.add_argument(
+        "--compression",
+        choices=["gzip", "lzf", "none"],
+        default="gzip",
+        help="gzip is read by any HDF5 library, lzf by h5py alone (default: gzip)",
+    )
+    command.add_argument(
+        "--fill",
+        metavar="FIELD=VALUE",
+        action="append",
+        type=_fill,
+        default=[],
+        help="a constant for a required field that a source lacks, like reward=0",
+    )
+    command.add_argument(
+        "--conform",
+        action="store_true",
+        help="change discounts and flags that break the rules on how episodes end; without it they are kept",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace DEST.hdf5 if it is there")
+    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    command.set_defaults(run=run)
+
+
+def _fill(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in FILLABLE:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FILLABLE)}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number") from None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs it, and returns the exit code."""
+    with_tensorflow = any(locate(source, arguments.data_dir).is_dir() for source in arguments.sources)
+    if with_tensorflow and (arguments.overwrite or not os.path.lexists(os.path.expanduser(arguments.dest))):
+        with no_chatter():
+            import tensorflow_datasets  # noqa: F401
+    result = convert(
+        arguments.sources,
+        arguments.dest,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        images=arguments.images,
+        compression=arguments.compression,
+        fill=dict(arguments.fill),
+        conform=arguments.conform,
+        overwrite=arguments.overwrite,
+        progress=sys.stderr.isatty() and not arguments.quiet,
+    )
+    for violation in result.warnings:
+        remedy = "" if violation.rule == 2 else ", --conform changes it"
+        print(f"{PROG}: warning: the source breaks {violation}; kept as it is{remedy}", file=sys.stderr)
+    if not arguments.quiet:
+        for field, how in result.derived.items():
+            print(f"{field}: not in the source, {how}")
+        for field, count in result.changed.items():
+            print(f"{field}: {count:,} rows changed to conform")
+        print(f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
+    return 0

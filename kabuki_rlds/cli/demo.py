@@ -1,0 +1,30 @@
+"""The command `demo`: record, convert, validate, inspect, and read back."""
+
+from __future__ import annotations
+
+import argparse
+
+from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+
+
+def add(commands: Commands, common: Parser) -> None:
+    """Adds the command, with all that it takes."""
+    command = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="record a real environment, convert, validate, inspect, and read it back",
+        description="Records about 20,000 steps of Gymnasium's MuJoCo Hopper with EnvLogger as an RLDS dataset, "
+        "converts it to HDF5, validates and inspects the file, and reads it with plain h5py.",
+    )
+    command.add_argument(
+        "dir", metavar="DIR", nargs="?", default="kabuki-demo", help="folder to make (default: kabuki-demo)"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs it, and returns the exit code."""
+    with no_chatter():
+        from kabuki_rlds import demo
+    demo.run(arguments.dir)
+    return 0

@@ -1,0 +1,91 @@
+"""Runs a command, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from types import FrameType
+
+from kabuki_rlds import KabukiError, __version__
+from kabuki_rlds.cli import build, convert, demo, inspect, validate
+from kabuki_rlds.cli.terminal import PROG, Parser
+
+#: In the order in which --help lists them.
+_COMMANDS = (convert, build, validate, inspect, demo)
+
+
+class _Terminated(BaseException):
+    """SIGTERM: like Ctrl-C, it must undo what is half done."""
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"{PROG}: {level}{record.getMessage()}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+      0 done, 1 it failed. Wrong usage exits with 2.
+    """
+    arguments = _parser().parse_args(argv)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    log = logging.getLogger("kabuki_rlds")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return result
+    except KabukiError as e:
+        return _failed(str(e), arguments)
+    except (KeyboardInterrupt, _Terminated):
+        writes = arguments.run in (convert.run, build.run)
+        return _failed("interrupted" + ("; nothing was written" if writes else ""), arguments)
+    except BrokenPipeError:
+        # The reader of our output, `head` perhaps, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        return _failed(f"{e.filename or 'the system'}: {e.strerror or e}", arguments)
+    except Exception as e:
+        lines = str(e).strip().splitlines()
+        what = f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__
+        return _failed(f"{what}; this is a fault of the tool, --debug shows where", arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _failed(message: str, arguments: argparse.Namespace) -> int:
+    if arguments.debug:
+        traceback.print_exc()
+    print(f"{PROG}: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    parser = Parser(
+        prog=PROG,
+        description="Offline-RL datasets between RLDS and HDF5, in the Kabuki format.",
+        epilog=f"{PROG} COMMAND --help tells more of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for command in _COMMANDS:
+        command.add(commands, common)
+    return parser

@@ -1,0 +1,54 @@
+"""The command `validate`: a file against each rule of the format."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.compare import compare
+from kabuki_rlds.formats.detect import locate
+from kabuki_rlds.validate import validate
+
+
+def add(commands: Commands, common: Parser) -> None:
+    """Adds the command, with all that it takes."""
+    command = commands.add_parser(
+        "validate",
+        parents=[common],
+        help="check a file against each rule of the format",
+        description="Checks a file against each rule of the Kabuki format, and reads every row of every field. "
+        "Exits with 0 if it is valid, else with 1 and each broken rule: which field, which rows. --against compares "
+        "it with what it came from, bit by bit, and exits with 1 where an episode is lost, added or changed.",
+        epilog="Example: kabuki-rlds validate hopper.hdf5 --against ~/tensorflow_datasets/hopper/1.0.0",
+    )
+    command.add_argument("file", metavar="FILE", help="a Kabuki HDF5 file")
+    command.add_argument(
+        "--against",
+        metavar="SOURCE",
+        nargs="+",
+        help="the datasets that the file was converted from, in their order, as convert takes them",
+    )
+    command.add_argument("--split", help="with --against: the split that was converted (default: train)")
+    command.add_argument("--data-dir", metavar="DIR", help="with --against: where TFDS names are looked up")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs it, and returns the exit code."""
+    violations = validate(arguments.file, progress=sys.stderr.isatty())
+    for violation in violations:
+        print(f"{arguments.file}: {violation}")
+    if not violations:
+        print(f"{arguments.file}: valid")
+    if not arguments.against:
+        return 1 if violations else 0
+    if any(locate(source, arguments.data_dir).is_dir() for source in arguments.against):
+        with no_chatter():
+            import tensorflow_datasets  # noqa: F401
+    differences = compare(arguments.file, arguments.against, split=arguments.split, data_dir=arguments.data_dir)
+    for difference in differences:
+        print(f"{arguments.file}: differs from its source: {difference}")
+    if not differences:
+        print(f"{arguments.file}: holds what its source holds")
+    return 1 if violations or differences else 0
