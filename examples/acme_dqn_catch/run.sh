@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Trains, converts, validates, inspects and plots, each in an environment of its own that
+# is set up the first time. Everything goes into output/, beside this script.
+#
+#   run.sh [EPISODES]          PYTHON39 and PYTHON say which Pythons to take
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# A pyenv shim may stand on PATH with no Python behind it, so each is run.
+first() {
+  for python in "$@"; do
+    if "$python" -c '' >/dev/null 2>&1; then echo "$python"; return; fi
+  done
+}
+pyenvs=$(pyenv root 2>/dev/null || true)/versions
+acme_python=${PYTHON39:-$(first python3.9 "$pyenvs"/3.9*/bin/python3)}
+python=${PYTHON:-$(first python3.11 python3.12 python3.13 "$pyenvs"/3.1[123]*/bin/python3)}
+if [ -z "$acme_python" ]; then
+  echo 'Acme 0.4.0 needs Python 3.9: say PYTHON39=/path/to/python3.9' >&2
+  exit 1
+fi
+if [ -z "$python" ]; then
+  echo 'kabuki_rlds needs Python 3.11 or newer: say PYTHON=/path/to/python3.11' >&2
+  exit 1
+fi
+
+# Made anew when what it holds changes.
+environment() { # NAME PYTHON STAMP PIP-ARGUMENTS...
+  local folder=.venv-$1 stamp=.venv-$1/installed
+  if [ ! -f "$stamp" ] || [ "$3" -nt "$stamp" ]; then
+    echo "== setting up $folder: once, a minute or two"
+    "$2" -m venv --clear "$folder"
+    "$folder/bin/python" -m pip install -q --disable-pip-version-check "${@:4}"
+    touch "$stamp"
+  fi
+}
+environment acme "$acme_python" requirements.txt -r requirements.txt
+environment kabuki "$python" ../../setup.cfg -e ../.. matplotlib
+
+rm -rf output
+mkdir output
+echo '== training DQN on Catch, recorded by EnvLogger'
+if ! TF_CPP_MIN_LOG_LEVEL=3 CUDA_VISIBLE_DEVICES= .venv-acme/bin/python train.py output/log --episodes "${1:-300}" >output/train.txt 2>&1; then
+  tail -20 output/train.txt >&2
+  exit 1
+fi
+
+kabuki=.venv-kabuki/bin/kabuki-rlds
+for command in 'convert output/log output/catch.hdf5' 'validate output/catch.hdf5' 'inspect output/catch.hdf5'; do
+  echo "== kabuki-rlds $command"
+  # shellcheck disable=SC2086
+  $kabuki $command
+done
+echo '== plotting the learning curve'
+.venv-kabuki/bin/python plot.py output/catch.hdf5 output/learning_curve.png

@@ -1,0 +1,140 @@
+"""What the bytes of a Riegeli file are made of: varints, and compressed runs of bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kabuki_rlds.block import splits_of
+from kabuki_rlds.errors import KabukiError
+
+_NONE, _BROTLI, _ZSTD, _SNAPPY = 0, *b"bzs"
+
+
+class Reader:
+    """Takes one thing after the other from some bytes. An `IndexError` says that there is no more."""
+
+    def __init__(self, data: bytes):
+        self._data = data
+        self._at = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all bytes are taken."""
+        return self._at == len(self._data)
+
+    def byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    def take(self, count: int) -> bytes:
+        if self._at + count > len(self._data):
+            raise IndexError("it ends too early")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def rest(self) -> bytes:
+        return self.take(len(self._data) - self._at)
+
+
+def decompress(compression: int, data: bytes) -> bytes:
+    """The bytes that were compressed; `compression` is Riegeli's letter for how.
+
+    Raises:
+      KabukiError: it is none of Riegeli's ways.
+      ValueError: they are not what was compressed in this way.
+    """
+    if compression == _NONE or not data:
+        return data
+    import cramjam
+
+    reader = Reader(data)
+    size = reader.varint()
+    rest = reader.rest()
+    try:
+        if compression == _BROTLI:
+            out = bytes(cramjam.brotli.decompress(rest, output_len=size))
+        elif compression == _ZSTD:
+            out = bytes(cramjam.zstd.decompress(rest, output_len=size))
+        elif compression == _SNAPPY:
+            out = bytes(cramjam.snappy.decompress_raw(rest, output_len=size))
+        else:
+            raise KabukiError(f"compression {compression} is none that Riegeli has")
+    except cramjam.DecompressionError as e:
+        raise ValueError(str(e)) from e
+    if len(out) != size:
+        raise ValueError(f"{len(out)} bytes where there should be {size}")
+    return out
+
+
+def varints(data: bytes | np.ndarray) -> np.ndarray:
+    """The numbers that stand one after the other in some bytes: uint64, modulo 2**64."""
+    taken = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    ends = np.flatnonzero(taken < 0x80)
+    if len(taken) and (not len(ends) or ends[-1] != len(taken) - 1):
+        raise ValueError("a number is cut off")
+    if len(ends) == len(taken):
+        return taken.astype(np.uint64)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(taken)) - np.repeat(starts, ends - starts + 1)
+    if len(place) and place.max() > 9:
+        raise ValueError("a number is longer than 64 bits")
+    return np.add.reduceat((taken & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64), starts)
+
+
+def varint(value: int) -> bytes:
+    """A number, as a varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:
+    """How many bytes each string takes, with the length that stands before it."""
+    data = buffer.tobytes()
+    first = Reader(data)
+    length = first.varint()
+    prefix = varint(length)
+    stride = len(prefix) + length
+    if stride * count == len(data):
+        begins = buffer.reshape(count, stride)[:, : len(prefix)]
+        if (begins == np.frombuffer(prefix, np.uint8)).all():
+            return np.full(count, stride)
+    sizes = []
+    at = 0
+    for _ in range(count):
+        value = shift = 0
+        begin = at
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                break
+            shift += 7
+        at += value
+        sizes.append(at - begin)
+    return np.array(sizes, np.int64)
+
+
+def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The positions `start, start + 1, …`, so many of each run, one run after the other."""
+    splits = splits_of(counts)
+    return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
+
+
+def windows(buffer: np.ndarray, size: int) -> np.ndarray:
+    """All runs of so many bytes, a view: row i begins at byte i."""
+    # NumPy's own function for it takes longer than most uses.
+    return np.ndarray((max(len(buffer) - size + 1, 0), size), np.uint8, buffer, strides=(1, 1))

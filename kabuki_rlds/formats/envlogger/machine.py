@@ -1,0 +1,109 @@
+"""The state machine of a transposed chunk of a Riegeli file, and the values that it puts together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from kabuki_rlds.block import splits_of
+from kabuki_rlds.formats.envlogger.buffers import Reader, decompress, varint
+
+# What a node is, where it is no field.
+NO_OP, NON_PROTO, SUBMESSAGE_START, RECORD_START = range(4)
+#: The wire type that marks the end of a message within a message.
+_SUBMESSAGE_END = 6
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
+#: Kinds of varint: of 1 to 10 bytes, or of one byte that the node itself says.
+_INLINE = 10
+
+
+@dataclasses.dataclass
+class Node:
+    """One node of the state machine.
+
+    Attributes:
+      kind: one of the constants above, or None for a field or the end of a message.
+      text: the bytes that each visit writes: the field's tag, and a value where that is the node's.
+      size: how many bytes of its buffer a visit takes; None where they are a string with its length.
+      buffer: which buffer that is; None for none.
+      is_varint: the buffer leaves out what says that a varint goes on.
+      ends_message: it is the end of a message within a message.
+    """
+
+    kind: int | None = None
+    text: bytes = b""
+    size: int | None = 0
+    buffer: int | None = None
+    is_varint: bool = False
+    ends_message: bool = False
+
+
+@dataclasses.dataclass
+class Machine:
+    """The state machine and the buffers.
+
+    Attributes:
+      nodes: its nodes.
+      next_node: for each the node after it.
+      is_implicit: whether going there takes no transition.
+      first: the first node.
+      transitions: one byte each.
+      buffers: the values of the fields.
+    """
+
+    nodes: list[Node]
+    next_node: list[int]
+    is_implicit: list[bool]
+    first: int
+    transitions: bytes
+    buffers: list[np.ndarray]
+
+
+def parse(data: bytes) -> Machine:
+    """Reads what a transposed chunk says.
+
+    Raises:
+      IndexError, ValueError: it is not what it should be.
+    """
+    reader = Reader(data)
+    compression = reader.byte()
+    header = Reader(decompress(compression, reader.take(reader.varint())))
+    num_buckets, num_buffers = header.varint(), header.varint()
+    buckets = [header.varint() for _ in range(num_buckets)]
+    whole = np.frombuffer(b"".join(decompress(compression, reader.take(size)) for size in buckets), np.uint8)
+    splits = splits_of(np.array([header.varint() for _ in range(num_buffers)], np.int64))
+    if splits[-1] != len(whole):
+        raise ValueError("its buffers do not have the bytes that it says")
+    buffers = [whole[a:b] for a, b in zip(splits[:-1].tolist(), splits[1:].tolist(), strict=True)]
+    count = header.varint()
+    tags = [header.varint() for _ in range(count)]
+    following = [header.varint() for _ in range(count)]
+    subtypes = Reader(header.take(sum(tag >= 8 and tag & 7 == _VARINT for tag in tags)))
+    nodes = [_node(tag, subtypes, header) for tag in tags]
+    first = header.varint()
+    transitions = decompress(compression, reader.rest())
+    return Machine(nodes, [n % count for n in following], [n >= count for n in following], first, transitions, buffers)
+
+
+def _node(tag: int, subtypes: Reader, header: Reader) -> Node:
+    if tag in (NO_OP, SUBMESSAGE_START, RECORD_START):
+        return Node(tag)
+    if tag == NON_PROTO:
+        return Node(tag, size=None, buffer=header.varint())
+    wire = tag & 7
+    if tag < 8 or wire > _SUBMESSAGE_END:
+        raise ValueError(f"it has a field of tag {tag}")
+    if wire == _SUBMESSAGE_END:
+        return Node(text=varint(tag - _SUBMESSAGE_END + _LENGTH_DELIMITED), ends_message=True)
+    text = varint(tag)
+    if wire == _VARINT:
+        subtype = subtypes.byte()
+        if subtype >= _INLINE:
+            return Node(text=text + bytes([subtype - _INLINE]))
+        return Node(text=text, size=subtype + 1, buffer=header.varint(), is_varint=True)
+    if wire in (_FIXED32, _FIXED64):
+        return Node(text=text, size=4 if wire == _FIXED32 else 8, buffer=header.varint())
+    if wire == _LENGTH_DELIMITED:
+        return Node(text=text, size=None, buffer=header.varint())
+    return Node(text=text)

@@ -1,0 +1,249 @@
+"""One shard of an EnvLogger log: a folder that holds the steps of some episodes.
+
+`steps.riegeli` holds the steps, a record each. `step_offsets.riegeli` and
+`episode_index.riegeli` say where each step and each episode begins; EnvLogger writes
+them from time to time and when it is closed, so a process that was killed leaves steps
+that no index knows of. They are found here by reading the steps themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.envlogger import chunks, messages, records, wire
+from kabuki_rlds.formats.envlogger.chunks import Gap, Header
+from kabuki_rlds.formats.envlogger.records import Records
+
+STEPS = "steps.riegeli"
+EPISODE_METADATA = "episode_metadata.riegeli"
+_STEP_OFFSETS = "step_offsets.riegeli"
+_EPISODE_INDEX = "episode_index.riegeli"
+
+#: What to do about a shard that is damaged.
+REMEDY = "copy the log again, or --skip-bad-episodes leaves these out"
+
+#: Where a record has its step type, and which one begins an episode.
+STEP_TYPE = ("0", "0")
+_FIRST = 0
+
+#: Records that are decoded at once have about this many bytes, or are so many.
+_BATCH_BYTES = 1 << 20
+_BATCH_RECORDS = 1 << 14
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Consecutive steps of whole episodes.
+
+    Attributes:
+      steps: one message of each step.
+      begins: whether an episode begins with it: bool, (steps,).
+      numbers: its number in the shard: int64, (steps,).
+    """
+
+    steps: wire.Spans
+    begins: np.ndarray
+    numbers: np.ndarray
+
+
+class Shard:
+    """A shard.
+
+    Args:
+      folder: where it is.
+      verify: hold all data against its hash now, and not when it is read.
+
+    Attributes:
+      folder: where it is.
+      num_bytes: bytes on disk.
+      num_steps: how many steps it has, those that are lost included where that is known.
+      num_recovered: how many of them no index knows of.
+      starts: the step with which each episode begins: int64, (episodes,).
+      stops: the step after each.
+      is_whole: whether all steps of it are there: bool, (episodes,).
+      metadata_at: where in its file the metadata of each episode is, -1 for nowhere: int64, (episodes,).
+      num_indexed: how many of the episodes the index knows of.
+      is_cut: it was never finished, and the last episode ends where it does.
+      losses: what is damaged, in words; empty where no step is lost.
+
+    Raises:
+      KabukiError: its steps are none of EnvLogger's.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, verify: bool):
+        self.folder = folder
+        self.path = folder / STEPS
+        self.num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        found = chunks.headers(self.path)
+        self._gaps = [gap for gap in found if isinstance(gap, Gap)]
+        self._headers = [header for header in found if isinstance(header, Header) and header.has_records]
+        self._bad: set[int] = set()
+        self._checked: set[int] = set()
+        if verify:
+            self._verify()
+        self._survey()
+
+    def _verify(self) -> None:
+        """Finds all chunks whose data is not what was written."""
+        self._bad = {
+            header.begin for header, data in chunks.read(self.path, self._headers, self._checked) if data is None
+        }
+
+    def _survey(self) -> None:
+        """Numbers the steps, finds the episodes, and what of them is lost."""
+        offsets = _index(self.folder / _STEP_OFFSETS, 1)
+        self._number(offsets)
+        indexed = _index(self.folder / _EPISODE_INDEX, 2)
+        indexed = indexed[indexed[:, 0] < self.num_steps]
+        self.num_recovered = self.num_steps - min(len(offsets), self.num_steps)
+        # The index has the last episode only once the log was closed.
+        starts = self._begun_after(int(indexed[-1, 0]) if len(indexed) else -1)
+        starts = np.concatenate([indexed[:, 0], starts])
+        if self.num_steps and (not len(starts) or starts[0]) and not self._missing and not self._broken:
+            starts = np.insert(starts, 0, 0)
+        self.starts = starts
+        self.stops = np.append(starts[1:], self.num_steps) if len(starts) else starts
+        self.is_whole = np.ones(len(starts), bool)
+        for begin, end in self._missing:
+            self.is_whole &= (self.stops <= begin) | (self.starts >= end)
+        for at in self._broken:
+            self.is_whole &= (self.stops < at) | (self.starts >= at)
+        self.metadata_at = np.full(len(starts), -1)
+        self.metadata_at[: len(indexed)] = indexed[: len(starts), 1]
+        self.num_indexed = len(indexed)
+        # The index of the last episode is the last thing that EnvLogger writes.
+        self.is_cut = len(starts) > len(indexed) or any(gap.is_tail for gap in self._gaps) or not self._headers
+        self.losses = self._losses()
+
+    def _number(self, offsets: np.ndarray) -> None:
+        """Numbers the steps of each chunk, and notes which are missing.
+
+        Args:
+          offsets: where each step is that the index knows of: the beginning of its chunk, plus its place in there.
+        """
+        self._first: dict[int, int] = {}
+        self._missing: list[tuple[int, int]] = []
+        # Before these steps others are missing, and nobody knows how many.
+        self._broken: list[int] = []
+        number = last_end = 0
+        for header in self._headers:
+            if len(offsets) and header.begin <= offsets[-1]:
+                at = int(np.searchsorted(offsets, header.begin))
+            else:
+                at = max(number, len(offsets))
+                if any(last_end <= gap.begin < header.begin for gap in self._gaps):
+                    self._broken.append(at)
+            if at > number:
+                self._missing.append((number, at))
+            self._first[header.begin] = at
+            number = at + header.num_records
+            if header.begin in self._bad:
+                self._missing.append((at, number))
+            last_end = header.end
+        if number < len(offsets):
+            self._missing.append((number, len(offsets)))
+        self.num_steps = max(number, len(offsets))
+
+    def _begun_after(self, last: int) -> np.ndarray:
+        """The steps after step `last` with which episodes begin, by what the steps say themselves."""
+        found = [np.zeros(0, np.int64)]
+        ahead = [h for h in self._good() if self._first[h.begin] + h.num_records - 1 > last]
+        for header, data in chunks.read(self.path, ahead, self._checked):
+            if data is None:
+                self._bad.add(header.begin)
+                self._missing.append((self._first[header.begin], self._first[header.begin] + header.num_records))
+                continue
+            types = _step_types(self._decode(header, data), self.path)
+            firsts = self._first[header.begin] + np.flatnonzero(types == _FIRST)
+            found.append(firsts[firsts > last])
+        return np.concatenate(found)
+
+    def _good(self) -> list[Header]:
+        return [header for header in self._headers if header.begin not in self._bad]
+
+    def _decode(self, header: Header, data: bytes) -> Records:
+        try:
+            return records.decode(header, data)
+        except KabukiError as e:
+            raise KabukiError(f"{self.path}: {e}") from e
+
+    def _losses(self) -> str:
+        lost = sum(end - begin for begin, end in self._missing)
+        if not lost and not self._broken:
+            return ""
+        found = [gap.reason for gap in self._gaps]
+        found += [f"the data of the chunk at byte {begin} is damaged" for begin in sorted(self._bad)]
+        found = found or ["it ends before its index does"]
+        named = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+        at_least = "at least " if self._broken else ""
+        return (
+            f"{self.path}: {named}: {at_least}{lost:,} of {self.num_steps:,} steps are lost, and "
+            f"{(~self.is_whole).sum():,} of {len(self.starts):,} episodes are not whole"
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        """The steps of all whole episodes, in order.
+
+        Raises:
+          KabukiError: something is damaged that was not known of.
+        """
+        lost = np.flatnonzero(~self.is_whole)
+        held: list[Records] = []
+        numbers: list[np.ndarray] = []
+        size = count = 0
+        for header, data in chunks.read(self.path, self._good(), self._checked):
+            if data is None:
+                # All of it is looked at, so as to say all that is wrong.
+                self._verify()
+                self._survey()
+                raise KabukiError(f"{self.losses}; {REMEDY}")
+            held.append(self._decode(header, data))
+            numbers.append(np.arange(header.num_records) + self._first[header.begin])
+            size, count = size + header.decoded_bytes, count + header.num_records
+            if size >= _BATCH_BYTES or count >= _BATCH_RECORDS:
+                yield self._batch(held, numbers, lost)
+                held, numbers, size, count = [], [], 0, 0
+        if held:
+            yield self._batch(held, numbers, lost)
+
+    def _batch(self, held: list[Records], numbers: list[np.ndarray], lost: np.ndarray) -> Batch:
+        part = records.join(held)
+        number = np.concatenate(numbers)
+        episode = np.searchsorted(self.starts, number, side="right") - 1
+        kept = episode >= 0
+        if len(lost):
+            kept &= ~np.isin(episode, lost)
+        start, stop = part.splits[:-1][kept], part.splits[1:][kept]
+        number, episode = number[kept], episode[kept]
+        spans = wire.Spans(part.data, np.arange(len(start)), start, stop)
+        return Batch(spans, number == self.starts[episode], number)
+
+
+def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
+    spans = wire.Spans(part.data, np.arange(len(part)), part.splits[:-1], part.splits[1:])
+    try:
+        pieces = messages.leaves(spans).get(STEP_TYPE, [])
+    except (ValueError, IndexError) as e:
+        raise KabukiError(f"{path}: its records are no steps of EnvLogger's: {e}") from e
+    types = np.full(len(part), -1, np.int64)
+    for piece in pieces:
+        if piece.values is not None:
+            types[piece.rows] = piece.values
+    return types
+
+
+def _index(path: pathlib.Path, columns: int) -> np.ndarray:
+    """The rows of an index, int64, (rows,) or (rows, columns); none where it is damaged, since a part is none."""
+    shape = (-1,) if columns == 1 else (-1, columns)
+    none = np.zeros(0, np.int64)
+    if not path.is_file():
+        return none.reshape(shape)
+    found, wrong = records.read_small(path)
+    if wrong:
+        return none.reshape(shape)
+    return np.concatenate([none, *map(np.ravel, messages.numbers([record for _, record in found]))]).reshape(shape)

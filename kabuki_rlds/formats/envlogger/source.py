@@ -1,0 +1,157 @@
+"""EnvLogger's Riegeli logs as a source: one log, or all that lie under a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from kabuki_rlds import interruption
+from kabuki_rlds.block import Block, Column, concatenate
+from kabuki_rlds.convention import FLAGS
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.envlogger import alignment, fields, log, specs
+from kabuki_rlds.formats.envlogger.alignment import Steps
+from kabuki_rlds.formats.envlogger.fields import Learner, MisfitError
+from kabuki_rlds.formats.envlogger.log import Log
+from kabuki_rlds.formats.envlogger.messages import Leaves, Path
+from kabuki_rlds.formats.envlogger.shard import Batch, Shard
+from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.schema import Field, Info, Schema
+
+_log = logging.getLogger("kabuki_rlds")
+
+
+class EnvLoggerSource:
+    """The episodes of one or more logs, in order.
+
+    Args:
+      folder: a log, or a folder that holds logs.
+      skip_bad: leave out the episodes that are damaged, and warn of them.
+
+    Attributes:
+      num_skipped: how many episodes are left out.
+      skipped: which they are.
+
+    Raises:
+      KabukiError: there is no log, or one is damaged and `skip_bad` is false.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, skip_bad: bool = False):
+        self.folder = pathlib.Path(folder)
+        self.label = str(self.folder)
+        self._logs = [Log(path, skip_bad=skip_bad) for path in log.find(self.folder)]
+        if not self._logs:
+            raise KabukiError(f"{self.folder}: no log of EnvLogger's here")
+        self.num_skipped = sum(each.num_skipped for each in self._logs)
+        self.skipped = [loss for each in self._logs for loss in each.skipped]
+        self.files = [os.fspath(path) for each in self._logs for path in each.files]
+        self.origins = [Origin(str(each.folder.resolve()), format="envlogger") for each in self._logs]
+        counts = [each.num_episodes for each in self._logs]
+        self.origin_of = np.repeat(np.arange(len(counts)), counts)
+        self.num_episodes = sum(counts)
+        self._steps, metadata = self._learn()
+        self._metadata = self._columns_of_episodes(metadata)
+        flags = {name: Field(np.dtype(bool)) for name in FLAGS}
+        info = Info(environment=specs.to_json(self._logs[0].metadata))
+        self.schema = Schema(fields.by_path(self._steps) | flags, fields.by_path(metadata), info=info)
+
+    def _learn(self) -> tuple[dict[Path, Field], dict[Path, Field]]:
+        """The fields of the steps and of the episodes."""
+        steps, metadata = (Learner(self._logs[0].specs) for _ in range(2))
+        for each in self._logs:
+            metadata.take(each.episode_leaves())
+        for each, shard, batch in self._batches():
+            interruption.check()
+            steps.take(each.step_leaves(shard, batch)[0])
+            # What no spec speaks of may be of another shape anywhere, so then all is looked at.
+            if steps.is_sure:
+                break
+        return steps.fields(), metadata.fields()
+
+    def _batches(self) -> Iterator[tuple[Log, Shard, Batch]]:
+        for each in self._logs:
+            for shard in each.shards:
+                for batch in shard.batches():
+                    if len(batch.steps):
+                        yield each, shard, batch
+
+    def size(self) -> Size:
+        steps = sum(each.num_steps for each in self._logs)
+        sample = next(self.blocks(), None)
+        return Size(steps, True, sum(each.num_bytes for each in self._logs), sample)
+
+    def blocks(self) -> Iterator[Block]:
+        done = 0
+        for block in alignment.align(self._aligned_to_actions(), self._steps):
+            interruption.check()
+            now = slice(done, done + block.num_episodes)
+            done = now.stop
+            yield Block(
+                {path: block.steps[path] for path in self.schema.steps},
+                block.num_steps,
+                block.starts,
+                {path: column[now] for path, column in self._metadata.items()},
+            )
+
+    def _aligned_to_actions(self) -> Iterator[Steps]:
+        """The columns of all steps, as the logs have them."""
+        for each, shard, batch in self._batches():
+            leaves, is_last = each.step_leaves(shard, batch)
+            columns = self._columns(shard, batch, leaves)
+            yield Steps(columns, batch.begins, alignment.is_terminal(is_last, columns))
+
+    def _columns(self, shard: Shard, batch: Batch, leaves: Leaves) -> dict[Path, Column]:
+        count = len(batch.steps)
+        never = np.zeros(count, bool)
+        try:
+            new = next((path for path in leaves if path not in self._steps and fields.has_values(leaves[path])), None)
+            if new is not None:
+                row = int(min(piece.rows[0] for piece in leaves[new] if piece.values is not None))
+                if not (fields.is_shifted(new) and batch.begins[row]):
+                    raise MisfitError(row, f"field {'/'.join(new)!r} is there, and in no step before")
+            return {
+                path: fields.column(
+                    "/".join(path),
+                    field,
+                    leaves.get(path, []),
+                    count,
+                    batch.begins if fields.is_shifted(path) else never,
+                )
+                for path, field in self._steps.items()
+            }
+        except MisfitError as e:
+            number = int(batch.numbers[e.row])
+            episode = int(np.searchsorted(shard.starts, number, side="right")) - 1
+            raise KabukiError(f"{shard.path}: episode {episode}, step {number - shard.starts[episode]}: {e}") from e
+
+    def _columns_of_episodes(self, metadata: dict[Path, Field]) -> dict[str, Column]:
+        """The columns of the metadata of all episodes. They are kept: one row an episode is little beside its steps."""
+        found: dict[str, list[Column]] = {}
+        for each in self._logs:
+            leaves = each.episode_leaves() if metadata else {}
+            for path, field in metadata.items():
+                name = "/".join(path)
+                pieces = leaves.get(path, [])
+                lacking = np.ones(each.num_episodes, bool)
+                for piece in pieces:
+                    lacking[piece.rows] &= piece.values is None
+                try:
+                    found.setdefault(name, []).append(fields.column(name, field, pieces, each.num_episodes, lacking))
+                except MisfitError as e:
+                    raise KabukiError(f"{each.folder}: episode {e.row}: {e}") from e
+                if lacking.any():
+                    _log.warning(
+                        "%s: %d of %d episodes have no %r; zeros and empty text stand for it",
+                        each.folder, lacking.sum(), len(lacking), name,
+                    )  # fmt: skip
+        return {name: concatenate(columns) for name, columns in sorted(found.items())}
+
+    def pieces(self, num_bytes: int) -> list[EnvLoggerSource]:
+        return [self]
+
+    def close(self) -> None:
+        """Nothing is held open between blocks."""
