@@ -116,6 +116,19 @@ def take(column: _AnyColumn, rows: np.ndarray) -> _AnyColumn:
     return Nested(column.values[rows], tuple(kept))
 
 
+def as_lists(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
+    """Rows that are arrays, as lists in lists of items: arrays of the last dimensions, which are the same in all."""
+    if isinstance(column, np.ndarray):
+        column = Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
+    counts = np.ones(len(column), np.int64)
+    lengths = []
+    for sizes in column.shapes.T[: column.shapes.shape[1] - len(item)]:
+        lengths.append(np.repeat(sizes, counts))
+        counts = counts * sizes
+    # Counted by the lists, since items without elements leave nothing to count.
+    return Nested(column.values.reshape(int(counts.sum()), *item), tuple(lengths))
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """A run of consecutive steps, and the metadata of the episodes that begin in it.

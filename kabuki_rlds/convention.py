@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from kabuki_rlds.schema import Field
+from kabuki_rlds.schema import Field, is_within
 
 OBSERVATION = "observation"
 ACTION = "action"
@@ -70,7 +70,7 @@ class Violation:
 
 def has_field(paths: object, name: str) -> bool:
     """Whether a required field is among `paths`, as a field or as a dict of fields."""
-    return any(path == name or path.startswith(f"{name}/") for path in paths)  # type: ignore[attr-defined]
+    return any(is_within(path, name) for path in paths)  # type: ignore[attr-defined]
 
 
 def one_per_row(column: object) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -128,7 +128,7 @@ def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> 
 
     chosen = None
     if fields is not None:
-        chosen = _chosen(schema.steps, [fields] if isinstance(fields, str) else fields, path)
+        chosen = schema.select(fields, path)
         if not schema.features:
             # TFDS need not have a feature for what is not read.
             schema = dataclasses.replace(schema, steps={name: schema.steps[name] for name in chosen})
@@ -138,20 +138,6 @@ def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> 
         raise KabukiError(f"{path}: {e}") from e
     steps = Elements(features, schema.steps, in_steps=True, chosen=chosen)
     return steps, Elements(features, schema.metadata, in_steps=False)
-
-
-def _chosen(steps: Collection[str], fields: Sequence[str], path: str) -> list[str]:
-    """The paths of the step fields that `fields` names."""
-    for name in fields:
-        if not any(_is_in(step, name) for step in steps):
-            raise KabukiError(f"{path}: no step field {name!r}; there is {', '.join(steps)}")
-    if not fields:
-        raise KabukiError(f"{path}: no step field to read; there is {', '.join(steps)}")
-    return [step for step in steps if any(_is_in(step, name) for name in fields)]
-
-
-def _is_in(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}/")
 
 
 def _whole_episodes(blocks: Iterator[Block]) -> Iterator[Block]:

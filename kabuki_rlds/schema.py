@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import ml_dtypes
@@ -118,6 +119,22 @@ class Schema:
     features: str = ""
     info: Info = Info()
 
+    def select(self, fields: str | Sequence[str] | None, label: str) -> list[str]:
+        """The paths of the step fields that `fields` names, by path or by group, in order; None names all.
+
+        Raises:
+          KabukiError: it names none, or there is no such field; the label says where.
+        """
+        if fields is None:
+            return list(self.steps)
+        names = [fields] if isinstance(fields, str) else fields
+        for name in names:
+            if not any(is_within(path, name) for path in self.steps):
+                raise KabukiError(f"{label}: no step field {name!r}; there is {', '.join(self.steps)}")
+        if not names:
+            raise KabukiError(f"{label}: no step field to read; there is {', '.join(self.steps)}")
+        return [path for path in self.steps if any(is_within(path, name) for name in names)]
+
     def misfit(self, other: Schema) -> str | None:
         """Says in which field `other` cannot be appended to this, or None if it fits."""
         for what, mine, theirs in (
@@ -143,3 +160,8 @@ class Schema:
         misfit = self.misfit(other)
         if misfit is not None:
             raise KabukiError(f"{other_label} does not fit {label}: {misfit}")
+
+
+def is_within(path: str, name: str) -> bool:
+    """Whether the field at this path is the one of that name, or of the group of that name."""
+    return path == name or path.startswith(f"{name}/")

@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kabuki_rlds import KabukiError
-from kabuki_rlds.training import batches, load_steps, load_transitions, load_windows, order
+from kabuki_rlds.training import batches, images, load_steps, load_transitions, load_windows, order
 from tests import datasets, handmade
 from tests.expected import Expected
 
@@ -155,7 +156,8 @@ def _datasets(path: Path) -> list[h5py.Dataset]:
 
 
 def test_images_of_differing_sizes_in_one_row_are_refused_by_name(converted: Any) -> None:
-    with pytest.raises(KabukiError, match="'images'"):
+    message = r"mixed_images-encoded\.hdf5: field 'images': .* differing sizes .*name the fields to read by `fields`"
+    with pytest.raises(KabukiError, match=message):
         list(load_steps(converted("mixed_images", "encoded"), 4, keep_last=True, as_numpy=True))
 
 
@@ -165,9 +167,9 @@ EVERY_KIND = [("steps", "encoded"), ("transitions", "arrays"), ("windows", "enco
 @pytest.mark.parametrize(("loader", "images"), EVERY_KIND)
 def test_tensors_hold_what_the_arrays_do(loader: str, images: str, converted: Any) -> None:
     path = converted("every_kind", images)
-    options = {"pad": True} if loader == "windows" else {}
-    if loader == "transitions":
-        options["fields"] = ["language_embedding"]
+    # What the others hold comes as steps, and as many graphs are slow to build.
+    fields = {"transitions": ["language_embedding"], "windows": ["observation/ragged", "observation/image", "reward"]}
+    options = {"fields": fields.get(loader)} | ({"pad": True} if loader == "windows" else {})
     tensors = LOADERS[loader](path, 4, **options)
     arrays = LOADERS[loader](path, 4, **options, as_numpy=True)
     spec = dict(_flat(tensors.element_spec))
@@ -273,19 +275,32 @@ def _without_sums(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @COMMON
-@given(lengths=LENGTHS, batch_size=st.integers(1, 9), n=st.integers(1, 6), indexed=st.booleans())
+@given(
+    lengths=LENGTHS,
+    batch_size=st.integers(1, 9),
+    n=st.integers(1, 10),
+    indexed=st.booleans(),
+    chunk=st.sampled_from([None, 1, 3]),
+)
 def test_transitions_are_those_of_a_loop(
-    lengths: list[int], batch_size: int, n: int, indexed: bool, tmp_path: Path
+    lengths: list[int], batch_size: int, n: int, indexed: bool, chunk: int | None, tmp_path: Path
 ) -> None:
     fields = _fields(lengths)
     stored = fields if indexed else {path: column for path, column in fields.items() if "episodes" not in path}
+    if chunk and sum(lengths) >= chunk:
+        chunked = {name: handmade.chunked(fields[name], chunks=(chunk,)) for name in ("reward", "discount")}
+        stored = stored | chunked
     path = handmade.write(tmp_path / "file.hdf5", stored)
     judge = _judge_transitions(_episodes(fields, lengths), n, 0.9)
     found = list(load_transitions(path, batch_size, n_step=n, gamma=0.9, as_numpy=True))
     assert [len(batch["reward"]) for batch in found] == _sizes(len(judge), batch_size)
     _assert_close(_rows(found), judge)
-    shuffled = _rows(load_transitions(path, batch_size, True, 5, n_step=n, gamma=0.9, as_numpy=True))
-    _assert_close(sorted(shuffled, key=lambda row: row["observation/time"]), judge)
+    for held in (1 << 30, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batches, "HELD_BYTES", held)
+            patch.setattr(batches, "LOOK_AHEAD_BYTES", 1 << 10)
+            shuffled = _rows(load_transitions(path, batch_size, True, 5, n_step=n, gamma=0.9, as_numpy=True))
+        _assert_close(sorted(shuffled, key=lambda row: row["observation/time"]), judge)
 
 
 @COMMON
@@ -324,6 +339,21 @@ def test_returns_of_whole_rewards_are_fractions(tmp_path: Path) -> None:
     (batch,) = load_transitions(path, 8, n_step=2, gamma=0.5, as_numpy=True)
     assert batch["reward"].tolist() == [2.0, 3.5, 3.0] and batch["reward"].dtype == np.float64
     assert batch["discount"].tolist() == [[0.5], [0.5], [1.0]] and batch["discount"].dtype == np.float32
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_many_steps_take_as_much_memory_as_one(shuffle: bool, shuffled_from: str, tmp_path: Path) -> None:
+    lengths = [3000, 1, 3000]
+    path = handmade.write(tmp_path / "file.hdf5", _fields(lengths))
+    peaks = []
+    for n in (2, 1500):
+        loaded = load_transitions(path, 500, shuffle, 0, n_step=n, as_numpy=True)
+        tracemalloc.start()
+        assert sum(len(batch["reward"]) for batch in loaded) == 5998
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # An array of all terms would take 1500 * 500 * 8 bytes.
+    assert peaks[1] < peaks[0] + (1 << 20)
 
 
 # --- the order
@@ -478,13 +508,21 @@ def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
         (lambda file: load_steps(file, 2, True, -1), "seed is -1"),
         (
             lambda file: load_steps(file, 2, fields=["observation", "rewards"]),
-            "no step field 'rewards'; there are .*reward",
+            "file.hdf5: no step field 'rewards'; there is .*reward",
         ),
-        (lambda file: load_steps(file, 2, fields=[]), "names no field"),
+        (lambda file: load_steps(file, 2, fields=[]), "file.hdf5: no step field to read; there is .*reward"),
         (lambda file: load_steps([], 2), "no files"),
         (lambda file: load_steps("nowhere.hdf5", 2), "nowhere.hdf5: no such file"),
         (lambda file: load_windows(file, 2, 0), "length is 0"),
         (lambda file: load_transitions(file, 2, n_step=0), "n_step is 0"),
+        (lambda file: load_transitions(file, 2, n_step=1.5), "n_step is 1.5"),
+        (lambda file: load_steps(file, 2.0), "batch_size is 2.0"),
+        (lambda file: load_steps(file, 2, epochs=1.0), "epochs is 1.0"),
+        (lambda file: load_steps(file, 2, True, 0.5), "seed is 0.5"),
+        (lambda file: load_windows(file, 2, 3.0), "length is 3.0"),
+        (lambda file: load_transitions(file, 2, gamma=float("nan")), "gamma is nan"),
+        (lambda file: load_transitions(file, 2, gamma=float("inf")), "gamma is inf"),
+        (lambda file: load_transitions(file, 2, gamma=-0.5), "gamma is -0.5"),
         (lambda file: load_transitions(file, 2, fields=["rewards"]), "no step field 'rewards'"),
     ],
 )
@@ -505,14 +543,33 @@ def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> 
     load_transitions(nexts, 2)
     del fields["discount"]
     lacking = handmade.write(tmp_path / "lacking.hdf5", fields)
-    with pytest.raises(KabukiError, match="no step field 'discount'"):
+    with pytest.raises(KabukiError, match=r"lacking\.hdf5: no step field 'discount'"):
         load_transitions(lacking, 2)
-    vectors = handmade.write(tmp_path / "vectors.hdf5", _fields([3]) | {"discount": np.zeros((3, 2))})
-    with pytest.raises(KabukiError, match="'discount' is float64 \\(2,\\)"):
-        load_transitions(vectors, 2, n_step=2)
     attributes = handmade.attributes([3]) | {"complete": False}
     with pytest.raises(KabukiError, match="not complete"):
         load_steps(handmade.write(tmp_path / "half.hdf5", _fields([3]), attributes), 2)
+
+
+@pytest.mark.parametrize("n_step", [1, 2])
+@pytest.mark.parametrize(
+    ("replaced", "stored", "message"),
+    [
+        ("reward", {"reward/a": np.zeros(3), "reward/b": np.zeros(3)}, "'reward' is a group, of reward/a, reward/b"),
+        ("discount", {"discount/a": np.zeros(3)}, "'discount' is a group, of discount/a"),
+        ("is_terminal", {"is_terminal/a": np.zeros(3, bool)}, "'is_terminal' is a group, of is_terminal/a"),
+        ("reward", {"reward": handmade.Stored(["a", "b", "c"], {"dtype": h5py.string_dtype()})}, "'reward' is text"),
+        ("discount", {"discount": np.zeros((3, 2))}, r"'discount' is float64 \(2,\)"),
+        ("is_terminal", {"is_terminal": np.zeros((3, 2), bool)}, r"'is_terminal' is bool \(2,\)"),
+    ],
+)
+def test_what_is_no_number_a_step_is_refused_by_name(
+    replaced: str, stored: dict[str, Any], message: str, n_step: int, tmp_path: Path
+) -> None:
+    fields = _fields([3])
+    del fields[replaced]
+    path = handmade.write(tmp_path / "file.hdf5", fields | stored)
+    with pytest.raises(KabukiError, match=f"file.hdf5: field {message}"):
+        load_transitions(path, 2, n_step=n_step)
 
 
 def test_rewards_of_several_numbers_have_returns(tmp_path: Path) -> None:
@@ -618,3 +675,46 @@ def test_the_file_that_replaces_another_is_read(file: Path, tmp_path: Path) -> N
     assert len(_rows(loaded)) == 3
     handmade.write(path, _fields([9]))
     assert len(_rows(loaded)) == 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"action": np.zeros(4, np.float32)},
+        {"observation/state": np.zeros((4, 3), np.float32)},
+        {"observation/state": None},
+    ],
+)
+def test_a_file_of_other_fields_than_before_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+    path = handmade.write(tmp_path / "file.hdf5", _fields([4]))
+    arrays, tensors = load_steps(path, 8, as_numpy=True), load_transitions(path, 8, n_step=2)
+    others = load_steps(path, 8, fields=["reward"], as_numpy=True)
+    fields = {name: column for name, column in (_fields([4]) | change).items() if column is not None}
+    handmade.write(path, fields)
+    message = "file.hdf5: was changed since it was loaded; load it again"
+    with pytest.raises(KabukiError, match=message):
+        list(arrays)
+    with pytest.raises(tf.errors.OpError, match=message):
+        list(tensors)
+    assert len(_rows(others)) == 3
+
+
+def test_an_image_in_several_windows_is_decoded_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = converted("oxe_style", "encoded")
+    decoded = []
+    make = images._function
+
+    def counting(field: Any, name: str) -> Any:
+        decode = make(field, name)
+
+        def counted(files: tf.Tensor) -> Any:
+            decoded.extend(files.numpy().tolist())
+            return decode(files)
+
+        return counted
+
+    monkeypatch.setattr(images, "_function", counting)
+    (batch,) = load_windows(path, 100, 3, fields=["observation/image", "reward"], as_numpy=True)
+    rows = set(map(bytes, batch["observation"]["image"].reshape(-1, *batch["observation"]["image"].shape[2:])))
+    assert batch["mask"].size > len(rows)
+    assert len(decoded) == len(rows)

@@ -12,22 +12,23 @@ Files are read in a thread of its own, ahead of whoever takes the batches.
 
 from __future__ import annotations
 
-import collections
 import concurrent.futures
 import contextlib
 import itertools
 import math
 import os
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from kabuki_rlds.block import Column, Nested, Ragged
-from kabuki_rlds.schema import Field
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.schema import Field, Schema
 from kabuki_rlds.training.images import ImageDecoder, decoded
 from kabuki_rlds.training.order import Permutation
+from kabuki_rlds.training.returns import Returns
 from kabuki_rlds.training.samples import SampleIndex, Samples
 from kabuki_rlds.training.table import Table, Take, within
 
@@ -60,7 +61,8 @@ class Batches:
 
     Args:
       paths: the files.
-      open_table: opens them.
+      stored: the step fields to read, which the files must still have.
+      returns: what to serve in the place of rewards and discounts; None is these.
       samples: what is served.
       batch_size: samples in a batch.
       shuffle: serve in a random order, in which every sample comes once an epoch.
@@ -71,14 +73,15 @@ class Batches:
     def __init__(
         self,
         paths: Sequence[str],
-        select: Callable[[Mapping[str, Field]], Sequence[str]],
+        stored: Mapping[str, Field],
+        returns: Returns | None,
         samples: Samples,
         batch_size: int,
         shuffle: bool,
         seed: int | None,
         epochs: int | None,
     ):
-        self._paths, self._select = paths, select
+        self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
         self._samples = samples
         self._held: tuple[object, dict[str, Column]] | None = None
@@ -106,18 +109,19 @@ class Batches:
         All hold `per_block` batches but the last ones of an epoch, and of what is looked ahead.
 
         Raises:
-          KabukiError: a file cannot be read.
+          KabukiError: a file cannot be read, or has other fields than when it was loaded.
         """
-        with contextlib.closing(_ahead(self._blocks(), 2)) as blocks:
+        with contextlib.closing(_ahead(self._blocks())) as blocks:
             yield from blocks
 
     def _blocks(self) -> _Blocks:
-        with Table(self._paths, self._select) as table:
+        with Table(self._paths, self._unchanged, self._returns) as table:
             index = SampleIndex(table.starts, table.ends, self._samples)
             if not len(index):
                 return
             if self._images is None:
-                self._images = ImageDecoder(self._samples.fields)
+                others = f" and {len(self._paths) - 1} more" if len(self._paths) > 1 else ""
+                self._images = ImageDecoder(self._samples.fields, self._paths[0] + others)
             seed = secrets.randbits(128) if self._seed is None else self._seed
             for epoch in itertools.count() if self._epochs is None else range(self._epochs):
                 if self._shuffle:
@@ -131,6 +135,11 @@ class Batches:
                 with contextlib.closing(gathered):
                     for block in gathered:
                         yield self._samples.finish(self._images.decode(block, table.threads))
+
+    def _unchanged(self, schema: Schema, path: str) -> list[str]:
+        if any(schema.steps.get(field) != stored for field, stored in self._stored.items()):
+            raise KabukiError(f"{path}: was changed since it was loaded; load it again")
+        return list(self._stored)
 
     def _in_order(self, table: Table, index: SampleIndex) -> _Blocks:
         batches = min(BLOCK_BYTES // table.row_nbytes, _SPAN_ROWS) // self.batch_size
@@ -153,7 +162,7 @@ class Batches:
         parts = _parts(len(index), self.batch_size * max(batches, 1))
         pieces = (self._samples.gather(table.take, *index.locate(order[start:stop])) for start, stop in parts)
         rows = math.prod(self.lead)
-        with contextlib.closing(_ahead(pieces, 1)) as ahead:
+        with contextlib.closing(_ahead(pieces)) as ahead:
             for piece in ahead:
                 count = len(next(iter(piece.values()))) // rows
                 for a, b in _parts(count, self.batch_size * self.per_block):
@@ -189,14 +198,14 @@ def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _ahead(items: Generator[_T, None, None], depth: int) -> Generator[_T, None, None]:
-    """The same items, so many of them made in a thread before they are asked for."""
+def _ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
+    """The same items, each made in a thread while the one before is used."""
     end: Any = object()
     with concurrent.futures.ThreadPoolExecutor(1, "kabuki-ahead") as thread:
-        made = collections.deque(thread.submit(next, items, end) for _ in range(depth))
+        made = thread.submit(next, items, end)
         try:
-            while (item := made.popleft().result()) is not end:
-                made.append(thread.submit(next, items, end))
+            while (item := made.result()) is not end:
+                made = thread.submit(next, items, end)
                 yield item
         finally:
             thread.shutdown(cancel_futures=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Ragged, concatenate
+from kabuki_rlds.block import Column, Ragged, concatenate, take
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.schema import Field
 
-_THREADS = os.cpu_count() or 1
+#: How many are decoded in one go; a thread has its own.
+_FILES = 32
+_REMEDY = "name the fields to read by `fields` to leave it out"
 
 
 def decoded(field: Field) -> Field:
@@ -29,17 +31,19 @@ class ImageDecoder:
 
     Args:
       fields: path to field, as they are stored.
+      label: what to call the files that hold them in a message.
 
     Raises:
       KabukiError: there are such fields, and no TensorFlow to decode them.
     """
 
-    def __init__(self, fields: Mapping[str, Field]):
+    def __init__(self, fields: Mapping[str, Field], label: str):
+        self._label = label
         self._fields = {path: decoded(field) for path, field in fields.items() if field.encoded}
         self._functions = {path: _function(field, path) for path, field in self._fields.items()}
 
     def decode(self, columns: dict[str, Column], threads: concurrent.futures.Executor) -> dict[str, Column]:
-        """The columns, with images in the place of their files.
+        """The columns, with images in the place of their files. A file that comes several times is decoded once.
 
         Raises:
           KabukiError: a file is not that of an image, or of one of another shape.
@@ -51,16 +55,38 @@ class ImageDecoder:
 
         from kabuki_rlds.formats.rlds import pictures
 
-        field = self._fields[path]
+        field, decode = self._fields[path], self._functions[path]
         try:
-            if field.is_list_of_images:
-                return pictures.decode_files(column, field, path, self._functions[path])
-            files = tf.constant(np.asarray(column), tf.string)
-            bounds = np.linspace(0, len(column), _THREADS + 1).astype(int)
-            parts = [files[a:b] for a, b in itertools.pairwise(bounds.tolist()) if a < b]
-            return concatenate([_column(images) for images in threads.map(self._functions[path], parts)])
+            if not field.is_list_of_images:
+                return self._decode_each(np.asarray(column), field, decode, threads)
+            # Held for as long as the column is decoded.
+            return pictures.decode_files(column, field, path, functools.cache(decode), _REMEDY)
         except tf.errors.OpError as e:
-            raise KabukiError(f"field {path!r}: an image cannot be decoded: {e.message.splitlines()[0]}") from e
+            message = e.message.splitlines()[0]
+            raise KabukiError(f"{self._label}: field {path!r}: an image cannot be decoded: {message}") from e
+        except KabukiError as e:
+            raise KabukiError(f"{self._label}: {e}") from e
+
+    def _decode_each(
+        self, column: np.ndarray, field: Field, decode: Callable[[Any], Any], threads: concurrent.futures.Executor
+    ) -> Column:
+        import tensorflow as tf
+
+        numbers = {file: i for i, file in enumerate(dict.fromkeys(column.tolist()))}
+        number_of = np.array([numbers[file] for file in column.tolist()], np.int64)
+        files = tf.constant(list(numbers), tf.string)
+        bounds = [*range(0, len(numbers), _FILES), len(numbers)]
+        images = threads.map(decode, [files[a:b] for a, b in itertools.pairwise(bounds)])
+        if not field.is_fixed:
+            parts = [Ragged(np.array(pixels), np.array(shapes)) for pixels, shapes in images]
+            return take(concatenate(parts), number_of)
+        # Each goes to its places at once: images are large.
+        out = np.empty((len(column), *(d for d in field.shape if d is not None)), field.dtype)
+        order = np.argsort(number_of, kind="stable")
+        cuts = np.searchsorted(number_of[order], bounds).tolist()
+        for first, (a, b), part in zip(bounds, itertools.pairwise(cuts), images, strict=False):
+            out[order[a:b]] = np.asarray(part)[number_of[order[a:b]] - first]
+        return out
 
 
 def _function(field: Field, path: str) -> Callable[[Any], Any]:
@@ -78,16 +104,7 @@ def _function(field: Field, path: str) -> Callable[[Any], Any]:
     if field.is_list_of_images:
         return decode
     images = Images(path, field.shape, field.dtype, decode)
-    signature = [tf.TensorSpec([None], tf.string)]
-    function: Callable[[Any], Any] = tf.function(
-        lambda files: decode_all(images, files), input_signature=signature, autograph=False
-    )
+    build = tf.function(lambda files: decode_all(images, files), autograph=False)
+    # Built here, once: threads are to call it.
+    function: Callable[[Any], Any] = build.get_concrete_function(tf.TensorSpec([None], tf.string))
     return function
-
-
-def _column(images: Any) -> Column:
-    """What `decode_all` gave, in memory of its own."""
-    if isinstance(images, (tuple, list)):
-        pixels, shapes = images
-        return Ragged(np.array(pixels), np.array(shapes))
-    return np.array(images)

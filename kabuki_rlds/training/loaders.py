@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from kabuki_rlds.convention import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.schema import Field
+from kabuki_rlds.schema import Field, Schema, is_within
 from kabuki_rlds.training.batches import Batches
+from kabuki_rlds.training.returns import Returns
 from kabuki_rlds.training.samples import Samples, Steps, Transitions, Windows, needed
-from kabuki_rlds.training.table import Table
+from kabuki_rlds.training.table import Select, Table
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,7 +29,7 @@ def load_steps(
     shuffle: bool = False,
     seed: int | None = None,
     *,
-    fields: Sequence[str] | None = None,
+    fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
     keep_last: bool = False,
     as_numpy: bool = False,
@@ -62,9 +65,8 @@ def load_steps(
         argument makes no sense. What is found while reading is raised then; TensorFlow
         makes an error of its own of it, with the same text.
     """
-    select = functools.partial(_selected, fields=fields)
-    make = functools.partial(_steps, keep_last=keep_last)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, select, make)
+    make = functools.partial(Steps, keep_last=keep_last)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
 
 
 def load_transitions(
@@ -75,7 +77,7 @@ def load_transitions(
     *,
     n_step: int = 1,
     gamma: float = 1.0,
-    fields: Sequence[str] | None = None,
+    fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
@@ -110,14 +112,17 @@ def load_transitions(
 
     Returns:
       As `load_steps`. `reward` and `discount` keep their dtypes; n-step ones of integers are float64.
+      However large n is, it takes little more time or memory than one step does.
 
     Raises:
       KabukiError: as `load_steps`, or the file lacks a field that a transition needs.
     """
     _check_count("n_step", n_step)
-    select = functools.partial(_selected_for_transitions, fields=fields)
-    make = functools.partial(Transitions, n_step=n_step, gamma=gamma)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, select, make)
+    if not (math.isfinite(gamma) and gamma >= 0):
+        raise KabukiError(f"gamma is {gamma}; it is a number from 0 on")
+    returns = Returns(n_step, gamma) if n_step > 1 else None
+    make = functools.partial(Transitions, n_step=n_step)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns)
 
 
 def load_windows(
@@ -128,11 +133,16 @@ def load_windows(
     seed: int | None = None,
     *,
     pad: bool = False,
-    fields: Sequence[str] | None = None,
+    fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
     """Batches of runs of `length` consecutive rows of one episode, its last row among them.
+
+    A batch holds `batch_size` times `length` rows, and the next one is made meanwhile.
+    Image files are decoded when their window is served, once for all windows of a
+    batch that they are in: in order that is about once for each row, but shuffled
+    `length` times. Files with `--images arrays` spare that.
 
     Args:
       path: as for `load_steps`, as are `batch_size`, `shuffle`, `seed`, `fields`,
@@ -155,9 +165,8 @@ def load_windows(
       KabukiError: as `load_steps`, or a field is called `mask`.
     """
     _check_count("length", length)
-    select = functools.partial(_selected, fields=fields)
     make = functools.partial(Windows, length=length, pad=pad)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, select, make)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
 
 
 def _loader(
@@ -167,21 +176,25 @@ def _loader(
     seed: int | None,
     epochs: int | None,
     as_numpy: bool,
-    select: Callable[[Mapping[str, Field]], Sequence[str]],
+    select: Select,
     make: Callable[[Mapping[str, Field]], Samples],
+    returns: Returns | None = None,
 ) -> tf.data.Dataset | Batches:
     _check_count("batch_size", batch_size)
     if epochs is not None:
         _check_count("epochs", epochs)
-    if seed is not None and seed < 0:
-        raise KabukiError(f"seed is {seed}; it is a whole number from 0 on, or None")
+    if seed is not None:
+        _check_count("seed", seed, least=0)
     files = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not files:
         raise KabukiError("no files were given to load")
     paths = [os.path.abspath(os.path.expanduser(file)) for file in files]
-    with Table(paths, select) as table:
-        samples = make(table.fields)
-    batches = Batches(paths, select, samples, batch_size, shuffle, seed, epochs)
+    with Table(paths, select, returns) as table:
+        try:
+            samples = make(table.fields)
+        except KabukiError as e:
+            raise KabukiError(f"{paths[0]}: {e}") from e
+        batches = Batches(paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs)
     if as_numpy:
         return batches
     from kabuki_rlds.training import tensors
@@ -189,37 +202,27 @@ def _loader(
     return tensors.dataset(batches)
 
 
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise KabukiError(f"{name} is {value}; it is a whole number from 1 on")
+def _check_count(name: str, value: int, least: int = 1) -> None:
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise KabukiError(f"{name} is {value}; it is a whole number from {least} on")
 
 
-def _steps(stored: Mapping[str, Field], keep_last: bool) -> Samples:
-    return Steps(dict(stored), keep_last)
+def _select(fields: str | Sequence[str] | None) -> Select:
+    return lambda schema, path: schema.select(fields, path)
 
 
-def _selected(stored: Mapping[str, Field], fields: Sequence[str] | None) -> list[str]:
-    """The paths that `fields` names, in the order of the file."""
-    if fields is None:
-        return list(stored)
-    names = [fields] if isinstance(fields, str) else list(fields)
-    if not names:
-        raise KabukiError("`fields` names no field; leave it out to read all")
-    for name in names:
-        if not any(_is_in(path, name) for path in stored):
-            raise KabukiError(f"there is no step field {name!r}; there are {', '.join(stored)}")
-    return [path for path in stored if any(_is_in(path, name) for name in names)]
+def _select_for_transitions(fields: str | Sequence[str] | None) -> Select:
+    """Selects the fields that make a transition, and those that `fields` names."""
 
+    def select(schema: Schema, path: str) -> list[str]:
+        try:
+            always = needed(schema.steps)
+        except KabukiError as e:
+            raise KabukiError(f"{path}: {e}") from e
+        named = [] if fields is None else schema.select(fields, path)
+        for group in (OBSERVATION, ACTION):
+            if any(is_within(field, group) for field in named):
+                always = [field for field in always if not is_within(field, group)]
+        return [field for field in schema.steps if field != IS_LAST and (field in always or field in named)]
 
-def _selected_for_transitions(stored: Mapping[str, Field], fields: Sequence[str] | None) -> list[str]:
-    """The paths of the fields that make a transition, and of those that `fields` names."""
-    always = needed(stored)
-    named = [] if fields is None else _selected(stored, fields)
-    for group in (OBSERVATION, ACTION):
-        if any(_is_in(path, group) for path in named):
-            always = [path for path in always if not _is_in(path, group)]
-    return [path for path in stored if path != IS_LAST and (path in always or path in named)]
-
-
-def _is_in(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}/")
+    return select

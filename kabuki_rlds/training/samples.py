@@ -16,7 +16,7 @@ import numpy as np
 from kabuki_rlds.block import Column, Nested, Ragged, splits_of, take
 from kabuki_rlds.convention import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+from kabuki_rlds.schema import BYTES, Field, is_within
 from kabuki_rlds.training.table import Take
 
 NEXT_OBSERVATION = "next_observation"
@@ -104,93 +104,45 @@ class Transitions:
 
     Args:
       stored: the step fields that are read; observation and action, reward, discount
-        and is_terminal among them.
+        and is_terminal among them. Rewards and discounts are those of `n_step` steps.
       n_step: how many steps on, or as many as the episode has left.
-      gamma: factor for each step after the first.
 
     Raises:
-      KabukiError: a field has no place among those of a transition, or there is no
-        n-step return of such a reward or discount.
+      KabukiError: a field has no place among those of a transition.
     """
 
     lead: tuple[int, ...] = ()
     rows = 2
 
-    def __init__(self, stored: Mapping[str, Field], n_step: int, gamma: float):
-        self._n_step, self._gamma = n_step, gamma
+    def __init__(self, stored: Mapping[str, Field], n_step: int):
         self.reach = n_step
-        is_observation = {path: path == OBSERVATION or path.startswith(f"{OBSERVATION}/") for path in stored}
-        self._twice = {path: NEXT_OBSERVATION + path[len(OBSERVATION) :] for path in stored if is_observation[path]}
-        self._once = [path for path in stored if not is_observation[path] and path not in (IS_LAST, IS_TERMINAL)]
-        if n_step > 1:
-            self._once = [path for path in self._once if path not in (REWARD, DISCOUNT)]
+        self._twice = {
+            path: NEXT_OBSERVATION + path[len(OBSERVATION) :] for path in stored if is_within(path, OBSERVATION)
+        }
+        self._once = [path for path in stored if path not in self._twice and path not in (IS_LAST, IS_TERMINAL)]
         for path in self._once:
-            if path == NEXT_OBSERVATION or path.startswith(f"{NEXT_OBSERVATION}/"):
+            if is_within(path, NEXT_OBSERVATION):
                 raise KabukiError(f"field {path!r}: a transition has a {NEXT_OBSERVATION} of its own; leave it out")
-        if not _is_one_number(stored[IS_TERMINAL]):
-            raise KabukiError(f"field {IS_TERMINAL!r} is {stored[IS_TERMINAL].describe()}, where it is one flag a step")
-        self._dtypes = {path: _of_returns(stored[path], path, n_step) for path in (REWARD, DISCOUNT)}
-        returns = {path: dataclasses.replace(stored[path], dtype=dtype) for path, dtype in self._dtypes.items()}
-        others = {path: field for path, field in stored.items() if path not in returns}
         nexts = {after: stored[path] for path, after in self._twice.items()}
-        self.fields = others | returns | nexts | {IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
+        self.fields = {**stored, **nexts, IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
 
     def counts(self, lengths: np.ndarray) -> np.ndarray:
         return np.maximum(lengths - 1, 0)
 
     def gather(self, take: Take, anchors: np.ndarray, ends: np.ndarray) -> dict[str, Column]:
-        nexts = np.minimum(anchors + self._n_step, ends - 1)
+        nexts = np.minimum(anchors + self.reach, ends - 1)
         columns = take(self._once, anchors)
         both = take(list(self._twice), np.concatenate([anchors, nexts]))
         for path, after in self._twice.items():
             columns[path], columns[after] = both[path][: len(anchors)], both[path][len(anchors) :]
-        if self._n_step > 1:
-            columns |= self._returns(take, anchors, nexts)
         is_terminal = take([IS_TERMINAL], nexts)[IS_TERMINAL]
         assert isinstance(is_terminal, np.ndarray)
         columns[IS_TERMINAL] = is_terminal.astype(bool).reshape(-1)
         columns[IS_LAST] = nexts == ends - 1
         return columns
 
-    def _returns(self, take: Take, anchors: np.ndarray, nexts: np.ndarray) -> dict[str, Column]:
-        """Rewards and discounts of the steps from `anchors` up to `nexts`, put together."""
-        steps = np.minimum(anchors + np.arange(self._n_step)[:, None], nexts - 1)
-        taken = take((REWARD, DISCOUNT), steps.reshape(-1))
-        rewards, discounts = (np.asarray(taken[path]).astype(np.float64) for path in (REWARD, DISCOUNT))
-        rewards = rewards.reshape(self._n_step, len(anchors), -1)
-        discounts = discounts.reshape(self._n_step, len(anchors), 1)
-        total, factor = rewards[0], discounts[0]
-        for k in range(1, self._n_step):
-            # Past the end of its episode a return stays what it is.
-            live = (anchors + k < nexts)[:, None]
-            with np.errstate(invalid="ignore", over="ignore"):
-                factor = np.where(live, factor * self._gamma, factor)
-                total = np.where(live, total + factor * rewards[k], total)
-                factor = np.where(live, factor * discounts[k], factor)
-        shapes = {path: np.asarray(taken[path]).shape[1:] for path in (REWARD, DISCOUNT)}
-        return {
-            path: value.astype(self._dtypes[path]).reshape(-1, *shapes[path])
-            for path, value in ((REWARD, total), (DISCOUNT, factor))
-        }
-
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
         return {path: columns[path] for path in self.fields}
-
-
-def _of_returns(field: Field, path: str, n_step: int) -> np.dtype:
-    """The dtype of n-step returns and discounts."""
-    if n_step == 1:
-        return field.dtype
-    is_number = field.is_fixed and (field.dtype.kind in "biuf" or field.dtype == BFLOAT16)
-    if not is_number or (path == DISCOUNT and not _is_one_number(field)):
-        wanted = "one number a step" if path == DISCOUNT else "numbers"
-        raise KabukiError(f"field {path!r} is {field.describe()}, where n-step returns need {wanted}")
-    # A return is a fraction even where rewards are whole.
-    return np.dtype(np.float64) if field.dtype.kind in "biu" else field.dtype
-
-
-def _is_one_number(field: Field) -> bool:
-    return field.shape in ((), (1,)) and field.dtype != BYTES
 
 
 class Windows:
@@ -207,7 +159,7 @@ class Windows:
 
     def __init__(self, stored: Mapping[str, Field], length: int, pad: bool):
         for path in stored:
-            if path == MASK or path.startswith(f"{MASK}/"):
+            if is_within(path, MASK):
                 raise KabukiError(f"field {path!r}: a window has a {MASK} of its own; leave the field out by `fields`")
         self._stored = dict(stored)
         self._pad = pad
@@ -259,14 +211,22 @@ def needed(stored: Mapping[str, Field]) -> list[str]:
     """The step fields of every transition.
 
     Raises:
-      KabukiError: one is missing.
+      KabukiError: one is missing, or is not what a transition needs.
     """
     found: list[str] = []
     for name in (OBSERVATION, ACTION, REWARD, DISCOUNT, IS_TERMINAL):
-        paths = [path for path in stored if path == name or path.startswith(f"{name}/")]
+        paths = [path for path in stored if is_within(path, name)]
         if not paths:
-            raise KabukiError(
-                f"there is no step field {name!r}, so there are no transitions; load_steps reads the rest"
-            )
-        found += paths
+            raise KabukiError(f"no step field {name!r}, so there are no transitions; load_steps reads the rest")
+        if name in (OBSERVATION, ACTION):
+            found += paths
+            continue
+        if name not in stored:
+            raise KabukiError(f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs numbers")
+        field = stored[name]
+        # Rewards may be several, each for an aim of its own.
+        if not field.is_fixed or field.dtype == BYTES or (name != REWARD and field.shape not in ((), (1,))):
+            wanted = "numbers" if name == REWARD else "one number a step"
+            raise KabukiError(f"field {name!r} is {field.describe()}, where a transition needs {wanted}")
+        found.append(name)
     return found

@@ -16,8 +16,12 @@ from kabuki_rlds.block import Column, concatenate, splits_of, take
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, KabukiSource, column_reader
+from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.schema import BYTES, Field, Schema
+from kabuki_rlds.training.returns import RETURNS, ReturnReader, Returns
 
+#: The paths of the step fields to read, given a file's schema and its path.
+Select: TypeAlias = Callable[[Schema, str], Sequence[str]]
 #: Gives the rows of the given numbers, int64 (n,), of the fields of the given paths.
 Take: TypeAlias = Callable[[Sequence[str], np.ndarray], dict[str, Column]]
 
@@ -32,10 +36,12 @@ class Table:
 
     Args:
       paths: the files, in order.
-      select: which step fields to read, given those of the first file.
+      select: which step fields to read, given the schema and the path of the first file.
+      returns: what to serve in the place of rewards and discounts; None is these.
 
     Attributes:
-      fields: path to field, of the selected ones.
+      stored: path to field, of the selected ones.
+      fields: the same, with returns.
       starts, ends: the first row of each episode, and the one after its last: int64.
       num_rows: how many rows there are.
       threads: what unpacks chunks, and decodes images.
@@ -45,15 +51,15 @@ class Table:
         not fit that of the first.
     """
 
-    def __init__(self, paths: Sequence[str], select: Callable[[dict[str, Field]], Sequence[str]]):
+    def __init__(self, paths: Sequence[str], select: Select, returns: Returns | None = None):
         self._stack = contextlib.ExitStack()
         try:
             self._sources = [self._open(path) for path in paths]
-            first = self._sources[0].schema.steps
-            self.fields = {path: first[path] for path in select(first)}
+            first = self._sources[0].schema
+            self.stored = {path: first.steps[path] for path in select(first, paths[0])}
             for source in self._sources[1:]:
-                theirs = {path: source.schema.steps[path] for path in self.fields if path in source.schema.steps}
-                Schema(self.fields, {}).check_fit(Schema(theirs, {}), paths[0], source.path)
+                theirs = {path: source.schema.steps[path] for path in self.stored if path in source.schema.steps}
+                Schema(self.stored, {}).check_fit(Schema(theirs, {}), paths[0], source.path)
             self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
             bounds = [
@@ -63,7 +69,10 @@ class Table:
             self.starts, self.ends = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
             self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
             self._stack.callback(self.threads.shutdown, cancel_futures=True)
-            self._readers = [{path: self._reader(source, path) for path in self.fields} for source in self._sources]
+            self._readers = [{path: self._reader(source, path) for path in self.stored} for source in self._sources]
+            self.fields = dict(self.stored)
+            if returns is not None:
+                self._put(returns)
         except BaseException:
             self.close()
             raise
@@ -73,9 +82,23 @@ class Table:
         source.check_whole()
         return source
 
-    def _reader(self, source: KabukiSource, path: str) -> ColumnReader:
+    def _reader(self, source: KabukiSource, path: str) -> ColumnReader | ReturnReader:
         with _naming(source, path, "it"):
             return column_reader(source.step_datasets[path], source.schema.steps[path], self.threads)
+
+    def _put(self, returns: Returns) -> None:
+        """Puts returns in the place of rewards and discounts."""
+        for path in RETURNS:
+            try:
+                self.fields[path] = returns.field(path, self.stored[path])
+            except KabukiError as e:
+                raise KabukiError(f"{self._sources[0].path}: {e}") from e
+        for source, readers in zip(self._sources, self._readers, strict=True):
+            ends = np.append(source.starts[1:], source.num_steps)
+            rewards, discounts = (readers[path] for path in RETURNS)
+            assert isinstance(rewards, FixedReader) and isinstance(discounts, FixedReader)
+            for path in RETURNS:
+                readers[path] = ReturnReader(path, returns, self.fields[path], rewards, discounts, ends)
 
     @functools.cached_property
     def row_nbytes(self) -> int:
@@ -141,7 +164,7 @@ class Table:
         """Rows of the i-th file, put at their places in `out` where the field is fixed."""
         reader = self._readers[i][path]
         try:
-            if isinstance(reader, FixedReader):
+            if not isinstance(reader, VariableReader):
                 assert out is not None
                 reader.take_into(out, rows, places)
                 return out

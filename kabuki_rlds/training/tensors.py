@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged
+from kabuki_rlds.block import Column, Nested, as_lists
 from kabuki_rlds.schema import BYTES, Field
 from kabuki_rlds.training.batches import Batches, nested
 
@@ -48,7 +48,9 @@ def dataset(batches: Batches) -> tf.data.Dataset:
     if at_once:
         data = data.unbatch()
     if any(part.is_ragged for part in parts.values()):
-        data = data.map(functools.partial(_tensors, parts))
+        # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+        tensors = tf.autograph.experimental.do_not_convert(functools.partial(_tensors, parts))
+        data = data.map(tensors)
     options = tf.data.Options()
     # Handing over to another thread would take longer than all that is left to do for a batch.
     options.experimental_optimization.inject_prefetch = False
@@ -78,10 +80,10 @@ class _Parts:
         #: Dimensions up to the last that varies are ragged.
         self._levels = field.nested or max((i + 1 for i, d in enumerate(field.shape) if d is None), default=0)
         self._inner = tuple(d for d in field.shape[self._levels :] if d is not None)
-        lengths = [tf.TensorSpec([None], tf.int64)] * self._levels
+        splits = [tf.TensorSpec([None], tf.int64)] * self._levels
         self.is_ragged = self._levels > 0
         if self.is_ragged:
-            self.signature: Any = (tf.TensorSpec([None, *self._inner], dtype), *lengths)
+            self.signature: Any = (tf.TensorSpec([None, *self._inner], dtype), *splits)
         else:
             self.signature = tf.TensorSpec([*[None] * (1 + at_once), *lead, *field.shape], dtype)
         self._at_once = at_once
@@ -92,14 +94,8 @@ class _Parts:
             samples = len(column) // math.prod(self._lead)
             batch = (samples // size, size) if self._at_once else (samples,)
             return column.reshape(*batch, *self._lead, *column.shape[1:])
-        if isinstance(column, Nested):
-            return (column.values, *column.lengths)
-        assert isinstance(column, Ragged)
-        counts, lengths = np.ones(len(column), np.int64), []
-        for sizes in column.shapes.T[: self._levels]:
-            lengths.append(np.repeat(sizes, counts))
-            counts = counts * sizes
-        return (column.values.reshape(int(counts.sum()), *self._inner), *lengths)
+        lists = column if isinstance(column, Nested) else as_lists(column, self._inner)
+        return (lists.values, *lists.splits)
 
     def tensor(self, arrays: Any) -> Any:
         """In the graph: one batch."""
@@ -107,8 +103,8 @@ class _Parts:
 
         if not self.is_ragged:
             return arrays
-        values, *lengths = arrays
-        ragged = tf.RaggedTensor.from_nested_row_lengths(values, lengths, validate=False)
+        values, *splits = arrays
+        ragged = tf.RaggedTensor.from_nested_row_splits(values, splits, validate=False)
         for length in reversed(self._lead):
             ragged = tf.RaggedTensor.from_uniform_row_length(ragged, length)
         return ragged

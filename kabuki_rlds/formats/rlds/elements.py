@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged, splits_of
+from kabuki_rlds.block import Column, Nested, Ragged, as_lists, splits_of
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf
 from kabuki_rlds.schema import BYTES, Field
@@ -149,7 +149,7 @@ class _Cell:
 
     def parts(self, column: Column) -> tuple[np.ndarray, ...]:
         if self._field.nested:
-            lists = column if isinstance(column, Nested) else _as_lists(column)
+            lists = column if isinstance(column, Nested) else as_lists(column)
             return (lists.values.astype(self._dtype, copy=False), *map(splits_of, lists.lengths))
         if isinstance(column, Ragged):
             return column.values.astype(self._dtype, copy=False), column.splits, column.shapes
@@ -180,15 +180,3 @@ class _Cell:
         files, _ = row
         spec = tf.TensorSpec(self._field.shape[1:], self._field.dtype)
         return tf.ensure_shape(tf.map_fn(self._decode, files, fn_output_signature=spec), self._field.shape)
-
-
-def _as_lists(column: np.ndarray | Ragged) -> Nested:
-    """Rows that are arrays of numbers, as lists in lists."""
-    if isinstance(column, np.ndarray):
-        column = Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
-    counts = np.ones(len(column), np.int64)
-    lengths = []
-    for level in column.shapes.T:
-        lengths.append(np.repeat(level, counts))
-        counts = counts * level
-    return Nested(column.values, tuple(lengths))

@@ -9,20 +9,35 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Ragged
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.schema import Field
 
 #: From the bytes of an image file to a tensor (height, width, channels): TFDS's own decoding.
 Decode: TypeAlias = Callable[[Any], Any]
 
 
-def decode_files(column: Column, field: Field, path: str, decode: Decode) -> Column:
+def decode_files(
+    column: Column,
+    field: Field,
+    path: str,
+    decode: Decode,
+    remedy: str = "--images encoded keeps the image files",
+) -> Column:
     """Decodes a column of image files, or of lists of them.
 
+    Args:
+      column: the files.
+      field: what they decode to.
+      path: of the field.
+      decode: decodes one.
+      remedy: what to do where the images of a row are no array.
+
     Raises:
-      KabukiError: the images of one row differ in size.
+      KabukiError: the images of one row differ in size, or are not of the size that the field says.
     """
     files = column if isinstance(column, np.ndarray) else column.values
     counts = column.shapes[:, 0].tolist() if isinstance(column, Ragged) else [1] * len(column)
+    check_sizes(files.tolist(), field.shape, path)
     images = [decode(file).numpy() for file in files]
     rows, shapes = [], []
     at = 0
@@ -31,10 +46,7 @@ def decode_files(column: Column, field: Field, path: str, decode: Decode) -> Col
         at += count
         if len({image.shape for image in row}) > 1:
             sizes = ", ".join(sorted({str(image.shape) for image in row}))
-            raise KabukiError(
-                f"field {path!r}: images of differing sizes in one row, {sizes}, are no array; "
-                "--images encoded keeps the image files"
-            )
+            raise KabukiError(f"field {path!r}: images of differing sizes in one row, {sizes}, are no array; {remedy}")
         size = row[0].shape if row else tuple(d or 0 for d in field.shape[-3:])
         shapes.append((count, *size) if field.is_list_of_images else size)
         rows += [image.reshape(-1) for image in row]
