@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint test-modern clean no-reference
+.PHONY: help test demo lint test-modern clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -30,7 +30,7 @@ test: $(INSTALLED)
 	$(if $(REFERENCE),,@echo 'Python $(VERSION): leaving out the tests that need rlds or EnvLogger (Python 3.11 on Linux x86-64 has them)')
 	@$(VENV)/bin/python -m pytest $(if $(REFERENCE),,-m 'not reference')
 
-demo: $(if $(REFERENCE),$(INSTALLED),no-reference)
+demo: $(INSTALLED)
 	@$(VENV)/bin/kabuki-rlds demo
 
 lint: $(INSTALLED)
@@ -50,10 +50,6 @@ clean:
 # --- setting up ---
 
 PYTHON_REMEDY = install Python 3.11 (3.12 and 3.13 do without rlds and EnvLogger) and say `make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3.11`
-
-no-reference:
-	$(if $(VERSION),,$(error '$(PYTHON)' does not run: $(PYTHON_REMEDY)))
-	$(error the demo records with EnvLogger, which needs Python 3.11 on Linux x86-64, not $(VERSION) on $(shell uname -s -m): say `make demo PYTHON=/path/to/python3.11`)
 
 # What a fresh machine may lack. Each check is empty where nothing is missing.
 no-venv = $(shell "$(PYTHON)" -c 'import ensurepip, venv; ensurepip.version()' 2>&1 >/dev/null)

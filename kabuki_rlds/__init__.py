@@ -7,7 +7,12 @@ compare    a file with the datasets that it came from
 inspect    what is in a file
 load       files as a `tf.data.Dataset` of RLDS episodes
 load_steps, load_transitions, load_windows    batches to train on
+record     an environment, as it is used
+Logger     what a loop of one's own does
+EnvLoggerBackend    what EnvLogger records
 """
+
+from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.build import Built, build
 from kabuki_rlds.compare import Difference, compare
@@ -16,8 +21,13 @@ from kabuki_rlds.convert import Conversion, convert
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.inspect import Summary, inspect
 from kabuki_rlds.load import load
+from kabuki_rlds.recording.environments import record
+from kabuki_rlds.recording.logger import Logger
 from kabuki_rlds.training import load_steps, load_transitions, load_windows
 from kabuki_rlds.validate import validate
+
+if TYPE_CHECKING:
+    from kabuki_rlds.recording.envlogger import EnvLoggerBackend
 
 __version__ = "0.1.0"
 
@@ -25,7 +35,9 @@ __all__ = [
     "Built",
     "Conversion",
     "Difference",
+    "EnvLoggerBackend",
     "KabukiError",
+    "Logger",
     "Summary",
     "Violation",
     "build",
@@ -36,5 +48,21 @@ __all__ = [
     "load_steps",
     "load_transitions",
     "load_windows",
+    "record",
     "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Its base class is EnvLogger's, which is not always installed.
+    if name == "EnvLoggerBackend":
+        try:
+            from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+        except ImportError as e:
+            raise KabukiError(
+                f"EnvLogger is not there ({e}): pip install 'kabuki_rlds[envlogger]', for Python 3.11 on Linux x86-64; "
+                "kabuki_rlds.record does without it"
+            ) from e
+
+        return EnvLoggerBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -55,6 +55,9 @@ def compare(
 ) -> list[Difference]:
     """Compares every value of every field, bit by bit; what a converter derived is passed over.
 
+    Of a file that says of damaged episodes that they were left out, those that are still
+    damaged are expected to be missing.
+
     Args:
       file: the Kabuki file.
       sources: the datasets that it came from, in their order; as `convert` takes them.
@@ -75,7 +78,12 @@ def compare(
             stack.enter_context(
                 contextlib.closing(
                     open_source(
-                        path, split=split or "train", data_dir=data_dir, images="encoded" if keeps_files else "arrays"
+                        path,
+                        split=split or "train",
+                        data_dir=data_dir,
+                        images="encoded" if keeps_files else "arrays",
+                        # What was left out of the file is no difference.
+                        skip_bad=bool(mine.skipped),
                     )
                 )
             )

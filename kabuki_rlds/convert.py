@@ -7,32 +7,28 @@ import dataclasses
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
-from kabuki_rlds import interruption
-from kabuki_rlds.block import Block, Column, nbytes
+from kabuki_rlds import disk, interruption
+from kabuki_rlds.block import Block
 from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_source
-from kabuki_rlds.formats.hdf5.chunks import Compression, pack
+from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
-from kabuki_rlds.formats.source import Size, Source
+from kabuki_rlds.formats.source import Skipped, Source, Stamps
+from kabuki_rlds.resume import Parts, discard
 from kabuki_rlds.schema import DERIVED_IN_PART, Schema
-from kabuki_rlds.sizes import human_bytes
 
 Path: TypeAlias = str | os.PathLike[str]
 
 _log = logging.getLogger("kabuki_rlds")
-
-#: Where decoded images make a file this many times its source, it is said beforehand.
-_MUCH_LARGER = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +43,7 @@ class Conversion:
       warnings: rules of the format that the source breaks, and so the file.
       changed: field to number of rows that `conform` changed.
       derived: field that the source lacks to how it was made.
+      skipped: damaged episodes of the sources that the file lacks.
     """
 
     path: pathlib.Path
@@ -56,6 +53,7 @@ class Conversion:
     warnings: list[Violation]
     changed: dict[str, int]
     derived: dict[str, str]
+    skipped: list[Skipped]
 
 
 @interruption.held_back()
@@ -69,6 +67,8 @@ def convert(
     compression: Compression = "gzip",
     fill: Mapping[str, float] | None = None,
     conform: bool = False,
+    skip_bad_episodes: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Conversion:
@@ -90,13 +90,19 @@ def convert(
       fill: constants for required fields that a source lacks: {"reward": 0.0}.
       conform: change values that break the rules on episode ends and discounts to
         what the rules say; without it they are kept, and warned of.
+      skip_bad_episodes: leave out the episodes of an RLDS dataset or an EnvLogger log that cannot
+        be read, and convert the rest. The file says which they are. All of a dataset
+        is read twice.
+      resume: keep what is done in `<dest>.parts`, and go on from what is there already,
+        which an earlier call with the same sources and options left. The result is the same as if it had
+        not been interrupted. Until the end it takes twice the room.
       overwrite: replace `dest`.
       progress: show a progress bar on stderr.
 
     Raises:
       KabukiError: a source cannot be read or lacks a field, the sources do not fit
-        each other, the disk cannot hold the result, `dest` exists, or what was read
-        is not what a source says it holds.
+        each other, the disk cannot hold the result, `dest` exists, what was read
+        is not what a source says it holds, or a source changed meanwhile.
     """
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not paths:
@@ -104,27 +110,37 @@ def convert(
     dest = pathlib.Path(dest).expanduser()
     if os.path.lexists(dest) and not overwrite:
         raise KabukiError(f"{dest}: already there; --overwrite replaces it")
+    options = {"images": images, "fill": dict(fill or {}), "conform": conform, "skip_bad_episodes": skip_bad_episodes}
     with contextlib.ExitStack() as stack:
-        opened = [
-            open_source(path, split="train" if split is None else split, data_dir=data_dir, images=images)
-            for path in paths
-        ]
-        for source in opened:
+        opened: list[Source] = []
+        for path in paths:
+            split_of = "train" if split is None else split
+            source = open_source(path, split=split_of, data_dir=data_dir, images=images, skip_bad=skip_bad_episodes)
             stack.callback(source.close)
+            opened.append(source)
         _check_applies(opened, split, images)
+        stamps = Stamps(opened)
         completed = [CompletedSource(source, fill, conform) for source in opened]
         schema = _common_schema(completed, opened)
-        total = _check_disk([source.size() for source in opened], dest, compression)
+        total = disk.check([source.size() for source in opened], dest, compression, copies=1 + resume)
         origins = [origin for source in opened for origin in source.origins]
+        skipped = [loss for source in opened for loss in source.skipped]
         checker = RuleChecker()
         with (
-            KabukiWriter(dest, schema, origins, compression=compression, overwrite=overwrite) as writer,
+            KabukiWriter(
+                dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped
+            ) as writer,
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name) as bar,
         ):
+            # Only now, since what another conversion is writing is its own.
+            parts = Parts(dest, stamps.to_json() | options) if resume else None
+            if parts is None:
+                discard(dest)
             first_origin = 0
             for source, whole in zip(opened, completed, strict=True):
                 before = writer.num_episodes
-                for block, origin_of in _with_origins(whole, source):
+                blocks = whole.blocks() if parts is None else parts.blocks(source, whole, fill, conform)
+                for block, origin_of in _with_origins(blocks, source):
                     _check(checker, block)
                     writer.write(block, origin_of + first_origin)
                     bar.update(block.num_steps)
@@ -134,13 +150,18 @@ def convert(
                 first_origin += len(source.origins)
             warnings = [*field_violations(schema.steps, schema.steps), *checker.finish()]
             interruption.check()
+            stamps.check()
             writer.commit()
+            if parts is not None:
+                discard(dest)
     changed: dict[str, int] = {}
     for whole in completed:
         for name, count in whole.changed.items():
             changed[name] = changed.get(name, 0) + count
     derived = {path: field.derived for path, field in schema.steps.items() if field.derived}
-    return Conversion(dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived)
+    return Conversion(
+        dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived, skipped
+    )
 
 
 def _check_applies(opened: list[Source], split: str | None, images: str) -> None:
@@ -157,10 +178,10 @@ def _check_applies(opened: list[Source], split: str | None, images: str) -> None
         _log.warning("%s: a Kabuki file is one split; all of it is taken, and not %r", source.label, split)
 
 
-def _with_origins(whole: CompletedSource, source: Source) -> Iterator[tuple[Block, np.ndarray]]:
+def _with_origins(blocks: Iterator[Block], source: Source) -> Iterator[tuple[Block, np.ndarray]]:
     """Each block with which of the source's origins each of its episodes came from."""
     at = 0
-    for block in whole.blocks():
+    for block in blocks:
         yield block, source.origin_of[at : at + block.num_episodes]
         at += block.num_episodes
 
@@ -190,57 +211,3 @@ def _check(checker: RuleChecker, block: Block) -> None:
     is_first, is_last, is_terminal = (flag.astype(bool) for flag in flags if flag is not None)
     checker.check_index(is_first, block.begins[:-1])
     checker.check(is_first, is_last, is_terminal, one_per_row(block.steps[DISCOUNT]))
-
-
-def _check_disk(sizes: list[Size], dest: pathlib.Path, compression: Compression) -> int:
-    """Says how large the file will be, and refuses where the disk cannot hold it.
-
-    Returns:
-      How many steps there will be, or about that many.
-    """
-    steps = sum(size.steps for size in sizes)
-    on_disk = sum(size.num_bytes for size in sizes)
-    raw = packed = images = 0.0
-    for size in sizes:
-        if size.sample is None or not size.sample.num_steps:
-            continue
-        scale = size.steps / size.sample.num_steps
-        for path, column in size.sample.steps.items():
-            column_bytes = nbytes([column]) * scale
-            raw += column_bytes
-            packed += column_bytes * _ratio(column, compression)
-            if path in size.image_fields:
-                images += column_bytes
-    about = "" if all(size.is_exact for size in sizes) else "about "
-    _log.info(
-        "%s%s steps, %s as arrays, about %s in %s; the source takes %s",
-        about,
-        f"{steps:,}",
-        human_bytes(raw),
-        human_bytes(packed),
-        dest.name,
-        human_bytes(on_disk),
-    )
-    if images > _MUCH_LARGER * on_disk:
-        _log.warning(
-            "decoded images take %s of it, %.0f times the source; --images encoded keeps the image files as they are",
-            human_bytes(images),
-            images / max(on_disk, 1),
-        )
-    folder = dest.parent
-    if folder.is_dir():
-        free = shutil.disk_usage(folder).free
-        if packed > free:
-            remedy = "; --images encoded needs about " + human_bytes(on_disk) if images > on_disk else ""
-            raise KabukiError(
-                f"{dest}: needs about {human_bytes(packed)}, but {folder} has {human_bytes(free)} free{remedy}"
-            )
-    return steps
-
-
-def _ratio(column: Column, compression: Compression) -> float:
-    """How small a column becomes, by a part of it."""
-    if compression == "none" or not isinstance(column, np.ndarray) or column.dtype == object or not column.size:
-        return 1.0
-    part = column[: max(1, (1 << 20) * len(column) // max(column.nbytes, 1))]
-    return len(pack([part], len(part), deflate=True)) / part.nbytes

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import h5py
@@ -29,7 +30,7 @@ def run(folder: str | os.PathLike[str]) -> None:
       KabukiError: an extra is not installed, or the folder holds other things.
     """
     folder = pathlib.Path(folder)
-    _import_extras()
+    with_envlogger = _find_extras()
     if folder.exists() and not folder.is_dir():
         raise KabukiError(f"{folder}: a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
@@ -41,9 +42,9 @@ def run(folder: str | os.PathLike[str]) -> None:
     (folder / _MARK).touch()
     recorded = folder / "hopper" / "1.0.0"
 
-    _say(f"Recording {_STEPS:,} steps of Gymnasium's Hopper-v5 with EnvLogger, as an RLDS dataset")
-    recorded.mkdir(parents=True)
-    episodes = record_hopper(recorded, _STEPS)
+    how = "EnvLogger" if with_envlogger else "kabuki_rlds.record"
+    _say(f"Recording {_STEPS:,} steps of Gymnasium's Hopper-v5 with {how}, as an RLDS dataset")
+    episodes = record_hopper(recorded, _STEPS, with_envlogger)
     print(f"{recorded}: {episodes:,} episodes")
 
     file = folder / "hopper.hdf5"
@@ -70,61 +71,77 @@ def run(folder: str | os.PathLike[str]) -> None:
         print(f"ends         {'in a terminal state' if f['is_terminal'][start + length - 1] else 'cut short'}")
 
 
-def record_hopper(folder: pathlib.Path, steps: int) -> int:
+def record_hopper(folder: pathlib.Path, steps: int, with_envlogger: bool) -> int:
     """Records a noisy controller on Hopper-v5, in whole episodes, until there are that many steps.
 
     Args:
       folder: where the RLDS dataset goes.
       steps: how many steps to record at least.
+      with_envlogger: log a dm_env environment with EnvLogger, else wrap Gymnasium's own.
 
     Returns:
       The number of episodes.
     """
-    import envlogger
     import gymnasium
-    import tensorflow_datasets as tfds
-    from envlogger.backends import tfds_backend_writer
 
-    # Without an encoding, TFDS would quietly store float64 as float32.
-    exact = {"dtype": np.float64, "encoding": "zlib"}
-    config = tfds.rlds.rlds_base.DatasetConfig(
-        name="hopper",
-        overall_description="Hopper-v5 of Gymnasium under a noisy controller, recorded by the demo of kabuki_rlds.",
-        homepage="https://gymnasium.farama.org/environments/mujoco/hopper/",
-        observation_info=tfds.features.Tensor(shape=(11,), **exact),
-        action_info=tfds.features.Tensor(shape=(3,), dtype=np.float32),
-        reward_info=tfds.features.Tensor(shape=(), **exact),
-        discount_info=tfds.features.Tensor(shape=(), **exact),
-    )
-    backend = tfds_backend_writer.TFDSBackendWriter(
-        data_directory=str(folder), split_name="train", max_episodes_per_file=200, ds_config=config, version="1.0.0"
-    )
-    environment = _dm_env(gymnasium.make("Hopper-v5"), seed=0)
+    from kabuki_rlds.recording.environments import record
+
+    about: dict[str, Any] = {
+        "description": "Hopper-v5 of Gymnasium under a noisy controller, recorded by the demo of kabuki_rlds.",
+        "homepage": "https://gymnasium.farama.org/environments/mujoco/hopper/",
+    }
+    hopper = gymnasium.make("Hopper-v5")
+    if with_envlogger:
+        return _act_in_dm_env(_dm_env(hopper), folder, steps, about)
+    with record(hopper, folder, **about) as env:
+
+        def step(action: np.ndarray) -> tuple[np.ndarray, bool]:
+            observation, _, terminated, truncated, _ = env.step(action)
+            return observation, terminated or truncated
+
+        env.reset(seed=0)
+        return _act(lambda: env.reset()[0], step, steps)
+
+
+def _act_in_dm_env(environment: Any, folder: pathlib.Path, steps: int, about: dict[str, Any]) -> int:
+    import envlogger
+
+    from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+
+    with envlogger.EnvLogger(environment, backend=EnvLoggerBackend, path=folder, **about) as env:
+
+        def step(action: np.ndarray) -> tuple[np.ndarray, bool]:
+            timestep = env.step(action)
+            return timestep.observation, timestep.last()
+
+        return _act(lambda: env.reset().observation, step, steps)
+
+
+def _act(reset: Callable[[], np.ndarray], step: Callable[[np.ndarray], tuple[np.ndarray, bool]], steps: int) -> int:
+    """Lets the controller act. `step` returns the observation, and whether it was the last."""
     rng = np.random.default_rng(0)
-    recorded = episodes = 0
-    with envlogger.EnvLogger(environment, backend=backend) as logged:
-        while recorded < steps:
-            timestep = logged.reset()
-            noise = rng.uniform(0.05, 1.0)
-            recorded += 1
-            while not timestep.last():
-                # The joints' angles and speeds fed back: falls sooner or later, by how much noise there is.
-                angles, speeds = timestep.observation[2:5], timestep.observation[8:11]
-                action = -1.5 * angles - 0.1 * speeds + rng.normal(0, noise, 3)
-                timestep = logged.step(np.clip(action, -1, 1).astype(np.float32))
-                recorded += 1
-            episodes += 1
+    acted = episodes = 0
+    while acted < steps:
+        observation, ended = reset(), False
+        noise = rng.uniform(0.05, 1.0)
+        acted += 1
+        while not ended:
+            # The joints' angles and speeds fed back: falls sooner or later, by how much noise there is.
+            action = -1.5 * observation[2:5] - 0.1 * observation[8:11] + rng.normal(0, noise, 3)
+            observation, ended = step(np.clip(action, -1, 1).astype(np.float32))
+            acted += 1
+        episodes += 1
     return episodes
 
 
-def _dm_env(environment: Any, seed: int) -> Any:
+def _dm_env(environment: Any) -> Any:
     """A Gymnasium environment with vector spaces as the dm_env environment that EnvLogger takes."""
     import dm_env
     from dm_env import specs
 
     class Environment(dm_env.Environment):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._seed: int | None = seed
+            self._seed: int | None = 0
 
         def reset(self) -> Any:
             observation, _ = environment.reset(seed=self._seed)
@@ -150,16 +167,8 @@ def _dm_env(environment: Any, seed: int) -> Any:
     return Environment()
 
 
-def _import_extras() -> None:
-    try:
-        import envlogger  # noqa: F401
-    except ImportError as e:
-        if "libgmpxx" in str(e):
-            raise KabukiError(f"EnvLogger needs a system library ({e}): sudo apt-get install libgmpxx4ldbl") from e
-        raise KabukiError(
-            "the demo records with EnvLogger, which needs Python 3.11: "
-            "pip install 'kabuki_rlds[envlogger,environments]'"
-        ) from e
+def _find_extras() -> bool:
+    """Sees to it that there is an environment, and says whether there is EnvLogger."""
     remedy = "pip install 'kabuki_rlds[environments]'"
     try:
         import gymnasium
@@ -170,6 +179,13 @@ def _import_extras() -> None:
         gymnasium.spec("Hopper-v5")
     except gymnasium.error.Error as e:
         raise KabukiError(f"the demo needs MuJoCo's Hopper ({e}): {remedy}") from e
+    try:
+        import dm_env  # noqa: F401
+        import envlogger  # noqa: F401
+    except ImportError:
+        # It is made for few Pythons; `record` does without.
+        return False
+    return True
 
 
 def _say(step: str) -> None:

@@ -6,4 +6,16 @@ class KabukiError(Exception):
 
     The message is one line: what is wrong, where, and what to do about it. The
     command line prints it as it is and exits with 1; a library user may catch it.
+
+    A name or a value in it may come from a stranger's file, so it is made one line,
+    and characters that a terminal would obey are spelt out.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Text as one line of characters that can be seen."""
+    line = " ".join(text.splitlines())
+    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

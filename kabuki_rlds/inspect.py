@@ -14,8 +14,12 @@ from kabuki_rlds import interruption
 from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, one_per_row
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.source import Skipped
 from kabuki_rlds.schema import Info
 from kabuki_rlds.sizes import human_bytes
+
+#: How many places of damaged episodes are named.
+_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Summary:
       memory_bytes: size of the columns as arrays, of those whose rows have one size.
       columns: the fields.
       sources: where the episodes came from.
+      skipped: damaged episodes of the sources that were left out: file, number of the first, how many, and why.
       created_by: the program that wrote the file.
     """
 
@@ -81,6 +86,7 @@ class Summary:
     memory_bytes: int
     columns: list[Column]
     sources: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
     created_by: str
 
     def to_json(self) -> str:
@@ -134,6 +140,7 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
             memory_bytes=sum(column.memory_bytes or 0 for column in columns),
             columns=columns,
             sources=[origin.to_json() for origin in source.origins],
+            skipped=[loss.to_json() for loss in source.skipped],
             created_by=layout.text_attribute(source.file, "created_by"),
         )
 
@@ -192,6 +199,10 @@ def to_text(summary: Summary) -> str:
     for origin in summary.sources:
         split = f" ({origin['split']})" if origin.get("split") else ""
         lines.append(f"  {'source':<9} {origin['path']}{split}")
+    for loss in summary.skipped[:_NAMED]:
+        lines.append(f"  {'left out':<9} {Skipped(**loss)}")
+    if len(summary.skipped) > _NAMED:
+        lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places; --json names all")
     if summary.created_by:
         lines.append(f"  {'made by':<9} {summary.created_by}")
     rows = [("field", "a row is", "on disk", "in memory")]

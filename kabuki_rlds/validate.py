@@ -241,12 +241,12 @@ class _Check:
         for name, count in counted.items():
             if name in attributes and count is not None and not np.array_equal(attributes[name], count):
                 self._note(7, name, f"{attributes[name]!s}, where the file holds {count}")
-        for name in ("features", "sources", "environment"):
-            if layout.text_attribute(self.file, name) and self._json(name) is None:
+        for name in ("features", "sources", "environment", "skipped"):
+            if not layout.text_attribute(self.file, name):
+                continue
+            if self._json(name) is None:
                 self._note(7, name, "not JSON")
-            elif (
-                name == "sources" and layout.text_attribute(self.file, name) and not isinstance(self._json(name), list)
-            ):
+            elif name in ("sources", "skipped") and not isinstance(self._json(name), list):
                 self._note(7, name, "not a list")
 
     def _json(self, attribute: str) -> object:

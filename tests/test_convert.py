@@ -288,7 +288,7 @@ def test_the_size_is_said_beforehand(dataset, tmp_path, caplog):
 
 def test_decoded_images_many_times_their_source_are_warned_of(dataset, tmp_path, caplog, monkeypatch):
     # `kabuki_rlds.convert` is the function; the module of that name stands behind it.
-    monkeypatch.setattr(sys.modules["kabuki_rlds.convert"], "_MUCH_LARGER", 0.01)
+    monkeypatch.setattr(sys.modules["kabuki_rlds.disk"], "_MUCH_LARGER", 0.01)
     kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")
     assert "--images encoded" in caplog.text
     caplog.clear()

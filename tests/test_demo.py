@@ -12,8 +12,6 @@ import pytest
 
 import kabuki_rlds
 
-pytestmark = pytest.mark.reference
-
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
@@ -101,3 +99,14 @@ def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
         demo.run(tmp_path / "demo")
         assert f"{tmp_path / 'demo' / 'hopper.hdf5'}: valid" in capsys.readouterr().out
     assert kabuki_rlds.inspect(tmp_path / "demo" / "hopper.hdf5").steps >= 300
+
+
+def test_the_demo_does_without_envlogger(tmp_path, monkeypatch, capsys):
+    from kabuki_rlds import demo
+
+    monkeypatch.setattr(demo, "_STEPS", 300)
+    monkeypatch.setitem(sys.modules, "envlogger", None)
+    demo.run(tmp_path / "demo")
+    printed = capsys.readouterr().out
+    assert "Hopper-v5 with kabuki_rlds.record, as an RLDS dataset" in printed
+    assert f"{tmp_path / 'demo' / 'hopper.hdf5'}: valid" in printed

@@ -135,7 +135,7 @@ def test_every_field_is_listed(every_kind):
 
 KEYS = {
     *("path", "format_version", "info", "steps", "episodes", "lengths", "returns", "terminal", "truncated"),
-    *("disk_bytes", "memory_bytes", "columns", "sources", "created_by"),
+    *("disk_bytes", "memory_bytes", "columns", "sources", "skipped", "created_by"),
 }
 
 

@@ -59,6 +59,18 @@ def add(commands: Commands, common: Parser) -> None:
         action="store_true",
         help="change discounts and flags that break the rules on how episodes end; without it they are kept",
     )
+    command.add_argument(
+        "--skip-bad-episodes",
+        action="store_true",
+        help="leave out the episodes of an RLDS dataset or a log that are damaged, say which they are and note them in "
+        "the file, and convert the rest; without it the first of them ends the conversion",
+    )
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is done in DEST.hdf5.parts until the end, and go on from what an earlier call with the same "
+        "sources and options left there; the file is the same as if nothing had happened",
+    )
     command.add_argument("--overwrite", action="store_true", help="replace DEST.hdf5 if it is there")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     command.set_defaults(run=run)
@@ -89,12 +101,18 @@ def run(arguments: argparse.Namespace) -> int:
         compression=arguments.compression,
         fill=dict(arguments.fill),
         conform=arguments.conform,
+        skip_bad_episodes=arguments.skip_bad_episodes,
+        resume=arguments.resume,
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
     )
     for violation in result.warnings:
         remedy = "" if violation.rule == 2 else ", --conform changes it"
         print(f"{PROG}: warning: the source breaks {violation}; kept as it is{remedy}", file=sys.stderr)
+    lost = sum(loss.count for loss in result.skipped)
+    if lost:
+        what = "1 damaged episode was" if lost == 1 else f"{lost:,} damaged episodes were"
+        print(f"{PROG}: warning: {what} left out; inspect names them", file=sys.stderr)
     if not arguments.quiet:
         for field, how in result.derived.items():
             print(f"{field}: not in the source, {how}")

@@ -13,8 +13,8 @@ def add(commands: Commands, common: Parser) -> None:
         "demo",
         parents=[common],
         help="record a real environment, convert, validate, inspect, and read it back",
-        description="Records about 20,000 steps of Gymnasium's MuJoCo Hopper with EnvLogger as an RLDS dataset, "
-        "converts it to HDF5, validates and inspects the file, and reads it with plain h5py.",
+        description="Records about 20,000 steps of Gymnasium's MuJoCo Hopper as an RLDS dataset (with EnvLogger, "
+        "where that is installed), converts it to HDF5, validates and inspects the file, and reads it with plain h5py.",
     )
     command.add_argument(
         "dir", metavar="DIR", nargs="?", default="kabuki-demo", help="folder to make (default: kabuki-demo)"

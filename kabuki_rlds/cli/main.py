@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KabukiError as e:
         return _failed(str(e), arguments)
     except (KeyboardInterrupt, _Terminated):
+        if getattr(arguments, "resume", False):
+            return _failed("interrupted; the same command goes on from what is done", arguments)
         writes = arguments.run in (convert.run, build.run)
         return _failed("interrupted" + ("; nothing was written" if writes else ""), arguments)
     except BrokenPipeError:

@@ -8,6 +8,7 @@ import sys
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.compare import compare
 from kabuki_rlds.formats.detect import locate
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.validate import validate
 
 
@@ -50,5 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     for difference in differences:
         print(f"{arguments.file}: differs from its source: {difference}")
     if not differences:
-        print(f"{arguments.file}: holds what its source holds")
+        with KabukiSource(arguments.file) as file:
+            lost = sum(loss.count for loss in file.skipped)
+        but = f", but for {lost:,} damaged episodes that were left out" if lost else ""
+        print(f"{arguments.file}: holds what its source holds{but}")
     return 1 if violations or differences else 0

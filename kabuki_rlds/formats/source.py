@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from kabuki_rlds.block import Block
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.schema import Schema
 
 
@@ -20,7 +22,7 @@ class Origin:
       path: the folder or file that was read.
       name: the dataset's name and version, where it has one.
       split: the split that was read.
-      format: "rlds" or "kabuki".
+      format: "rlds", "envlogger" or "kabuki".
       via: the Kabuki files that the episodes passed through on the way, newest first.
     """
 
@@ -52,6 +54,31 @@ class Size:
     image_fields: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """Damaged episodes that were left out.
+
+    Attributes:
+      path: the file in which they are, or should be.
+      record: the number of the first of them there, from 0.
+      count: how many they are.
+      why: what is wrong with them.
+    """
+
+    path: str
+    record: int
+    count: int
+    why: str
+
+    def __str__(self) -> str:
+        last = self.record + self.count - 1
+        records = f"record {self.record}" if self.count == 1 else f"records {self.record} to {last}"
+        return f"{self.path}: {records}: {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
 class Source(Protocol):
     """A dataset to read.
 
@@ -61,6 +88,8 @@ class Source(Protocol):
       origin_of: which of `origins` each episode came from: int64, (episodes,).
       num_episodes: how many episodes it says it has.
       label: what to call it in a message.
+      skipped: the episodes that it leaves out, or that were left out before; not counted in `num_episodes`.
+      files: the files that must not change while it is read.
     """
 
     schema: Schema
@@ -68,6 +97,8 @@ class Source(Protocol):
     origin_of: np.ndarray
     num_episodes: int
     label: str
+    skipped: list[Skipped]
+    files: list[str]
 
     def size(self) -> Size:
         """Looks at a sample of the source."""
@@ -79,5 +110,42 @@ class Source(Protocol):
           KabukiError: what was read is not what the source says it holds.
         """
 
+    def pieces(self, num_bytes: int) -> Sequence[Source]:
+        """The same episodes in order, as sources of about so many bytes each where it can be cut."""
+
     def close(self) -> None:
         """Closes what it holds open."""
+
+
+class Stamps:
+    """The sizes of the files of some sources, and when each was last written to, as they are now."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = sources
+        self._files = {path: _stamp(path) for source in sources for path in source.files}
+
+    def check(self) -> None:
+        """Holds them against what the files are by now.
+
+        Raises:
+          KabukiError: one has changed.
+        """
+        for path, stamp in self._files.items():
+            if _stamp(path) != stamp:
+                raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
+
+    def to_json(self) -> dict[str, Any]:
+        """What the sources are, to tell them again."""
+        return {
+            "sources": [[origin.to_json() for origin in source.origins] for source in self._sources],
+            "files": {os.path.abspath(path): stamp for path, stamp in self._files.items()},
+        }
+
+
+def _stamp(path: str) -> list[int] | None:
+    """Size, and nanoseconds of the last change; None where the file is gone."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

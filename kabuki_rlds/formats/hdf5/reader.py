@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
-from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 ColumnReader: TypeAlias = FixedReader | VariableReader
@@ -50,6 +51,7 @@ class KabukiSource:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
         self.label = self.path
+        self.files = [os.path.abspath(self.path)]
         self.file = open_file(path)
         self._executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
@@ -73,6 +75,7 @@ class KabukiSource:
         )
         self.starts = self._starts()
         self.num_episodes = len(self.starts)
+        self._episodes = range(self.num_episodes)
         for dataset in self.metadata_datasets.values():
             rows = dataset.shape[0] if dataset.shape else "no"
             if rows != self.num_episodes:
@@ -80,6 +83,7 @@ class KabukiSource:
                     f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
                 )
         self._read_origins()
+        self.skipped = self._read_skipped()
 
     def _starts(self) -> np.ndarray:
         """The row at which each episode begins, from the index or else from the flags."""
@@ -107,6 +111,16 @@ class KabukiSource:
             f"{self.path}: neither is_first nor is_last nor an index of episodes says where episodes begin"
         )
 
+    def _read_skipped(self) -> list[Skipped]:
+        """What was left out of the file when it was made, where it says so."""
+        try:
+            return [
+                Skipped(str(entry["path"]), int(entry["record"]), int(entry["count"]), str(entry["why"]))
+                for entry in json.loads(layout.text_attribute(self.file, "skipped", "[]"))
+            ]
+        except (TypeError, ValueError, KeyError, RecursionError):
+            return []
+
     def _read_origins(self) -> None:
         self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
         self.origin_of = np.zeros(self.num_episodes, np.int64)
@@ -120,7 +134,7 @@ class KabukiSource:
                 )
                 for entry in stated
             ]
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, RecursionError):
             return
         if isinstance(index, h5py.Dataset) and len(index) == self.num_episodes and origins:
             origin_of = index[:].astype(np.int64)
@@ -162,17 +176,38 @@ class KabukiSource:
             if only is None or with_metadata
         }
         rows = self._block_rows(readers)
-        bounds = [*range(0, self.num_steps, rows), self.num_steps] if self.num_steps else [0, 0]
+        begin, end_row = self._row_of(self._episodes.start), self._row_of(self._episodes.stop)
+        bounds = [*range(begin, end_row, rows), end_row] if begin < end_row else [begin, end_row]
         for start, stop in itertools.pairwise(bounds):
             interruption.check()
-            first = int(np.searchsorted(self.starts, start)) if start else 0
-            end = self.num_episodes if stop == self.num_steps else int(np.searchsorted(self.starts, stop))
+            first = int(np.searchsorted(self.starts, start)) if start > begin else self._episodes.start
+            end = int(np.searchsorted(self.starts, stop)) if stop < end_row else self._episodes.stop
             yield Block(
                 {path: self._read(reader, path, start, stop) for path, reader in readers.items()},
                 stop - start,
                 self.starts[first:end] - start,
                 {path: self._read(reader, path, first, end) for path, reader in metadata.items()},
             )
+
+    def pieces(self, num_bytes: int) -> list[KabukiSource]:
+        count = min(-(-os.path.getsize(self.path) // num_bytes), self.num_episodes)
+        if count < 2:
+            return [self]
+        # At the episodes that are nearest to so many rows.
+        rows = np.linspace(0, self.num_steps, count + 1)[1:-1]
+        cuts = np.unique(np.searchsorted(self.starts, rows))
+        pieces = []
+        for first, end in itertools.pairwise([0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]):
+            piece = copy.copy(self)
+            piece._episodes = range(first, end)
+            piece.num_episodes = end - first
+            piece.origin_of = self.origin_of[first:end]
+            pieces.append(piece)
+        return pieces
+
+    def _row_of(self, episode: int) -> int:
+        """The row at which an episode begins, or the end."""
+        return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
 
     def _read(self, reader: ColumnReader, path: str, start: int, stop: int) -> Column:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
 from kabuki_rlds.formats.hdf5.staging import StagedFile
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
-from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.formats.source import Origin, Skipped
 from kabuki_rlds.schema import BYTES, Field, Schema
 
 #: What HDF5 adds, at the most, to each row of variable length, and to each column for finding its chunks.
@@ -42,6 +43,7 @@ class KabukiWriter:
       origins: where the episodes come from; becomes the attribute `sources`.
       compression: filter of the chunks of columns with rows of one shape.
       overwrite: replace a file that is there.
+      skipped: the episodes that were left out; becomes the attribute `skipped`, where there are any.
 
     Raises:
       KabukiError: the destination cannot be written, or a field has a name that
@@ -56,6 +58,7 @@ class KabukiWriter:
         *,
         compression: Compression = "gzip",
         overwrite: bool = False,
+        skipped: Sequence[Skipped] = (),
     ):
         for path in schema.steps:
             layout.check_step_path(path)
@@ -70,12 +73,14 @@ class KabukiWriter:
             self._staged.reserve(0, (1 + len(schema.steps) + len(schema.metadata)) * _COLUMN_OVERHEAD)
             # The staged file is locked already; HDF5's own lock would be a second one.
             self._file = h5py.File(self._staged.partial, "w", locking=False)
-            self._create(schema, origins, compression)
+            self._create(schema, origins, skipped, compression)
         except BaseException:
             self.__exit__(None, None, None)
             raise
 
-    def _create(self, schema: Schema, origins: list[Origin], compression: Compression) -> None:
+    def _create(
+        self, schema: Schema, origins: list[Origin], skipped: Sequence[Skipped], compression: Compression
+    ) -> None:
         assert self._file is not None
         self.num_steps = 0
         self.num_episodes = 0
@@ -85,7 +90,7 @@ class KabukiWriter:
         self._last_start: int | None = None
         self._file.attrs["complete"] = False
         self._described_later: dict[str, dict[str, Any]] = {}
-        self._describe(schema, origins)
+        self._describe(schema, origins, skipped)
         self._steps = {path: self._column(path, field, compression) for path, field in schema.steps.items()}
         self._metadata = {
             path: self._column(f"{layout.METADATA}/{path}", field, "gzip") for path, field in schema.metadata.items()
@@ -97,7 +102,7 @@ class KabukiWriter:
         written = (*self._steps.values(), *self._metadata.values())
         self._num_variable = sum(not isinstance(writer, FixedWriter) for writer in written)
 
-    def _describe(self, schema: Schema, origins: list[Origin]) -> None:
+    def _describe(self, schema: Schema, origins: list[Origin], skipped: Sequence[Skipped]) -> None:
         import kabuki_rlds
 
         assert self._file is not None
@@ -108,6 +113,8 @@ class KabukiWriter:
         for name, value in dataclasses.asdict(schema.info).items():
             attributes[name] = value
         attributes["sources"] = json.dumps([origin.to_json() for origin in origins])
+        if skipped:
+            attributes["skipped"] = json.dumps([loss.to_json() for loss in skipped])
         attributes["created_by"] = f"kabuki_rlds {kabuki_rlds.__version__}"
 
     def _column(self, path: str, field: Field, compression: Compression) -> _ColumnWriter:

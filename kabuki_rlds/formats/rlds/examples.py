@@ -123,6 +123,7 @@ class _FieldEncoder:
         self.path = wire.path
         self.in_steps = wire.in_steps
         self.keys: list[tuple[bytes, ListType]] = [(key.encode(), kind) for key, kind in wire.keys.items()]
+        self._has_shapes = f"{wire.key}/shape" in wire.keys
 
     def encode(self, column: Column, at: np.ndarray) -> list[Payload]:
         """The lists of several episodes, whose rows begin at `at`: int64, (episodes + 1,)."""
@@ -138,7 +139,7 @@ class _FieldEncoder:
                 lengths.append(payload.integers(level, at))
             at = splits_of(level)[at]
         shapes = []
-        if f"{self._wire.key}/shape" in self._wire.keys:
+        if self._has_shapes:
             shape = items.shapes if isinstance(items, Ragged) else np.tile(items.shape[1:], (len(items), 1))
             shapes.append(payload.integers(shape.reshape(-1), at * shape.shape[1]))
         made = [self._items(items, at, levels), *shapes, *lengths]

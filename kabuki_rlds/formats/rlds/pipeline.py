@@ -19,34 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.image_headers import check_sizes
+from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.formats.rlds.wire import Lists, ListType
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _THREADS = os.cpu_count() or 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardSlice:
-    """A run of records of one shard.
-
-    Attributes:
-      path: the shard's file.
-      skip: how many records to pass over first.
-      expected: how many records are to come then.
-      to_end: whether they are all that is left, so that one too many is an error.
-    """
-
-    path: str
-    skip: int
-    expected: int
-    to_end: bool
-
-    @property
-    def limit(self) -> int:
-        """How many records to read: one too many is asked for where none should be."""
-        return self.expected + 1 if self.to_end else self.expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +76,6 @@ class Pipeline:
     Args:
       file_format: "tfrecord" or "array_record".
       keys: keys of the examples to parse, with the type of their lists.
-      compressed: those of `keys` whose byte strings are zlib streams.
       images: path to images to decode.
       window: steps whose images are decoded at once.
       keep_records: pass the serialized examples on.
@@ -107,7 +86,6 @@ class Pipeline:
         *,
         file_format: str,
         keys: Mapping[str, ListType],
-        compressed: frozenset[str],
         images: Mapping[str, Images],
         window: int,
         keep_records: bool,
@@ -132,8 +110,6 @@ class Pipeline:
                     # The images go through the windows; here only their counts are kept.
                     files[key] = values
                     values = tf.zeros([0], tf.string)
-                elif key in compressed:
-                    values = tf.io.decode_compressed(values, "ZLIB")
                 lists[key] = (values, ragged.row_splits)
             num_bytes = tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64))
             return num_bytes, records if keep_records else records[:0], lists, files
@@ -155,7 +131,7 @@ class Pipeline:
             return shard, *self._parse(records)
 
         # A shard's records are never batched with the next one's, so that each can be counted.
-        data = _records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
+        data = read_records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
         options = tf.data.Options()
         # They search for a faster pipeline than this one, which costs more than it gains.
         options.experimental_optimization.apply_default_optimizations = False
@@ -178,10 +154,11 @@ class Pipeline:
         ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-images") as pool:
             try:
-                for shard, num_bytes, records, lists, files in batches:
+                for shard, num_bytes, kept, lists, files in batches:
                     steps = len(next(iter(files.values())))
                     for row in range(0, max(steps, 1), self._window):
-                        head = (shard, not row, num_bytes, () if row else records, {} if row else lists)
+                        self._check_images(files, row)
+                        head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
                         ahead.append((head, pool.submit(self._decode, files, tf.constant(row, tf.int64))))
                         if len(ahead) > _THREADS + 1:
                             yield _taken(*ahead.popleft())
@@ -190,14 +167,30 @@ class Pipeline:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    def _check_images(self, files: dict[str, tf.Tensor], row: int) -> None:
+        """Looks at the headers of the image files of a window."""
+        for path, image in self._images.items():
+            check_sizes(files[image.key][row : row + self._window].numpy().tolist(), image.shape, path)
+
+    def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:
+        """Decodes some serialized examples at hand, as `read` does those of a shard."""
+        import tensorflow as tf
+
+        num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
+        if self._images:
+            yield from self._with_images(iter([(0, num_bytes, kept, lists, files)]))
+        else:
+            yield _element(0, True, num_bytes, kept, lists, {})
+
     def sample(self, shard: ShardSlice, batch: int) -> Element:
         """The first records of a shard, with the images of the first window: no pipeline is built for it."""
         import tensorflow as tf
 
-        _, records = next(iter(_records([shard], self._file_format, batch)), (None, None))
-        if records is None:
+        _, found = next(iter(read_records([shard], self._file_format, batch)), (None, None))
+        if found is None:
             raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
-        num_bytes, kept, lists, files = self._parse(records)
+        num_bytes, kept, lists, files = self._parse(found)
+        self._check_images(files, 0)
         images = self._decode(files, tf.constant(0, tf.int64)) if files else {}
         return _element(0, True, num_bytes, kept, lists, images)
 
@@ -237,54 +230,3 @@ def decode_all(image: Images, files: tf.Tensor) -> Any:
     flat = tf.RaggedTensorSpec([None], dtype, ragged_rank=0)
     pixels, shapes = each(decode_flat, fn_output_signature=(flat, tf.TensorSpec([len(image.shape)], tf.int64)))
     return pixels.flat_values, shapes
-
-
-def _records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:
-    """(index of the shard, serialized examples), up to `batch` of them at a time."""
-    import tensorflow as tf
-
-    if file_format == "array_record":
-        signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
-        return tf.data.Dataset.from_generator(lambda: _array_records(shards, batch), output_signature=signature)
-    columns = (
-        list(range(len(shards))),
-        [s.path for s in shards],
-        [s.skip for s in shards],
-        [s.limit for s in shards],
-    )
-    typed = [tf.constant(c, t) for c, t in zip(columns, (tf.int64, tf.string, tf.int64, tf.int64), strict=True)]
-
-    def shard(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
-        records = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
-        return records.batch(batch).map(lambda r: (index, r))
-
-    return tf.data.Dataset.from_tensor_slices(tuple(typed)).flat_map(shard)
-
-
-def first_unreadable(shards: Sequence[ShardSlice], file_format: str) -> str | None:
-    """Path of the first shard whose records cannot be read, which TensorFlow's errors do not tell.
-
-    None where all can be, so that the fault is in what they hold.
-    """
-    import tensorflow as tf
-
-    for shard in shards:
-        try:
-            for _ in _records([shard], file_format, 64):
-                pass
-        except tf.errors.OpError:
-            return shard.path
-    return None
-
-
-def _array_records(shards: Sequence[ShardSlice], batch: int) -> Iterator[tuple[int, list[bytes]]]:
-    from array_record.python import array_record_module
-
-    for index, shard in enumerate(shards):
-        reader = array_record_module.ArrayRecordReader(shard.path)
-        try:
-            stop = min(shard.skip + shard.limit, reader.num_records())
-            for start in range(shard.skip, stop, batch):
-                yield index, reader.read(start, min(start + batch, stop))
-        finally:
-            reader.close()

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import json
+import logging
+import math
 import os
 import pathlib
-import re
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds import fallback, pictures, pipeline
+from kabuki_rlds.formats.rlds import directory, fallback, pictures, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
+from kabuki_rlds.formats.rlds.image_headers import check_sizes
+from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
+from kabuki_rlds.formats.rlds.triage import Triage, one_line
 from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Origin, Size
-from kabuki_rlds.schema import Field, Info, Schema
+from kabuki_rlds.schema import Field, Schema
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: Decoded images of one window take about this many bytes.
 _WINDOW_BYTES = 4 << 20
@@ -29,8 +37,8 @@ _BATCH_BYTES = 4 << 20
 _BATCH_EPISODES = 512
 #: A window of images whose size is not known before they are decoded.
 _WINDOW_OF_UNKNOWN = 32
-#: What the TFRecord format adds to each record: its length and two checksums.
-_RECORD_FRAME = 16
+#: How many losses are named in the log; the file names them all.
+_NAMED = 20
 
 
 class RldsSource:
@@ -40,30 +48,25 @@ class RldsSource:
       folder: the folder of a version of the dataset, with its `features.json`.
       split: a split in TFDS's syntax: `train`, `train[:10%]`, `train+test`.
       images: "arrays" decodes images; "encoded" keeps the bytes of the image files.
+      skip_bad: leave out the episodes that cannot be read. All are read once, to find these.
 
     Raises:
       KabukiError: the folder holds no RLDS dataset, or no such split.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], split: str, images: Literal["arrays", "encoded"] = "arrays"):
-        import tensorflow_datasets as tfds
-
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        split: str,
+        images: Literal["arrays", "encoded"] = "arrays",
+        *,
+        skip_bad: bool = False,
+    ):
         self.folder = pathlib.Path(folder)
         self.label = f"{self.folder} ({split})"
-        features_json = self.folder / "features.json"
-        try:
-            rlds_features.check_class_names(features_json.read_text(), str(features_json))
-            builder = tfds.builder_from_directory(self.folder)
-        except KabukiError:
-            raise
-        except Exception as e:
-            raise KabukiError(f"{self.folder}: TFDS cannot open this dataset: {_one_line(e)}") from e
-        info = builder.info
-        self._shards = _shards(info, split, self.folder)
-        self._file_format = info.file_format.value if info.file_format else "tfrecord"
-        if self._file_format not in ("tfrecord", "array_record"):
-            raise KabukiError(f"{self.folder}: shards in the format {self._file_format!r} cannot be read")
-        self.num_episodes = sum(s.expected for s in self._shards)
+        info = directory.open_info(self.folder)
+        self._file_format = directory.file_format(info, self.folder)
+        self._shards, self.skipped = directory.shards(info, split, self.folder, self._file_format, skip_bad=skip_bad)
         self.origins = [Origin(str(self.folder.resolve()), info.full_name, split, "rlds")]
         try:
             self._leaves = rlds_features.read(info.features)
@@ -88,17 +91,44 @@ class RldsSource:
                 else:
                     self._decoders[leaf.in_steps, leaf.path] = decode
             (steps if leaf.in_steps else metadata)[leaf.path] = field
-        self.origin_of = np.zeros(self.num_episodes, np.int64)
-        self.schema = Schema(steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), _info(info))
+        self.schema = Schema(
+            steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), directory.description(info)
+        )
         wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
         self._pipeline = pipeline.Pipeline(
             file_format=self._file_format,
             keys={key: kind for wire in wires for key, kind in wire.keys.items()},
-            compressed=frozenset(wire.value_key for wire in wires if wire.encoding == "zlib"),
             images=self._images,
             window=_window_rows([steps[path] for path in self._images]),
             keep_records=bool(self._fallback),
         )
+        self._triage = Triage(self._file_format, self._read_all, wires, self._images)
+        if skip_bad:
+            self._leave_out_bad()
+        self._take(self._shards)
+
+    def _take(self, shards: list[ShardSlice]) -> None:
+        self._shards = shards
+        self.num_episodes = sum(s.expected for s in shards)
+        self.origin_of = np.zeros(self.num_episodes, np.int64)
+        # A recording may go on; what is read of it stays as it is.
+        listed = [shard.path for shard in shards if not shard.may_grow]
+        self.files = [os.fspath(self.folder / directory.FEATURES), *dict.fromkeys(listed)]
+
+    def _leave_out_bad(self) -> None:
+        """Looks for the episodes that cannot be read."""
+        sifted = [self._triage.sift(shard) for shard in self._shards]
+        self._shards = [shard for shard, _ in sifted if shard.expected]
+        self.skipped += [loss for _, losses in sifted for loss in losses]
+        for loss in self.skipped[:_NAMED]:
+            _log.warning("%s; left out", loss)
+        if len(self.skipped) > _NAMED:
+            _log.warning("%s: and %d more places like these", self.label, len(self.skipped) - _NAMED)
+
+    def _read_all(self, examples: Sequence[bytes]) -> None:
+        """Reads serialized examples as `blocks` does, and drops what comes of it."""
+        for _ in self._windows(self._pipeline.decode(examples)):
+            pass
 
     def size(self) -> Size:
         """Parses the first few records, and extrapolates by the bytes of the shards."""
@@ -116,46 +146,70 @@ class RldsSource:
             sample = self._window(element, batch, 0)
         except Exception as e:
             raise self._readable(e, [head]) from e
-        record_bytes = element.num_bytes / batch.num_episodes + _RECORD_FRAME
+        record_bytes = element.num_bytes / batch.num_episodes + RECORD_FRAME
         steps = batch.num_steps / batch.num_episodes * total / record_bytes
         return Size(round(steps), False, on_disk, sample, tuple(self._images))
 
     def blocks(self) -> Iterator[Block]:
         seen = [0] * len(self._shards)
-        batch = _Batch({}, {}, np.zeros(1, np.int64))
-        row = 0
         shard = 0
         try:
-            for element in self._pipeline.read(self._shards, self._batch_size()):
+            for element, batch, block in self._windows(self._pipeline.read(self._shards, self._batch_size())):
                 interruption.check()
                 if element.is_batch_start:
-                    _check_images(row, batch)
-                    shard, row = element.shard, 0
-                    batch = self._batch(element)
+                    shard = element.shard
                     seen[shard] += batch.num_episodes
                     if seen[shard] > self._shards[shard].expected:
                         break
-                block = self._window(element, batch, row)
-                row += block.num_steps
                 yield block
-            else:
-                _check_images(row, batch)
         except Exception as e:
             raise self._readable(e, self._shards[shard:]) from e
         self._check_counts(seen)
 
-    def _readable(self, error: Exception, shards: list[pipeline.ShardSlice]) -> Exception:
-        """An error in reading, with the shard: the first of `shards`, or a later one, since TensorFlow reads ahead."""
+    def _windows(self, elements: Iterator[pipeline.Element]) -> Iterator[tuple[pipeline.Element, _Batch, Block]]:
+        """The steps that each element adds, and the batch of episodes that they are of."""
+        batch = _Batch({}, {}, np.zeros(1, np.int64))
+        row = 0
+        for element in elements:
+            if element.is_batch_start:
+                _check_images(row, batch)
+                batch, row = self._batch(element), 0
+            block = self._window(element, batch, row)
+            row += block.num_steps
+            yield element, batch, block
+        _check_images(row, batch)
+
+    def _readable(self, error: Exception, shards: list[ShardSlice]) -> Exception:
+        """An error in reading, with the shard, the record and the field.
+
+        They are those of the first record that cannot be read of `shards`, since TensorFlow reads ahead.
+        """
         import tensorflow as tf
 
-        if isinstance(error, KabukiError):
-            return KabukiError(f"{shards[0].path}: {error}")
-        if isinstance(error, tf.errors.OpError):
-            damaged = pipeline.first_unreadable(shards, self._file_format)
-            if damaged is not None:
-                return KabukiError(f"{damaged}: {_one_line(error)}; this shard is damaged, copy it again")
-            return KabukiError(f"{self.label}: {_one_line(error)}")
-        return error
+        # What TensorFlow says may hold the bytes of the record, and then be no text.
+        if not isinstance(error, (KabukiError, tf.errors.OpError, UnicodeError)):
+            return error
+        loss = self._triage.first_loss(shards)
+        if loss is None:
+            return KabukiError(f"{self.label}: {one_line(error)}")
+        return KabukiError(f"{loss}; copy this shard again, or --skip-bad-episodes leaves out what is damaged")
+
+    def pieces(self, num_bytes: int) -> list[RldsSource]:
+        runs: list[list[ShardSlice]] = [[]]
+        held = 0.0
+        for shard in self._shards:
+            for part in _cut(shard, num_bytes):
+                if held >= num_bytes:
+                    runs.append([])
+                    held = 0.0
+                runs[-1].append(part)
+                held += _taken_bytes(part)
+        pieces = []
+        for run in runs:
+            piece = copy.copy(self)
+            piece._take(run)
+            pieces.append(piece)
+        return pieces
 
     def close(self) -> None:
         """Nothing is held open between blocks."""
@@ -194,8 +248,15 @@ class RldsSource:
 
     def _column(self, wire: Wire, element: pipeline.Element, rows: int) -> Column:
         column = wire.column(element.lists, rows)
+        if wire.field.kind != "image":
+            return column
         decode = self._decoders.get((wire.in_steps, wire.path))
-        return column if decode is None else pictures.decode_files(column, wire.field, wire.path, decode)
+        if decode is not None:
+            return pictures.decode_files(column, wire.field, wire.path, decode)
+        files = column if isinstance(column, np.ndarray) else column.values
+        # What is not decoded may be of any size that its feature leaves open.
+        check_sizes(files.tolist(), wire.field.shape, wire.path, math.inf)
+        return column
 
     def _window(self, element: pipeline.Element, batch: _Batch, row: int) -> Block:
         """The rows from `row` on whose images the element holds, or all where none are decoded."""
@@ -268,49 +329,23 @@ def _pixels(images: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray | 
     return images if isinstance(images, np.ndarray) else Ragged(*images)
 
 
-def _shards(info: Any, split: str, folder: pathlib.Path) -> list[pipeline.ShardSlice]:
-    """What to read for a split, by TFDS's own account."""
-    if not info.splits:
-        raise KabukiError(f"{folder}: the dataset says of no split, so it is not whole or was never finished")
-    try:
-        found = info.splits[split]
-        # An empty split has no files, and TFDS then fails to say so.
-        instructions = found.file_instructions if found.num_examples else []
-    except Exception as e:
-        names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
-        raise KabukiError(f"{folder}: no split {split!r}; it has {names}") from e
-    shards = []
-    for part in instructions:
-        rest = part.examples_in_shard - part.skip
-        expected = rest if part.take == -1 else part.take
-        if not os.path.exists(part.filename):
-            raise KabukiError(f"{part.filename}: this shard is missing; copy the whole dataset, then run again")
-        shards.append(pipeline.ShardSlice(os.fspath(part.filename), part.skip, expected, expected == rest))
-    return shards
+def _cut(shard: ShardSlice, num_bytes: int) -> list[ShardSlice]:
+    """A slice as slices of about so many bytes; one with lost records is left whole."""
+    count = min(max(1, round(_taken_bytes(shard) / num_bytes)), shard.expected)
+    if count < 2 or shard.lost:
+        return [shard]
+    bounds = [shard.expected * i // count for i in range(count + 1)]
+    return [
+        dataclasses.replace(
+            shard, skip=shard.skip + start, expected=stop - start, to_end=shard.to_end and stop == shard.expected
+        )
+        for start, stop in itertools.pairwise(bounds)
+    ]
 
 
-def _taken_bytes(shard: pipeline.ShardSlice) -> float:
+def _taken_bytes(shard: ShardSlice) -> float:
     size = os.path.getsize(shard.path)
     if shard.to_end and not shard.skip:
         return size
     # A part of a shard: what fraction it is, is known only where it goes to the end.
     return size * shard.expected / max(shard.skip + shard.expected, 1)
-
-
-def _info(info: Any) -> Info:
-    text = {key: str(getattr(info, key, None) or "") for key in ("description", "citation", "homepage")}
-    metadata = info.metadata
-    environment = ""
-    if metadata:
-        try:
-            environment = json.dumps(dict(metadata), sort_keys=True)
-        except (TypeError, ValueError):
-            environment = ""
-    return Info(name=str(info.full_name.rsplit("/", 1)[0]), version=str(info.version), environment=environment, **text)
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # TensorFlow adds where in its graph it was.
-    line = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", lines[0]) if lines else ""
-    return (line or type(error).__name__)[:400]

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
+from isal import isal_zlib
 
 from kabuki_rlds.block import Column, Nested, Ragged
 from kabuki_rlds.errors import KabukiError
@@ -30,6 +31,11 @@ from kabuki_rlds.schema import BYTES, Field
 ListType = Literal["int64", "float32", "string"]
 
 Encoding = Literal["none", "bytes", "zlib"]
+
+#: Tensors of unknown shape in the episodes of a batch unpack to no more bytes than this, or than so many times what
+#: is stored.
+_MAX_INFLATED = 256 << 20
+_MAX_RATIO = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +185,8 @@ class Wire:
         return values.reshape(count, *(d for d in self.item_shape if d is not None))
 
     def _decoded(self, values: np.ndarray, lists: Mapping[str, Lists]) -> Column:
+        if self.encoding == "zlib":
+            values = self._inflated(values)
         elements = _from_bytes(values, self.field.dtype)
         if None not in self.item_shape:
             size = _size(self.item_shape)
@@ -196,6 +204,33 @@ class Wire:
         if int(shapes.prod(axis=1).sum()) != len(elements):
             raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of its shape")
         return Ragged(elements, shapes)
+
+    def _inflated(self, values: np.ndarray) -> np.ndarray:
+        """The items unpacked: no more bytes than their shape has, or, where it varies, than is sensible."""
+        stored = values.tolist()
+        if None in self.item_shape:
+            limit = left = max(_MAX_INFLATED, _MAX_RATIO * sum(map(len, stored)))
+        else:
+            limit = _size(self.item_shape) * self.field.dtype.itemsize
+            left = limit * len(stored)
+        inflated = np.empty(len(stored), object)
+        for i, item in enumerate(stored):
+            inflater = isal_zlib.decompressobj()
+            try:
+                # One byte more is asked for, so that what is too long shows.
+                data = inflater.decompress(item, min(limit, left) + 1)
+            except isal_zlib.IsalError as e:  # type: ignore[misc]  # its stub hides that it is an exception
+                raise KabukiError(f"field {self.path!r}: item {i} is no zlib stream, or a damaged one ({e})") from e
+            left -= len(data)
+            if len(data) > limit or left < 0:
+                raise KabukiError(
+                    f"field {self.path!r}: item {i} of {len(item):,} bytes unpacks to more than {limit:,}, "
+                    "and is not what its feature says"
+                )
+            if not inflater.eof:
+                raise KabukiError(f"field {self.path!r}: item {i} is a zlib stream that is cut short")
+            inflated[i] = data
+        return inflated
 
     def _shape_of(self, elements: int) -> list[int]:
         known = _size(self.item_shape)

@@ -19,6 +19,7 @@ import numpy as np
 from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.examples import ExampleEncoder
+from kabuki_rlds.formats.rlds.journal import SHARD_TEMPLATE
 from kabuki_rlds.formats.source import Size
 from kabuki_rlds.schema import Info
 
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 #: The formats of shards that can be written.
 FILE_FORMATS = ("tfrecord", "array_record")
-
-#: What a shard is called while their number is not known.
-_UNNUMBERED = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 _CATALOG = "https://www.tensorflow.org/datasets/catalog/"
 
@@ -136,7 +134,7 @@ class SplitWriter:
         return KabukiError(f"{self._path(max(len(self._written) - 1, 0))}: cannot be written ({lines[0]})")
 
     def _path(self, shard: int) -> str:
-        unnumbered = self._template.replace(template=_UNNUMBERED)
+        unnumbered = self._template.replace(template=SHARD_TEMPLATE)
         return str(unnumbered.sharded_filepath(shard_index=shard, num_shards=None))
 
     def __enter__(self) -> SplitWriter:

@@ -1,0 +1,164 @@
+"""The folder of an RLDS dataset: what it says of itself, and which files hold a split.
+
+Anyone may have made it. What it says is held against what is there: nothing is
+imported that it names, no file is read outside of it, and no count is believed that
+its files cannot hold.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds import features as rlds_features
+from kabuki_rlds.formats.rlds import journal
+from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
+from kabuki_rlds.formats.rlds.triage import MISSING, one_line
+from kabuki_rlds.formats.source import Skipped
+from kabuki_rlds.schema import Info
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+_log = logging.getLogger("kabuki_rlds")
+
+#: A folder with this is a TFDS dataset.
+FEATURES = "features.json"
+_INFO = "dataset_info.json"
+#: No dataset needs so much to describe it.
+_MAX_JSON_BYTES = 64 << 20
+
+
+def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
+    """What TFDS knows of a dataset.
+
+    Raises:
+      KabukiError: it is none, or one that names what is not TFDS's.
+    """
+    import tensorflow_datasets as tfds
+
+    for name in (FEATURES, _INFO):
+        path = folder / name
+        if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
+            raise KabukiError(f"{path}: {path.stat().st_size:,} bytes are too many to describe a dataset")
+    try:
+        rlds_features.check_class_names((folder / FEATURES).read_text(), str(folder / FEATURES))
+        return tfds.builder_from_directory(folder).info
+    except KabukiError:
+        raise
+    except Exception as e:
+        raise KabukiError(f"{folder}: TFDS cannot open this dataset: {one_line(e)}") from e
+
+
+def file_format(info: tfds.core.DatasetInfo, folder: pathlib.Path) -> str:
+    """The format of the shards: "tfrecord" or "array_record".
+
+    Raises:
+      KabukiError: it is another one.
+    """
+    found = str(info.file_format.value) if info.file_format else "tfrecord"
+    if found not in ("tfrecord", "array_record"):
+        raise KabukiError(f"{folder}: shards in the format {found!r} cannot be read")
+    return found
+
+
+def shards(
+    info: Any, split: str, folder: pathlib.Path, shard_format: str, *, skip_bad: bool
+) -> tuple[list[ShardSlice], list[Skipped]]:
+    """What to read for a split, by TFDS's own account.
+
+    Args:
+      info: what TFDS knows of the dataset.
+      split: the split.
+      folder: of the dataset.
+      shard_format: of the shards.
+      skip_bad: leave out shards that are missing, or not accounted for.
+
+    Returns:
+      The slices, and the episodes that are left out.
+
+    Raises:
+      KabukiError: there is no such split, or its files are not those that there should be.
+    """
+    if not info.splits:
+        raise KabukiError(f"{folder}: the dataset says of no split, so it is not whole or was never finished")
+    try:
+        found = info.splits[split]
+        # An empty split has no files, and TFDS then fails to say so.
+        instructions = found.file_instructions if found.num_examples else []
+    except Exception as e:
+        names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
+        raise KabukiError(f"{folder}: no split {split!r}; it has {names}") from e
+    for name, each in info.splits.items():
+        if min(each.shard_lengths, default=0) < 0:
+            raise KabukiError(f"{folder / _INFO}: a shard of {name!r} has less than no episodes")
+    slices: list[ShardSlice] = []
+    skipped: list[Skipped] = []
+    for part in instructions:
+        path = os.fspath(part.filename)
+        _check_inside(path, folder)
+        rest = part.examples_in_shard - part.skip
+        expected = rest if part.take == -1 else part.take
+        if not os.path.isfile(path):
+            if not skip_bad:
+                raise KabukiError(f"{path}: {MISSING}; copy the whole dataset, then run again")
+            skipped.append(Skipped(path, part.skip, expected, MISSING))
+            continue
+        size, least = os.path.getsize(path), RECORD_FRAME if shard_format == "tfrecord" else 1
+        if (part.skip + expected) * least > size and not skip_bad:
+            raise KabukiError(
+                f"{path}: fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
+                f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong"
+            )
+        slices.append(ShardSlice(path, part.skip, expected, expected == rest))
+    if split in info.splits:
+        of_split = info.splits[split]
+        paths = list(of_split.filepaths) if of_split.shard_lengths else []
+        for path, count in zip(paths, of_split.shard_lengths, strict=True):
+            # TFDS passes over a shard of which it is said that it holds nothing.
+            if not count and os.path.isfile(path):
+                slices.append(ShardSlice(os.fspath(path), 0, 0, True))
+        listed = {os.path.basename(path) for path in paths}
+        for path, episodes in journal.unlisted(folder, info.name, split, len(of_split.shard_lengths)).items():
+            _log.info("%s: %d episodes of a recording that was not ended, or still goes on", path, episodes)
+            slices.append(ShardSlice(os.fspath(path), 0, episodes, False, may_grow=True))
+            listed.add(path.name)
+        for path in _others(folder, f"{info.name}-{split}.{shard_format}", listed):
+            why = "this shard is none of those that dataset_info.json lists"
+            if not skip_bad:
+                raise KabukiError(f"{path}: {why}; remove it, or --skip-bad-episodes leaves it out")
+            skipped.append(Skipped(os.fspath(path), 0, journal.Scan(path).records, why))
+    return slices, skipped
+
+
+def _check_inside(path: str, folder: pathlib.Path) -> None:
+    """Refuses the name of a shard that leads out of the dataset's folder."""
+    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+    if inside.split(os.sep)[0] == os.pardir or os.pardir in pathlib.Path(path).parts[len(folder.parts) :]:
+        raise KabukiError(
+            f"{folder / _INFO}: names the shard {path!r}, which is outside of the dataset's folder; it is not read"
+        )
+
+
+def _others(folder: pathlib.Path, stem: str, names: set[str]) -> list[pathlib.Path]:
+    """The shards of a split that are not among `names`."""
+    shard = re.compile(re.escape(stem) + r"-\d{5,}(-of-\d{5,})?")
+    return [folder / name for name in sorted(os.listdir(folder)) if shard.fullmatch(name) and name not in names]
+
+
+def description(info: Any) -> Info:
+    """What a dataset says of itself."""
+    text = {key: str(getattr(info, key, None) or "") for key in ("description", "citation", "homepage")}
+    metadata = info.metadata
+    environment = ""
+    if metadata:
+        try:
+            environment = json.dumps(dict(metadata), sort_keys=True)
+        except (TypeError, ValueError):
+            environment = ""
+    return Info(name=str(info.full_name.rsplit("/", 1)[0]), version=str(info.version), environment=environment, **text)

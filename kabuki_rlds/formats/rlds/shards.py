@@ -1,0 +1,239 @@
+"""The shards of a dataset: files of records, each a serialized episode.
+
+A TFRecord is its length (8 bytes, the lowest first), a checksum of that, the data, and
+a checksum of it. So where one record is damaged the next is still found, unless it is
+the length that is. (Source: TensorFlow's `record_writer.h`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds import crc32c
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_HEAD = struct.Struct("<QI")
+_FOOT = struct.Struct("<I")
+#: What the TFRecord format adds to each record.
+RECORD_FRAME = _HEAD.size + _FOOT.size
+
+#: Records that are looked at together, and about how many bytes they have.
+_RUN = 512
+_RUN_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSlice:
+    """A run of records of one shard.
+
+    Attributes:
+      path: the shard's file.
+      skip: how many records to pass over first.
+      expected: how many records are to come then.
+      to_end: whether they are all that is left, so that one too many is an error.
+      lost: the numbers, in the file, of records that are passed over too; `expected`
+        does not count them.
+      may_grow: whether a recording may still add to the file.
+    """
+
+    path: str
+    skip: int
+    expected: int
+    to_end: bool
+    lost: frozenset[int] = frozenset()
+    may_grow: bool = False
+
+    @property
+    def limit(self) -> int:
+        """How many records to read: one too many is asked for where none should be."""
+        return self.expected + 1 if self.to_end else self.expected
+
+
+def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:
+    """(index of the shard, serialized examples), up to `batch` of them at a time."""
+    import tensorflow as tf
+
+    if file_format == "array_record" or any(shard.lost for shard in shards):
+        runs = _array_records if file_format == "array_record" else _tf_records
+        signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
+        return tf.data.Dataset.from_generator(
+            lambda: ((i, run) for i, shard in enumerate(shards) for run in runs(shard, batch)),
+            output_signature=signature,
+        )
+
+    def checked() -> Iterator[tuple[int, str, int, int]]:
+        for i, shard in enumerate(shards):
+            check_lengths(shard.path, shard.skip + shard.limit)
+            yield i, shard.path, shard.skip, shard.limit
+
+    def read(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
+        found = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
+        return found.batch(batch).map(lambda r: (index, r))
+
+    columns = tuple(tf.TensorSpec([], kind) for kind in (tf.int64, tf.string, tf.int64, tf.int64))
+    return tf.data.Dataset.from_generator(checked, output_signature=columns).flat_map(read)
+
+
+def check_lengths(path: str, records: int) -> None:
+    """Refuses a TFRecord file of whose first records one says that it is longer than the file.
+
+    TensorFlow takes the length at its word, and a process that asks for so much memory ends
+    there. What comes after these records is not read: a journal may end in half a record.
+
+    Raises:
+      KabukiError: it has such a record.
+    """
+    with open(path, "rb", buffering=1 << 16) as file:
+        size = os.fstat(file.fileno()).st_size
+        at = number = 0
+        while number < records and len(head := file.read(_HEAD.size)) == _HEAD.size:
+            length = _HEAD.unpack(head)[0]
+            at += RECORD_FRAME + length
+            if at > size:
+                raise KabukiError(f"{path}: record {number}: {_CUT_SHORT}")
+            number += 1
+            file.seek(length + _FOOT.size, os.SEEK_CUR)
+
+
+_CUT_SHORT = "the shard is cut short"
+_BAD_LENGTH = "the length of a record is damaged, so that what follows cannot be found"
+_BAD_DATA = "the data is damaged, by its checksum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    """A record that cannot be read.
+
+    Attributes:
+      record: its number in the file.
+      why: what is wrong with it.
+      is_end: whether all that follows is lost with it.
+    """
+
+    record: int
+    why: str
+    is_end: bool = False
+
+
+def survey(path: str, file_format: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
+    """All that a shard holds: runs of records with their numbers, and what is damaged between them."""
+    return _survey_array_records(path) if file_format == "array_record" else _survey_tf_records(path)
+
+
+def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
+    run: list[tuple[int, bytes]] = []
+    held = 0
+    for number, found in enumerate(_frames(path)):
+        if isinstance(found, bytes):
+            run.append((number, found))
+            held += len(found)
+        if run and (not isinstance(found, bytes) or len(run) == _RUN or held >= _RUN_BYTES):
+            yield run
+            run, held = [], 0
+        if not isinstance(found, bytes):
+            yield Damage(number, found, found != _BAD_DATA)
+    if run:
+        yield run
+
+
+def _frames(path: str) -> Iterator[bytes | str]:
+    """The data of each record of a TFRecord file, or what is wrong with it."""
+    with open(path, "rb", buffering=1 << 20) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left:
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:
+                yield _CUT_SHORT
+                return
+            length, stated = _HEAD.unpack(head)
+            if stated != crc32c.masked(head[:8]):
+                yield _BAD_LENGTH
+                return
+            left -= RECORD_FRAME + length
+            if left < 0:
+                yield _CUT_SHORT
+                return
+            data = file.read(length)
+            foot = file.read(_FOOT.size)
+            if len(data) + len(foot) < length + _FOOT.size:
+                yield _CUT_SHORT
+                return
+            yield data if _FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
+
+
+def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
+    """Some records of a file whose damaged ones are among the lost."""
+    run: list[bytes] = []
+    left = shard.expected
+    for number, data in enumerate(_frames(shard.path)):
+        if not left:
+            break
+        if number < shard.skip or number in shard.lost:
+            continue
+        if isinstance(data, str):
+            raise KabukiError(f"{shard.path}: record {number}: {data}")
+        run.append(data)
+        left -= 1
+        if len(run) == batch:
+            yield run
+            run = []
+    if run:
+        yield run
+
+
+def _survey_array_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+    except Exception as e:
+        yield Damage(0, f"the shard cannot be opened ({_first_line(e)})", True)
+        return
+    count = reader.num_records()
+    for start in range(0, count, _RUN):
+        numbers = range(start, min(start + _RUN, count))
+        try:
+            yield list(zip(numbers, reader.read(numbers.start, numbers.stop), strict=True))
+        except Exception:
+            # One by one, since the error does not tell which it is.
+            for number in numbers:
+                try:
+                    (record,) = reader.read(number, number + 1)
+                    yield [(number, record)]
+                except Exception as e:
+                    yield Damage(number, f"it cannot be read ({_first_line(e)})")
+    try:
+        reader.close()
+    except Exception as e:
+        # It says only now why it found no records.
+        if not count:
+            yield Damage(0, f"the shard cannot be read ({_first_line(e)})", True)
+
+
+def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(shard.path)
+    try:
+        stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
+        if not shard.lost:
+            for start in range(shard.skip, stop, batch):
+                yield reader.read(start, min(start + batch, stop))
+            return
+        good = [number for number in range(shard.skip, stop) if number not in shard.lost]
+        for at in range(0, len(good), batch):
+            yield reader.read(good[at : at + batch])
+    finally:
+        reader.close()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

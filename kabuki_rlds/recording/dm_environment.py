@@ -1,0 +1,91 @@
+"""A dm_env environment that is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dm_env
+
+from kabuki_rlds.recording.recorder import Recorder
+from kabuki_rlds.recording.stream import EpisodeStream
+
+
+class RecordedEnvironment(dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types
+    """Records each step of an environment, and is otherwise as it is.
+
+    `discount` and `reward` are those of the time step; a last one with a discount of 0
+    is terminal. (Source: dm_env's documentation of its semantics.)
+
+    Args:
+      environment: the environment.
+      recorder: what writes its episodes.
+    """
+
+    def __init__(self, environment: dm_env.Environment, recorder: Recorder):
+        self._environment = environment
+        self._recorder = recorder
+        self._stream = EpisodeStream(recorder)
+
+    def reset(self) -> dm_env.TimeStep:
+        timestep = self._environment.reset()
+        self._stream.reset(timestep.observation, None)
+        return timestep
+
+    def step(self, action: Any) -> dm_env.TimeStep:
+        timestep = self._environment.step(action)
+        if timestep.first():
+            # The environment began an episode of itself, and the action meant nothing.
+            self._stream.reset(timestep.observation, None)
+            return timestep
+        is_last = timestep.last()
+        self._stream.step(
+            action,
+            timestep.reward,
+            timestep.discount,
+            timestep.observation,
+            None,
+            is_last=is_last,
+            is_terminal=is_last and timestep.discount == 0,
+        )
+        return timestep
+
+    def observation_spec(self) -> Any:
+        return self._environment.observation_spec()
+
+    def action_spec(self) -> Any:
+        return self._environment.action_spec()
+
+    def reward_spec(self) -> Any:
+        return self._environment.reward_spec()
+
+    def discount_spec(self) -> Any:
+        return self._environment.discount_spec()
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes were recorded since this was opened."""
+        return self._recorder.num_episodes
+
+    def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Sets the fields of the episode that is open, or has just ended."""
+        self._stream.set_metadata(metadata)
+
+    def discard_episode(self) -> None:
+        """Forgets the episode that is open, or has just ended."""
+        self._stream.discard()
+
+    def close(self) -> None:
+        """Ends the recording, and closes the environment."""
+        try:
+            self._stream.cut_short()
+        finally:
+            try:
+                self._recorder.close()
+            finally:
+                self._environment.close()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_environment":  # It is being copied, and has nothing yet.
+            raise AttributeError(name)
+        return getattr(self._environment, name)

@@ -1,0 +1,138 @@
+"""Conversions that are taken up again where they stopped.
+
+An HDF5 file in the making cannot be read once its writer was killed. So what is done
+is also kept in parts beside it, each a whole Kabuki file of some consecutive
+episodes: `<destination>.parts/00000.hdf5`, and so on. A part is there or not, as any
+file that this package writes. The next conversion reads those that are there, instead
+of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+import kabuki_rlds
+from kabuki_rlds.block import Block
+from kabuki_rlds.completion import CompletedSource
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.source import Source
+
+#: About so many bytes of a source make a part.
+_PART_BYTES = 128 << 20
+
+_PLAN = "plan.json"
+#: The files of a folder of parts.
+_OURS = re.compile(r"plan\.json(\.new)?|\d{5,}\.(json|hdf5(\.partial)?)")
+
+
+class Parts:
+    """The parts of one conversion.
+
+    Args:
+      dest: the file that is to be made.
+      plan: all that the result depends on: sources and options.
+
+    Raises:
+      KabukiError: there are parts of another conversion, or they cannot be written.
+    """
+
+    def __init__(self, dest: pathlib.Path, plan: Mapping[str, Any]):
+        self._folder = _folder(dest)
+        self._next = 0
+        now = json.loads(json.dumps({"made_by": kabuki_rlds.__version__, "part_bytes": _PART_BYTES, **plan}))
+        try:
+            self._folder.mkdir(exist_ok=True)
+            if (self._folder / _PLAN).is_file():
+                self._check(json.loads((self._folder / _PLAN).read_text()), now)
+            else:
+                _write(self._folder / _PLAN, now)
+        except (OSError, ValueError) as e:
+            raise KabukiError(
+                f"{self._folder}: cannot be used ({e}); without --resume the conversion begins anew"
+            ) from e
+
+    def _check(self, before: Any, plan: dict[str, Any]) -> None:
+        differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
+        if differ:
+            raise KabukiError(
+                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
+                "call it as before, or without --resume to begin anew"
+            )
+
+    def blocks(
+        self, source: Source, whole: CompletedSource, fill: Mapping[str, float] | None, conform: bool
+    ) -> Iterator[Block]:
+        """The blocks of `whole`, from the parts that are there, and then from the source.
+
+        Args:
+          source: the source. The sources of a conversion are given in order.
+          whole: it, completed; takes the counts of what was changed.
+          fill: as it was completed.
+          conform: as it was completed.
+        """
+        for piece in source.pieces(_PART_BYTES):
+            path = self._folder / f"{self._next:05d}.hdf5"
+            counts = path.with_suffix(".json")
+            self._next += 1
+            if path.is_file():
+                yield from _blocks_of(path, whole)
+                changed = json.loads(counts.read_text())
+            else:
+                part = CompletedSource(piece, fill, conform)
+                with KabukiWriter(path, part.schema, []) as writer:
+                    for block in part.blocks():
+                        writer.write(block, np.zeros(block.num_episodes, np.int32))
+                        yield block
+                    _write(counts, part.changed)
+                    writer.commit()
+                changed = part.changed
+            for name, count in changed.items():
+                whole.changed[name] = whole.changed.get(name, 0) + count
+
+
+def discard(dest: pathlib.Path) -> None:
+    """Removes the parts that a conversion to `dest` left, if any."""
+    folder = _folder(dest)
+    if not (folder / _PLAN).is_file():
+        return
+    ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+    # Parts before what belongs to them, and at last the plan, by which the folder is known.
+    for path in sorted(ours, key=lambda path: (path.name == _PLAN, path.suffix != ".hdf5")):
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _folder(dest: pathlib.Path) -> pathlib.Path:
+    return dest.with_name(f"{dest.name}.parts")
+
+
+def _blocks_of(path: pathlib.Path, whole: CompletedSource) -> Iterator[Block]:
+    with KabukiSource(path) as part:
+        part.check_whole()
+        for block in part.blocks():
+            yield Block(
+                {name: block.steps[name] for name in whole.schema.steps},
+                block.num_steps,
+                block.starts,
+                {name: block.metadata[name] for name in whole.schema.metadata},
+            )
+
+
+def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes JSON to a file that is there whole or not at all."""
+    new = path.with_name(f"{path.name}.new") if path.name == _PLAN else path
+    with open(new, "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)

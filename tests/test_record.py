@@ -1,0 +1,531 @@
+"""What TFDS reads from a recording is what the environment gave."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+
+import gymnasium
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import kabuki_rlds
+from kabuki_rlds import KabukiError
+from kabuki_rlds.recording.environments import record
+from kabuki_rlds.recording.logger import Logger
+from tests import expected
+from tests.environments import Endless, Episodes, Everything, act, assert_same
+
+
+def read(folder, split="train"):
+    return expected.read(folder / "1.0.0", split)
+
+
+# --- Gymnasium ---
+
+
+def test_hopper_is_recorded_to_the_bit(tmp_path):
+    gave = Episodes()
+    with record(gymnasium.make("Hopper-v5"), tmp_path / "hopper") as env:
+        act(env, 5, gave)
+        assert env.num_episodes == 5
+    found = read(tmp_path / "hopper")
+    assert_same(found.steps, gave.steps)
+    assert found.lengths == gave.lengths
+    assert found.steps["reward"][0].dtype == np.float64
+
+
+def test_every_kind_of_space_is_recorded_to_the_bit(tmp_path):
+    gave = Episodes()
+    with record(Everything(length=70), tmp_path / "all", info=["time", "note"]) as env:
+        act(env, 2, gave, ("time", "note"))
+    found = read(tmp_path / "all")
+    assert_same(found.steps, gave.steps)
+    assert found.lengths == [71, 71]
+    features = tfds.builder_from_directory(tmp_path / "all" / "1.0.0").info.features["steps"]
+    assert isinstance(features["observation"]["camera"], tfds.features.Image)
+
+
+def test_a_truncated_episode_is_no_terminal_one(tmp_path):
+    gave = Episodes()
+    with record(Everything(limit=3), tmp_path / "x.hdf5") as env:
+        act(env, 2, gave)
+    with h5py.File(tmp_path / "x.hdf5") as f:
+        assert f["discount"][:].tolist() == [1, 1, 1, 0] * 2  # The last is padding.
+        assert not f["is_terminal"][:].any()
+        assert f["is_last"][:].tolist() == [False, False, False, True] * 2
+    assert kabuki_rlds.validate(tmp_path / "x.hdf5") == []
+
+
+def test_an_episode_that_never_ends_is_cut_short(tmp_path):
+    gave = Episodes()
+    with record(Endless(), tmp_path / "endless") as env:
+        observation, _ = env.reset()
+        gave.begin(observation)
+        for _ in range(1000):
+            observation, reward, *_ = env.step(1)
+            gave.step(1, reward, 1.0, observation)
+        gave.end(terminal=False)
+    assert_same(read(tmp_path / "endless").steps, gave.steps)
+
+
+def test_all_of_info_is_what_the_first_step_has(tmp_path, caplog):
+    class Late(Everything):
+        def step(self, action):
+            *made, info = super().step(action)
+            return *made, info | ({"late": 1} if self._t == 3 else {})
+
+    with record(Late(), tmp_path / "x", info=True) as env:
+        env.reset()
+        env.set_episode_metadata({"try": 1})
+        act(env, 2, Episodes())
+        env.set_episode_metadata({"try": 2})
+    found = read(tmp_path / "x")
+    assert [v.item() for v in found.episodes["try"]] == [0, 2]  # The first had only begun.
+    assert [v.item() for v in found.steps["time"][:6]] == [0, 1, 2, 3, 4, 5]
+    assert [v.item() for v in found.steps["nested/x"][:6]] == [0, 1, 2, 3, 4, 5]  # The first is padding.
+    assert found.steps["note"][:3] == [b"begin", "é".encode(), "éé".encode()]
+    assert [r.message for r in caplog.records if "late" in r.message] == [
+        "info has 'late', which the first step had not: not recorded"
+    ]
+
+
+def test_info_that_is_not_there_is_an_error(tmp_path):
+    env = record(Everything(), tmp_path / "x", info=["speed"])
+    env.reset()
+    with pytest.raises(KabukiError, match=r"info has no 'speed'.*it has 'time', 'note', 'error', 'nested'"):
+        env.step(env.action_space.sample())
+    env.close()
+
+
+def test_the_environment_is_as_it_was(tmp_path):
+    inner = Everything()
+    inner.colour = "red"
+    with record(inner, tmp_path / "x") as env:
+        assert isinstance(env, gymnasium.Env)
+        assert env.unwrapped is inner
+        assert env.get_wrapper_attr("colour") == "red"
+        assert env.observation_space is inner.observation_space
+
+
+def test_the_specs_are_kept(tmp_path):
+    with record(gymnasium.make("CartPole-v1"), tmp_path / "x", metadata={"who": "me"}) as env:
+        act(env, 1, Episodes())
+    stored = json.loads((tmp_path / "x" / "1.0.0" / "metadata.json").read_text())
+    assert stored["environment"] == "CartPole-v1"
+    assert stored["who"] == "me"
+    assert stored["environment_specs"]["action_spec"]["num_values"] == 2
+    assert stored["environment_specs"]["observation_spec"]["shape"] == [4]
+    file = kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").path
+    assert json.loads(kabuki_rlds.inspect(file).info.environment) == stored
+
+
+def test_nothing_is_recorded_after_the_end(tmp_path):
+    env = record(Everything(), tmp_path / "x")
+    act(env, 1, Episodes())
+    env.close()
+    env.close()
+    with pytest.raises(KabukiError, match="the recording was closed"):
+        env.reset()
+    with pytest.raises(KabukiError, match="the recording was closed"):
+        env.step(env.action_space.sample())
+    assert read(tmp_path / "x").lengths == [6]
+
+
+def test_something_else_is_no_environment(tmp_path):
+    with pytest.raises(KabukiError, match=r"a builtins.dict is no environment of dm_env or Gymnasium"):
+        record({}, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+# --- the logger ---
+
+
+def log(logger, episodes=1, steps=3, first=0):
+    """Logs episodes whose observations count up."""
+    for i in range(episodes):
+        logger.reset({"n": np.int32(first + i), "t": 0})
+        for t in range(steps):
+            logger.step(float(t), t, {"n": np.int32(first + i), "t": t + 1}, last=t == steps - 1)
+
+
+def numbers(folder, split="train"):
+    """The number of each episode, by its first step."""
+    found = read(folder, split)
+    starts = np.cumsum([0, *found.lengths[:-1]])
+    return [int(found.steps["observation/n"][start]) for start in starts]
+
+
+def test_the_first_step_tells_the_fields(tmp_path):
+    gave = Episodes()
+    values = [
+        {"f64": 0.1 * t, "text": "ü" * t, "bytes": b"\0\xff" * t, "u64": np.uint64(2**64 - 1 - t), "ok": t % 2 == 0}
+        for t in range(4)
+    ]
+    with Logger(tmp_path / "robot") as logger:
+        logger.reset(values[0])
+        gave.begin(values[0])
+        for t in range(1, 4):
+            action = {"a": (np.float32(t), [b"x", {"deep/er": np.arange(3)}])}
+            logger.step(action, t, values[t], discount=0.5, metadata={"m": [1, t]}, last=t == 3)
+            gave.step(action, float(t), 0.5, values[t], m=np.array([1, t]))
+        gave.end(terminal=False)
+    gave.steps["m"].insert(0, np.zeros(2, int))  # `reset` gave none.
+    assert_same(read(tmp_path / "robot").steps, gave.steps)
+
+
+def test_a_terminal_step_is_the_last_and_has_no_discount(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(0)
+        logger.step(1, 1.0, 1)
+        logger.step(1, 1.0, 2, terminal=True)
+        with pytest.raises(KabukiError, match="no episode has begun: reset first"):
+            logger.step(1, 1.0, 3)
+    found = read(tmp_path / "x")
+    assert [v.item() for v in found.steps["discount"]] == [1, 0, 0]
+    assert [v.item() for v in found.steps["is_terminal"]] == [False, False, True]
+
+
+@pytest.mark.parametrize("unfinished", ["keep", "drop"])
+def test_an_unfinished_episode_is_kept_or_dropped(tmp_path, unfinished):
+    with Logger(tmp_path / "x", unfinished=unfinished) as logger:
+        log(logger, 1)
+        for n in (1, 2):  # One that the next reset cuts short, one that close does.
+            logger.reset({"n": np.int32(n), "t": 0})
+            logger.step(0.0, 0, {"n": np.int32(n), "t": 1})
+    found = read(tmp_path / "x")
+    assert found.lengths == ([4, 2, 2] if unfinished == "keep" else [4])
+    assert not any(found.steps["is_terminal"])
+    assert sum(map(bool, found.steps["is_last"])) == len(found.lengths)
+
+
+def test_an_episode_that_only_began_is_not_written(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset({"n": np.int32(7), "t": 0})
+        log(logger, 1)
+        logger.reset({"n": np.int32(8), "t": 0})
+    assert numbers(tmp_path / "x") == [0]
+
+
+def test_where_nothing_happened_nothing_is_left(tmp_path):
+    with Logger(tmp_path / "a" / "x") as logger:
+        logger.reset(1)
+    with Logger(tmp_path / "x.hdf5") as logger:
+        logger.reset(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_episode_can_be_discarded_until_the_next_begins(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        log(logger, 1, first=0)
+        logger.discard_episode()  # It had ended.
+        log(logger, 1, first=1)
+        logger.reset({"n": np.int32(2), "t": 0})
+        logger.step(0.0, 0, {"n": np.int32(2), "t": 1})
+        logger.discard_episode()  # It was open: what is to come of it is passed over.
+        logger.step(0.0, 0, {"n": np.int32(2), "t": 2}, last=True)
+        with pytest.raises(KabukiError, match="no episode to discard"):
+            logger.discard_episode()
+        log(logger, 1, first=3)
+        assert logger.num_episodes == 2
+    assert numbers(tmp_path / "x") == [1, 3]
+
+
+def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        log(logger, 1)
+        logger.set_episode_metadata({"goal": "red", "score": {"a": 0.1}})
+        log(logger, 1)
+        logger.set_episode_metadata({"goal": "no longer", "score": {"a": 0.2}})
+        logger.set_episode_metadata({"goal": "g", "score": {"a": 0.2}})
+        logger.reset({"n": np.int32(9), "t": 0})
+        logger.set_episode_metadata({"goal": "blue" * 100, "score": {"a": 0.3}})
+        logger.step(0.0, 0, {"n": np.int32(9), "t": 1}, last=True)
+        with pytest.raises(KabukiError, match=r"field 'colour' of an episode: .* have goal, score/a;"):
+            logger.set_episode_metadata({"goal": "x", "score": {"a": 1.0}, "colour": 1})
+        log(logger, 1)
+    found = read(tmp_path / "x")
+    assert found.episodes["goal"] == [b"red", b"g", b"blue" * 100, b""]
+    assert [v.item() for v in found.episodes["score/a"]] == [0.1, 0.2, 0.3, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"t": np.zeros(2)}, r"field 'observation/t' does not fit the recording: its shape is \(2,\), where .* \(\)"),
+        ({"t": 0.5}, r"field 'observation/t' .* it is float 0.5, where all before were int64, which cannot hold it"),
+        ({"t": "now"}, r"field 'observation/t' .* it is str 'now', where all before were int64"),
+        ({"extra": 1}, r"field 'observation' .* it has n, t, extra, where all before were n, t"),
+        ({"n": np.int64(2**40)}, r"field 'observation/n' .*1099511627776.* int32, which cannot hold it"),
+    ],
+)
+def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, message):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset({"n": np.int32(0), "t": 0})
+        logger.step(0.0, 0, {"n": np.int32(0), "t": 1})
+        with pytest.raises(KabukiError, match=message):
+            logger.step(0.0, 0, {"n": np.int32(0), "t": 2} | changed)
+        with pytest.raises(KabukiError, match="reset first"):
+            logger.step(0.0, 0, {"n": np.int32(0), "t": 3})
+        log(logger, 1, first=1)
+    found = read(tmp_path / "x")
+    assert found.lengths == [2, 4]
+    assert [v.item() for v in found.steps["is_last"]] == [False, True, False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("observation", "message"),
+    [
+        (None, "field 'observation': a NoneType"),
+        ({"x": object()}, "field 'observation/x': a object"),
+        ({"x": {}}, "field 'observation/x': an empty dict"),
+        (np.complex64(1), "field 'observation': complex64 cannot be recorded"),
+        ({"a": {"b": 1}, "a/b": 2}, "field 'observation/a/b': there is another"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused_by_name(tmp_path, observation, message):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(observation)
+        with pytest.raises(KabukiError, match=message):
+            logger.step(0, 0.0, observation)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_reward_of_python_may_be_an_integer_first(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(0)
+        logger.step(0, 0, 0)
+        logger.step(0, 0.1, 0, last=True)
+    assert [v.item() for v in read(tmp_path / "x").steps["reward"]] == [0, 0.1, 0]
+
+
+def test_images_are_png_or_jpeg_by_field(tmp_path):
+    def frame(i):
+        return {name: np.full((8, 8, 3), 16 * i, np.uint8) for name in ("top", "wrist", "raw")}
+
+    with Logger(tmp_path / "x", images={"observation/top": "png", "observation/wrist": "jpeg"}) as logger:
+        for _ in range(2):
+            logger.reset(frame(0))
+            for i in range(1, 4):
+                logger.step(0, 0.0, frame(i), last=i == 3)
+    features = tfds.builder_from_directory(tmp_path / "x" / "1.0.0").info.features["steps"]["observation"]
+    assert features["top"].encoding_format == "png"
+    assert features["wrist"].encoding_format == "jpeg"
+    assert not isinstance(features["raw"], tfds.features.Image)
+    found = read(tmp_path / "x")
+    for name in ("top", "wrist", "raw"):  # One colour survives a JPEG.
+        assert [int(image[0, 0, 0]) for image in found.steps[f"observation/{name}"]] == [0, 16, 32, 48] * 2
+
+
+def test_a_field_that_is_no_image_cannot_be_png(tmp_path):
+    with Logger(tmp_path / "x", images={"observation": "png"}) as logger:
+        logger.reset(1.0)
+        with pytest.raises(KabukiError, match=r"images: 'observation' is .* no image"):
+            logger.step(0, 0.0, 1.0)
+
+
+def test_a_config_says_the_features(tmp_path):
+    config = tfds.rlds.rlds_base.DatasetConfig(
+        name="mine",
+        overall_description="About it.",
+        observation_info=tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding="bytes"),
+        action_info=tfds.features.ClassLabel(names=["left", "right"]),
+        reward_info=np.float64,
+        discount_info=np.float32,
+        step_metadata_info={"words": tfds.features.Sequence(tfds.features.Text())},
+        episode_metadata_info={"who": tfds.features.Text()},
+    )
+    with Logger(tmp_path / "x", config=config) as logger:
+        logger.reset([0.5], metadata={"words": []})
+        logger.set_episode_metadata({"who": "me"})
+        logger.step(1, 0.1, [0.5, 1], metadata={"words": ["a", "b"]}, last=True)
+    info = tfds.builder_from_directory(tmp_path / "x" / "1.0.0").info
+    assert info.description.strip() == "About it."
+    assert info.features["steps"]["action"].names == ["left", "right"]
+    found = read(tmp_path / "x")
+    assert [v.item() for v in found.steps["reward"]] == [0.1, 0.0]
+    assert [v.tolist() for v in found.steps["observation"]] == [[0.5], [0.5, 1]]
+    assert [list(v) for v in found.steps["words"]] == [[], [b"a", b"b"]]
+    assert found.episodes["who"] == [b"me"]
+
+
+# --- whatever it is ---
+
+_SHAPE = st.lists(st.integers(1, 3), max_size=2).map(tuple)
+
+
+def _arrays(dtype):
+    """Values of one shape: a strategy of them, for a drawn shape."""
+    return _SHAPE.map(lambda shape: hnp.arrays(dtype, shape))
+
+
+def _leaf():
+    """A strategy of strategies, each of the values that one field has."""
+    numbers = [
+        np.dtype(name) for name in ("bool", "int8", "uint16", "int64", "uint64", "float16", "float32", "float64")
+    ]
+    return st.one_of(
+        *map(_arrays, numbers),
+        st.just(st.text(st.characters(exclude_categories=["Cs"]), max_size=4)),
+        st.just(st.binary(max_size=4)),
+        st.just(st.floats()),
+        st.just(st.booleans()),
+        st.just(st.integers(-(2**63), 2**63 - 1)),
+    )
+
+
+def _group(inner):
+    names = st.text("abc", min_size=1, max_size=2)
+    return st.one_of(
+        st.dictionaries(names, inner, min_size=1, max_size=3).map(st.fixed_dictionaries),
+        st.lists(inner, min_size=1, max_size=3).map(lambda items: st.tuples(st.just({"in": 0}), *items)),
+    )
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(data=st.data(), observation=st.recursive(_leaf(), _group, max_leaves=5), action=_leaf())
+def test_whatever_is_logged_is_what_tfds_reads(data, observation, action):
+    episodes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    gave = Episodes()
+    with tempfile.TemporaryDirectory() as folder:
+        with Logger(pathlib.Path(folder) / "x") as logger:
+            for steps in episodes:
+                first = data.draw(observation)
+                logger.reset(first)
+                gave.begin(first)
+                for t in range(steps):
+                    did, reward, seen = data.draw(action), data.draw(st.floats()), data.draw(observation)
+                    logger.step(did, reward, seen, discount=0.5, last=t == steps - 1)
+                    gave.step(did, reward, 0.5, seen)
+                gave.end(terminal=False)
+        found = read(pathlib.Path(folder) / "x")
+    assert found.lengths == [steps + 1 for steps in episodes]
+    assert_same(found.steps, gave.steps)
+
+
+# --- what is there already ---
+
+
+def test_a_second_recording_goes_on(tmp_path):
+    for first in (0, 2):
+        with Logger(tmp_path / "x") as logger:
+            log(logger, 2, first=first)
+    assert numbers(tmp_path / "x") == [0, 1, 2, 3]
+    with Logger(tmp_path / "x", split="test") as logger:
+        log(logger, 1, first=9)
+    assert numbers(tmp_path / "x", "test") == [9]
+    assert numbers(tmp_path / "x") == [0, 1, 2, 3]
+    assert tfds.builder("x", data_dir=tmp_path).info.splits["train"].num_examples == 4
+
+
+def test_what_does_not_fit_the_dataset_is_refused(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        log(logger)
+    with Logger(tmp_path / "x") as logger:
+        logger.reset({"n": np.int32(0), "u": 0})
+        with pytest.raises(KabukiError, match=r"field 'observation/u' is not in the dataset.*observation/t"):
+            logger.step(0.0, 0, {"n": np.int32(0), "u": 0})
+        logger.reset({"n": np.int32(0)})
+        with pytest.raises(KabukiError, match="has the field 'observation/t', but no value was given"):
+            logger.step(0.0, 0, {"n": np.int32(0)})
+        log(logger, first=1)
+    assert numbers(tmp_path / "x") == [0, 1]
+
+
+def test_a_dataset_that_tfds_wrote_is_gone_on_with(dataset, tmp_path):
+    import shutil
+
+    from tests import datasets
+
+    folder = tmp_path / "plain" / "1.0.0"
+    shutil.copytree(dataset("plain"), folder)
+    before = expected.read(folder)
+    recipe = datasets.plain().splits["train"][0]
+    steps = recipe["steps"]
+    kept = {"observation", "action", "reward", "discount", "is_first", "is_last", "is_terminal"}
+    with Logger(tmp_path / "plain") as logger:
+        extra = [{name: value for name, value in step.items() if name not in kept} for step in steps]
+        logger.reset(steps[0]["observation"], metadata=extra[0])
+        for t in range(1, len(steps)):
+            was = steps[t - 1]
+            logger.step(
+                was["action"], was["reward"], steps[t]["observation"], metadata=extra[t], last=t == len(steps) - 1
+            )
+        logger.set_episode_metadata({name: value for name, value in recipe.items() if name != "steps"})
+    after = expected.read(folder)
+    assert after.lengths == [*before.lengths, len(steps)]
+    count = sum(before.lengths)
+    assert_same({p: v[:count] for p, v in after.steps.items()}, before.steps)
+    assert not list(folder.glob("plain-train*-of-*"))
+    assert expected.read(folder, "test").lengths  # Which nobody recorded into.
+
+
+def test_two_cannot_record_at_once(tmp_path):
+    with Logger(tmp_path / "x"), pytest.raises(KabukiError, match="another process records there"):
+        Logger(tmp_path / "x")
+    with Logger(tmp_path / "x") as logger:
+        log(logger)
+
+
+def test_array_record_shards_are_not_appended_to(dataset):
+    with pytest.raises(KabukiError, match="its shards are array_record"):
+        Logger(dataset("array_record"))
+
+
+# --- HDF5 ---
+
+
+def test_a_recording_to_hdf5_is_a_kabuki_file_and_grows(tmp_path):
+    path = tmp_path / "x.hdf5"
+    for first in (0, 2):
+        with Logger(path, description="Counted.") as logger:
+            log(logger, 1, first=first)
+            logger.set_episode_metadata({"who": "me"})
+            log(logger, 1, first=first + 1)
+        assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
+    assert kabuki_rlds.validate(path) == []
+    with h5py.File(path) as f:
+        assert f["observation/n"][:][f["episodes/start"][:]].tolist() == [0, 1, 2, 3]
+        assert f["episodes/metadata/who"].asstr()[:].tolist() == ["me", "", "me", ""]
+        assert f["observation/n"].dtype == np.int32
+        assert f.attrs["description"] == "Counted."
+        assert f.attrs["name"] == "x"
+
+
+def test_a_recording_that_does_not_fit_the_file_is_refused_and_the_file_stays(tmp_path):
+    path = tmp_path / "x.hdf5"
+    with Logger(path) as logger:
+        log(logger)
+    before = path.read_bytes()
+    with Logger(path) as logger:
+        logger.reset(0)
+        with pytest.raises(KabukiError, match="field 'observation' is not in the dataset"):
+            logger.step(0.0, 0, 0)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
+
+
+@pytest.mark.parametrize("images", ["arrays", "encoded"])
+def test_a_file_with_images_grows_in_its_own_way(tmp_path, images):
+    path = tmp_path / "x.hdf5"
+    gave = Episodes()
+    with record(Everything(length=3), tmp_path / "x") as env:
+        act(env, 1, gave)
+    kabuki_rlds.convert(tmp_path / "x", path, images=images)
+    with record(Everything(length=3), path) as env:
+        act(env, 1, gave)
+    assert kabuki_rlds.validate(path) == []
+    with h5py.File(path) as f:
+        stored = f["observation/camera"][:]
+        joints = f["observation/joints"][:]
+    if images == "encoded":
+        stored = np.stack([tf.io.decode_png(file.tobytes()).numpy() for file in stored])
+    assert stored.tobytes() == b"".join(image.tobytes() for image in gave.steps["observation/camera"])
+    assert joints.tobytes() == b"".join(row.tobytes() for row in gave.steps["observation/joints"])

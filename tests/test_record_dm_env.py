@@ -1,0 +1,318 @@
+"""dm_env environments, wrapped by `record` or logged by EnvLogger: what TFDS reads is what they gave."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import kabuki_rlds
+from kabuki_rlds import KabukiError
+from kabuki_rlds.recording.environments import record
+from tests import expected
+from tests.environments import Episodes, assert_same
+
+dm_env = pytest.importorskip("dm_env")
+specs = pytest.importorskip("dm_env.specs")
+
+
+class Catch(dm_env.Environment):
+    """A ball falls down a board of 10 rows and 5 columns; the reward is a float64 that float32 does not hold."""
+
+    def __init__(self):
+        self._rng = np.random.default_rng(0)
+        self._board = np.zeros((10, 5), np.float32)
+        self._row = -1
+        self.closed = False
+
+    def reset(self):
+        self._row, self._column, self._paddle = 0, int(self._rng.integers(5)), 2
+        return dm_env.restart(self._observation())
+
+    def step(self, action):
+        if self._row in (-1, 9):
+            return self.reset()
+        self._row += 1
+        self._paddle = min(max(self._paddle + int(action) - 1, 0), 4)
+        if self._row == 9:
+            return dm_env.termination(0.1 if self._paddle == self._column else -0.1, self._observation())
+        return dm_env.transition(0.0, self._observation(), 0.99)
+
+    def observation_spec(self):
+        return specs.BoundedArray((10, 5), np.float32, 0, 1, "board")
+
+    def action_spec(self):
+        return specs.DiscreteArray(3, np.int64, "action")
+
+    def close(self):
+        self.closed = True
+
+    def _observation(self):
+        self._board[:] = 0  # It is the same array each time.
+        self._board[self._row, self._column] = self._board[9, self._paddle] = 1
+        return self._board
+
+
+class Arm(dm_env.Environment):
+    """Nested observations and actions, with tuples and lists; episodes are cut short after 4 steps."""
+
+    def __init__(self):
+        self._rng = np.random.default_rng(0)
+        self._t = 0
+
+    def reset(self):
+        self._t = 0
+        return dm_env.restart(self._observation())
+
+    def step(self, action):
+        self._t += 1
+        made = dm_env.truncation if self._t == 4 else dm_env.transition
+        return made(np.float64(self._rng.normal()), self._observation(), 1.0)
+
+    def observation_spec(self):
+        joint = specs.Array((3,), np.float64)
+        return {
+            "arm/joints": (joint, joint),
+            "camera": [specs.Array((2, 2, 3), np.uint8)],
+            "id": specs.Array((), np.uint64),
+        }
+
+    def action_spec(self):
+        return [specs.BoundedArray((2,), np.float64, -1, 1), {"grip": specs.DiscreteArray(2)}]
+
+    def _observation(self):
+        rng = self._rng
+        pixels = rng.integers(0, 256, (2, 2, 3), np.uint8)
+        return {"arm/joints": (rng.normal(size=3), rng.normal(size=3)), "camera": [pixels], "id": np.uint64(2**64 - 1)}
+
+
+def noted(given, timestep, action=None, **metadata):
+    """Notes a time step, and returns it."""
+    if timestep.first():
+        given.begin(timestep.observation, **metadata)
+        return timestep
+    given.step(action, timestep.reward, timestep.discount, timestep.observation, **metadata)
+    if timestep.last():
+        given.end(timestep.discount == 0)
+    return timestep
+
+
+def act(env, choose, episodes, given):
+    for _ in range(episodes):
+        timestep = noted(given, env.reset())
+        while not timestep.last():
+            action = choose()
+            timestep = noted(given, env.step(action), action)
+
+
+def of_catch():
+    rng = np.random.default_rng(1)
+    return lambda: rng.integers(3)
+
+
+def of_arm():
+    rng = np.random.default_rng(1)
+    return lambda: [rng.normal(size=2), {"grip": np.int32(rng.integers(2))}]
+
+
+def read(folder):
+    return expected.read(folder / "1.0.0")
+
+
+def test_catch_is_recorded_to_the_bit(tmp_path):
+    given, inner = Episodes(), Catch()
+    with record(inner, tmp_path / "catch") as env:
+        act(env, of_catch(), 20, given)
+    found = read(tmp_path / "catch")
+    assert_same(found.steps, given.steps)
+    assert found.lengths == [10] * 20
+    assert inner.closed
+
+
+def test_nested_observations_and_actions_are_recorded_to_the_bit(tmp_path):
+    given = Episodes()
+    with record(Arm(), tmp_path / "arm") as env:
+        act(env, of_arm(), 3, given)
+    assert given.steps["action/1/grip"][0].dtype == np.int32  # As the spec says.
+    assert_same(read(tmp_path / "arm").steps, given.steps)
+    assert not any(map(bool, given.steps["is_terminal"]))
+
+
+def test_an_environment_that_resets_itself_begins_episodes_too(tmp_path):
+    given, choose = Episodes(), of_catch()
+    with record(Catch(), tmp_path / "catch") as env:
+        noted(given, env.reset())
+        for _ in range(29):
+            action = choose()
+            noted(given, env.step(action), action)
+    found = read(tmp_path / "catch")
+    assert found.lengths == [10, 10, 10]
+    assert_same(found.steps, given.steps)
+
+
+def test_the_environment_is_as_it_was(tmp_path):
+    inner = Catch()
+    inner.colour = "red"
+    with record(inner, tmp_path / "x") as env:
+        assert isinstance(env, dm_env.Environment)
+        assert env.colour == "red"
+        assert env.observation_spec() == inner.observation_spec()
+        assert env.reward_spec() == inner.reward_spec()
+
+
+def test_a_task_of_dm_control_is_recorded_to_the_bit(tmp_path):
+    try:
+        from dm_control import suite
+    except (ImportError, AttributeError) as e:  # It needs a MuJoCo of its own time.
+        pytest.skip(f"dm_control does not load here: {e}")
+    given = Episodes()
+    rng = np.random.default_rng(0)
+    with record(
+        suite.load("cheetah", "run", task_kwargs={"time_limit": 0.5, "random": 0}), tmp_path / "cheetah"
+    ) as env:
+        act(env, lambda: rng.uniform(-1, 1, 6), 2, given)
+    found = read(tmp_path / "cheetah")
+    assert_same(found.steps, given.steps)
+    assert {"observation/position", "observation/velocity"} < set(found.steps)
+
+
+# --- EnvLogger ---
+
+
+@pytest.fixture
+def envlogger():
+    return pytest.importorskip("envlogger")
+
+
+def backend():
+    from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+
+    return EnvLoggerBackend
+
+
+@pytest.mark.reference
+def test_what_envlogger_logs_is_recorded_to_the_bit(tmp_path, envlogger):
+    for make, choose, name in ((Catch, of_catch(), "catch"), (Arm, of_arm(), "arm")):
+        given = Episodes()
+        with envlogger.EnvLogger(make(), backend=backend(), path=tmp_path / name) as env:
+            act(env, choose, 3, given)
+        assert_same(read(tmp_path / name).steps, given.steps)
+    stored = json.loads((tmp_path / "catch" / "1.0.0" / "metadata.json").read_text())
+    assert stored["environment_specs"]["action_spec"]["num_values"] == 3
+
+
+@pytest.mark.reference
+def test_step_fn_and_episode_fn_give_fields(tmp_path, envlogger):
+    given = Episodes()
+    total = 0.0
+
+    def step_fn(timestep, action, env):
+        return {"seen": timestep.observation.sum(), "did": "" if action is None else f"went {action}"}
+
+    def episode_fn(timestep, action, env):
+        nonlocal total
+        total += timestep.reward or 0
+        return {"total": total, "at": "end"} if timestep.last() else None
+
+    with envlogger.EnvLogger(
+        Catch(), step_fn=step_fn, episode_fn=episode_fn, backend=backend(), path=tmp_path / "x"
+    ) as env:
+        choose = of_catch()
+        for _ in range(3):
+            timestep = env.reset()
+            noted(given, timestep, **step_fn(timestep, None, None))
+            while not timestep.last():
+                action = choose()
+                timestep = env.step(action)
+                noted(given, timestep, action, **step_fn(timestep, action, None))
+    found = read(tmp_path / "x")
+    assert_same(found.steps, given.steps)
+    assert found.episodes["at"] == [b"end"] * 3
+    assert found.episodes["total"][-1].item() == total
+
+
+@pytest.mark.reference
+def test_a_finished_episode_is_on_the_disk_before_the_next_begins(tmp_path, envlogger):
+    env = envlogger.EnvLogger(Catch(), backend=backend(), path=tmp_path / "x", episode_fn=lambda *_: {"n": 1})
+    act(env, of_catch(), 2, Episodes())
+    assert kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").episodes == 2
+    env.close()
+    assert read(tmp_path / "x").episodes["n"] == [1, 1]
+
+
+@pytest.mark.reference
+def test_a_backend_that_was_made_before(tmp_path, envlogger):
+    made = backend()(tmp_path / "x", unfinished="drop", metadata={"who": "me"})
+    with envlogger.EnvLogger(Catch(), backend=made) as env:
+        act(env, of_catch(), 1, Episodes())
+        made.discard_episode()
+        act(env, of_catch(), 2, Episodes())
+        env.reset()
+        env.step(0)
+        assert made.num_episodes == 2
+    made.close()  # EnvLogger closes it again, when it is forgotten.
+    assert read(tmp_path / "x").lengths == [10, 10]
+    assert json.loads((tmp_path / "x" / "1.0.0" / "metadata.json").read_text()) == {"who": "me"}
+
+
+@pytest.mark.reference
+def test_a_backend_that_could_not_be_made_is_forgotten_in_silence(tmp_path, recwarn):
+    (tmp_path / "x").touch()
+    with pytest.raises(KabukiError, match="a file; name a folder"):
+        backend()(tmp_path / "x")
+    assert not recwarn.list
+
+
+@pytest.mark.reference
+def test_a_last_episode_that_only_began_does_no_harm(tmp_path, envlogger):
+    with envlogger.EnvLogger(Catch(), backend=backend(), path=tmp_path / "x") as env:
+        act(env, of_catch(), 1, Episodes())
+        env.reset()
+    assert read(tmp_path / "x").lengths == [10]
+
+
+@pytest.mark.reference
+def test_a_scheduler_leaves_steps_out(tmp_path, envlogger):
+    with envlogger.EnvLogger(
+        Catch(),
+        backend=backend(),
+        path=tmp_path / "x",
+        scheduler=lambda data: data.timestep.first() or data.timestep.last(),
+    ) as env:
+        act(env, of_catch(), 2, Episodes())
+    assert read(tmp_path / "x").lengths == [2, 2]
+
+
+@pytest.mark.reference
+def test_what_tfds_backend_writer_wrote_is_gone_on_with(tmp_path, envlogger):
+    from envlogger.backends import tfds_backend_writer
+
+    config = tfds.rlds.rlds_base.DatasetConfig(
+        name="catch",
+        observation_info=tfds.features.Tensor(shape=(10, 5), dtype=np.float32),
+        action_info=np.int64,
+        reward_info=tfds.features.Tensor(shape=(), dtype=np.float64, encoding="zlib"),
+        discount_info=tfds.features.Tensor(shape=(), dtype=np.float64, encoding="zlib"),
+    )
+    folder = tmp_path / "catch" / "1.0.0"
+    folder.mkdir(parents=True)
+    theirs = tfds_backend_writer.TFDSBackendWriter(str(folder), config, version="1.0.0", max_episodes_per_file=2)
+
+    class Fresh(Catch):  # Theirs does not copy what it is given.
+        def _observation(self):
+            return super()._observation().copy()
+
+    given, env = Episodes(), Fresh()
+    with envlogger.EnvLogger(env, backend=theirs) as logged:
+        act(logged, of_catch(), 3, given)
+    del theirs, logged  # Or it writes dataset_info.json once more when it is forgotten.
+    converted = kabuki_rlds.convert(folder, tmp_path / "theirs.hdf5")
+    assert (converted.episodes, converted.warnings) == (3, [])
+    assert kabuki_rlds.validate(converted.path) == []
+    with envlogger.EnvLogger(env, backend=backend(), path=tmp_path / "catch") as logged:
+        act(logged, of_catch(), 2, given)
+    found = read(tmp_path / "catch")
+    assert found.lengths == [10] * 5
+    assert_same(found.steps, given.steps)

@@ -1,0 +1,269 @@
+"""What a killed recording leaves, the next one takes up, and `convert` reads as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kabuki_rlds
+from kabuki_rlds import KabukiError
+from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.recording import dataset as recorded_dataset
+from kabuki_rlds.recording.logger import Logger
+from tests import expected
+
+
+def log(logger, numbers, steps=3):
+    for n in numbers:
+        logger.reset(np.int64(n))
+        for t in range(steps):
+            logger.step(0, 0.1 * t, np.int64(n), last=t == steps - 1)
+
+
+def numbers(folder):
+    """The number of each episode, as TFDS reads them."""
+    found = expected.read(folder)
+    starts = np.cumsum([0, *found.lengths[:-1]]).astype(int)
+    return [int(found.steps["observation"][start]) for start in starts]
+
+
+def converted(folder, tmp_path):
+    """The number of each episode, as `convert` reads them."""
+    import h5py
+
+    path = kabuki_rlds.convert(folder, tmp_path / "converted.hdf5", overwrite=True).path
+    assert kabuki_rlds.validate(path) == []
+    with h5py.File(path) as f:
+        return f["observation"][:][f["episodes/start"][:]].tolist()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A dataset with a shard of episodes 0 to 2 and a journal of 3 to 5, and where in it each episode ends."""
+    folder = tmp_path_factory.mktemp("killed") / "x" / "1.0.0"
+    with Logger(folder) as logger:
+        log(logger, range(3))
+    logger = Logger(folder)
+    ends = []
+    for n in range(3, 6):
+        log(logger, [n])
+        ends.append((folder / "x-train.recording").stat().st_size)
+    copy = folder.parent / "copy"
+    shutil.copytree(folder, copy)
+    logger.close()
+    return copy, ends
+
+
+def copy_of(killed, tmp_path):
+    folder = tmp_path / "x" / "1.0.0"
+    shutil.copytree(killed[0], folder)
+    return folder
+
+
+def test_an_episode_is_on_the_disk_when_its_last_step_returns(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    assert numbers(folder) == [0, 1, 2]  # TFDS does not see the journal, and is not disturbed by it.
+    assert converted(folder, tmp_path) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_next_recording_takes_up_what_was_left(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    logger = Logger(folder)
+    assert numbers(folder) == [0, 1, 2, 3, 4, 5]
+    log(logger, [6])
+    logger.close()
+    assert numbers(folder) == [0, 1, 2, 3, 4, 5, 6]
+    assert not list(folder.glob("*.recording*"))
+
+
+def test_a_part_of_a_record_is_cut_off(killed, tmp_path):
+    _, ends = killed
+    before = ends[0]
+    for size in (before, *(before + n for n in (1, 8, 12, 13, 400)), *(ends[1] + n for n in (-5, -1, 0, 5))):
+        folder = copy_of(killed, tmp_path)
+        os.truncate(folder / "x-train.recording", size)
+        whole = [0, 1, 2, 3] if size < ends[1] else [0, 1, 2, 3, 4]
+        assert converted(folder, tmp_path) == whole, size
+        Logger(folder).close()
+        assert numbers(folder) == whole, size
+        shutil.rmtree(folder.parent)
+
+
+def test_a_record_that_the_power_left_without_its_data_is_cut_off(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    with open(folder / "x-train.recording", "rb+") as journal:
+        journal.seek(killed[1][1] + 40)
+        journal.write(bytes(100))
+    Logger(folder).close()
+    assert numbers(folder) == [0, 1, 2, 3, 4]
+
+
+def test_a_shard_that_is_not_listed_is_taken_up(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    (folder / "x-train.recording").rename(folder / "x-train.tfrecord-00001")
+    assert converted(folder, tmp_path) == [0, 1, 2, 3, 4, 5]
+    Logger(folder).close()
+    assert numbers(folder) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_journal_before_any_shard_is_taken_up(tmp_path):
+    folder = tmp_path / "x" / "1.0.0"
+    logger = Logger(folder)
+    log(logger, [0])
+    copy = tmp_path / "copy" / "1.0.0"
+    shutil.copytree(folder, copy)
+    logger.close()
+    assert converted(copy, tmp_path) == [0]
+    Logger(copy).close()
+    assert numbers(copy) == [0]
+
+
+def test_a_dataset_that_was_declared_and_no_more_may_become_another(tmp_path, monkeypatch):
+    folder = tmp_path / "x" / "1.0.0"
+    logger = Logger(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(recorded_dataset.Recording, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            log(logger, [0])
+    logger.close()
+    with Logger(folder) as logger:
+        logger.reset("other")
+        logger.step(0, 0.0, "fields", last=True)
+    assert expected.read(folder).steps["observation"] == [b"other", b"fields"]
+
+
+@pytest.mark.parametrize("killed_after", ["link", "info"])
+def test_giving_the_shards_new_names_may_be_killed(dataset, tmp_path, monkeypatch, killed_after):
+    folder = tmp_path / "plain" / "1.0.0"
+    shutil.copytree(dataset("plain"), folder)
+    before = expected.read(folder).steps["reward"]
+    with monkeypatch.context() as patched:
+        if killed_after == "link":
+            patched.setattr(recorded_dataset.Recording, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        else:
+            patched.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Logger(folder)
+    assert expected.read(folder).steps["reward"] == before
+    Logger(folder).close()
+    assert expected.read(folder).steps["reward"] == before
+    assert not list(folder.glob("plain-train*-of-*"))
+
+
+def test_a_journal_becomes_a_shard_when_it_is_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorded_dataset, "_SHARD_BYTES", 2000)
+    with Logger(tmp_path / "x") as logger:
+        log(logger, range(20))
+    folder = tmp_path / "x" / "1.0.0"
+    info = tfds.builder_from_directory(folder).info.splits["train"]
+    assert info.num_shards == 3
+    assert sum(info.shard_lengths) == 20
+    assert info.num_bytes == sum(
+        p.stat().st_size - 16 * n for p, n in zip(sorted(folder.glob("*.tfrecord*")), info.shard_lengths, strict=True)
+    )
+    assert numbers(folder) == list(range(20))
+
+
+def test_a_full_disk_loses_one_episode_and_says_so(tmp_path, monkeypatch):
+    folder = tmp_path / "x" / "1.0.0"
+    write = os.pwrite
+
+    def full(file, data, at):
+        write(file, data[:100], at)
+        raise OSError(28, "No space left on device")
+
+    with Logger(folder) as logger:
+        log(logger, [0])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", full)
+            with pytest.raises(
+                KabukiError, match=r"x-train.recording: .* \(the disk is full\); those before it are safe"
+            ):
+                log(logger, [1])
+        log(logger, [2])
+    assert numbers(folder) == [0, 2]
+
+
+_RECORDER = """
+import sys, numpy as np
+from kabuki_rlds.recording.logger import Logger
+logger = Logger(sys.argv[1])
+for n in range(int(sys.argv[2]), 1 << 62):
+    logger.reset(np.int64(n))
+    for t in range(n % 7 + 1):
+        logger.step(0, 0.1 * t, np.int64(n), last=t == n % 7)
+    print(n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["", ".hdf5"])
+def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    last = -1
+    for seen in (1, 200):
+        arguments = [sys.executable, "-c", _RECORDER, path, str(last + 1)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            for _ in range(seen):
+                last = int(process.stdout.readline())
+            process.send_signal(signal.SIGKILL)
+            # It may have ended more episodes meanwhile, and printed so.
+            last = max([last, *map(int, process.stdout.read().split())])
+    folder = tmp_path / (f"x{suffix}.recording" if suffix else "x") / "1.0.0"
+    found = converted(folder, tmp_path)
+    assert found[: last + 1] == list(range(last + 1))
+    assert len(found) <= last + 2  # One may have ended without a word.
+    with Logger(path) as logger:
+        log(logger, [-1])
+    if suffix:
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["converted.hdf5", "x.hdf5"]
+        assert kabuki_rlds.inspect(path).episodes == len(found) + 1
+    else:
+        assert numbers(folder) == [*found, -1]
+
+
+def test_a_recording_that_was_put_into_its_file_is_not_put_there_twice(tmp_path, monkeypatch):
+    path = tmp_path / "x.hdf5"
+    logger = Logger(path)
+    log(logger, [0, 1])
+    with monkeypatch.context() as patched:
+        # What removes the folder is the only one to do so without options.
+        patched.setattr(shutil, "rmtree", lambda *_, **options: options or (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            logger.close()
+    assert (tmp_path / "x.hdf5.recording" / "1.0.0").exists()
+    with Logger(path) as logger:
+        log(logger, [2])
+    assert kabuki_rlds.inspect(path).episodes == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
+
+
+@given(st.binary(min_size=4, max_size=5000))
+def test_the_checksum_is_that_of_tensorflow(data):
+    assert crc32c.masked(data) == _masked_by_tensorflow(data)
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3_000_000])
+def test_the_checksum_of_much_data_is_that_of_tensorflow(size):
+    data = np.random.default_rng(0).bytes(size)
+    assert crc32c.masked(data) == _masked_by_tensorflow(data)
+
+
+def _masked_by_tensorflow(data):
+    import tempfile
+
+    with tempfile.NamedTemporaryFile() as file:
+        with tf.io.TFRecordWriter(file.name) as writer:
+            writer.write(data)
+        return struct.unpack("<I", Path(file.name).read_bytes()[-4:])[0]
