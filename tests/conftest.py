@@ -18,6 +18,7 @@ settings.register_profile("kabuki", deadline=None, derandomize="CI" in os.enviro
 settings.load_profile("kabuki")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Before anything imports TensorFlow.
+os.environ.setdefault("MUJOCO_GL", "disable")  # Nothing is drawn, and there may be no screen.
 
 
 @pytest.fixture(scope="session")
