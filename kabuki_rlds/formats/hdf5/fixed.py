@@ -111,13 +111,15 @@ class FixedReader:
         self._dtype = layout.element_dtype(dataset)
         self._shape: tuple[int, ...] = dataset.shape[1:]
         self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
+        # Threads that unpack must not ask h5py for it: HDF5 then fails to read a good chunk now and then.
+        self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
         self._recent: tuple[int, np.ndarray] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, (stop - start, *shape), in the native byte order."""
         if self._filters is None or start >= stop:
             return self._read_by_hdf5(start, stop)
-        rows = self._dataset.chunks[0]
+        rows = self._run_rows
         offsets = list(range(start - start % rows, stop, rows))
         parts = []
         todo: list[tuple[int, concurrent.futures.Future[np.ndarray] | np.ndarray]] = []
@@ -125,9 +127,8 @@ class FixedReader:
             if self._recent is not None and self._recent[0] == offset:
                 todo.append((offset, self._recent[1]))
                 continue
-            skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
-            if skipped:
-                # A filter was left out for this chunk, which HDF5 knows how to undo.
+            stored = self._stored(offset)
+            if stored is None:
                 return self._read_by_hdf5(start, stop)
             todo.append((offset, self._executor.submit(self._unpack, stored)))
         for offset, unpacked in todo:
@@ -152,8 +153,8 @@ class FixedReader:
             start, stop = int(rows[a]), int(rows[b - 1]) + 1
             if self._filters is not None:
                 offset = start - start % self.run_rows
-                skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
-                if not skipped:
+                stored = self._stored(offset)
+                if stored is not None:
                     pending.append(self._executor.submit(self._place, stored, out, rows[a:b] - offset, places[a:b]))
                     if len(pending) > _AHEAD:
                         pending.popleft().result()
@@ -165,17 +166,29 @@ class FixedReader:
     @property
     def run_rows(self) -> int:
         """How many rows are read at once, where any of them is wanted: those of a chunk."""
-        if self._dataset.chunks:
-            return int(self._dataset.chunks[0])
-        return layout.chunk_rows(math.prod(self._shape) * self._dtype.itemsize)
+        return self._run_rows
+
+    @property
+    def _row_nbytes(self) -> int:
+        return math.prod(self._shape) * self._dtype.itemsize
+
+    def _stored(self, offset: int) -> bytes | None:
+        """The chunk whose first row is `offset` as it is stored, or None where the HDF5 library must read it."""
+        try:
+            skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
+        except RuntimeError:
+            # What is wrong with it, if anything is, the library says when it reads it itself.
+            return None
+        # A filter that was left out for this chunk HDF5 knows how to undo.
+        return None if skipped else stored
 
     def _place(self, stored: bytes, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         out[places] = self._unpack(stored)[rows]
 
     def _unpack(self, stored: bytes) -> np.ndarray:
         assert self._filters is not None
-        rows, itemsize = self._dataset.chunks[0], self._dtype.itemsize
-        nbytes = rows * math.prod(self._shape) * itemsize
+        rows, itemsize = self._run_rows, self._dtype.itemsize
+        nbytes = rows * self._row_nbytes
         shuffled, deflated = self._filters
         raw = chunks.unpack(stored, nbytes, itemsize, shuffled=shuffled, deflated=deflated)
         return raw.view(self._dtype).reshape(rows, *self._shape)
