@@ -30,6 +30,14 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.shapes)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the shapes are those of the elements, which is to be asked of what comes from a file."""
+        if (self.shapes < 0).any() or self.splits[-1] != len(self.values):
+            return False
+        # A product that is too large for an integer is another one.
+        return bool((self.shapes.prod(axis=1, dtype=np.float64) <= len(self.values)).all())
+
     @functools.cached_property
     def splits(self) -> np.ndarray:
         """Where each row's elements begin in `values`, and the end: int64, (rows + 1,)."""
@@ -61,6 +69,15 @@ class Nested:
 
     def __len__(self) -> int:
         return len(self.lengths[0])
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the lengths are those of the items, which is to be asked of what comes from a file."""
+        counts = [*(len(lengths) for lengths in self.lengths[1:]), len(self.values)]
+        return all(
+            not (lengths < 0).any() and (lengths <= count).all() and lengths.sum() == count
+            for lengths, count in zip(self.lengths, counts, strict=True)
+        )
 
     @functools.cached_property
     def splits(self) -> tuple[np.ndarray, ...]:

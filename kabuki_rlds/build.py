@@ -17,7 +17,7 @@ from tqdm import tqdm
 from kabuki_rlds import interruption
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_source
-from kabuki_rlds.formats.source import Source
+from kabuki_rlds.formats.source import Source, Stamps
 from kabuki_rlds.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def build(
 
     Raises:
       KabukiError: a file cannot be read, files do not fit each other, a value cannot
-        be stored as its feature says, or the dataset exists or cannot be written.
+        be stored as its feature says, a file changed meanwhile, or the dataset exists
+        or cannot be written.
     """
     with open_splits(files, images) as opened:
         from kabuki_rlds.formats.rlds import writer
@@ -104,11 +105,13 @@ def build(
             tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,
         ):
             opened.check_disk(staged.partial)
+            stamps = Stamps([source for of_split in opened.sources.values() for source in of_split])
             splits = [
                 opened.write(split, writer.shard_template(staged.partial, dataset, split, file_format), bar=bar)
                 for split in opened.sources
             ]
             writer.write_info(staged.partial, dataset, config, version, opened.features, info, splits, file_format)
+            stamps.check()
             staged.commit()
     size = sum(file.stat().st_size for file in folder.iterdir())
     return Built(folder, {split.name: split.num_examples for split in splits}, opened.num_steps, size)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kabuki_rlds import disk, interruption
-from kabuki_rlds.block import Block
+from kabuki_rlds.block import Block, Column
 from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
 from kabuki_rlds.errors import KabukiError
@@ -205,9 +205,15 @@ def _common_schema(completed: list[CompletedSource], opened: list[Source]) -> Sc
 
 
 def _check(checker: RuleChecker, block: Block) -> None:
-    flags = [one_per_row(block.steps[name]) for name in FLAGS]
+    *flags, discount = (_checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT))
     if any(flag is None for flag in flags):
         return
     is_first, is_last, is_terminal = (flag.astype(bool) for flag in flags if flag is not None)
     checker.check_index(is_first, block.begins[:-1])
-    checker.check(is_first, is_last, is_terminal, one_per_row(block.steps[DISCOUNT]))
+    checker.check(is_first, is_last, is_terminal, discount)
+
+
+def _checkable(column: Column) -> np.ndarray | None:
+    """A column of one real number a row, which the rules on values speak of; else None, and rule 2 is broken."""
+    values = one_per_row(column)
+    return values if values is not None and values.dtype.kind in "biuf" else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, one_per_row
+from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Skipped
@@ -214,7 +215,7 @@ def to_text(summary: Summary) -> str:
     lines.append("")
     for a, b, c, d in rows:
         lines.append(f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _number(value: float) -> str:

@@ -23,6 +23,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, metadata_datasets, step_datasets
+from kabuki_rlds.formats.hdf5.variable import CompanionError
 from kabuki_rlds.schema import Field
 
 #: Bytes of a column that are read at once, and rows where a row's size is not known.
@@ -88,7 +89,7 @@ class _Check:
                 self._note(1, path, str(e).partition(": ")[2])
                 continue
             except READ_ERRORS as e:
-                self._note(1, path, f"cannot be read: {e}")
+                self._note(_rule_of(e), path, f"cannot be read: {e}")
                 continue
             lengths.setdefault(dataset.shape[0], []).append(path)
             self._fields[path] = field
@@ -115,7 +116,12 @@ class _Check:
                     known = label.decode(errors="replace") or f"number {number}"
                     self._note(8, name, f"filter {known} is not in every HDF5 library; gzip and shuffle are")
 
-        self.file.visititems(visit)
+        try:
+            self.file.visititems(visit)
+        except READ_ERRORS as e:
+            raise KabukiError(
+                f"{self.file.filename}: the HDF5 library cannot go through it, it is damaged ({e})"
+            ) from e
 
     def rows(self, progress: bool) -> None:
         """Rule 1, and 9: every row of every field can be read, and is what the field says."""
@@ -126,13 +132,14 @@ class _Check:
                 for start in range(0, self._num_steps, step):
                     interruption.check()
                     stop = min(start + step, self._num_steps)
+                    rule = 1
                     try:
                         column = reader.read(start, stop)
                         problem = None if len(column) == stop - start else "rows are missing"
                     except READ_ERRORS as e:
-                        problem = str(e)
+                        problem, rule = str(e), _rule_of(e)
                     if problem is not None:
-                        self._note(1, path, f"rows {start} to {stop - 1} cannot be read: {problem}")
+                        self._note(rule, path, f"rows {start} to {stop - 1} cannot be read: {problem}")
                         del self._readers[path]
                         break
                     bar.update(stop - start)
@@ -232,7 +239,7 @@ class _Check:
             stated = layout.text_attribute(self.file, name, right)
             if stated != right:
                 self._note(7, name, f"{stated}, where {right} is known")
-        if "complete" in attributes and not attributes["complete"]:
+        if not layout.flag_attribute(self.file, "complete", True):
             self._note(7, "complete", "false: the file was never finished")
         starts = self.file.get(f"{layout.EPISODES}/start")
         # Without an index, the flags say how many episodes there are.
@@ -252,8 +259,13 @@ class _Check:
     def _json(self, attribute: str) -> object:
         try:
             return json.loads(layout.text_attribute(self.file, attribute))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
+
+
+def _rule_of(error: Exception) -> int:
+    """Which rule a field breaks whose rows cannot be read."""
+    return 9 if isinstance(error, CompanionError) else 1
 
 
 def _rows_at_once(field: Field) -> int:

@@ -186,11 +186,11 @@ def test_sources_that_do_not_fit_are_refused_with_the_field_named(dataset, tmp_p
 @pytest.mark.parametrize("batch", [1, 3])
 def test_blocks_of_any_size_give_the_same_file(batch, dataset, expected, tmp_path, monkeypatch):
     from kabuki_rlds.formats.hdf5 import layout, reader
-    from kabuki_rlds.formats.rlds import source
+    from kabuki_rlds.formats.rlds import pipeline, source
 
     monkeypatch.setattr(source, "_BATCH_EPISODES", batch)
-    monkeypatch.setattr(source, "_WINDOW_BYTES", 1)
-    monkeypatch.setattr(source, "_WINDOW_OF_UNKNOWN", 2)
+    monkeypatch.setattr(pipeline, "_WINDOW_BYTES", 1)
+    monkeypatch.setattr(pipeline, "_WINDOW_OF_UNKNOWN", 2)
     monkeypatch.setattr(layout, "CHUNK_BYTES", 64)
     monkeypatch.setattr(reader, "_BLOCK_ROWS", 2)
     for name in ("uncovered", "no_steps", "oxe_style", *(["every_kind"] if batch == 1 else [])):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
+from kabuki_rlds.cli.main import main
 from tests import handmade
 
 SECRET = b"what another file of this machine holds"
@@ -91,6 +92,29 @@ def an_absurd_attribute(file: h5py.File, secret: Path) -> None:
     file.attrs["features"] = np.zeros(16 << 20, np.int64)
 
 
+def a_chunk_smaller_than_its_checksum(file: h5py.File, secret: Path) -> None:
+    dataset = file.create_dataset("reward", (8,), np.float32, chunks=(8,), fletcher32=True)
+    dataset.id.write_direct_chunk((0,), b"abc")
+
+
+def a_checksum_before_another_filter(file: h5py.File, secret: Path) -> None:
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((8,))
+    properties.set_fletcher32()
+    properties.set_deflate(1)
+    h5py.h5d.create(file.id, b"reward", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((8,)), properties)
+
+
+def links_in_a_circle(file: h5py.File, secret: Path) -> None:
+    file["reward"] = h5py.SoftLink("/other")
+    file["other"] = h5py.SoftLink("/reward")
+
+
+def too_many_attributes(file: h5py.File, secret: Path) -> None:
+    for i in range(10_001):
+        file.attrs[f"a{i}"] = 0
+
+
 HOSTILE: dict[Callable[[h5py.File, Path], None], str] = {
     external_link: "/reward: a link into another file",
     external_link_on_the_way: "/info/camera: a link into another file",
@@ -106,12 +130,19 @@ HOSTILE: dict[Callable[[h5py.File, Path], None], str] = {
     a_name_that_is_not_utf8: "a name that is not UTF-8",
     an_attribute_whose_name_is_not_utf8: "whose name is not UTF-8",
     an_absurd_attribute: "an attribute of 134,217,728 bytes",
+    a_chunk_smaller_than_its_checksum: "/reward: a chunk that is smaller than its checksum",
+    a_checksum_before_another_filter: "/reward: a checksum that is not the last of its filters",
+    links_in_a_circle: "a link that leads to no end",
+    too_many_attributes: "10,001 attributes",
 }
 
 READERS: dict[str, Callable[[Path], object]] = {
     "validate": kabuki_rlds.validate,
     "inspect": kabuki_rlds.inspect,
     "convert": lambda path: kabuki_rlds.convert(path, path.with_name("out.hdf5")),
+    "build": lambda path: kabuki_rlds.build(path, path.with_name("built")),
+    "load": lambda path: kabuki_rlds.load(path),
+    "load_steps": lambda path: kabuki_rlds.load_steps(path, 4),
 }
 
 
@@ -131,6 +162,107 @@ def test_it_is_refused_and_what_and_where_is_said(make, reader, secret, tmp_path
     assert HOSTILE[make] in str(error.value)
     assert "\n" not in str(error.value)
     assert not path.with_name("out.hdf5").exists()
+
+
+# --- damage that HDF5 does not survive ---
+
+
+def in_bytes(path: Path, signature: bytes, change: Callable[[bytearray, int], None]) -> Path:
+    """Changes what stands at the first place of a signature."""
+    stored = bytearray(path.read_bytes())
+    change(stored, stored.index(signature))
+    path.write_bytes(stored)
+    return path
+
+
+def with_a_text(path: Path) -> Path:
+    return handmade.write(path, handmade.fields(), {"name": "a text of variable length"})
+
+
+def free_space_of_nothing(stored: bytearray, at: int) -> None:
+    # The heap holds one text of 25 bytes, then the space that is left.
+    free = at + 16 + 16 + 32
+    assert stored[free : free + 2] == b"\0\0"
+    stored[free + 8 : free + 16] = bytes(8)
+
+
+def an_object_larger_than_the_heap(stored: bytearray, at: int) -> None:
+    stored[at + 24 : at + 32] = b"\xff" * 8
+
+
+def next_to_itself(stored: bytearray, at: int) -> None:
+    stored[at + 16 : at + 24] = at.to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("reader", ["validate", "inspect", "convert"])
+@pytest.mark.parametrize(
+    ("signature", "change", "what"),
+    [
+        (b"GCOL", free_space_of_nothing, "heap"),
+        (b"GCOL", an_object_larger_than_the_heap, "heap"),
+        (b"TREE", next_to_itself, "tree"),
+    ],
+)
+def test_what_hdf5_would_never_return_from_is_not_given_to_it(signature, change, what, reader, tmp_path):
+    file = in_bytes(with_a_text(tmp_path / "f.hdf5"), signature, change)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"the {what} at byte .* is damaged"):
+        READERS[reader](file)
+
+
+def test_what_only_looks_like_a_heap_or_a_tree_is_read(tmp_path):
+    texts = np.array([b"GCOL", b"TREE", b"GCOL TREE", b"GCOL\x02"] * 2, "S12")
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {"text": texts})
+    assert kabuki_rlds.validate(file) == []
+    # As the bytes of another file do.
+    inner = np.frombuffer(with_a_text(tmp_path / "inner.hdf5").read_bytes(), np.uint8)
+    file = handmade.write(tmp_path / "g.hdf5", handmade.fields() | {"files": np.tile(inner, (8, 1))})
+    assert kabuki_rlds.validate(file) == []
+
+
+@pytest.mark.parametrize("chunks", [None, (4,)])
+def test_rows_that_say_that_they_are_longer_than_the_file_are_not_read(chunks, tmp_path):
+    rows = np.empty(8, object)
+    rows[:] = [np.ones(6 + i) for i in range(8)]
+    options = {"dtype": h5py.vlen_dtype("f8"), "chunks": chunks}
+    fields = handmade.fields() | {"more": handmade.Stored(rows, options)}
+    path = handmade.write(tmp_path / "f.hdf5", fields)
+    assert kabuki_rlds.validate(path) == []
+    with h5py.File(path) as file:
+        dataset = file["more"].id
+        at = dataset.get_offset() if chunks is None else dataset.get_chunk_info(0).byte_offset
+    stored = bytearray(path.read_bytes())
+    assert stored[at : at + 4] == (6).to_bytes(4, "little")
+    stored[at : at + 4] = b"\xff\xff\xff\x7f"
+    path.write_bytes(stored)
+    (violation,) = kabuki_rlds.validate(path)
+    assert (violation.rule, violation.field) == (1, "more")
+    assert "they say that they hold" in violation.message
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"field 'more': .* they say that they hold"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+
+
+def test_an_attribute_that_cannot_be_read_is_named(tmp_path):
+    def change(stored: bytearray, at: int) -> None:
+        stored[at : at + 4] = b"LOST"
+
+    file = in_bytes(with_a_text(tmp_path / "f.hdf5"), b"GCOL", change)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"an attribute b'name' that cannot be read"):
+        kabuki_rlds.validate(file)
+
+
+def test_what_a_terminal_would_obey_is_spelt_out(tmp_path, capsys):
+    fields = handmade.fields()
+    bad = fields | {"\x1b[2Jgone\nkabuki-rlds: valid": np.zeros(3)}
+    file = handmade.write(tmp_path / "f.hdf5", bad, {"name": "\x1b]0;title\x07"})
+    assert main(["validate", str(file)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "\\x1b[2Jgone kabuki-rlds: valid: 3 rows, where other fields have 8" in line
+    assert main(["convert", str(file), str(tmp_path / "out.hdf5")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    file = handmade.write(tmp_path / "g.hdf5", fields, {"name": "\x1b]0;title\x07"})
+    assert main(["inspect", str(file)]) == 0
+    assert capsys.readouterr().out.replace("\n", "").isprintable()
 
 
 def test_what_is_harmless_is_read(tmp_path):

@@ -325,11 +325,13 @@ def test_a_damaged_chunk_of_the_index_breaks_rule_6(path, tmp_path):
 
 
 VLEN = {"dtype": h5py.vlen_dtype("uint8")}
-STRANGE = {
+LACKING = {
     "its companion is missing": {"companion": "/companion/more"},
     "its companion is a number": {"companion": 3},
     "nested lists without their lengths": {"nested": 2, "shape": [-1, -1]},
     "text without its lengths": {"dtype": "text", "shape": [-1]},
+}
+STRANGE = {
     "a dtype that there is not": {"dtype": "float7"},
     "a shape that is text": {"shape": "three"},
     "a shape that its rows have not": {"shape": [5]},
@@ -337,11 +339,11 @@ STRANGE = {
 }
 
 
-@pytest.mark.parametrize("case", STRANGE)
-def test_attributes_that_make_no_sense_break_rule_1(case, tmp_path):
-    rows = Stored([np.arange(i, dtype=np.uint8) for i in range(8)], VLEN, STRANGE[case])
+@pytest.mark.parametrize("case", [*STRANGE, *LACKING])
+def test_attributes_that_make_no_sense_break_rule_1_and_without_a_companion_rule_9(case, tmp_path):
+    rows = Stored([np.arange(i, dtype=np.uint8) for i in range(8)], VLEN, (STRANGE | LACKING)[case])
     file = handmade.write(tmp_path / "f.hdf5", edited(more=rows))
-    assert [(v[:2]) for v in broken(file)] == [(1, "more")]
+    assert [(v[:2]) for v in broken(file)] == [(9 if case in LACKING else 1, "more")]
 
 
 def test_a_link_that_leads_nowhere_breaks_rule_1(tmp_path):

@@ -9,6 +9,7 @@ import sys
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
 from kabuki_rlds.convention import FILLABLE
 from kabuki_rlds.convert import convert
+from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.detect import locate
 from kabuki_rlds.sizes import human_bytes
 
@@ -108,14 +109,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for violation in result.warnings:
         remedy = "" if violation.rule == 2 else ", --conform changes it"
-        print(f"{PROG}: warning: the source breaks {violation}; kept as it is{remedy}", file=sys.stderr)
+        print(printable(f"{PROG}: warning: the source breaks {violation}; kept as it is{remedy}"), file=sys.stderr)
     lost = sum(loss.count for loss in result.skipped)
     if lost:
         what = "1 damaged episode was" if lost == 1 else f"{lost:,} damaged episodes were"
         print(f"{PROG}: warning: {what} left out; inspect names them", file=sys.stderr)
     if not arguments.quiet:
         for field, how in result.derived.items():
-            print(f"{field}: not in the source, {how}")
+            print(printable(f"{field}: not in the source, {how}"))
         for field, count in result.changed.items():
             print(f"{field}: {count:,} rows changed to conform")
         print(f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")

@@ -14,6 +14,7 @@ from types import FrameType
 from kabuki_rlds import KabukiError, __version__
 from kabuki_rlds.cli import build, convert, demo, inspect, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
+from kabuki_rlds.errors import printable
 
 #: In the order in which --help lists them.
 _COMMANDS = (convert, build, validate, inspect, demo)
@@ -26,7 +27,7 @@ class _Terminated(BaseException):
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        return f"{PROG}: {level}{record.getMessage()}"
+        return f"{PROG}: {level}{printable(record.getMessage())}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output, `head` perhaps, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError:
+        return _failed("out of memory; nothing was written", arguments)
     except OSError as e:
         return _failed(f"{e.filename or 'the system'}: {e.strerror or e}", arguments)
     except Exception as e:
         lines = str(e).strip().splitlines()
-        what = f"{type(e).__name__}: {lines[0]}" if lines else type(e).__name__
+        what = f"{type(e).__name__}: {printable(lines[0])}" if lines else type(e).__name__
         return _failed(f"{what}; this is a fault of the tool, --debug shows where", arguments)
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -7,6 +7,7 @@ import sys
 
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.compare import compare
+from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.detect import locate
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.validate import validate
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     violations = validate(arguments.file, progress=sys.stderr.isatty())
     for violation in violations:
-        print(f"{arguments.file}: {violation}")
+        print(printable(f"{arguments.file}: {violation}"))
     if not violations:
         print(f"{arguments.file}: valid")
     if not arguments.against:
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             import tensorflow_datasets  # noqa: F401
     differences = compare(arguments.file, arguments.against, split=arguments.split, data_dir=arguments.data_dir)
     for difference in differences:
-        print(f"{arguments.file}: differs from its source: {difference}")
+        print(printable(f"{arguments.file}: differs from its source: {difference}"))
     if not differences:
         with KabukiSource(arguments.file) as file:
             lost = sum(loss.count for loss in file.skipped)

@@ -8,6 +8,7 @@ each dataset says of itself, and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import h5py
@@ -25,6 +26,7 @@ _MAX_RATIO = 1100
 _MAX_UNSTORED_BYTES = 64 << 20
 #: HDF5 reads a chunk as a whole.
 _MAX_CHUNK_BYTES = 1 << 30
+_CHECKSUM_BYTES = 4
 
 
 def check_structure(file: h5py.File, path: str) -> None:
@@ -33,7 +35,18 @@ def check_structure(file: h5py.File, path: str) -> None:
     Raises:
       KabukiError: the file is not one to read, and what in it is why.
     """
-    _Walk(path, file.id.get_filesize()).group(file.id, "", 0)
+    walk = _Walk(path, file.id.get_filesize())
+    walk.group(file.id, "", 0)
+    walk.soft_links()
+    # HDF5's own walk sees more of what is damaged, and fails where a later one might not return.
+    h5py.h5o.visit(file.id, lambda name: None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identified:
+    """What h5py asks of an object whose attributes it reads."""
+
+    id: h5py.h5g.GroupID | h5py.h5d.DatasetID
 
 
 class _Walk:
@@ -43,6 +56,7 @@ class _Walk:
         self._path = path
         self._file_bytes = file_bytes
         self._groups: set[object] = set()
+        self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
         self._count = 0
 
     def _refuse(self, name: str, why: str) -> KabukiError:
@@ -75,7 +89,7 @@ class _Walk:
             other = links.get_val(raw)[0].decode(errors="replace")  # type: ignore[attr-defined]
             raise self._refuse(name, f"a link into another file, {other!r}")
         if kind == h5py.h5l.TYPE_SOFT:
-            # It leads through links of this file, and none of those leaves it.
+            self._soft.append((group, raw, name))
             return
         if kind != h5py.h5l.TYPE_HARD:
             raise self._refuse(name, "a link of a kind that HDF5 does not define")
@@ -85,6 +99,17 @@ class _Walk:
         elif isinstance(item, h5py.h5d.DatasetID):
             self._attributes(item, name)
             self._dataset(item, name)
+
+    def soft_links(self) -> None:
+        """Follows the soft links, once it is known that none of the links of this file leaves it."""
+        for group, raw, name in self._soft:
+            try:
+                h5py.h5o.open(group, raw)
+            except KeyError:
+                # It leads nowhere, which is for those to say who need it.
+                continue
+            except RuntimeError as e:
+                raise self._refuse(name, f"a link that leads to no end ({e})") from None
 
     def _attributes(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str) -> None:
         count = h5py.h5a.get_num_attrs(item)
@@ -101,6 +126,13 @@ class _Walk:
             size = attribute.get_storage_size()
             if size > _MAX_ATTRIBUTE_BYTES:
                 raise self._refuse(name, f"an attribute of {size:,} bytes")
+            try:
+                h5py.AttributeManager(_Identified(item))[attribute.name]
+            except TypeError:
+                # Of a type that NumPy does not have, as files of others may hold.
+                continue
+            except (OSError, RuntimeError, ValueError, KeyError) as e:
+                raise self._refuse(name, f"an attribute {raw!r} that cannot be read ({e})") from e
 
     def _dataset(self, dataset: h5py.h5d.DatasetID, name: str) -> None:
         properties = dataset.get_create_plist()
@@ -119,10 +151,21 @@ class _Walk:
             filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
             if len(set(filters)) < len(filters):
                 raise self._refuse(name, "a filter that goes over its chunks more than once")
+            if h5py.h5z.FILTER_FLETCHER32 in filters:
+                self._checksums(dataset, name, filters)
         # What a dataset says of its storage may be no truer than its shape.
         promised, stored = math.prod(shape) * itemsize, min(dataset.get_storage_size(), self._file_bytes)
         if promised > _MAX_UNSTORED_BYTES + _MAX_RATIO * stored:
             raise self._refuse(name, f"says that it holds {promised:,} bytes, but {stored:,} are stored")
+
+    def _checksums(self, dataset: h5py.h5d.DatasetID, name: str, filters: list[int]) -> None:
+        """HDF5 2.0 reads beyond a chunk that is smaller than its own checksum."""
+        if filters[-1] != h5py.h5z.FILTER_FLETCHER32:
+            raise self._refuse(name, "a checksum that is not the last of its filters")
+        sizes: list[int] = []
+        dataset.chunk_iter(lambda chunk: sizes.append(chunk.size))
+        if min(sizes, default=_CHECKSUM_BYTES) < _CHECKSUM_BYTES:
+            raise self._refuse(name, "a chunk that is smaller than its checksum")
 
 
 def _token(group: h5py.h5g.GroupID) -> object:

@@ -120,8 +120,16 @@ def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
     return _as_text(item.attrs.get(name, default))
 
 
+def flag_attribute(item: h5py.HLObject, name: str, default: bool) -> bool:
+    """An attribute as a boolean. What is no single number is false."""
+    value = item.attrs.get(name, default)
+    return isinstance(value, (bool, np.bool_, int, np.integer)) and bool(value)
+
+
 def _as_text(value: object) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    # h5py gives what is no UTF-8 as surrogates, which cannot be written again.
+    raw = value if isinstance(value, bytes) else str(value).encode(errors="surrogateescape")
+    return raw.decode(errors="replace")
 
 
 def check_no_clash(paths: Collection[str]) -> None:
@@ -167,9 +175,9 @@ def read_field(dataset: h5py.Dataset) -> Field:
     """
     try:
         return _read_field(dataset)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, KeyError, OSError, RuntimeError) as e:
         raise KabukiError(
-            f"{dataset.file.filename}: dataset {dataset.name!r} has attributes that make no sense: {e}"
+            f"{dataset.file.filename}: dataset {dataset.name!r} has a type or attributes that make no sense: {e}"
         ) from e
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import copy
 import itertools
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
@@ -23,6 +24,8 @@ from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
+
+_log = logging.getLogger("kabuki_rlds")
 
 ColumnReader: TypeAlias = FixedReader | VariableReader
 
@@ -67,10 +70,12 @@ class KabukiSource:
         self.metadata_datasets = metadata_datasets(self.file)
         self.num_steps = _common_length(self.path, self.step_datasets)
         info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
+        features = self._json_attribute("features")
+        info["environment"] = self._json_attribute("environment")
         self.schema = Schema(
             {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()},
             {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()},
-            layout.text_attribute(self.file, "features"),
+            features,
             Info(**info),
         )
         self.starts = self._starts()
@@ -84,6 +89,16 @@ class KabukiSource:
                 )
         self._read_origins()
         self.skipped = self._read_skipped()
+
+    def _json_attribute(self, name: str) -> str:
+        """An attribute that holds JSON; nothing, and a warning, where it does not."""
+        text = layout.text_attribute(self.file, name)
+        try:
+            json.loads(text or "null")
+        except (ValueError, RecursionError):
+            _log.warning("%s: the attribute %r is no JSON, and passed over", self.path, name)
+            return ""
+        return text
 
     def _starts(self) -> np.ndarray:
         """The row at which each episode begins, from the index or else from the flags."""
@@ -102,7 +117,10 @@ class KabukiSource:
             return starts
         for name, shift in ((convention.IS_FIRST, 0), (convention.IS_LAST, 1)):
             if name in self.step_datasets and self.step_datasets[name].ndim == 1:
-                flags = np.asarray(self.step_datasets[name][:]).astype(bool)
+                try:
+                    flags = np.asarray(self.step_datasets[name][:]).astype(bool)
+                except READ_ERRORS as e:
+                    raise KabukiError(f"{self.path}: {name} cannot be read: {e}") from e
                 begins = np.roll(flags, shift)
                 if self.num_steps:
                     begins[0] = True
@@ -136,8 +154,13 @@ class KabukiSource:
             ]
         except (TypeError, ValueError, AttributeError, RecursionError):
             return
-        if isinstance(index, h5py.Dataset) and len(index) == self.num_episodes and origins:
-            origin_of = index[:].astype(np.int64)
+        if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
+            if index.dtype.kind not in "iu":
+                return
+            try:
+                origin_of = index[:].astype(np.int64)
+            except READ_ERRORS as e:
+                raise KabukiError(f"{self.path}: episodes/source cannot be read: {e}") from e
             if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
                 self.origins, self.origin_of = origins, origin_of
 
@@ -148,15 +171,19 @@ class KabukiSource:
           KabukiError: it was never finished, or holds another number of steps or episodes.
         """
         attributes = self.file.attrs
-        if not attributes.get("complete", True):
+        if not layout.flag_attribute(self.file, "complete", True):
             raise KabukiError(f"{self.path}: says that it is not complete; make it again")
         for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
             if not np.array_equal(attributes.get(name, count), count):
                 raise KabukiError(f"{self.path}: says {name} {attributes[name]!s}, but holds {count}")
         lengths = self.file.get(f"{layout.EPISODES}/length")
-        if isinstance(lengths, h5py.Dataset) and not np.array_equal(
-            lengths[:], np.diff(self.starts, append=self.num_steps)
-        ):
+        if not isinstance(lengths, h5py.Dataset):
+            return
+        try:
+            stated = lengths[:] if lengths.ndim == 1 else np.zeros(0)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: episodes/length cannot be read: {e}") from e
+        if lengths.ndim != 1 or not np.array_equal(stated, np.diff(self.starts, append=self.num_steps)):
             raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
 
     def size(self) -> Size:
@@ -166,12 +193,12 @@ class KabukiSource:
     def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
         """All steps in order. `only` names the step fields to read; then no metadata is, but `with_metadata`."""
         readers = {
-            path: column_reader(dataset, self.schema.steps[path], self._executor)
+            path: self._reader(dataset, self.schema.steps[path])
             for path, dataset in self.step_datasets.items()
             if only is None or path in only
         }
         metadata = {
-            path: column_reader(dataset, self.schema.metadata[path], self._executor)
+            path: self._reader(dataset, self.schema.metadata[path])
             for path, dataset in self.metadata_datasets.items()
             if only is None or with_metadata
         }
@@ -208,6 +235,12 @@ class KabukiSource:
     def _row_of(self, episode: int) -> int:
         """The row at which an episode begins, or the end."""
         return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
+
+    def _reader(self, dataset: h5py.Dataset, field: Field) -> ColumnReader:
+        try:
+            return column_reader(dataset, field, self._executor)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: dataset {dataset.name!r} cannot be read: {e}") from e
 
     def _read(self, reader: ColumnReader, path: str, start: int, stop: int) -> Column:
         try:

@@ -20,7 +20,9 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.block import Column, Nested, Ragged, concatenate, splits_of, take
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.claims import check_claims
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
 _INT64 = np.dtype(np.int64)
@@ -28,6 +30,10 @@ _UINT8 = np.dtype(np.uint8)
 
 #: To read a row that is not wanted costs so much less than to begin to read anew.
 _GAP_ROWS = 16
+
+
+class CompanionError(ValueError):
+    """What belongs to a dataset, to read its rows, is missing or says of other rows: rule 9."""
 
 
 class TextWriter:
@@ -165,14 +171,24 @@ class VariableReader:
         if path:
             companion = dataset.file.get(path)
             if not isinstance(companion, h5py.Group):
-                raise KeyError(f"its companion {path} is missing")
+                raise CompanionError(f"its companion {path} is missing")
             self._companion = companion
         self._exact_rows = (
             self._companion["exact_row"][:] if self._companion and "exact_row" in self._companion else None
         )
 
     def read(self, start: int, stop: int) -> Column:
-        """Rows `start` to `stop`."""
+        """Rows `start` to `stop`.
+
+        Raises:
+          CompanionError: its companion says of other elements than there are.
+        """
+        column = self._read(start, stop)
+        if not isinstance(column, np.ndarray) and not column.is_sound:
+            raise CompanionError("the shapes or the lengths of its rows are not those of their elements")
+        return column
+
+    def _read(self, start: int, stop: int) -> Column:
         field = self._field
         if h5py.check_string_dtype(self._dataset.dtype):
             return self._texts(start, stop)
@@ -212,7 +228,7 @@ class VariableReader:
 
     def _level(self, i: int) -> h5py.Dataset:
         if self._companion is None or f"lengths_{i}" not in self._companion:
-            raise KeyError(f"the lengths of its rows' lists, lengths_{i} in its companion, are missing")
+            raise CompanionError(f"the lengths of its rows' lists, lengths_{i} in its companion, are missing")
         return self._companion[f"lengths_{i}"]
 
     def _texts(self, start: int, stop: int) -> np.ndarray:
@@ -252,6 +268,9 @@ class _RaggedDataset:
         start, self._rows = self._rows, self._rows + len(counts)
         if not len(counts):
             return
+        if (counts < 0).any() or counts.sum() != len(values):
+            # HDF5 is told where the elements are in memory, and would read what lies behind them.
+            raise KabukiError(f"{self._dataset.name}: the lengths of its rows are not those of their elements")
         values = np.ascontiguousarray(values)
         # HDF5's own form of such rows: (number of elements, where they stand in memory).
         pointers = np.empty((len(counts), 2), np.uint64)
@@ -295,6 +314,9 @@ def _needs_shape(field: Field) -> bool:
 
 def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """(elements of the rows end to end, number of elements of each row)."""
+    if not dataset.ndim or h5py.check_vlen_dtype(dataset.dtype) is None:
+        raise ValueError(f"{dataset.name} does not hold rows of variable length")
+    check_claims(dataset, start, stop)
     rows = dataset[start:stop]
     counts = np.fromiter(map(len, rows), np.int64, len(rows))
     element = _UINT8 if dtype == BYTES else dtype

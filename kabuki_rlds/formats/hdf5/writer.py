@@ -119,17 +119,10 @@ class KabukiWriter:
 
     def _column(self, path: str, field: Field, compression: Compression) -> _ColumnWriter:
         assert self._file is not None
-        writer: _ColumnWriter
-        if field.dtype == BYTES and field.is_fixed:
-            writer = TextWriter(self._file, path, field)
-        elif field.encoded and not field.is_list_of_images:
-            writer = ImageFileWriter(self._file, path)
-        elif field.nested:
-            writer = NestedWriter(self._file, path, field)
-        elif field.is_fixed:
-            writer = FixedWriter(self._file, path, field, compression, self._pool)
-        else:
-            writer = RaggedWriter(self._file, path, field)
+        try:
+            writer = self._column_writer(self._file, path, field, compression)
+        except (ValueError, TypeError, RuntimeError) as e:
+            raise KabukiError(f"field {path!r}: HDF5 cannot hold {field.describe()} ({e})") from e
         attributes = layout.field_attributes(field)
         if path in self._file:
             self._file[path].attrs.update(attributes)
@@ -142,6 +135,17 @@ class KabukiWriter:
             self._file.create_dataset(f"{group}/class_names", data=names, dtype=h5py.string_dtype())
             self._file[path].attrs["companion"] = f"/{group}"
         return writer
+
+    def _column_writer(self, file: h5py.File, path: str, field: Field, compression: Compression) -> _ColumnWriter:
+        if field.dtype == BYTES and field.is_fixed:
+            return TextWriter(file, path, field)
+        if field.encoded and not field.is_list_of_images:
+            return ImageFileWriter(file, path)
+        if field.nested:
+            return NestedWriter(file, path, field)
+        if field.is_fixed:
+            return FixedWriter(file, path, field, compression, self._pool)
+        return RaggedWriter(file, path, field)
 
     def write(self, block: Block, origin_of: np.ndarray) -> None:
         """Appends the steps of a block; its i-th new episode comes from `origins[origin_of[i]]`."""

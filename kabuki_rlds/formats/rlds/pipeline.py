@@ -22,11 +22,17 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.formats.rlds.wire import Lists, ListType
+from kabuki_rlds.schema import Field
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _THREADS = os.cpu_count() or 1
+#: Decoded images of one window take about this many bytes, and are of no more steps than:
+_WINDOW_BYTES = 4 << 20
+_WINDOW_MAX = 4096
+#: A window of images whose size is not known before they are decoded.
+_WINDOW_OF_UNKNOWN = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,16 @@ class Images:
     shape: tuple[int | None, ...]
     dtype: np.dtype
     decode: Callable[[tf.Tensor], tf.Tensor]
+
+
+def window_rows(images: Sequence[Field]) -> int:
+    """How many steps' images to decode at once."""
+    sizes = [field.row_nbytes for field in images]
+    if None in sizes:
+        return _WINDOW_OF_UNKNOWN
+    rows = max(1, min(_WINDOW_MAX, _WINDOW_BYTES // max(sum(size or 0 for size in sizes), 1)))
+    # A power of two, as chunks are, so that a chunk is mostly cut from one window.
+    return 1 << (rows.bit_length() - 1)
 
 
 class Pipeline:

@@ -8,6 +8,7 @@ the length that is. (Source: TensorFlow's `record_writer.h`.)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,28 @@ class ShardSlice:
     def limit(self) -> int:
         """How many records to read: one too many is asked for where none should be."""
         return self.expected + 1 if self.to_end else self.expected
+
+    @property
+    def num_bytes(self) -> float:
+        """About how many bytes of the file it takes."""
+        size = os.path.getsize(self.path)
+        if self.to_end and not self.skip:
+            return size
+        # A part of a shard: what fraction it is, is known only where it goes to the end.
+        return size * self.expected / max(self.skip + self.expected, 1)
+
+    def cut(self, num_bytes: int) -> list[ShardSlice]:
+        """Slices of about so many bytes each; one with lost records is left whole."""
+        count = min(max(1, round(self.num_bytes / num_bytes)), self.expected)
+        if count < 2 or self.lost:
+            return [self]
+        bounds = [self.expected * i // count for i in range(count + 1)]
+        return [
+            dataclasses.replace(
+                self, skip=self.skip + start, expected=stop - start, to_end=self.to_end and stop == self.expected
+            )
+            for start, stop in itertools.pairwise(bounds)
+        ]
 
 
 def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import json
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -27,16 +26,14 @@ from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Origin, Size
 from kabuki_rlds.schema import Field, Schema
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 _log = logging.getLogger("kabuki_rlds")
 
-#: Decoded images of one window take about this many bytes.
-_WINDOW_BYTES = 4 << 20
-_WINDOW_MAX = 4096
 #: Records that are parsed at once take about this many bytes, and are no more than:
 _BATCH_BYTES = 4 << 20
 _BATCH_EPISODES = 512
-#: A window of images whose size is not known before they are decoded.
-_WINDOW_OF_UNKNOWN = 32
 #: How many losses are named in the log; the file names them all.
 _NAMED = 20
 
@@ -69,11 +66,24 @@ class RldsSource:
         self._shards, self.skipped = directory.shards(info, split, self.folder, self._file_format, skip_bad=skip_bad)
         self.origins = [Origin(str(self.folder.resolve()), info.full_name, split, "rlds")]
         try:
-            self._leaves = rlds_features.read(info.features)
+            self._open_fields(info, images)
         except KabukiError as e:
             raise KabukiError(f"{self.folder}: {e}") from e
+        except Exception as e:
+            # Neither TFDS nor TensorFlow says beforehand what they cannot make a graph of.
+            what = f"{type(e).__name__}: {one_line(e)}"
+            raise KabukiError(f"{self.folder / directory.FEATURES}: fields that cannot be read ({what})") from e
+        self._triage = Triage(self._file_format, self._read_all, self._all_wires, self._images)
+        if skip_bad:
+            self._leave_out_bad()
+        self._take(self._shards)
+
+    def _open_fields(self, info: tfds.core.DatasetInfo, images: Literal["arrays", "encoded"]) -> None:
+        """Finds out what the fields are, and how each is read."""
+        self._leaves = rlds_features.read(info.features)
         self._wires = {leaf.path: leaf.wire for leaf in self._leaves if leaf.in_steps and leaf.wire}
         self._metadata_wires = {leaf.path: leaf.wire for leaf in self._leaves if not leaf.in_steps and leaf.wire}
+        self._all_wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
         self._fallback = fallback.Reader([leaf for leaf in self._leaves if leaf.wire is None], info.features)
         # One image a step is decoded in the pipeline; lists of images and images of episodes are few.
         self._images: dict[str, pipeline.Images] = {}
@@ -94,18 +104,13 @@ class RldsSource:
         self.schema = Schema(
             steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), directory.description(info)
         )
-        wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
         self._pipeline = pipeline.Pipeline(
             file_format=self._file_format,
-            keys={key: kind for wire in wires for key, kind in wire.keys.items()},
+            keys={key: kind for wire in self._all_wires for key, kind in wire.keys.items()},
             images=self._images,
-            window=_window_rows([steps[path] for path in self._images]),
+            window=pipeline.window_rows([steps[path] for path in self._images]),
             keep_records=bool(self._fallback),
         )
-        self._triage = Triage(self._file_format, self._read_all, wires, self._images)
-        if skip_bad:
-            self._leave_out_bad()
-        self._take(self._shards)
 
     def _take(self, shards: list[ShardSlice]) -> None:
         self._shards = shards
@@ -132,7 +137,7 @@ class RldsSource:
 
     def size(self) -> Size:
         """Parses the first few records, and extrapolates by the bytes of the shards."""
-        total = sum(_taken_bytes(s) for s in self._shards)
+        total = sum(s.num_bytes for s in self._shards)
         on_disk = int(total)
         if not self.num_episodes:
             return Size(0, True, on_disk, None)
@@ -186,8 +191,8 @@ class RldsSource:
         """
         import tensorflow as tf
 
-        # What TensorFlow says may hold the bytes of the record, and then be no text.
-        if not isinstance(error, (KabukiError, tf.errors.OpError, UnicodeError)):
+        # What TensorFlow says may hold the bytes of the record, and then be no text: a ValueError, as are its shapes.
+        if not isinstance(error, (KabukiError, tf.errors.OpError, ValueError)):
             return error
         loss = self._triage.first_loss(shards)
         if loss is None:
@@ -198,12 +203,12 @@ class RldsSource:
         runs: list[list[ShardSlice]] = [[]]
         held = 0.0
         for shard in self._shards:
-            for part in _cut(shard, num_bytes):
+            for part in shard.cut(num_bytes):
                 if held >= num_bytes:
                     runs.append([])
                     held = 0.0
                 runs[-1].append(part)
-                held += _taken_bytes(part)
+                held += part.num_bytes
         pieces = []
         for run in runs:
             piece = copy.copy(self)
@@ -215,7 +220,7 @@ class RldsSource:
         """Nothing is held open between blocks."""
 
     def _batch_size(self) -> int:
-        total = sum(_taken_bytes(s) for s in self._shards)
+        total = sum(s.num_bytes for s in self._shards)
         return max(1, min(_BATCH_EPISODES, int(_BATCH_BYTES * max(self.num_episodes, 1) / max(total, 1))))
 
     def _batch(self, element: pipeline.Element) -> _Batch:
@@ -315,37 +320,5 @@ def _check_images(row: int, batch: _Batch) -> None:
         raise KabukiError(f"{row} images where the episodes have {batch.num_steps} steps")
 
 
-def _window_rows(images: list[Field]) -> int:
-    """How many steps' images to decode at once."""
-    sizes = [field.row_nbytes for field in images]
-    if None in sizes:
-        return _WINDOW_OF_UNKNOWN
-    rows = max(1, min(_WINDOW_MAX, _WINDOW_BYTES // max(sum(size or 0 for size in sizes), 1)))
-    # A power of two, as chunks are, so that a chunk is mostly cut from one window.
-    return 1 << (rows.bit_length() - 1)
-
-
 def _pixels(images: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray | Ragged:
     return images if isinstance(images, np.ndarray) else Ragged(*images)
-
-
-def _cut(shard: ShardSlice, num_bytes: int) -> list[ShardSlice]:
-    """A slice as slices of about so many bytes; one with lost records is left whole."""
-    count = min(max(1, round(_taken_bytes(shard) / num_bytes)), shard.expected)
-    if count < 2 or shard.lost:
-        return [shard]
-    bounds = [shard.expected * i // count for i in range(count + 1)]
-    return [
-        dataclasses.replace(
-            shard, skip=shard.skip + start, expected=stop - start, to_end=shard.to_end and stop == shard.expected
-        )
-        for start, stop in itertools.pairwise(bounds)
-    ]
-
-
-def _taken_bytes(shard: ShardSlice) -> float:
-    size = os.path.getsize(shard.path)
-    if shard.to_end and not shard.skip:
-        return size
-    # A part of a shard: what fraction it is, is known only where it goes to the end.
-    return size * shard.expected / max(shard.skip + shard.expected, 1)

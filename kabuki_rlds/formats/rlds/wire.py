@@ -140,12 +140,22 @@ class Wire:
         Raises:
           KabukiError: the lists do not hold what the features promise.
         """
+        column = self._column(lists, rows)
+        if not isinstance(column, np.ndarray) and not column.is_sound:
+            raise KabukiError(
+                f"field {self.path!r}: the lengths or shapes of its items are not those of their elements"
+            )
+        return column
+
+    def _column(self, lists: Mapping[str, Lists], rows: int) -> Column:
         lengths = [lists[key].values for key in self._length_keys]
         if not self.in_steps and self.list_lengths:
             # The length of an episode's outermost list is not written: count its items.
             outermost = lists[self._length_keys[0]] if lengths else lists[self.value_key]
             size = 1 if lengths or self._item_is_bytes else _size(self.item_shape)
             lengths.insert(0, outermost.counts // max(size, 1))
+        if any((level < 0).any() for level in lengths):
+            raise KabukiError(f"field {self.path!r}: the length of a list is less than 0")
         count = int(lengths[-1].sum()) if lengths else rows
         if lengths and len(lengths[0]) != rows:
             raise KabukiError(f"field {self.path!r}: {len(lengths[0])} lists where there are {rows} rows")
@@ -195,13 +205,17 @@ class Wire:
                 raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of shape {self.item_shape}")
             return elements.reshape(len(values), *(d for d in self.item_shape if d is not None))
         if self._is_dynamic:
-            shapes = lists[f"{self.key}/shape"].values.reshape(-1, len(self.item_shape))
+            stated = lists[f"{self.key}/shape"].values
+            if len(stated) != len(values) * len(self.item_shape):
+                raise KabukiError(f"field {self.path!r}: it has not as many shapes as items")
+            shapes = stated.reshape(-1, len(self.item_shape))
         else:
             sizes = np.fromiter(map(len, values), np.int64, len(values)) // self.field.dtype.itemsize
             known = _size(self.item_shape)
             unknown = sizes // known if known else np.zeros_like(sizes)
             shapes = np.column_stack([unknown if d is None else np.full_like(sizes, d) for d in self.item_shape])
-        if int(shapes.prod(axis=1).sum()) != len(elements):
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        if len(shapes) != len(sizes) or (shapes.prod(axis=1) * self.field.dtype.itemsize != sizes).any():
             raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of its shape")
         return Ragged(elements, shapes)
 

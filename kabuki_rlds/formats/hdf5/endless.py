@@ -1,0 +1,95 @@
+"""Damaged structures from which the HDF5 library never returns.
+
+They are looked for in a file's bytes before HDF5 opens it. (HDF5 2.0; source: "Version
+1 B-trees" and "Global Heap" of the HDF5 File Format Specification.)
+
+A global heap holds what varies in length. It is a run of objects, each behind its
+number and its size; number 0 is the space that is left. Where that says that it is
+smaller than its own header, HDF5 reads it again and again; so it may where an object
+says that it is larger than the heap.
+
+The nodes of one level of a B-tree name each the next. Where one of them names one
+before, HDF5 goes round in a circle.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from kabuki_rlds.errors import KabukiError
+
+_SIGNATURE = re.compile(rb"GCOL\x01|TREE")
+_SIGNATURE_BYTES = 5
+_HEAP = struct.Struct("<4s4xQ")
+_OBJECT = struct.Struct("<HHIQ")
+_NODE = struct.Struct("<4s4xQQ")
+#: Larger files are not looked through: that would take longer than to open them.
+MAX_BYTES = 64 << 20
+_PIECE = 1 << 22
+
+
+def check_ends(path: str) -> None:
+    """Looks at all that may be a heap or a B-tree in a file of at most `MAX_BYTES`.
+
+    Raises:
+      KabukiError: HDF5 would never return from one of them.
+    """
+    following: dict[int, int] = {}
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            return
+        for signature, at in _found(file):
+            if signature == b"TREE":
+                node = os.pread(file.fileno(), _NODE.size, at)
+                if len(node) == _NODE.size:
+                    following[at] = _NODE.unpack(node)[2]
+            elif _is_endless_heap(file.fileno(), at):
+                raise _refuse(path, "heap", at)
+    known: set[int] = set()
+    for at in following:
+        passed: set[int] = set()
+        node_at = at
+        while node_at in following and node_at not in known:
+            if node_at in passed:
+                raise _refuse(path, "tree", at)
+            passed.add(node_at)
+            node_at = following[node_at]
+        known |= passed
+
+
+def _refuse(path: str, what: str, at: int) -> KabukiError:
+    return KabukiError(
+        f"{path}: the {what} at byte {at} is damaged, and the HDF5 library would never return from it; "
+        "the file is not read"
+    )
+
+
+def _found(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Each signature in a file, and where it is."""
+    before = b""
+    begin = 0
+    while piece := file.read(_PIECE):
+        data = before + piece
+        for match in _SIGNATURE.finditer(data):
+            yield match[0], begin + match.start()
+        before = data[1 - _SIGNATURE_BYTES :]
+        begin += len(data) - len(before)
+
+
+def _is_endless_heap(file: int, at: int) -> bool:
+    head = os.pread(file, _HEAP.size, at)
+    if len(head) < _HEAP.size:
+        return False
+    heap = os.pread(file, min(_HEAP.unpack(head)[1], MAX_BYTES), at)
+    place = _HEAP.size
+    while place + _OBJECT.size <= len(heap):
+        number, _, _, nbytes = _OBJECT.unpack_from(heap, place)
+        taken = nbytes if not number else _OBJECT.size + -(-nbytes // 8) * 8
+        if not _OBJECT.size <= taken <= len(heap) - place:
+            return True
+        place += taken
+    return False

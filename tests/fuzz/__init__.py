@@ -1,0 +1,1 @@
+"""Long searches for what breaks the package: scripts, beside the test suite, which runs a little of each."""

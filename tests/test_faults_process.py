@@ -1,0 +1,127 @@
+"""What happens around a process: memory, disks, forks, and files that change under it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds.cli.main import main
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from tests import handmade
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    return handmade.write(tmp_path / "small.hdf5", handmade.fields())
+
+
+@pytest.fixture
+def other_disk(tmp_path) -> Iterator[Path]:
+    """A folder on another file system."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_another_file_system_will_do(small, other_disk):
+    path = kabuki_rlds.convert(small, other_disk / "out.hdf5", resume=True).path
+    assert [entry.name for entry in other_disk.iterdir()] == ["out.hdf5"]
+    assert kabuki_rlds.build(path, other_disk).steps == 8
+    assert kabuki_rlds.compare(path, small) == []
+
+
+def test_a_read_only_disk_is_said(small, other_disk, capsys):
+    subprocess.run(["mount", "-o", "remount,ro", other_disk], check=True)
+    for command in (["convert", small, other_disk / "out.hdf5"], ["build", small, "--data-dir", other_disk]):
+        assert main([*map(str, command), "--quiet"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written (Read-only file system)" in line
+    assert list(other_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["convert", "build"])
+def test_out_of_memory_is_said_in_one_line(command, small, tmp_path, capsys, monkeypatch):
+    blocks = KabukiSource.blocks
+
+    def fail_later(self, only=None, **options):
+        yield from blocks(self, only, **options)
+        raise MemoryError
+
+    monkeypatch.setattr(KabukiSource, "blocks", fail_later)
+    folder = tmp_path / "made"
+    folder.mkdir()
+    dest = [str(folder / "out.hdf5")] if command == "convert" else ["--data-dir", str(folder)]
+    assert main([command, str(small), *dest, "--quiet"]) == 1
+    assert capsys.readouterr().err == "kabuki-rlds: error: out of memory; nothing was written\n"
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_changes_while_a_dataset_is_built_of_it_is_said(small, tmp_path, monkeypatch):
+    from kabuki_rlds.formats.rlds.writer import SplitWriter
+
+    write = SplitWriter.write
+
+    def change(self, block) -> None:
+        write(self, block)
+        small.touch()
+
+    monkeypatch.setattr(SplitWriter, "write", change)
+    folder = tmp_path / "built"
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5: changed while it was read"):
+        kabuki_rlds.build(small, folder)
+    assert not folder.exists()
+
+
+def test_a_source_that_vanishes_is_said(small, tmp_path, monkeypatch):
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    write = KabukiWriter.write
+
+    def remove(self, block, origin_of) -> None:
+        write(self, block, origin_of)
+        small.unlink(missing_ok=True)
+
+    monkeypatch.setattr(KabukiWriter, "write", remove)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5: changed while it was read"):
+        kabuki_rlds.convert(small, tmp_path / "out.hdf5")
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def _sum_of(path: str, start: int, stop: int) -> tuple[float, int]:
+    """What a forked worker reads: rows of an open file, and the whole by this package."""
+    with h5py.File(path) as file:
+        part = float(file["reward"][start:stop].sum())
+    with KabukiSource(path) as source:
+        return part, sum(block.num_steps for block in source.blocks())
+
+
+def test_forked_readers_of_one_file_read_the_same(tmp_path):
+    """As the workers of a `torch.utils.data.DataLoader` do, after their parent has read the file too."""
+    n = 20_000
+    fields = handmade.fields([n], [True])
+    fields["reward"] = handmade.Stored(np.arange(n, dtype=np.float64), {"chunks": (1000,), "compression": "gzip"})
+    path = os.fspath(kabuki_rlds.convert(handmade.write(tmp_path / "in.hdf5", fields), tmp_path / "f.hdf5").path)
+    with KabukiSource(path) as source:
+        next(source.blocks())
+        jobs = [(path, start, start + 1000) for start in range(0, n, 1000)]
+        with multiprocessing.get_context("fork").Pool(4) as pool:
+            found = pool.starmap_async(_sum_of, jobs).get(60)
+        assert sum(block.num_steps for block in source.blocks()) == n
+    assert sum(part for part, _ in found) == n * (n - 1) / 2
+    assert {steps for _, steps in found} == {n}

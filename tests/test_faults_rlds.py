@@ -1,0 +1,561 @@
+"""RLDS datasets that are damaged: what is wrong is said, and `skip_bad_episodes` converts the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+import kabuki_rlds
+from kabuki_rlds.cli.main import main
+from kabuki_rlds.formats.rlds import crc32c
+from tests import datasets, tfrecords
+
+#: "plain" has its ten training episodes in three shards of these many.
+EPISODES = 10
+
+
+@pytest.fixture
+def damaged(dataset, tmp_path) -> Path:
+    """A copy of the dataset "plain", to be damaged."""
+    return Path(shutil.copytree(dataset("plain"), tmp_path / "copy" / "plain" / "1.0.0"))
+
+
+@pytest.fixture(scope="module")
+def first_of(dataset) -> list[int]:
+    """The number of the first episode of each shard of "plain"."""
+    counts = [len(tfrecords.read(shard)) for shard in tfrecords.shards(dataset("plain"))]
+    assert sum(counts) == EPISODES and min(counts) >= 3
+    return np.cumsum([0, *counts]).tolist()
+
+
+def flip_data(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    tfrecords.flip(shard, tfrecords.read(shard)[1].start + 30)
+
+
+def flip_checksum(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    tfrecords.flip(shard, tfrecords.read(shard)[2].start - 1)
+
+
+def flip_length(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    tfrecords.flip(shard, tfrecords.read(shard)[1].start)
+
+
+def cut_short(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start + 40])
+
+
+def cut_in_the_head(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start + 5])
+
+
+def cut_between_records(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start])
+
+
+def empty(folder: Path) -> None:
+    tfrecords.shards(folder)[1].write_bytes(b"")
+
+
+def missing(folder: Path) -> None:
+    tfrecords.shards(folder)[1].unlink()
+
+
+def a_length_beyond_all_memory(folder: Path) -> None:
+    # Its checksum is right, so TensorFlow would ask for as much.
+    shard = tfrecords.shards(folder)[1]
+    length = struct.pack("<Q", 1 << 50)
+    head = length + struct.pack("<I", crc32c.masked(length))
+    shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start] + head + bytes(100))
+
+
+def edited(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        tfrecords.edit(tfrecords.shards(folder)[1], 1, lambda example: change(example.features.feature))
+
+    return damage
+
+
+def no_example(folder: Path) -> None:
+    shard = tfrecords.shards(folder)[1]
+    examples = [record.data for record in tfrecords.read(shard)]
+    tfrecords.write(shard, [examples[0], b"\x0a\xff not protobuf", *examples[2:]])
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One way to damage the dataset.
+
+    Attributes:
+      damage: does it, to the second shard.
+      says: what the error says, beside the shard.
+      lost: which episodes of that shard are lost.
+    """
+
+    damage: Callable[[Path], None]
+    says: str
+    lost: slice
+
+
+ONE, REST, ALL = slice(1, 2), slice(1, None), slice(None)
+CASES = {
+    "a flipped bit": Case(flip_data, "record 1: the data is damaged, by its checksum", ONE),
+    "a flipped bit of a checksum": Case(flip_checksum, "record 1: the data is damaged, by its checksum", ONE),
+    "a flipped bit of a length": Case(flip_length, "the length of a record is damaged", REST),
+    "cut short": Case(cut_short, "the shard is cut short", REST),
+    "cut short in a head": Case(cut_in_the_head, "", REST),
+    "cut short between two records": Case(cut_between_records, "dataset_info.json", REST),
+    "an empty file": Case(empty, "dataset_info.json", ALL),
+    "a missing file": Case(missing, "this shard is missing", ALL),
+    "a length beyond all memory": Case(a_length_beyond_all_memory, "the shard is cut short", REST),
+    "no example": Case(no_example, "record 1: it is no tf.train.Example", ONE),
+    "integers for floats": Case(
+        edited(lambda f: f["steps/reward"].int64_list.value.append(3)),
+        "record 1: field 'reward': it holds a list of another type than float32",
+        ONE,
+    ),
+    "a reward too few": Case(edited(lambda f: f["steps/reward"].float_list.value.pop()), "by field 'reward'", ONE),
+    "part of an observation": Case(
+        edited(lambda f: f["steps/observation/position"].float_list.value.pop()),
+        "record 1: field 'observation/position': the number of elements is no multiple of its size, 3",
+        ONE,
+    ),
+    "no observation": Case(
+        edited(lambda f: f["steps/observation/velocity"].Clear()), "field 'observation/velocity'", ONE
+    ),
+    "two names of an agent": Case(edited(lambda f: f["agent"].bytes_list.value.append(b"b")), "field 'agent'", ONE),
+    "no name of an agent": Case(edited(lambda f: f.pop("agent")), "field 'agent'", ONE),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_damaged_is_said_and_the_rest_converted(case, damaged, first_of, converted, tmp_path, caplog):
+    shard = tfrecords.shards(damaged)[1]
+    CASES[case].damage(damaged)
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+    assert str(error.value).startswith(f"{shard}: ")
+    assert CASES[case].says in str(error.value)
+    assert "\n" not in str(error.value)
+
+    lost = list(range(first_of[1], first_of[2])[CASES[case].lost])
+    result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert result.episodes == EPISODES - len(lost)
+    assert [loss.path for loss in result.skipped] == [str(shard)]
+    (loss,) = result.skipped
+    assert (loss.record, loss.count) == (lost[0] - first_of[1], len(lost))
+    assert f"{loss}; left out" in caplog.text
+    assert kabuki_rlds.validate(result.path) == []
+    assert kabuki_rlds.compare(result.path, damaged) == []
+    with h5py.File(result.path) as new, h5py.File(converted("plain")) as whole:
+        assert json.loads(new.attrs["skipped"]) == [dataclasses.asdict(loss)]
+        left = np.setdiff1d(np.arange(EPISODES), lost)
+        assert (new["episodes/metadata/episode_id"][:] == whole["episodes/metadata/episode_id"][:][left]).all()
+        starts, stops = whole["episodes/start"][:], whole["episodes/start"][:] + whole["episodes/length"][:]
+        rows = np.concatenate([np.arange(starts[i], stops[i]) for i in left])
+        for field in ("observation/velocity", "action", "reward", "is_first"):
+            assert (new[field][:] == whole[field][:][rows]).all()
+
+
+def test_nothing_is_skipped_where_nothing_is_damaged(dataset, converted, tmp_path):
+    for name in ("plain", "every_kind", "oxe_style", "array_record", "uncovered"):
+        result = kabuki_rlds.convert(dataset(name), tmp_path / f"{name}.hdf5", skip_bad_episodes=True)
+        assert result.skipped == []
+        assert kabuki_rlds.compare(result.path, converted(name)) == []
+        with h5py.File(result.path) as file:
+            assert "skipped" not in file.attrs
+
+
+def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
+    folder = Path(shutil.copytree(dataset("array_record"), tmp_path / "copy" / "array_record" / "1.0.0"))
+    shard = tfrecords.shards(folder)[1]
+    stored = bytearray(shard.read_bytes())
+    # ArrayRecord fills its files up with zeros, of which none matters.
+    data = [i for i, byte in enumerate(stored[100:-100]) if byte]
+    stored[100 + data[len(data) // 2]] ^= 4
+    shard.write_bytes(stored)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: it cannot be read"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert [(loss.path, loss.record, loss.count) for loss in result.skipped] == [(str(shard), 1, 1)]
+    assert result.episodes == EPISODES - 1
+    shard.write_bytes(b"no ArrayRecord")
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True, overwrite=True)
+    assert result.episodes + sum(loss.count for loss in result.skipped) == EPISODES
+
+
+def test_damage_outside_of_the_split_is_none_of_it(damaged, first_of, tmp_path):
+    flip_data(damaged)
+    bad = first_of[1] + 1
+    for split, lost in ((f"train[:{bad}]", 0), (f"train[{bad + 1}:]", 0), (f"train[{bad}:{bad + 2}]", 1)):
+        dest = tmp_path / f"{split}.hdf5"
+        result = kabuki_rlds.convert(damaged, dest, split=split, skip_bad_episodes=True)
+        assert sum(loss.count for loss in result.skipped) == lost
+        stated = {f"train[:{bad}]": bad, f"train[{bad + 1}:]": EPISODES - bad - 1}.get(split, 2)
+        assert result.episodes == stated - lost
+
+
+def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
+    shards = tfrecords.shards(damaged)
+    extra = shards[0].with_name("plain-train.tfrecord-00003-of-00004")
+    shutil.copy(shards[0], extra)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{extra.name}: this shard is none of those"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+    result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert result.episodes == EPISODES
+    assert [loss.path for loss in result.skipped] == [str(extra)]
+    assert result.skipped[0].count == len(tfrecords.read(extra))
+
+
+@pytest.mark.parametrize("count", ["1000000000000", "-5", "0", "9223372036854775807"])
+def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
+    tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, count))
+    with pytest.raises(kabuki_rlds.KabukiError):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+    if int(count) >= 0:
+        result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+        assert result.episodes == EPISODES
+        assert ["dataset_info.json says more episodes" in loss.why for loss in result.skipped] == [True] * (
+            count != "0"
+        )
+
+
+def test_a_split_that_is_said_to_hold_nothing_and_does_is_refused(damaged, tmp_path):
+    tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["0", "0", "0"]))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"more episodes than dataset_info.json says: 0 expected"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+
+
+def test_more_episodes_than_were_said_are_no_loss(damaged, tmp_path, caplog):
+    tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, "1"))
+    result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.skipped) == (EPISODES, [])
+    assert "episodes more than dataset_info.json says" in caplog.text
+
+
+def test_a_dataset_of_which_nothing_can_be_read(damaged, tmp_path):
+    for shard in tfrecords.shards(damaged):
+        shard.write_bytes(b"")
+    result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.steps) == (0, 0)
+    assert sum(loss.count for loss in result.skipped) == EPISODES
+
+
+def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
+    flip_data(damaged)
+    out = tmp_path / "out.hdf5"
+    assert main(["convert", str(damaged), str(out), "--quiet", "--skip-bad-episodes"]) == 0
+    error = capfd.readouterr().err
+    shard = tfrecords.shards(damaged)[1]
+    assert f"kabuki-rlds: warning: {shard}: record 1: the data is damaged, by its checksum; left out\n" in error
+    assert error.endswith("kabuki-rlds: warning: 1 damaged episode was left out; inspect names them\n")
+    assert main(["inspect", str(out)]) == 0
+    assert f"  left out  {shard}: record 1: the data is damaged, by its checksum\n" in capfd.readouterr().out
+    assert main(["validate", str(out), "--against", str(damaged)]) == 0
+    assert "holds what its source holds, but for 1 damaged episodes that were left out" in capfd.readouterr().out
+
+
+def test_what_a_file_lacks_is_told_by_those_made_of_it(damaged, tmp_path):
+    flip_data(damaged)
+    first = kabuki_rlds.convert(damaged, tmp_path / "a.hdf5", skip_bad_episodes=True)
+    second = kabuki_rlds.convert([first.path, first.path], tmp_path / "b.hdf5")
+    assert second.skipped == [*first.skipped, *first.skipped]
+
+
+def test_a_source_that_was_mended_differs(damaged, dataset, tmp_path):
+    flip_data(damaged)
+    result = kabuki_rlds.convert(damaged, tmp_path / "a.hdf5", skip_bad_episodes=True)
+    (lost,) = kabuki_rlds.compare(result.path, dataset("plain"))
+    assert (lost.message, lost.count) == ("in the source, but not in the file", 1)
+
+
+# --- images and encoded tensors ---
+
+
+def with_pictures(shape: tuple[int | None, ...] = (8, 8, 3), **observation: Any) -> datasets.Recipe:
+    """Three episodes of an image, and other fields, a step."""
+    features = tfds.features.FeaturesDict(
+        {
+            "steps": tfds.features.Dataset(
+                {
+                    **{
+                        "observation": {
+                            "image": tfds.features.Image(shape=shape),
+                            **{name: feature for name, (feature, _) in observation.items()},
+                        },
+                        "action": np.float32,
+                        "reward": np.float32,
+                        "discount": np.float32,
+                    },
+                    **dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_),
+                }
+            ),
+        }
+    )
+    image = np.zeros((8, 8, 3), np.uint8)
+    steps = [
+        {
+            "observation": {"image": image, **{name: value for name, (_, value) in observation.items()}},
+            "action": 0,
+            "reward": 0,
+            "discount": 1,
+            "is_first": t == 0,
+            "is_last": t == 3,
+            "is_terminal": False,
+        }
+        for t in range(4)
+    ]
+    return datasets.Recipe("pictures", features, {"train": [{"steps": steps}] * 3}, in_order=True)
+
+
+def png(height: int, width: int) -> bytes:
+    """A file of few bytes, whatever the size that it says."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(bytes(1000))
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, pixels, b"IEND"))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def jpeg(height: int, width: int) -> bytes:
+    file = bytearray(tf.io.encode_jpeg(np.zeros((8, 8, 3), np.uint8)).numpy())
+    at = file.index(b"\xff\xc0")
+    struct.pack_into(">HH", file, at + 5, height, width)
+    return bytes(file)
+
+
+def gif(height: int, width: int) -> bytes:
+    return (
+        b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2"
+    )
+
+
+def bmp(height: int, width: int) -> bytes:
+    return b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, width, -height, 1, 24, 0, 0, 0, 0, 0, 0)
+
+
+BOMBS = {"png": png, "jpeg": jpeg, "gif": gif, "bmp": bmp}
+LARGE = 30_000
+
+
+def put_image(folder: Path, file: bytes) -> None:
+    """Puts an image file in the place of the third image of the second episode."""
+    (shard,) = folder.glob("*-train*")
+    key = "steps/observation/image"
+    tfrecords.edit(shard, 1, lambda e: e.features.feature[key].bytes_list.value.__setitem__(2, file))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (None, None, 3)])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
+    folder = datasets.write(with_pictures(shape), tmp_path)
+    put_image(folder, BOMBS[kind](LARGE, LARGE))
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert f"record 1: field 'observation/image': image 2 is {LARGE} x {LARGE} pixels" in str(error.value)
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+@pytest.mark.parametrize("images", ["arrays", "encoded"])
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (b"", "image 2 is no PNG, JPEG, GIF, BMP or WebP file"),
+        (b"\x89PNG\r\n\x1a\n", "image 2 is no PNG"),
+        (b"\xff\xd8\xff\xe0\0\x10", "image 2 is no PNG"),
+        (b"these are the bytes of no image", "image 2 is no PNG"),
+        (png(8, 9), "image 2 is 8 x 9 pixels, where its feature says 8 x 8"),
+    ],
+    ids=["nothing", "a PNG without a header", "a JPEG without a frame", "text", "another size"],
+)
+def test_an_image_that_is_none_or_of_another_size_is_refused(file, says, images, tmp_path):
+    folder = datasets.write(with_pictures(), tmp_path)
+    put_image(folder, file)
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5", images=images)
+    assert f"record 1: field 'observation/image': {says}" in str(error.value)
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", images=images, skip_bad_episodes=True)
+    assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path):
+    folder = datasets.write(with_pictures(), tmp_path)
+    put_image(folder, png(8, 8)[:60])
+    with pytest.raises(
+        kabuki_rlds.KabukiError, match=r"record 1: field 'observation/image': image 2 cannot be decoded"
+    ):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 2
+
+
+def tensor(shape: tuple[int | None, ...]) -> tuple[Any, np.ndarray]:
+    return tfds.features.Tensor(shape=shape, dtype=np.float64, encoding="zlib"), np.ones((4, 3))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (None, 3), (None, None)])
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        (zlib.compress(bytes(300 << 20)), "unpacks to more than"),
+        (zlib.compress(bytes(96))[:-6], "a zlib stream that is cut short"),
+        (b"no zlib", "no zlib stream, or a damaged one"),
+        (zlib.compress(bytes(95)), "bytes"),
+    ],
+    ids=["a bomb", "cut short", "no stream", "half a number"],
+)
+def test_an_encoded_tensor_that_is_not_what_it_should_be_is_refused(item, says, shape, tmp_path):
+    folder = datasets.write(with_pictures(depth=tensor(shape)), tmp_path)
+    (shard,) = folder.glob("*-train*")
+    key = "steps/observation/depth/value" if shape == (None, None) else "steps/observation/depth"
+    tfrecords.edit(shard, 1, lambda e: e.features.feature[key].bytes_list.value.__setitem__(2, item))
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert "record 1: " in str(error.value) and says in str(error.value)
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+# --- lengths that lie: no memory is read that is none of the record's ---
+
+
+def lists(change: Callable[[list[int]], list[int]]) -> Callable[[Any], None]:
+    def edit(feature: Any) -> None:
+        values = feature[LENGTHS].int64_list.value
+        values[:] = change(list(values))
+
+    return edit
+
+
+LENGTHS = "steps/observation/boxes/ragged_row_lengths_1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lengths: [1 << 40, *lengths[1:]],
+        lambda lengths: [-1, *lengths[1:]],
+        lambda lengths: [lengths[0] + 10, lengths[1] - 10, *lengths[2:]],
+        lambda lengths: lengths[1:],
+        lambda lengths: [*lengths, 1],
+        lambda lengths: [1 << 62] * len(lengths),
+    ],
+    ids=["huge", "negative", "one more, one less", "too few", "too many", "a sum beyond 64 bits"],
+)
+def test_lengths_of_lists_that_lie_are_refused(change, tmp_path):
+    inner = tfds.features.Sequence(tfds.features.Sequence(np.float32))
+    folder = datasets.write(with_pictures(boxes=(inner, [[1.0, 2.0], [3.0]])), tmp_path)
+    (shard,) = folder.glob("*-train*")
+    assert LENGTHS in tf.train.Example.FromString(tfrecords.read(shard)[0].data).features.feature
+    tfrecords.edit(shard, 1, lambda example: lists(change)(example.features.feature))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"record 1: field 'observation/boxes'"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+@pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (-4, -3), (12,), (4, 4)])
+def test_shapes_of_tensors_that_lie_are_refused(shape, tmp_path):
+    folder = datasets.write(with_pictures(depth=tensor((None, None))), tmp_path)
+    (shard,) = folder.glob("*-train*")
+
+    def change(example: Any) -> None:
+        values = example.features.feature["steps/observation/depth/shape"].int64_list.value
+        values[:] = [*shape, *list(values)[2:]]
+
+    tfrecords.edit(shard, 1, change)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"record 1: field 'observation/depth'"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+
+
+# --- datasets that strangers made ---
+
+
+def template(text: str) -> Callable[[dict[str, Any]], object]:
+    return lambda train: train.update(filepathTemplate=text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "a/../../../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "/etc/{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    ],
+)
+@pytest.mark.parametrize("skip", [False, True])
+def test_shards_outside_of_the_folder_are_not_read(text, skip, damaged, tmp_path):
+    for shard in tfrecords.shards(damaged):
+        shutil.copy(shard, damaged.parent / shard.name)
+    tfrecords.edit_info(damaged, template(text))
+    with pytest.raises(kabuki_rlds.KabukiError, match="outside of the dataset's folder"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=skip)
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_a_description_of_absurd_size_is_not_read(name, damaged, tmp_path):
+    with open(damaged / name, "ab") as file:
+        file.truncate(10 << 30)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{name}: .* bytes are too many to describe a dataset"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+def test_a_description_without_end_is_refused(name, damaged, tmp_path):
+    (damaged / name).write_text("[" * 200_000)
+    with pytest.raises(kabuki_rlds.KabukiError):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+
+
+def test_features_of_absurd_size_are_refused(tmp_path):
+    folder = datasets.write(with_pictures(), tmp_path)
+    text = (folder / "features.json").read_text()
+    (folder / "features.json").write_text(text.replace('"8"', '"1099511627776"', 1))
+    assert (folder / "features.json").read_text() != text
+    with pytest.raises(kabuki_rlds.KabukiError):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+
+
+def test_nothing_of_a_stranger_is_imported(damaged, tmp_path, monkeypatch):
+    (tmp_path / "stranger.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = json.loads((damaged / "features.json").read_text())
+    features["pythonClassName"] = "stranger.Features"
+    (damaged / "features.json").write_text(json.dumps(features))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"names the class 'stranger.Features'"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+
+
+# --- a source that changes ---
+
+
+@pytest.mark.parametrize("name", ["features.json", "plain-train.tfrecord-00002-of-00003"])
+def test_a_source_that_changes_while_it_is_read_is_said(name, damaged, tmp_path, monkeypatch):
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    write = KabukiWriter.write
+
+    def change(self, block, origin_of) -> None:
+        write(self, block, origin_of)
+        (damaged / name).touch()
+
+    monkeypatch.setattr(KabukiWriter, "write", change)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{name}: changed while it was read"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+    assert not (tmp_path / "out.hdf5").exists()

@@ -1,0 +1,247 @@
+"""A conversion that is taken up again makes the same file as one that was never interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds.cli.main import main
+from tests import handmade
+
+
+def contents(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
+    """All that h5py can tell of a file: names, types, chunks, filters, attributes, and the bytes of the values."""
+    found: dict[str, Any] = {"attributes": {name: np.asarray(value).tolist() for name, value in item.attrs.items()}}
+    if isinstance(item, h5py.Group):
+        return found | {name: contents(inner) for name, inner in item.items()}
+    properties = item.id.get_create_plist()
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    found |= {"type": item.id.get_type().encode(), "shape": item.shape, "chunks": item.chunks, "filters": filters}
+    if h5py.check_vlen_dtype(item.dtype) and not h5py.check_string_dtype(item.dtype):
+        return found | {"values": [row.tobytes() for row in item[:]]}
+    if item.dtype.kind == "O":
+        return found | {"values": item[:].tolist()}
+    if item.chunks and item.size:
+        chunks = [item.id.get_chunk_info(i).chunk_offset for i in range(item.id.get_num_chunks())]
+        found["stored"] = {offset: item.id.read_direct_chunk(offset) for offset in chunks}
+    return found | {"values": item[()].tobytes()}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    with h5py.File(a) as mine, h5py.File(b) as other:
+        # Not compared by pytest, which would go through all of it to say how they differ.
+        is_same = contents(mine) == contents(other)
+        assert is_same
+
+
+@pytest.fixture
+def small_parts(monkeypatch) -> None:
+    """Parts of a few episodes."""
+    monkeypatch.setattr(sys.modules["kabuki_rlds.resume"], "_PART_BYTES", 4000)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """`stop_after(n)` ends conversions as a kill would after their `n`-th part, or not at all."""
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    commit = KabukiWriter.commit
+    left = [-1]
+
+    def stopping(self) -> None:
+        commit(self)
+        left[0] -= 1
+        if not left[0]:
+            raise StoppedError
+
+    monkeypatch.setattr(KabukiWriter, "commit", stopping)
+    return lambda count: left.__setitem__(0, count)
+
+
+def parts(dest: Path) -> list[str]:
+    return sorted(path.name for path in dest.with_name(f"{dest.name}.parts").glob("*.hdf5"))
+
+
+RECIPES = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "oxe_style", "no_discount", "no_steps"]
+
+
+@pytest.mark.parametrize("images", ["arrays", "encoded"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_kind_of_field_comes_out_the_same(name, images, dataset, converted, small_parts, stop_after, tmp_path):
+    dest = tmp_path / "out.hdf5"
+    stop_after(2)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(dataset(name), dest, images=images, resume=True)
+    # Of a dataset that is one part, the second file to be whole is the one that was asked for.
+    assert dest.exists() == (len(parts(dest)) == 1)
+    stop_after(-1)
+    kabuki_rlds.convert(dataset(name), dest, images=images, resume=True, overwrite=True)
+    assert_same(dest, converted(name, images))
+    assert [path.name for path in tmp_path.iterdir()] == ["out.hdf5"]
+
+
+@pytest.mark.parametrize("options", [{"conform": True}, {"fill": {"reward": 2.0}, "compression": "none"}])
+def test_several_sources_and_what_was_changed_or_derived(options, dataset, small_parts, stop_after, tmp_path):
+    name = "no_reward" if "fill" in options else "oxe_style"
+    other = kabuki_rlds.convert(dataset(name), tmp_path / "other.hdf5", fill={"reward": 1.0}).path
+    sources = [dataset(name), other, dataset(name)]
+    undisturbed = kabuki_rlds.convert(sources, tmp_path / "undisturbed.hdf5", **options)
+    dest = tmp_path / "out.hdf5"
+    for count in (1, 1, 2, 2):
+        stop_after(count)
+        with pytest.raises(StoppedError):
+            kabuki_rlds.convert(sources, dest, resume=True, **options)
+    assert len(parts(dest)) == 6
+    stop_after(-1)
+    result = kabuki_rlds.convert(sources, dest, resume=True, **options)
+    assert (result.changed, result.derived) == (undisturbed.changed, undisturbed.derived)
+    assert (result.warnings, result.steps) == (undisturbed.warnings, undisturbed.steps)
+    assert_same(dest, undisturbed.path)
+
+
+def test_what_is_done_is_not_read_again(dataset, small_parts, stop_after, tmp_path, monkeypatch):
+    from kabuki_rlds.formats.rlds.pipeline import Pipeline
+
+    read = Pipeline.read
+    episodes = []
+
+    def count(self, shards, batch):
+        episodes.append(sum(shard.expected for shard in shards))
+        return read(self, shards, batch)
+
+    dest = tmp_path / "out.hdf5"
+    stop_after(1)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(dataset("plain"), dest, resume=True)
+    stop_after(-1)
+    monkeypatch.setattr(Pipeline, "read", count)
+    kabuki_rlds.convert(dataset("plain"), dest, resume=True)
+    assert 0 < sum(episodes) < 10
+
+
+def test_a_kabuki_file_is_taken_up_again_by_its_episodes(tmp_path, small_parts, stop_after):
+    lengths = [3, 0, 0, 500, 1, 700, 2, 0]
+    fields = handmade.fields([n for n in lengths if n], [True] * 5) | handmade.index(lengths)
+    source = handmade.write(tmp_path / "in.hdf5", fields)
+    undisturbed = kabuki_rlds.convert(source, tmp_path / "undisturbed.hdf5").path
+    dest = tmp_path / "out.hdf5"
+    stop_after(2)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(source, dest, resume=True)
+    assert parts(dest)
+    stop_after(-1)
+    kabuki_rlds.convert(source, dest, resume=True)
+    assert_same(dest, undisturbed)
+
+
+@pytest.fixture
+def stopped(dataset, small_parts, stop_after, tmp_path) -> Path:
+    """The destination of a conversion that was interrupted."""
+    dest = tmp_path / "out.hdf5"
+    stop_after(2)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(dataset("plain"), dest, resume=True)
+    stop_after(-1)
+    return dest
+
+
+def test_other_options_are_refused_and_what_differs_is_named(stopped, dataset):
+    for options, what in (
+        ({"conform": True}, "conform"),
+        ({"split": "test"}, "sources, files"),
+        ({"fill": {"reward": 1.0}}, "fill"),
+    ):
+        with pytest.raises(kabuki_rlds.KabukiError, match=f"parts of another conversion, with other {what};"):
+            kabuki_rlds.convert(dataset("plain"), stopped, resume=True, **options)
+    assert len(parts(stopped)) == 2
+
+
+def test_a_source_that_changed_meanwhile_is_refused(stopped, dataset, tmp_path):
+    dest = tmp_path / "again.hdf5"
+    os.rename(f"{stopped}.parts", f"{dest}.parts")
+    plan = Path(f"{dest}.parts", "plan.json")
+    was = json.loads(plan.read_text())
+    was["files"][next(iter(was["files"]))][1] += 1
+    plan.write_text(json.dumps(was))
+    with pytest.raises(kabuki_rlds.KabukiError, match="with other files; call it as before, or without --resume"):
+        kabuki_rlds.convert(dataset("plain"), dest, resume=True)
+
+
+def test_without_resume_it_begins_anew_and_cleans_up(stopped, dataset, converted):
+    kabuki_rlds.convert(dataset("plain"), stopped)
+    assert [path.name for path in stopped.parent.iterdir()] == ["out.hdf5"]
+    assert_same(stopped, converted("plain"))
+
+
+def test_a_folder_of_someone_else_is_left_alone(dataset, tmp_path):
+    folder = tmp_path / "out.hdf5.parts"
+    folder.mkdir()
+    (folder / "00000.hdf5").write_bytes(b"mine")
+    kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5")
+    assert (folder / "00000.hdf5").read_bytes() == b"mine"
+
+
+def test_parts_that_cannot_be_written_are_said(dataset, tmp_path):
+    (tmp_path / "out.hdf5.parts").write_bytes(b"a file")
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts: cannot be used"):
+        kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", resume=True)
+
+
+def test_a_plan_that_is_damaged_is_said(stopped, dataset):
+    Path(f"{stopped}.parts", "plan.json").write_text("{")
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; without --resume"):
+        kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
+
+
+def test_ctrl_c_says_how_to_go_on(dataset, small_parts, tmp_path, capfd, monkeypatch):
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    def interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KabukiWriter, "commit", interrupted)
+    assert main(["convert", str(dataset("plain")), str(tmp_path / "out.hdf5"), "--resume", "--quiet"]) == 1
+    assert capfd.readouterr().err == "kabuki-rlds: error: interrupted; the same command goes on from what is done\n"
+
+
+_SMALL_PARTS = """
+import sys
+from kabuki_rlds import resume
+from kabuki_rlds.cli.main import main
+resume._PART_BYTES = 20_000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_after_kills_at_any_time_it_equals_the_undisturbed(tmp_path):
+    rng = random.Random(5)
+    source = handmade.write(tmp_path / "in.hdf5", handmade.fields([1000] * 300, [True] * 300))
+    undisturbed = kabuki_rlds.convert(source, tmp_path / "undisturbed.hdf5").path
+    dest = tmp_path / "made" / "out.hdf5"
+    dest.parent.mkdir()
+    command = [sys.executable, "-c", _SMALL_PARTS, "convert", str(source), str(dest), "--resume", "--quiet"]
+    for _ in range(3):
+        before = len(parts(dest))
+        with subprocess.Popen(command) as process:
+            more = rng.randint(1, 4)
+            while process.poll() is None and len(parts(dest)) < before + more:
+                pass
+            process.kill()
+        assert not dest.exists()
+    subprocess.run(command, check=True)
+    assert_same(dest, undisturbed)
+    assert [path.name for path in dest.parent.iterdir()] == ["out.hdf5"]
