@@ -19,6 +19,7 @@ def add(commands: Commands, common: Parser) -> None:
         help="Kabuki files to an RLDS dataset",
         description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files. The dataset "
         "gets the features that the files came from, or else ones derived from their arrays.",
+        epilog="Example: kabuki-rlds build train=a.hdf5 val=b.hdf5 --data-dir ~/tensorflow_datasets --name reach",
     )
     command.add_argument(
         "files",

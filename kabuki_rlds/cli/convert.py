@@ -27,7 +27,8 @@ def add(commands: Commands, common: Parser) -> None:
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), or a Kabuki file; "
+        help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), a log of EnvLogger's or "
+        "a folder of logs, or a Kabuki file; "
         "several are stitched in this order",
     )
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")

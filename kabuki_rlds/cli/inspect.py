@@ -14,6 +14,7 @@ def add(commands: Commands, common: Parser) -> None:
         "inspect",
         parents=[common],
         help="what is in a file",
+        epilog="Example: kabuki-rlds inspect hopper.hdf5 --json | jq .returns.mean",
         description="Prints the fields, episodes, lengths, returns and endings of a file, its size and its sources.",
     )
     command.add_argument("file", metavar="FILE", help="a Kabuki HDF5 file")
