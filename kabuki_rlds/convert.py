@@ -19,6 +19,7 @@ from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
@@ -166,16 +167,17 @@ def convert(
 
 def _check_applies(opened: list[Source], split: str | None, images: str) -> None:
     """Refuses an option that would do nothing at all, and warns of one that does nothing to some sources."""
-    files = [source for source in opened if isinstance(source, KabukiSource)]
-    for source in files:
+    undivided = [source for source in opened if isinstance(source, (KabukiSource, EnvLoggerSource))]
+    for source in undivided:
+        what = "a Kabuki file" if isinstance(source, KabukiSource) else "a log"
         pixels = [p for p, f in source.schema.steps.items() if f.kind == "image" and not f.encoded]
         if images == "encoded" and pixels:
             _log.warning("%s: its images are arrays already and stay so: %s", source.label, ", ".join(pixels))
         if split is None:
             continue
-        if len(files) == len(opened):
-            raise KabukiError(f"{source.label}: a Kabuki file is one split, so {split!r} cannot be taken of it")
-        _log.warning("%s: a Kabuki file is one split; all of it is taken, and not %r", source.label, split)
+        if len(undivided) == len(opened):
+            raise KabukiError(f"{source.label}: {what} is one split, so {split!r} cannot be taken of it")
+        _log.warning("%s: %s is one split; all of it is taken, and not %r", source.label, what, split)
 
 
 def _with_origins(blocks: Iterator[Block], source: Source) -> Iterator[tuple[Block, np.ndarray]]:

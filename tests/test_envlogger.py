@@ -645,3 +645,8 @@ def test_only_numpy_is_needed_to_read_a_log(tmp_path):
     """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+def test_a_log_is_one_split(tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match="a log is one split, so 'test' cannot be taken of it"):
+        kabuki_rlds.convert(VERSIONS / "1.2", tmp_path / "out.hdf5", split="test")
