@@ -15,14 +15,13 @@ before, HDF5 goes round in a circle.
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from kabuki_rlds.errors import KabukiError
 
-_SIGNATURE = re.compile(rb"GCOL\x01|TREE")
+_SIGNATURES = (b"GCOL\x01", b"TREE")
 _SIGNATURE_BYTES = 5
 _HEAP = struct.Struct("<4s4xQ")
 _OBJECT = struct.Struct("<HHIQ")
@@ -74,8 +73,12 @@ def _found(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
     begin = 0
     while piece := file.read(_PIECE):
         data = before + piece
-        for match in _SIGNATURE.finditer(data):
-            yield match[0], begin + match.start()
+        # One after the other takes half the time that a regular expression for both does.
+        for signature in _SIGNATURES:
+            at = data.find(signature)
+            while at >= 0:
+                yield signature, begin + at
+                at = data.find(signature, at + 1)
         before = data[1 - _SIGNATURE_BYTES :]
         begin += len(data) - len(before)
 
