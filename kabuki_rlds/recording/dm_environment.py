@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import dm_env
 
 from kabuki_rlds.recording.recorder import Recorder
-from kabuki_rlds.recording.stream import EpisodeStream
+from kabuki_rlds.recording.stream import OneStream
 
 
-class RecordedEnvironment(dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types
+class RecordedEnvironment(OneStream, dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types
     """Records each step of an environment, and is otherwise as it is.
 
     `discount` and `reward` are those of the time step; a last one with a discount of 0
@@ -23,9 +22,8 @@ class RecordedEnvironment(dm_env.Environment):  # type: ignore[misc]  # dm_env s
     """
 
     def __init__(self, environment: dm_env.Environment, recorder: Recorder):
+        super().__init__(recorder)
         self._environment = environment
-        self._recorder = recorder
-        self._stream = EpisodeStream(recorder)
 
     def reset(self) -> dm_env.TimeStep:
         timestep = self._environment.reset()
@@ -62,28 +60,12 @@ class RecordedEnvironment(dm_env.Environment):  # type: ignore[misc]  # dm_env s
     def discount_spec(self) -> Any:
         return self._environment.discount_spec()
 
-    @property
-    def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
-        return self._recorder.num_episodes
-
-    def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended."""
-        self._stream.set_metadata(metadata)
-
-    def discard_episode(self) -> None:
-        """Forgets the episode that is open, or has just ended."""
-        self._stream.discard()
-
     def close(self) -> None:
         """Ends the recording, and closes the environment."""
         try:
-            self._stream.cut_short()
+            self._end_recording()
         finally:
-            try:
-                self._recorder.close()
-            finally:
-                self._environment.close()
+            self._environment.close()
 
     def __getattr__(self, name: str) -> Any:
         if name == "_environment":  # It is being copied, and has nothing yet.

@@ -10,10 +10,10 @@ import gymnasium
 
 from kabuki_rlds.recording.info import ChosenInfo
 from kabuki_rlds.recording.recorder import Recorder
-from kabuki_rlds.recording.stream import EpisodeStream
+from kabuki_rlds.recording.stream import OneStream
 
 
-class RecordedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+class RecordedEnv(OneStream, gymnasium.Wrapper[Any, Any, Any, Any]):
     """Records each step of an environment, and is otherwise as it is.
 
     An episode that was terminated ends terminal, with a discount of 0. One that was
@@ -26,9 +26,8 @@ class RecordedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], recorder: Recorder, info: bool | Sequence[str]):
-        super().__init__(env)
-        self._recorder = recorder
-        self._stream = EpisodeStream(recorder)
+        OneStream.__init__(self, recorder)
+        gymnasium.Wrapper.__init__(self, env)
         self._info = ChosenInfo(info)
         #: That of the first `reset`, until a step tells which entries there are.
         self._first_info: Mapping[str, Any] | None = None
@@ -57,25 +56,9 @@ class RecordedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         )
         return observation, reward, terminated, truncated, info
 
-    @property
-    def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
-        return self._recorder.num_episodes
-
-    def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended."""
-        self._stream.set_metadata(metadata)
-
-    def discard_episode(self) -> None:
-        """Forgets the episode that is open, or has just ended."""
-        self._stream.discard()
-
     def close(self) -> None:
         """Ends the recording, and closes the environment."""
         try:
-            self._stream.cut_short()
+            self._end_recording()
         finally:
-            try:
-                self._recorder.close()
-            finally:
-                super().close()
+            super().close()

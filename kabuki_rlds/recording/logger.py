@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.recording.recorder import Options, Recorder, Unfinished
-from kabuki_rlds.recording.stream import EpisodeStream, Metadata
+from kabuki_rlds.recording.stream import Metadata, OneStream
 from kabuki_rlds.schema import Info
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kabuki_rlds.recording.features import Images
 
 
-class Logger:
+class Logger(OneStream):
     """Records episodes as an RLDS dataset or a Kabuki HDF5 file.
 
         with kabuki_rlds.Logger("runs/robot") as logger:
@@ -75,13 +75,7 @@ class Logger:
             homepage=homepage,
             environment=to_json(dict(metadata)) if metadata else "",
         )
-        self._recorder = Recorder(path, Options(split, images, unfinished, config, info))
-        self._stream = EpisodeStream(self._recorder)
-
-    @property
-    def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
-        return self._recorder.num_episodes
+        super().__init__(Recorder(path, Options(split, images, unfinished, config, info)))
 
     def reset(self, observation: Any, *, metadata: Metadata = None) -> None:
         """Begins an episode.
@@ -129,36 +123,13 @@ class Logger:
             action, reward, discount, observation, metadata, is_last=last or terminal, is_terminal=terminal
         )
 
-    def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended.
-
-        Those of the first episode tell what the fields are. Set again, they are replaced.
-
-        Raises:
-          KabukiError: there is no episode, or a field does not fit the recording.
-        """
-        self._stream.set_metadata(metadata)
-
-    def discard_episode(self) -> None:
-        """Forgets the episode that is open, or has just ended: it will not be in the dataset.
-
-        Of one that is open, the steps until the next reset are passed over too.
-
-        Raises:
-          KabukiError: there is none.
-        """
-        self._stream.discard()
-
     def close(self) -> None:
         """Ends the recording, and an episode that is open.
 
         Raises:
           KabukiError: something cannot be written. All episodes before it are safe.
         """
-        try:
-            self._stream.cut_short()
-        finally:
-            self._recorder.close()
+        self._end_recording()
 
     def __enter__(self) -> Logger:
         return self

@@ -149,3 +149,47 @@ class EpisodeStream:
         self._is_open = False
         self._is_terminal = is_terminal
         self._recorder.write(self._episode, is_terminal, self._metadata)
+
+
+class OneStream:
+    """What is recorded as one stream of episodes, and can be told of them.
+
+    Args:
+      recorder: what writes the episodes.
+    """
+
+    def __init__(self, recorder: Recorder):
+        self._recorder = recorder
+        self._stream = EpisodeStream(recorder)
+
+    @property
+    def num_episodes(self) -> int:
+        """How many episodes were recorded since this was opened."""
+        return self._recorder.num_episodes
+
+    def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Sets the fields of the episode that is open, or has just ended.
+
+        Those of the first episode tell what the fields are. Set again, they are replaced.
+
+        Raises:
+          KabukiError: there is no episode, or a field does not fit the recording.
+        """
+        self._stream.set_metadata(metadata)
+
+    def discard_episode(self) -> None:
+        """Forgets the episode that is open, or has just ended: it will not be in the dataset.
+
+        Of one that is open, the steps until the next reset are passed over too.
+
+        Raises:
+          KabukiError: there is none.
+        """
+        self._stream.discard()
+
+    def _end_recording(self) -> None:
+        """Ends the recording, and an episode that is open."""
+        try:
+            self._stream.cut_short()
+        finally:
+            self._recorder.close()
