@@ -63,7 +63,7 @@ class Table:
             self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
             bounds = [
-                (source.starts + at, np.append(source.starts[1:], source.num_steps)[: source.num_episodes] + at)
+                (source.starts + at, source.ends + at)
                 for source, at in zip(self._sources, self._splits.tolist(), strict=False)
             ]
             self.starts, self.ends = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
@@ -94,11 +94,10 @@ class Table:
             except KabukiError as e:
                 raise KabukiError(f"{self._sources[0].path}: {e}") from e
         for source, readers in zip(self._sources, self._readers, strict=True):
-            ends = np.append(source.starts[1:], source.num_steps)
             rewards, discounts = (readers[path] for path in RETURNS)
             assert isinstance(rewards, FixedReader) and isinstance(discounts, FixedReader)
             for path in RETURNS:
-                readers[path] = ReturnReader(path, returns, self.fields[path], rewards, discounts, ends)
+                readers[path] = ReturnReader(path, returns, self.fields[path], rewards, discounts, source.ends)
 
     @functools.cached_property
     def row_nbytes(self) -> int:

@@ -183,7 +183,7 @@ class KabukiSource:
             stated = lengths[:] if lengths.ndim == 1 else np.zeros(0)
         except READ_ERRORS as e:
             raise KabukiError(f"{self.path}: episodes/length cannot be read: {e}") from e
-        if lengths.ndim != 1 or not np.array_equal(stated, np.diff(self.starts, append=self.num_steps)):
+        if lengths.ndim != 1 or not np.array_equal(stated, self.ends - self.starts):
             raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
 
     def size(self) -> Size:
@@ -203,7 +203,7 @@ class KabukiSource:
             if only is None or with_metadata
         }
         rows = self._block_rows(readers)
-        begin, end_row = self._row_of(self._episodes.start), self._row_of(self._episodes.stop)
+        begin, end_row = self.row_of(self._episodes.start), self.row_of(self._episodes.stop)
         bounds = [*range(begin, end_row, rows), end_row] if begin < end_row else [begin, end_row]
         for start, stop in itertools.pairwise(bounds):
             interruption.check()
@@ -225,14 +225,23 @@ class KabukiSource:
         cuts = np.unique(np.searchsorted(self.starts, rows))
         pieces = []
         for first, end in itertools.pairwise([0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]):
-            piece = copy.copy(self)
-            piece._episodes = range(first, end)
-            piece.num_episodes = end - first
-            piece.origin_of = self.origin_of[first:end]
-            pieces.append(piece)
+            pieces.append(self.piece(first, end))
         return pieces
 
-    def _row_of(self, episode: int) -> int:
+    def piece(self, first: int, end: int) -> KabukiSource:
+        """The episodes `first` to `end` as a source of their own, which lives as long as this one is open."""
+        piece = copy.copy(self)
+        piece._episodes = range(first, end)
+        piece.num_episodes = end - first
+        piece.origin_of = self.origin_of[first:end]
+        return piece
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The row after the last of each episode: int64, (episodes,)."""
+        return np.append(self.starts[1:], self.num_steps)[: len(self.starts)]
+
+    def row_of(self, episode: int) -> int:
         """The row at which an episode begins, or the end."""
         return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5.reader import KabukiSource, column_reader
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.rlds.derived import ImageFormat, features_of
 from kabuki_rlds.formats.rlds.examples import ExampleEncoder
 
@@ -52,8 +50,9 @@ class EpisodeRange:
         """(number of the episode in its split, its record)."""
         with KabukiSource(self.path) as source:
             encoder = ExampleEncoder(features_of(source.schema, self.images))
-            block = _read(source, self.first, self.stop)
-            yield from enumerate(itertools.chain(encoder.encode(block), encoder.finish()), self.key)
+            blocks = source.piece(self.first, self.stop).blocks()
+            records = itertools.chain.from_iterable(map(encoder.encode, blocks))
+            yield from enumerate(itertools.chain(records, encoder.finish()), self.key)
 
 
 def ranges(sources: Sequence[KabukiSource], limit: int | None, images: ImageFormat) -> list[EpisodeRange]:
@@ -62,7 +61,7 @@ def ranges(sources: Sequence[KabukiSource], limit: int | None, images: ImageForm
     key = 0
     for source in sources:
         episodes = source.num_episodes if limit is None else min(source.num_episodes, limit - key)
-        steps = int(source.starts[episodes]) if episodes < source.num_episodes else source.num_steps
+        steps = source.row_of(episodes)
         sample = source.size().sample
         row_bytes = 0 if sample is None else sample.nbytes // max(sample.num_steps, 1)
         count = min(max(_LEAST_RANGES, steps * row_bytes // _RANGE_BYTES), max(episodes, 1))
@@ -151,22 +150,3 @@ class _Serialized:
 
     def serialize_example(self, example: bytes) -> bytes:
         return example
-
-
-def _read(source: KabukiSource, first: int, stop: int) -> Block:
-    """The episodes `first` to `stop` of a file as one block."""
-    start = int(source.starts[first])
-    end = int(source.starts[stop]) if stop < source.num_episodes else source.num_steps
-    with ThreadPoolExecutor(1, "kabuki-range") as pool:
-        return Block(
-            {
-                path: column_reader(dataset, source.schema.steps[path], pool).read(start, end)
-                for path, dataset in source.step_datasets.items()
-            },
-            end - start,
-            source.starts[first:stop] - start,
-            {
-                path: column_reader(dataset, source.schema.metadata[path], pool).read(first, stop)
-                for path, dataset in source.metadata_datasets.items()
-            },
-        )
