@@ -27,6 +27,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds import journal, writer
 from kabuki_rlds.formats.rlds.journal import Journal, Scan
+from kabuki_rlds.formats.rlds.staging import sync
 from kabuki_rlds.schema import Info
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Recording:
         self._info.set_splits(tfds.core.SplitDict([*others, split]))
         staging = self._staging()
         self._info.write_dataset_info_json(staging)
-        _sync(staging / _INFO)
+        sync(staging / _INFO)
         os.replace(staging / _INFO, self.folder / _INFO)
         staging.rmdir()
         self._sync()
@@ -314,11 +315,3 @@ class Recording:
 
     def _sync(self) -> None:
         os.fsync(self._lock)
-
-
-def _sync(path: pathlib.Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

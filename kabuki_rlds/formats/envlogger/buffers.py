@@ -6,6 +6,7 @@ import numpy as np
 
 from kabuki_rlds.block import splits_of
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.varint import varint
 
 _NONE, _BROTLI, _ZSTD, _SNAPPY = 0, *b"bzs"
 
@@ -88,16 +89,6 @@ def varints(data: bytes | np.ndarray) -> np.ndarray:
     if len(place) and place.max() > 9:
         raise ValueError("a number is longer than 64 bits")
     return np.add.reduceat((taken & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64), starts)
-
-
-def varint(value: int) -> bytes:
-    """A number, as a varint."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from kabuki_rlds.block import splits_of
-from kabuki_rlds.formats.envlogger.buffers import Reader, decompress, varint
+from kabuki_rlds.formats.envlogger.buffers import Reader, decompress
+from kabuki_rlds.formats.varint import varint
 
 # What a node is, where it is no field.
 NO_OP, NON_PROTO, SUBMESSAGE_START, RECORD_START = range(4)

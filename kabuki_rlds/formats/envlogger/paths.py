@@ -13,8 +13,9 @@ import numpy as np
 
 from kabuki_rlds.block import splits_of
 from kabuki_rlds.formats.envlogger import visits
-from kabuki_rlds.formats.envlogger.buffers import runs, string_sizes, varint, windows
+from kabuki_rlds.formats.envlogger.buffers import runs, string_sizes, windows
 from kabuki_rlds.formats.envlogger.machine import NON_PROTO, RECORD_START, SUBMESSAGE_START, Machine, Node
+from kabuki_rlds.formats.varint import varint
 
 #: So many records of a kind are put together at once; what is of a smaller kind is odd.
 _ALIKE = 8

@@ -16,10 +16,8 @@ from typing import BinaryIO
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.formats.rlds.shards import FOOT, HEAD, RECORD_FRAME
 
-#: What stands before and after the data of a record.
-_HEAD = struct.Struct("<QI")
-_FOOT = struct.Struct("<I")
 _LENGTH = struct.Struct("<Q")
 
 
@@ -57,11 +55,11 @@ class Scan:
     def _next(self, file: BinaryIO) -> bool:
         """Passes over a record, if a whole one follows."""
         file.seek(self.end)
-        head = file.read(_HEAD.size)
-        if len(head) < _HEAD.size:
+        head = file.read(HEAD.size)
+        if len(head) < HEAD.size:
             return False
-        length, check = _HEAD.unpack(head)
-        end = self.end + _HEAD.size + length + _FOOT.size
+        length, check = HEAD.unpack(head)
+        end = self.end + RECORD_FRAME + length
         if end > self.size or check != crc32c.masked(head[: _LENGTH.size]):
             return False
         self.records += 1
@@ -101,7 +99,7 @@ def _readable_end(path: pathlib.Path, end: int) -> int:
     at = 0
     try:
         for data in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
-            at += _HEAD.size + len(data) + _FOOT.size
+            at += RECORD_FRAME + len(data)
     except tf.errors.DataLossError:
         return at
     return end
@@ -143,8 +141,8 @@ class Journal:
     def replace(self, start: int, data: bytes) -> None:
         """Writes a record in the place of the last, which begins at `start`."""
         length = _LENGTH.pack(len(data))
-        head = length + _FOOT.pack(crc32c.masked(length))
-        record = b"".join((head, data, _FOOT.pack(crc32c.masked(data))))
+        head = length + FOOT.pack(crc32c.masked(length))
+        record = b"".join((head, data, FOOT.pack(crc32c.masked(data))))
         try:
             self._write(record, start)
         except OSError as e:

@@ -21,6 +21,7 @@ import numpy as np
 
 from kabuki_rlds.block import splits_of
 from kabuki_rlds.formats.rlds.wire import ListType
+from kabuki_rlds.formats.varint import varint
 
 #: The field number of each list in a Feature, as its tag.
 _LIST_TAGS: dict[ListType, bytes] = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
@@ -78,7 +79,7 @@ def integers(values: np.ndarray, at: np.ndarray) -> Payload:
 
 def byte_strings(items: Sequence[bytes], at: np.ndarray) -> Payload:
     """Byte strings, of which each episode's begin at `at`."""
-    heads = [_TAG_1 + _varint(len(item)) for item in items]
+    heads = [_TAG_1 + varint(len(item)) for item in items]
     sizes = np.fromiter(map(len, heads), np.int64, len(items)) + np.fromiter(map(len, items), np.int64, len(items))
     data = b"".join(part for pair in zip(heads, items, strict=True) for part in pair)
     return Payload(data, splits_of(sizes)[at].tolist())
@@ -88,7 +89,7 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> Payload:
     """Arrays of one shape as byte strings, (items, *shape), of which each episode's begin at `at`."""
     raw = np.ascontiguousarray(items).reshape(-1).view(np.uint8).reshape(len(items), -1) if items.size else None
     nbytes = 0 if raw is None else raw.shape[1]
-    head = np.frombuffer(_TAG_1 + _varint(nbytes), np.uint8)
+    head = np.frombuffer(_TAG_1 + varint(nbytes), np.uint8)
     data = np.empty((len(items), len(head) + nbytes), np.uint8)
     data[:, : len(head)] = head
     if raw is not None:
@@ -126,24 +127,14 @@ def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> b
     for key, kind, data in lists:
         parts += (_feature_head(key, kind, len(data)), data)
     features = b"".join((*parts, entries))
-    return _TAG_1 + _varint(len(features)) + features
+    return _TAG_1 + varint(len(features)) + features
 
 
 @functools.lru_cache(1 << 14)
 def _feature_head(key: bytes, kind: ListType, nbytes: int) -> bytes:
     """All that stands before the payload in an entry of an Example's map of features."""
     # Numbers are packed into one field of the list, which is left out where there are none.
-    packed = _TAG_1 + _varint(nbytes) if kind != "string" and nbytes else b""
-    feature = _LIST_TAGS[kind] + _varint(len(packed) + nbytes) + packed
-    entry = _TAG_1 + _varint(len(key)) + key + b"\x12" + _varint(len(feature) + nbytes) + feature
-    return _TAG_1 + _varint(len(entry) + nbytes) + entry
-
-
-@functools.lru_cache(1 << 14)
-def _varint(number: int) -> bytes:
-    groups = bytearray()
-    while number > 127:
-        groups.append(number & 127 | 128)
-        number >>= 7
-    groups.append(number)
-    return bytes(groups)
+    packed = _TAG_1 + varint(nbytes) if kind != "string" and nbytes else b""
+    feature = _LIST_TAGS[kind] + varint(len(packed) + nbytes) + packed
+    entry = _TAG_1 + varint(len(key)) + key + b"\x12" + varint(len(feature) + nbytes) + feature
+    return _TAG_1 + varint(len(entry) + nbytes) + entry

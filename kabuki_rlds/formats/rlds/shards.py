@@ -20,10 +20,11 @@ from kabuki_rlds.formats.rlds import crc32c
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_HEAD = struct.Struct("<QI")
-_FOOT = struct.Struct("<I")
+#: What stands before the data of a record, and after it.
+HEAD = struct.Struct("<QI")
+FOOT = struct.Struct("<I")
 #: What the TFRecord format adds to each record.
-RECORD_FRAME = _HEAD.size + _FOOT.size
+RECORD_FRAME = HEAD.size + FOOT.size
 
 #: Records that are looked at together, and about how many bytes they have.
 _RUN = 512
@@ -116,13 +117,13 @@ def check_lengths(path: str, records: int) -> None:
     with open(path, "rb", buffering=1 << 16) as file:
         size = os.fstat(file.fileno()).st_size
         at = number = 0
-        while number < records and len(head := file.read(_HEAD.size)) == _HEAD.size:
-            length = _HEAD.unpack(head)[0]
+        while number < records and len(head := file.read(HEAD.size)) == HEAD.size:
+            length = HEAD.unpack(head)[0]
             at += RECORD_FRAME + length
             if at > size:
                 raise KabukiError(f"{path}: record {number}: {_CUT_SHORT}")
             number += 1
-            file.seek(length + _FOOT.size, os.SEEK_CUR)
+            file.seek(length + FOOT.size, os.SEEK_CUR)
 
 
 _CUT_SHORT = "the shard is cut short"
@@ -171,11 +172,11 @@ def _frames(path: str) -> Iterator[bytes | str]:
     with open(path, "rb", buffering=1 << 20) as file:
         left = os.fstat(file.fileno()).st_size
         while left:
-            head = file.read(_HEAD.size)
-            if len(head) < _HEAD.size:
+            head = file.read(HEAD.size)
+            if len(head) < HEAD.size:
                 yield _CUT_SHORT
                 return
-            length, stated = _HEAD.unpack(head)
+            length, stated = HEAD.unpack(head)
             if stated != crc32c.masked(head[:8]):
                 yield _BAD_LENGTH
                 return
@@ -184,11 +185,11 @@ def _frames(path: str) -> Iterator[bytes | str]:
                 yield _CUT_SHORT
                 return
             data = file.read(length)
-            foot = file.read(_FOOT.size)
-            if len(data) + len(foot) < length + _FOOT.size:
+            foot = file.read(FOOT.size)
+            if len(data) + len(foot) < length + FOOT.size:
                 yield _CUT_SHORT
                 return
-            yield data if _FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
+            yield data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
 
 
 def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:

@@ -76,7 +76,7 @@ class StagedFolder:
     def commit(self) -> None:
         """Gives the folder its name. It is on the disk when this returns."""
         for path in (*self.partial.iterdir(), self.partial):
-            _sync(path)
+            sync(path)
         self._check_free()
         if self.destination.exists():
             # A folder cannot take the place of one that is not empty.
@@ -87,7 +87,7 @@ class StagedFolder:
             if self._old.exists():
                 os.rename(self._old, self.destination)
             raise
-        _sync(self.destination.parent)
+        sync(self.destination.parent)
         self._made = []
         if self._old.exists():
             shutil.rmtree(self._old)
@@ -131,7 +131,8 @@ class StagedFolder:
             raise KabukiError(f"{self.destination}: there, but no TFDS dataset; remove it, or take another --data-dir")
 
 
-def _sync(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
+    """Waits until a file or folder is on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
