@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from kabuki_rlds import interruption
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.detect import open_sources
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Source, Stamps
+from kabuki_rlds.reading import Reading
 from kabuki_rlds.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -63,10 +65,12 @@ def build(
     name: str | None = None,
     file_format: Literal["tfrecord", "array_record"] = "tfrecord",
     images: ImageFormat = "png",
+    assume: Mapping[str, str] | None = None,
+    fill: Mapping[str, float] | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Built:
-    """Builds an RLDS dataset that `tfds.load` reads, from one Kabuki file or several.
+    """Builds an RLDS dataset that `tfds.load` reads, from Kabuki files or from demonstrations in a layout of others.
 
     Its features are those that the first file came from, where it came from RLDS,
     else derived from its arrays: see `formats.rlds.derived`. The episodes of a split
@@ -76,7 +80,7 @@ def build(
     leaves nothing, and an old dataset as it was.
 
     Args:
-      files: Kabuki HDF5 files: one, or several that are stitched in the order given,
+      files: whatever `convert` takes: one, or several that are stitched in the order given,
         for the split `train`; or split to file or files.
       data_dir: where the dataset goes: `<data_dir>/<name>/<version>`.
       name: name of the dataset, with `/` that of a config; by default what the first
@@ -84,6 +88,8 @@ def build(
       file_format: of the shards.
       images: how images that are stored as arrays are encoded; "jpeg" is lossy. Those
         that are stored as image files stay as they are.
+      assume: what files in a layout of others do not say: see `convert`.
+      fill: constants for required fields that the files lack: {"reward": 0.0}.
       overwrite: replace the dataset of this name and version.
       progress: show a progress bar on stderr.
 
@@ -92,7 +98,7 @@ def build(
         be stored as its feature says, a file changed meanwhile, or the dataset exists
         or cannot be written.
     """
-    with open_splits(files, images) as opened:
+    with open_splits(files, images, Reading(assume, fill)) as opened:
         from kabuki_rlds.formats.rlds import writer
         from kabuki_rlds.formats.rlds.staging import StagedFolder
 
@@ -220,20 +226,30 @@ class OpenedSplits:
 
 
 @contextlib.contextmanager
-def open_splits(files: Files, images: ImageFormat = "png") -> Iterator[OpenedSplits]:
+def open_splits(files: Files, images: ImageFormat = "png", reading: Reading | None = None) -> Iterator[OpenedSplits]:
     """Opens the files of a dataset, and sees to it that they fit each other.
+
+    Args:
+      files: as in `build`.
+      images: likewise.
+      reading: how they are read.
 
     Raises:
       KabukiError: a file cannot be opened, a split cannot be named so, or files do not fit.
     """
+    reading = reading or Reading()
     by_split = paths_of(files)
     with contextlib.ExitStack() as stack:
         sources: dict[str, list[Source]] = {}
         for split, paths in by_split.items():
-            for path in paths:
-                source = open_source(path, images="encoded")
+            opened = open_sources(paths, images="encoded", assume=reading.assume)
+            for source in opened:
                 stack.callback(source.close)
-                sources.setdefault(split, []).append(source)
+            # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
+            sources[split] = [
+                source if isinstance(source, KabukiSource) and not reading.fill else reading.complete(source)
+                for source in opened
+            ]
         yield OpenedSplits(sources, images)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Nested, splits_of
-from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.detect import open_source, open_sources
 from kabuki_rlds.formats.source import Source
 from kabuki_rlds.schema import BYTES, Field
 
@@ -51,7 +51,12 @@ class Difference:
 
 @interruption.held_back()
 def compare(
-    file: Path, sources: Path | Sequence[Path], *, split: str | None = None, data_dir: Path | None = None
+    file: Path,
+    sources: Path | Sequence[Path],
+    *,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    assume: Mapping[str, str] | None = None,
 ) -> list[Difference]:
     """Compares every value of every field, bit by bit; what a converter derived is passed over.
 
@@ -63,6 +68,7 @@ def compare(
       sources: the datasets that it came from, in their order; as `convert` takes them.
       split: which split of the TFDS datasets, in TFDS's syntax; by default `train`.
       data_dir: where a TFDS name is looked up.
+      assume: what was assumed when it was converted.
 
     Returns:
       The differences, those of the fields first; nothing where there are none.
@@ -74,21 +80,17 @@ def compare(
     with contextlib.ExitStack() as stack:
         mine = stack.enter_context(contextlib.closing(open_source(file)))
         keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
-        theirs = [
-            stack.enter_context(
-                contextlib.closing(
-                    open_source(
-                        path,
-                        split=split or "train",
-                        data_dir=data_dir,
-                        images="encoded" if keeps_files else "arrays",
-                        # What was left out of the file is no difference.
-                        skip_bad=bool(mine.skipped),
-                    )
-                )
-            )
-            for path in paths
-        ]
+        theirs = open_sources(
+            paths,
+            split=split,
+            data_dir=data_dir,
+            images="encoded" if keeps_files else "arrays",
+            # What was left out of the file is no difference.
+            skip_bad=bool(mine.skipped),
+            assume=assume,
+        )
+        for source in theirs:
+            stack.callback(source.close)
         found, steps, metadata = _fields(mine, theirs)
         ours = _Digests(steps, metadata)
         ours.take(mine.blocks())

@@ -31,12 +31,12 @@ from kabuki_rlds.convention import (
     one_per_row,
 )
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.source import Source
+from kabuki_rlds.formats.source import Size, Source
 from kabuki_rlds.schema import Field
 
 
 class CompletedSource:
-    """Yields a source's blocks with every required field.
+    """A source whose blocks have every required field.
 
     Args:
       source: what to complete.
@@ -53,8 +53,15 @@ class CompletedSource:
 
     def __init__(self, source: Source, fill: Mapping[str, float] | None = None, conform: bool = False):
         self._source = source
+        self._constants = fill
         self._conform = conform
         self.changed: dict[str, int] = {}
+        self.origins = source.origins
+        self.origin_of = source.origin_of
+        self.num_episodes = source.num_episodes
+        self.label = source.label
+        self.skipped = source.skipped
+        self.files = source.files
         have = source.schema.steps
         for name, value in (fill or {}).items():
             if name not in FILLABLE:
@@ -89,9 +96,26 @@ class CompletedSource:
         how = f"filled with {self._fill[name]}" if name in self._fill else f"by the rules for {name}"
         return Field(np.dtype(bool) if name in FLAGS else np.dtype(np.float32), derived=how)
 
+    def size(self) -> Size:
+        size = self._source.size()
+        if size.sample is None:
+            return size
+        # By another one, since what it would change is counted when it is read.
+        completed = CompletedSource(self._source, self._constants)._completed(iter([size.sample]))
+        return dataclasses.replace(size, sample=next(completed, None))
+
+    def pieces(self, num_bytes: int) -> list[CompletedSource]:
+        return [CompletedSource(piece, self._constants, self._conform) for piece in self._source.pieces(num_bytes)]
+
+    def close(self) -> None:
+        self._source.close()
+
     def blocks(self) -> Iterator[Block]:
         """The source's blocks, completed."""
-        for block in self._with_discount(self._with_flags(self._source.blocks())):
+        return self._completed(self._source.blocks())
+
+    def _completed(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        for block in self._with_discount(self._with_flags(blocks)):
             yield dataclasses.replace(block, steps={path: block.steps[path] for path in self.schema.steps})
 
     def _with_flags(self, blocks: Iterator[Block]) -> Iterator[Block]:

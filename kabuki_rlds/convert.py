@@ -18,12 +18,13 @@ from kabuki_rlds.block import Block, Column
 from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.detect import open_source
+from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
+from kabuki_rlds.reading import Reading
 from kabuki_rlds.resume import Parts, discard
 from kabuki_rlds.schema import DERIVED_IN_PART, Schema
 
@@ -67,6 +68,7 @@ def convert(
     images: Literal["arrays", "encoded"] = "arrays",
     compression: Compression = "gzip",
     fill: Mapping[str, float] | None = None,
+    assume: Mapping[str, str] | None = None,
     conform: bool = False,
     skip_bad_episodes: bool = False,
     resume: bool = False,
@@ -79,16 +81,20 @@ def convert(
     no partial file, and an old file as it was.
 
     Args:
-      sources: a TFDS dataset's folder, a TFDS name, a Kabuki HDF5 file; or several,
-        which are stitched in the order given.
+      sources: a TFDS dataset's folder, a TFDS name, a Kabuki HDF5 file, demonstrations in
+        a layout of others (a file, a folder, a pattern of names); or several, which are
+        stitched in the order given.
       dest: the file to write.
       split: which split of the TFDS datasets, in TFDS's syntax: `train[:10%]`; by default
-        `train`. A Kabuki file is one split, of which all is taken.
+        `train`. Of demonstrations, the name of a mask; by default all. A Kabuki file is
+        one split, of which all is taken.
       data_dir: where a TFDS name is looked up.
       images: store images decoded ("arrays"), or as the bytes of their files
         ("encoded").
       compression: "gzip" for any reader, "lzf" for h5py alone, "none".
       fill: constants for required fields that a source lacks: {"reward": 0.0}.
+      assume: what files in a layout of others do not say: {"dones": "reward"}; see the
+        module of the layout in `formats.layouts`.
       conform: change values that break the rules on episode ends and discounts to
         what the rules say; without it they are kept, and warned of.
       skip_bad_episodes: leave out the episodes of an RLDS dataset or an EnvLogger log that cannot
@@ -111,19 +117,24 @@ def convert(
     dest = pathlib.Path(dest).expanduser()
     if os.path.lexists(dest) and not overwrite:
         raise KabukiError(f"{dest}: already there; --overwrite replaces it")
-    options = {"images": images, "fill": dict(fill or {}), "conform": conform, "skip_bad_episodes": skip_bad_episodes}
+    reading = Reading(assume, fill)
+    options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with contextlib.ExitStack() as stack:
-        opened: list[Source] = []
-        for path in paths:
-            split_of = "train" if split is None else split
-            source = open_source(path, split=split_of, data_dir=data_dir, images=images, skip_bad=skip_bad_episodes)
+        opened = open_sources(
+            paths,
+            split=split,
+            data_dir=data_dir,
+            images=images,
+            skip_bad=skip_bad_episodes,
+            assume=reading.assume,
+        )
+        for source in opened:
             stack.callback(source.close)
-            opened.append(source)
         _check_applies(opened, split, images)
         stamps = Stamps(opened)
-        completed = [CompletedSource(source, fill, conform) for source in opened]
-        schema = _common_schema(completed, opened)
-        total = disk.check([source.size() for source in opened], dest, compression, copies=1 + resume)
+        completed = [reading.complete(source, conform) for source in opened]
+        schema = _common_schema(completed)
+        total = disk.check([source.size() for source in completed], dest, compression, copies=1 + resume)
         origins = [origin for source in opened for origin in source.origins]
         skipped = [loss for source in opened for loss in source.skipped]
         checker = RuleChecker()
@@ -138,9 +149,9 @@ def convert(
             if parts is None:
                 discard(dest)
             first_origin = 0
-            for source, whole in zip(opened, completed, strict=True):
+            for source in completed:
                 before = writer.num_episodes
-                blocks = whole.blocks() if parts is None else parts.blocks(source, whole, fill, conform)
+                blocks = source.blocks() if parts is None else parts.blocks(source)
                 for block, origin_of in _with_origins(blocks, source):
                     _check(checker, block)
                     writer.write(block, origin_of + first_origin)
@@ -156,8 +167,8 @@ def convert(
             if parts is not None:
                 discard(dest)
     changed: dict[str, int] = {}
-    for whole in completed:
-        for name, count in whole.changed.items():
+    for source in completed:
+        for name, count in source.changed.items():
             changed[name] = changed.get(name, 0) + count
     derived = {path: field.derived for path, field in schema.steps.items() if field.derived}
     return Conversion(
@@ -180,7 +191,7 @@ def _check_applies(opened: list[Source], split: str | None, images: str) -> None
         _log.warning("%s: %s is one split; all of it is taken, and not %r", source.label, what, split)
 
 
-def _with_origins(blocks: Iterator[Block], source: Source) -> Iterator[tuple[Block, np.ndarray]]:
+def _with_origins(blocks: Iterator[Block], source: CompletedSource) -> Iterator[tuple[Block, np.ndarray]]:
     """Each block with which of the source's origins each of its episodes came from."""
     at = 0
     for block in blocks:
@@ -188,19 +199,19 @@ def _with_origins(blocks: Iterator[Block], source: Source) -> Iterator[tuple[Blo
         at += block.num_episodes
 
 
-def _common_schema(completed: list[CompletedSource], opened: list[Source]) -> Schema:
+def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
     """The schema of what all sources make.
 
     A field that some sources have and others lack is `derived` in part, and says of which.
     """
     first = completed[0].schema
-    for whole, source in zip(completed[1:], opened[1:], strict=True):
-        first.check_fit(whole.schema, opened[0].label, source.label)
+    for source in completed[1:]:
+        first.check_fit(source.schema, completed[0].label, source.label)
     steps = {}
     for path, field in first.steps.items():
-        how = [whole.schema.steps[path].derived for whole in completed]
+        how = [source.schema.steps[path].derived for source in completed]
         if len(set(how)) > 1:
-            some = (f"{text}{DERIVED_IN_PART}{source.label}" for text, source in zip(how, opened, strict=True) if text)
+            some = (f"{text}{DERIVED_IN_PART}{each.label}" for text, each in zip(how, completed, strict=True) if text)
             field = dataclasses.replace(field, derived="; ".join(some))
         steps[path] = field
     return dataclasses.replace(first, steps=steps)

@@ -24,7 +24,6 @@ from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
-from kabuki_rlds.formats.source import Source
 
 #: About so many bytes of a source make a part.
 _PART_BYTES = 128 << 20
@@ -68,18 +67,14 @@ class Parts:
                 "call it as before, or without --resume to begin anew"
             )
 
-    def blocks(
-        self, source: Source, whole: CompletedSource, fill: Mapping[str, float] | None, conform: bool
-    ) -> Iterator[Block]:
-        """The blocks of `whole`, from the parts that are there, and then from the source.
+    def blocks(self, whole: CompletedSource) -> Iterator[Block]:
+        """The blocks of a source, from the parts that are there, and then from itself.
 
         Args:
-          source: the source. The sources of a conversion are given in order.
-          whole: it, completed; takes the counts of what was changed.
-          fill: as it was completed.
-          conform: as it was completed.
+          whole: the source, completed, which takes the counts of what was changed. The sources of a conversion are
+            given in order.
         """
-        for piece in source.pieces(_PART_BYTES):
+        for part in whole.pieces(_PART_BYTES):
             path = self._folder / f"{self._next:05d}.hdf5"
             counts = path.with_suffix(".json")
             self._next += 1
@@ -87,7 +82,6 @@ class Parts:
                 yield from _blocks_of(path, whole)
                 changed = json.loads(counts.read_text())
             else:
-                part = CompletedSource(piece, fill, conform)
                 with KabukiWriter(path, part.schema, []) as writer:
                     for block in part.blocks():
                         writer.write(block, np.zeros(block.num_episodes, np.int32))

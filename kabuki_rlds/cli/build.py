@@ -1,4 +1,4 @@
-"""The command `build`: Kabuki files to an RLDS dataset."""
+"""The command `build`: Kabuki files, or demonstrations of others, to an RLDS dataset."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 
+from kabuki_rlds.cli.reading import add_assume, add_fill
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
-from kabuki_rlds.formats.detect import locate
+from kabuki_rlds.formats.detect import locate_all
 from kabuki_rlds.sizes import human_bytes
 
 
@@ -16,16 +17,17 @@ def add(commands: Commands, common: Parser) -> None:
     command = commands.add_parser(
         "build",
         parents=[common],
-        help="Kabuki files to an RLDS dataset",
-        description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files. The dataset "
-        "gets the features that the files came from, or else ones derived from their arrays.",
+        help="HDF5 files to an RLDS dataset",
+        description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files, or straight "
+        "from anything else that convert takes. The dataset gets the features that the files came from, or else ones "
+        "derived from their arrays.",
         epilog="Example: kabuki-rlds build train=a.hdf5 val=b.hdf5 --data-dir ~/tensorflow_datasets --name reach",
     )
     command.add_argument(
         "files",
         metavar="FILE",
         nargs="+",
-        help="a Kabuki HDF5 file, or SPLIT=FILE; without SPLIT it is train; "
+        help="a Kabuki file, or any other source of convert, or SPLIT=FILE; without SPLIT it is train; "
         "several of one split are stitched in this order",
     )
     command.add_argument("--data-dir", metavar="DIR", required=True, help="where the dataset goes: DIR/NAME/VERSION")
@@ -34,6 +36,8 @@ def add(commands: Commands, common: Parser) -> None:
         metavar="NAME[/CONFIG]",
         help="name of the dataset (default: what the first file says, or else is called)",
     )
+    add_assume(command)
+    add_fill(command)
     command.add_argument(
         "--file-format",
         choices=["tfrecord", "array_record"],
@@ -54,23 +58,28 @@ def add(commands: Commands, common: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     files: dict[str, list[str]] = {}
+    named = False
     for text in arguments.files:
         split, equals, file = text.partition("=")
         # A file whose name has a = in it is no split.
         if not equals or os.path.lexists(os.path.expanduser(text)):
             split, file = "train", text
-        locate(file)
+        else:
+            named = True
+        locate_all(file)
         files.setdefault(split, []).append(file)
     with no_chatter():
         import tensorflow_datasets  # noqa: F401
 
         from kabuki_rlds.build import build
     result = build(
-        files,
+        files if named else files["train"],
         arguments.data_dir,
         name=arguments.name,
         file_format=arguments.file_format,
         images=arguments.images,
+        assume=dict(arguments.assume),
+        fill=dict(arguments.fill),
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
     )

@@ -6,11 +6,10 @@ import argparse
 import os
 import sys
 
+from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
-from kabuki_rlds.convention import FILLABLE
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import printable
-from kabuki_rlds.formats.detect import locate
 from kabuki_rlds.sizes import human_bytes
 
 
@@ -28,11 +27,15 @@ def add(commands: Commands, common: Parser) -> None:
         nargs="+",
         metavar="SOURCE",
         help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), a log of EnvLogger's or "
-        "a folder of logs, or a Kabuki file; "
-        "several are stitched in this order",
+        "a folder of logs, a Kabuki file, or demonstrations of D4RL, Minari, robomimic, LIBERO, robosuite or ALOHA "
+        "(a file, a folder, 'data/*.hdf5'); several are stitched in this order",
     )
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
-    command.add_argument("--split", help="split of the TFDS datasets, like train[:10%%] or train+test (default: train)")
+    command.add_argument(
+        "--split",
+        help="split of the TFDS datasets, like train[:10%%] or train+test (default: train), or a mask of "
+        "demonstrations (default: all)",
+    )
     command.add_argument(
         "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
     )
@@ -48,14 +51,8 @@ def add(commands: Commands, common: Parser) -> None:
         default="gzip",
         help="gzip is read by any HDF5 library, lzf by h5py alone (default: gzip)",
     )
-    command.add_argument(
-        "--fill",
-        metavar="FIELD=VALUE",
-        action="append",
-        type=_fill,
-        default=[],
-        help="a constant for a required field that a source lacks, like reward=0",
-    )
+    add_assume(command)
+    add_fill(command)
     command.add_argument(
         "--conform",
         action="store_true",
@@ -78,19 +75,9 @@ def add(commands: Commands, common: Parser) -> None:
     command.set_defaults(run=run)
 
 
-def _fill(text: str) -> tuple[str, float]:
-    name, _, value = text.partition("=")
-    if name not in FILLABLE:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FILLABLE)}")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number") from None
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    with_tensorflow = any(locate(source, arguments.data_dir).is_dir() for source in arguments.sources)
+    with_tensorflow = folder_among(arguments.sources, arguments.data_dir)
     if with_tensorflow and (arguments.overwrite or not os.path.lexists(os.path.expanduser(arguments.dest))):
         with no_chatter():
             import tensorflow_datasets  # noqa: F401
@@ -102,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         compression=arguments.compression,
         fill=dict(arguments.fill),
+        assume=dict(arguments.assume),
         conform=arguments.conform,
         skip_bad_episodes=arguments.skip_bad_episodes,
         resume=arguments.resume,

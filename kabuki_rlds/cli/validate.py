@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from kabuki_rlds.cli.reading import add_assume, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.compare import compare
 from kabuki_rlds.errors import printable
-from kabuki_rlds.formats.detect import locate
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.validate import validate
 
@@ -33,6 +33,7 @@ def add(commands: Commands, common: Parser) -> None:
     )
     command.add_argument("--split", help="with --against: the split that was converted (default: train)")
     command.add_argument("--data-dir", metavar="DIR", help="with --against: where TFDS names are looked up")
+    add_assume(command)
     command.set_defaults(run=run)
 
 
@@ -45,10 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.file}: valid")
     if not arguments.against:
         return 1 if violations else 0
-    if any(locate(source, arguments.data_dir).is_dir() for source in arguments.against):
+    if folder_among(arguments.against, arguments.data_dir):
         with no_chatter():
             import tensorflow_datasets  # noqa: F401
-    differences = compare(arguments.file, arguments.against, split=arguments.split, data_dir=arguments.data_dir)
+    differences = compare(
+        arguments.file,
+        arguments.against,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        assume=dict(arguments.assume),
+    )
     for difference in differences:
         print(printable(f"{arguments.file}: differs from its source: {difference}"))
     if not differences:

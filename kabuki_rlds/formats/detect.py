@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import pathlib
 import re
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.envlogger import log
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Source
 
+Path: TypeAlias = str | os.PathLike[str]
+
 #: A folder with this is a TFDS dataset.
 _FEATURES = "features.json"
+#: How the names of HDF5 files end.
+_HDF5 = (".hdf5", ".h5")
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)$")
 
 
-def open_source(
-    source: str | os.PathLike[str],
+def open_source(source: Path, **options: Any) -> Source:
+    """Opens one dataset: see `open_sources`."""
+    (opened,) = open_sources([source], **options)
+    return opened
+
+
+def open_sources(
+    sources: Sequence[Path],
     *,
-    split: str = "train",
-    data_dir: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    data_dir: Path | None = None,
     images: Literal["arrays", "encoded"] = "arrays",
     skip_bad: bool = False,
-) -> Source:
-    """Opens a dataset, whatever it is.
+    assume: Mapping[str, str] | None = None,
+) -> list[Source]:
+    """Opens datasets, whatever they are.
 
     Args:
-      source: a Kabuki HDF5 file; a log of EnvLogger's, or a folder with logs in it; the
-        folder of a TFDS dataset, or of one of its versions; or a TFDS name,
-        `name[/config][:version]`, under `data_dir`.
-      split: which split of a TFDS dataset, in TFDS's syntax. A Kabuki file is one split, and so is a log.
+      sources: each is a Kabuki HDF5 file, or one in a layout of others (`formats.layouts`); a folder of such files,
+        or a pattern of their names (`data/*.hdf5`), which are taken in the order of the numbers in their names; a log
+        of EnvLogger's, or a folder with logs in it; the folder of a TFDS dataset, or of one of its versions; or a TFDS
+        name, `name[/config][:version]`, under `data_dir`.
+      split: which split of a TFDS dataset, in TFDS's syntax, by default `train`; or which mask of demonstrations. A
+        Kabuki file is one split, and so is a log.
       data_dir: where TFDS datasets are; by default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      images: how the images of a TFDS dataset are read.
+      images: how images that are stored as image files are read.
       skip_bad: leave out the damaged episodes of a TFDS dataset or a log.
+      assume: what files in a layout of others do not say: {"dones": "reward"}; see its module.
+
+    Returns:
+      the sources in order. Files that follow each other in one layout of others are one source.
 
     Raises:
       KabukiError: there is no such dataset, or it is none of these.
     """
-    path = locate(source, data_dir)
+    opened: list[Source] = []
+    try:
+        for source in _opened(sources, split, data_dir, images, skip_bad, assume):
+            opened.append(source)
+    except BaseException:
+        for source in opened:
+            source.close()
+        raise
+    return opened
+
+
+def _opened(
+    sources: Sequence[Path],
+    split: str | None,
+    data_dir: Path | None,
+    images: Literal["arrays", "encoded"],
+    skip_bad: bool,
+    assume: Mapping[str, str] | None,
+) -> Iterator[Source]:
+    from kabuki_rlds.formats.layouts import registry
+
+    paths = [path for source in sources for path in locate_all(source, data_dir)]
+    found = [(path, registry.layout_of(path)) for path in paths]
+    if assume and not any(layout for _, layout in found):
+        raise KabukiError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
+    for layout, group in itertools.groupby(found, key=lambda each: each[1]):
+        files = [path for path, _ in group]
+        if layout is not None:
+            yield from registry.open_files(layout, files, split=split, assume=assume or {}, images=images)
+            continue
+        for path in files:
+            yield _open(path, split, images, skip_bad)
+
+
+def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool) -> Source:
+    """Opens what is in no layout of others."""
     if path.is_file():
         source_file = KabukiSource(path)
         try:
@@ -55,7 +110,35 @@ def open_source(
     # TensorFlow is imported with it, so only when there is something to read.
     from kabuki_rlds.formats.rlds.source import RldsSource
 
-    return RldsSource(path, split, images, skip_bad=skip_bad)
+    return RldsSource(path, "train" if split is None else split, images, skip_bad=skip_bad)
+
+
+def locate_all(source: Path, data_dir: Path | None = None) -> list[pathlib.Path]:
+    """Where a source is, as `locate` says; or all the HDF5 files that a folder holds, or whose names fit a pattern.
+
+    Raises:
+      KabukiError: there is no such dataset.
+    """
+    path = pathlib.Path(source).expanduser()
+    if not path.exists() and any(c in path.name for c in "*?["):
+        files = [file for file in _glob(path) if file.is_file()]
+        if not files:
+            raise KabukiError(f"{source}: no file has such a name")
+        return sorted(files, key=_by_number)
+    if path.is_dir() and not (path / _FEATURES).is_file():
+        files = [file for file in path.rglob("*") if file.suffix in _HDF5 and file.is_file()]
+        if files:
+            return sorted(files, key=_by_number)
+    return [locate(source, data_dir)]
+
+
+def _glob(pattern: pathlib.Path) -> list[pathlib.Path]:
+    return [pathlib.Path(found) for found in glob.glob(os.fspath(pattern), recursive=True)]
+
+
+def _by_number(path: pathlib.Path) -> list[tuple[int, str]]:
+    """Sorts `episode_2` before `episode_10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", os.fspath(path))]
 
 
 def locate(source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:

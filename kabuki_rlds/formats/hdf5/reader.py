@@ -290,7 +290,7 @@ def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h
       KabukiError: there is a link that leads nowhere, and no `lost`.
     """
     nowhere: list[str] = []
-    found = _datasets(file, nowhere, skip=layout.RESERVED)
+    found = datasets_in(file, nowhere, skip=layout.RESERVED)
     if nowhere and lost is None:
         raise KabukiError(f"{file.filename}: {nowhere[0]!r} is a link that leads nowhere")
     if lost is not None:
@@ -301,7 +301,7 @@ def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h
 def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Path to dataset of each field of the episodes."""
     metadata = file.get(layout.METADATA)
-    return _datasets(metadata, []) if isinstance(metadata, h5py.Group) else {}
+    return datasets_in(metadata, []) if isinstance(metadata, h5py.Group) else {}
 
 
 def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
@@ -311,7 +311,7 @@ def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futu
     return VariableReader(dataset, field)
 
 
-def _datasets(
+def datasets_in(
     group: h5py.Group, lost: list[str], prefix: str = "", skip: Sequence[str] = (), above: tuple[h5py.Group, ...] = ()
 ) -> dict[str, h5py.Dataset]:
     """Path to dataset, of all that stands in a group, in the order of their names.
@@ -329,7 +329,7 @@ def _datasets(
         elif isinstance(item, h5py.Dataset):
             found[prefix + name] = item
         elif isinstance(item, h5py.Group) and item not in above:
-            found |= _datasets(item, lost, f"{prefix}{name}/", above=above)
+            found |= datasets_in(item, lost, f"{prefix}{name}/", above=above)
     return found
 
 

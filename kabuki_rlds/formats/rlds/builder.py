@@ -92,6 +92,9 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
         options.view_as(TypeOptions).pipeline_type_check = False
         ranges = {}
         for split, sources in opened.sources.items():
+            for source in sources:
+                if not isinstance(source, KabukiSource):
+                    raise KabukiError(f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it")
             files = [source for source in sources if isinstance(source, KabukiSource)]
             ranges[split] = parallel.ranges(files, download_config.max_examples_per_split, self.builder_config.images)
         return parallel.write_splits(

@@ -16,6 +16,8 @@ from kabuki_rlds.errors import KabukiError
 MAX_PIXELS = 1 << 26
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+#: Channels by the colour type of a PNG.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 #: Markers of JPEG that begin a frame, and so tell its size; the others of this range do not.
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -76,7 +78,24 @@ def size_of(file: bytes) -> tuple[int, int] | None:
     return None
 
 
+def channels_of(file: bytes) -> int | None:
+    """How many channels a PNG or JPEG file has, by its header alone; None where it tells none."""
+    if file[:8] == _PNG and len(file) >= 26:
+        return _PNG_CHANNELS.get(file[25])
+    frame = _frame_of_jpeg(file) if file[:2] == b"\xff\xd8" else None
+    return None if frame is None else file[frame + 9]
+
+
 def _size_of_jpeg(file: bytes) -> tuple[int, int] | None:
+    frame = _frame_of_jpeg(file)
+    if frame is None:
+        return None
+    height, width = struct.unpack_from(">HH", file, frame + 5)
+    return height, width
+
+
+def _frame_of_jpeg(file: bytes) -> int | None:
+    """Where the header of the frame begins."""
     at = 2
     while at + 4 <= len(file):
         if file[at] != 0xFF:
@@ -86,10 +105,7 @@ def _size_of_jpeg(file: bytes) -> tuple[int, int] | None:
             # Bytes of all ones may fill the space before a marker.
             at += 1
         elif marker in _START_OF_FRAME:
-            if at + 9 > len(file):
-                return None
-            height, width = struct.unpack_from(">HH", file, at + 5)
-            return height, width
+            return at if at + 10 <= len(file) else None
         else:
             at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
     return None

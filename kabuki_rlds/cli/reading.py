@@ -1,0 +1,59 @@
+"""The options that say how datasets are read, which several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from kabuki_rlds.convention import FILLABLE
+from kabuki_rlds.formats.detect import locate_all
+
+
+def add_assume(command: argparse.ArgumentParser) -> None:
+    """Adds the one that says what files in a layout of others do not."""
+    command.add_argument(
+        "--assume",
+        metavar="KEY=VALUE",
+        action="append",
+        type=_assumption,
+        default=[],
+        help="what files in a layout of others do not say, like dones=reward or max_episode_steps=1000",
+    )
+
+
+def add_fill(command: argparse.ArgumentParser) -> None:
+    """Adds the one that says what stands for a field that is lacking."""
+    command.add_argument(
+        "--fill",
+        metavar="FIELD=VALUE",
+        action="append",
+        type=_fill,
+        default=[],
+        help="a constant for a required field that a source lacks, like reward=0",
+    )
+
+
+def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
+    """Whether a source is a folder, which TensorFlow may be needed for.
+
+    Raises:
+      KabukiError: there is no such source.
+    """
+    return any(path.is_dir() for source in sources for path in locate_all(source, data_dir))
+
+
+def _assumption(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return name, value
+
+
+def _fill(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in FILLABLE:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FILLABLE)}")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r} is no number") from None

@@ -1,0 +1,72 @@
+"""ALOHA's demonstrations, as ACT records them: one episode a file.
+
+`action` (T, 14), `observations/…` T rows, among them `observations/images/<camera>`.
+
+Rule by rule:
+
+* Rows. `observations/<k>` becomes `observation/<k>`; `action` and all else of T rows
+  (`base_action`) keep their names. Files are in the order of the numbers in their names.
+* The observation after the last action is not there: an episode has T rows, and the last of
+  them is its last, whose action is padding. `--assume last_observation=repeat` gives it one
+  more row instead.
+* `is_terminal`: a recording ends when its time is up. `--assume ends=terminal` says that each
+  ended terminal.
+* There is no reward: `--fill reward=0` is up to the user.
+* `is_first`, `is_last` and `discount` are derived.
+* Pictures that are stored as padded JPEG files (attribute `compress`) end before the zeros that
+  pad them, which is what `compress_len` says too, by cameras in an order that only the recorder
+  knew; it is not kept. They were often written with red and blue swapped: that stays, and is the
+  work of a recipe.
+
+Of an episode: `file/…` are the attributes of the file (`sim`), `file_path` its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import h5py
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.reader import datasets_in
+from kabuki_rlds.formats.layouts.episode import Episode, ImageFiles, Rows, Stored, attributes, is_image_files
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row, scalar
+from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.schema import Info
+
+
+class Aloha:
+    """ALOHA's layout."""
+
+    name = "aloha"
+    assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
+
+    def recognises(self, file: h5py.File) -> bool:
+        return isinstance(file.get("action"), h5py.Dataset) and isinstance(file.get("observations/qpos"), h5py.Dataset)
+
+    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+        count = len(file["action"])
+        terminal = assume["ends"] == "terminal"
+        extra = has_last_row(terminal, assume)
+        steps: dict[str, Rows] = {}
+        metadata = {**attributes(file, "file"), "file_path": file.filename}
+        for path, dataset in datasets_in(file, []).items():
+            if path == "compress_len":
+                continue
+            if not dataset.shape:
+                metadata[f"file/{path}"] = scalar(dataset)
+                continue
+            if len(dataset) != count:
+                raise KabukiError(f"{file.filename}: {path}: {len(dataset)} rows, where there are {count} actions")
+            if not path.startswith("observations/"):
+                steps[path] = Stored(dataset, "zero" if extra else "")
+                continue
+            name = f"observation/{path.removeprefix('observations/')}"
+            is_files = path.startswith("observations/images/") and is_image_files(dataset)
+            steps[name] = (ImageFiles if is_files else Stored)(dataset, "repeat" if extra else "")
+        derived = f"{str(terminal).lower()}, since nothing says how an episode ended"
+        steps["is_terminal"] = ends(count + extra, terminal, derived)
+        yield Episode("the episode", count + extra, steps, metadata)
+
+    def info(self, file: h5py.File) -> Info:
+        return Info()

@@ -1,0 +1,249 @@
+"""D4RL's datasets, version 1: flat arrays, all episodes end to end, each row an action and what came of it.
+
+`observations`, `actions`, `rewards` and `terminals`, and perhaps `timeouts`, `next_observations` and
+`infos/…`, N rows each; `metadata/…` is of no step. (Source: D4RL's `offline_env.py`.)
+
+Rule by rule:
+
+* Rows. `observations` becomes `observation`, `actions` `action`, `rewards` `reward`; all else of N
+  rows (`terminals`, `timeouts`, `infos/…`) keeps its name.
+* An episode ends where `terminals` or `timeouts` is true, and at the end of the file, which may cut one
+  short. Without `timeouts` nothing says where time was up. D4RL then cuts at the environment's own limit,
+  so `max_episode_steps` has to be said, or "none" where episodes end at `terminals` alone.
+* `is_terminal` is that of `terminals`, also where `timeouts` is true as well. In maze2d `timeouts` means that
+  the goal was reached: `--assume timeouts=terminal` takes it so. Else they cut an episode short.
+* The last observation. With `next_observations` it is the one of the episode's last row, exactly, and has a
+  row of its own. (The others are the observations one row later, and are not kept twice; where they are not,
+  they stay as a field.) Without, `last_observation` says what to do: "terminal" (default): an episode that ended
+  terminal gets a row that repeats its last observation, so that the last action and its reward are not lost; the
+  discount of 0 keeps anyone from using what it shows. One that was cut short ends with its last row as stored,
+  whose action is padding, since nobody knows where it led: D4RL's own `qlearning_dataset` leaves it out as well.
+  "repeat": all get such a row; "none": none does.
+* `is_first`, `is_last` and `discount` are derived.
+
+`environment` has what `metadata/…` and the attributes of the file say, but for large arrays (the weights of a
+policy), which are left out with a warning.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kabuki_rlds import interruption
+from kabuki_rlds.block import Block, Column, take
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, datasets_in
+from kabuki_rlds.formats.layouts.episode import attributes, padding
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
+from kabuki_rlds.formats.layouts.source import complete_assumptions
+from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.schema import Field, Info, Schema
+
+_log = logging.getLogger("kabuki_rlds")
+
+_NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
+_NEXT = "next_observations"
+_BLOCK_BYTES = 16 << 20
+#: Larger arrays of `metadata` are left out.
+_MAX_ELEMENTS = 1000
+
+
+class D4rl:
+    """D4RL's layout."""
+
+    name = "d4rl"
+    assumptions: Mapping[str, tuple[str, ...]] = {
+        "timeouts": ("cut", "terminal"),
+        "max_episode_steps": (),
+        "last_observation": LAST_OBSERVATION,
+    }
+
+    def recognises(self, file: h5py.File) -> bool:
+        return all(isinstance(file.get(name), h5py.Dataset) for name in ("observations", "actions", "terminals"))
+
+
+class D4rlSource:
+    """The steps of one file of D4RL's.
+
+    Args:
+      path: the file.
+      split: None, since a file is one split.
+      assume: what it does not say.
+
+    Raises:
+      KabukiError: it cannot be read, its arrays differ in length, or nothing says where its episodes end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, split: str | None = None, assume: Mapping[str, str]):
+        self._path = self.label = os.fspath(path)
+        self._assume = complete_assumptions(D4rl.name, D4rl.assumptions, assume)
+        if split is not None:
+            raise KabukiError(f"{self._path}: a D4RL file is one split, so {split!r} cannot be taken of it")
+        self.files = [os.path.abspath(self._path)]
+        self.skipped: list[Skipped] = []
+        self._file = open_file(path)
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+        try:
+            self._open()
+        except READ_ERRORS as e:
+            self.close()
+            raise KabukiError(f"{self._path}: cannot be read as D4RL's: {e}") from e
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        found = datasets_in(self._file, [], skip=("metadata",))
+        count = len(found["actions"])
+        for name, dataset in found.items():
+            if not dataset.shape or len(dataset) != count:
+                rows = len(dataset) if dataset.shape else "no"
+                raise KabukiError(f"{self._path}: {name} has {rows} rows, where there are {count} actions")
+        self._fields = {name: layout.read_field(dataset) for name, dataset in found.items()}
+        self._datasets = found
+        terminal, cut = self._ends(count)
+        last = terminal | cut
+        last[-1:] = True
+        self._is_last, self._is_terminal = last, terminal
+        # Whether each stored row is followed by one for the last observation of its episode.
+        if _NEXT in found:
+            self._extra = last
+            if self._is_shifted():
+                del self._fields[_NEXT]
+            else:
+                _log.warning("%s: %s are not the observations one row later, so they are kept", self._path, _NEXT)
+        else:
+            how = self._assume["last_observation"]
+            self._extra = last & (terminal | (how == "repeat")) & (how != "none")
+        self.num_episodes = int(last.sum())
+        self.num_steps = count + int(self._extra.sum())
+        self.origins = [Origin(os.path.realpath(self._path), format=D4rl.name)]
+        self.origin_of = np.zeros(self.num_episodes, np.int64)
+        steps = {_NAMES.get(name, name): field for name, field in self._fields.items()}
+        steps["is_terminal"] = Field(np.dtype(bool))
+        self.schema = Schema(dict(sorted(steps.items())), {}, info=self._info())
+
+    def _ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the stored rows end an episode as terminal, and where they cut it short."""
+        terminal = self._flags("terminals", count)
+        stated = self._assume.get("max_episode_steps")
+        if "timeouts" in self._datasets:
+            if stated is not None:
+                raise KabukiError(f"{self._path}: max_episode_steps: there are timeouts, which say where time was up")
+            timeouts = self._flags("timeouts", count)
+            if self._assume["timeouts"] == "terminal":
+                return terminal | timeouts, np.zeros(count, bool)
+            return terminal, timeouts & ~terminal
+        if stated == "none":
+            return terminal, np.zeros(count, bool)
+        if stated is None or not stated.isdecimal() or int(stated) < 1:
+            raise KabukiError(
+                f"{self._path}: no timeouts, so nothing says where time was up; --assume max_episode_steps=1000 cuts "
+                "at the environment's limit, and =none says that episodes end at terminals alone"
+            )
+        starts = np.flatnonzero(np.append(True, terminal[:-1])) if count else np.zeros(0, np.int64)
+        lengths = np.diff(np.append(starts, count))
+        within = np.arange(count) - np.repeat(starts, lengths)
+        return terminal, (within % int(stated) == int(stated) - 1) & ~terminal
+
+    def _flags(self, name: str, count: int) -> np.ndarray:
+        flags = np.asarray(self._datasets[name][:])
+        if flags.size != count:
+            raise KabukiError(f"{self._path}: {name} is not one value a step")
+        return flags.reshape(count).astype(bool)
+
+    def _is_shifted(self) -> bool:
+        """Whether the next observations are those one row later, within each episode."""
+        if self._fields[_NEXT] != self._fields["observations"]:
+            raise KabukiError(f"{self._path}: {_NEXT} are of another type or shape than observations")
+        readers = {name: self._reader(name) for name in ("observations", _NEXT)}
+        for start, stop in self._ranges():
+            observations = self._read(readers["observations"], "observations", start, min(stop + 1, len(self._is_last)))
+            following = self._read(readers[_NEXT], _NEXT, start, start + len(observations) - 1)
+            inner = ~self._is_last[start : start + len(following)]
+            if following[inner].tobytes() != observations[1:][inner].tobytes():
+                return False
+        return True
+
+    def _info(self) -> Info:
+        said: dict[str, Any] = {}
+        for name, dataset in datasets_in(self._file, []).items():
+            if not name.startswith("metadata/"):
+                continue
+            if dataset.size is None or dataset.size > _MAX_ELEMENTS:
+                _log.warning("%s: %s, %s values, is left out", self._path, name, f"{dataset.size or 0:,}")
+                continue
+            said[name] = _plain(dataset[()])
+        said |= {name: _plain(value) for name, value in attributes(self._file, "file").items()}
+        return Info(environment=json.dumps(said) if said else "")
+
+    def size(self) -> Size:
+        return Size(self.num_steps, True, os.path.getsize(self._path), next(self.blocks(), None))
+
+    def blocks(self) -> Iterator[Block]:
+        readers = {name: self._reader(name) for name in self._fields}
+        following = self._reader(_NEXT) if _NEXT in self._datasets else None
+        for start, stop in self._ranges():
+            interruption.check()
+            extra = self._extra[start:stop]
+            rows = np.repeat(np.arange(stop - start), 1 + extra)
+            added = np.append(False, rows[1:] == rows[:-1])
+            steps: dict[str, Column] = {}
+            for name, field in self._fields.items():
+                column = take(self._read(readers[name], name, start, stop), rows)
+                if name != "observations":
+                    column[added] = padding(field)
+                elif following is not None and added.any():
+                    column[added] = self._read(following, _NEXT, start, stop)[rows[added]]
+                steps[_NAMES.get(name, name)] = column
+            last = np.append(rows[1:] != rows[:-1], True) & self._is_last[start:stop][rows]
+            steps["is_terminal"] = last & self._is_terminal[start:stop][rows]
+            first = np.append(start == 0 or self._is_last[start - 1], self._is_last[start : stop - 1])
+            starts = np.flatnonzero(first[rows] & ~added)
+            yield Block({path: steps[path] for path in self.schema.steps}, len(rows), starts, {})
+
+    def _ranges(self) -> Iterator[tuple[int, int]]:
+        """Runs of stored rows that make a block each."""
+        row_bytes = sum(field.row_nbytes or 1 << 10 for field in self._fields.values())
+        rows = max(1, min(1 << 16, _BLOCK_BYTES // max(row_bytes, 1)))
+        return itertools.pairwise([*range(0, len(self._is_last), rows), len(self._is_last)])
+
+    def _reader(self, name: str) -> ColumnReader:
+        # Those that are not among the fields are as the observations are.
+        return column_reader(self._datasets[name], layout.read_field(self._datasets[name]), self._threads)
+
+    def _read(self, reader: ColumnReader, name: str, start: int, stop: int) -> np.ndarray:
+        try:
+            column = reader.read(start, stop)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self._path}: {name!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+        if not isinstance(column, np.ndarray):
+            raise KabukiError(f"{self._path}: {name!r}: rows of differing lengths, which no D4RL file has")
+        return column
+
+    def pieces(self, num_bytes: int) -> list[D4rlSource]:
+        return [self]
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._file.close()
+
+
+def _plain(value: object) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json.loads(json.dumps(value.tolist(), default=lambda x: _plain(x)))
+    return value if isinstance(value, (str, int, float, bool)) else str(value)

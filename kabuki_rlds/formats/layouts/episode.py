@@ -1,0 +1,194 @@
+"""An episode as a layout has it: for each field where its rows are stored, and what follows them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, Protocol, TypeAlias
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.block import Column, concatenate
+from kabuki_rlds.formats.hdf5 import claims, layout
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.reader import column_reader
+from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.rlds import image_headers
+from kabuki_rlds.schema import BYTES, Field
+
+#: What stands in the row of the last observation of an episode, if its layout stores no such row:
+#: "zero" (padding), or "repeat" (the row before).
+Final: TypeAlias = Literal["", "zero", "repeat"]
+
+
+class Rows(Protocol):
+    """The rows of one field in one episode.
+
+    Attributes:
+      field: what a row is.
+    """
+
+    field: Field
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        """Some of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One episode of a file that is open.
+
+    Attributes:
+      label: where it stands in the file, for a message: `data/demo_3`.
+      length: how many rows it has.
+      steps: path to the rows of a step field, as many as `length`.
+      metadata: path to what the episode says of itself: text, bytes, a number, or an array.
+      masks: the names of the parts of the dataset that it is in.
+    """
+
+    label: str
+    length: int
+    steps: Mapping[str, Rows]
+    metadata: Mapping[str, str | bytes | np.generic | np.ndarray]
+    masks: frozenset[str] = frozenset()
+
+
+class Stored:
+    """The rows of a dataset, and perhaps one more.
+
+    Args:
+      dataset: (rows, …).
+      final: what stands in one more row after them: a dataset, whose last row it is, or padding; "" for no such row.
+      field: what a row is; None where the dataset says it.
+
+    Raises:
+      KabukiError: the dataset is of a type that no field has.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, final: h5py.Dataset | Final = "", field: Field | None = None):
+        self.field = layout.read_field(dataset) if field is None else field
+        self._dataset = dataset
+        self._final = final
+        self._stored = len(dataset)
+
+    def __len__(self) -> int:
+        return self._stored + (self._final != "")
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        parts: list[Column] = []
+        if start < self._stored:
+            parts.append(self._read(self._dataset, start, min(stop, self._stored), threads))
+        if stop > self._stored:
+            parts.append(self._last_row(threads))
+        return concatenate(parts)
+
+    def _last_row(self, threads: concurrent.futures.Executor) -> Column:
+        if isinstance(self._final, h5py.Dataset):
+            return self._read(self._final, len(self._final) - 1, len(self._final), threads)
+        if self._final == "repeat" and self._stored:
+            return self._read(self._dataset, self._stored - 1, self._stored, threads)
+        return padding(self.field)
+
+    def _read(self, dataset: h5py.Dataset, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        return column_reader(dataset, self.field, threads).read(start, stop)
+
+
+class Given:
+    """Rows that are made, and not stored.
+
+    Args:
+      values: (rows, …).
+      derived: how they were made, where the layout has no such field.
+    """
+
+    def __init__(self, values: np.ndarray, derived: str = ""):
+        kind: Literal["text", "array"] = "text" if values.dtype == BYTES else "array"
+        self.field = Field(values.dtype, values.shape[1:], kind, derived=derived)
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        return self._values[start:stop]
+
+
+class ImageFiles:
+    """Rows that are image files, each a run of bytes.
+
+    Args:
+      dataset: uint8, of variable length (rows,), or (rows, longest) and padded with zeros, which no image file ends
+        with. `is_image_files` says whether one is.
+      final: as in `Stored`.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
+        file = _first_row(dataset)
+        height, width = image_headers.size_of(file) or (None, None)
+        shape = (height, width, image_headers.channels_of(file))
+        self.field = Field(np.dtype(np.uint8), shape, "image", encoded=True)
+        self._dataset = dataset
+        self._final = final
+
+    def __len__(self) -> int:
+        return len(self._dataset) + (self._final != "")
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        stored = len(self._dataset)
+        files = self._files(start, min(stop, stored), threads) if start < stored else np.empty(0, object)
+        # One more row repeats the last that is stored.
+        return np.concatenate([files, self._files(stored - 1, stored, threads)]) if stop > stored else files
+
+    def _files(self, start: int, stop: int, threads: concurrent.futures.Executor) -> np.ndarray:
+        if self._dataset.ndim == 1:
+            files = VariableReader(self._dataset, self.field).read(start, stop)
+            assert isinstance(files, np.ndarray)
+            return files
+        files = np.empty(stop - start, object)
+        files[:] = [row.tobytes().rstrip(b"\0") for row in FixedReader(self._dataset, threads).read(start, stop)]
+        return files
+
+
+def is_image_files(dataset: h5py.Dataset) -> bool:
+    """Whether the rows of a dataset are the bytes of PNG or JPEG files, by the first of them."""
+    flat = dataset.ndim == 1 and h5py.check_vlen_dtype(dataset.dtype) == np.uint8
+    padded = dataset.ndim == 2 and dataset.dtype == np.uint8
+    if not (flat or padded) or not len(dataset):
+        return False
+    file = _first_row(dataset)
+    return image_headers.size_of(file) is not None and image_headers.channels_of(file) is not None
+
+
+def _first_row(dataset: h5py.Dataset) -> bytes:
+    if dataset.ndim == 1:
+        claims.check_claims(dataset, 0, 1)
+    row: bytes = np.asarray(dataset[0]).tobytes()
+    return row
+
+
+def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.generic | np.ndarray]:
+    """The attributes of a group or a file, as fields of an episode under a prefix."""
+    found: dict[str, str | bytes | np.generic | np.ndarray] = {}
+    for name, value in item.attrs.items():
+        if isinstance(value, h5py.Empty):
+            value = ""
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
+            texts = [text if isinstance(text, bytes) else str(text).encode() for text in value.ravel().tolist()]
+            value = np.array([*texts, None], object)[:-1].reshape(value.shape)
+        elif not isinstance(value, (str, bytes)):
+            value = np.asarray(value)
+            if value.dtype.kind not in "biuf":
+                value = str(value)
+        found[f"{prefix}/{name}"] = value
+    return found
+
+
+def padding(field: Field) -> np.ndarray:
+    """One row of zeros, or of empty text."""
+    shape = tuple(d or 0 for d in field.shape)
+    return np.full((1, *shape), b"", object) if field.dtype == BYTES else np.zeros((1, *shape), field.dtype)

@@ -1,0 +1,131 @@
+"""Minari's datasets in HDF5: `<id>/data/main_data.hdf5`, with `metadata.json` beside it.
+
+`episode_<i>` holds T `actions`, `rewards`, `terminations` and `truncations`, T + 1 `observations`,
+and `infos/…` of T + 1 or T rows. A dict is a group, a tuple one of `_index_<i>`. (Source:
+Minari's `hdf5_storage.py`, versions 0.4 and 0.5.)
+
+Rule by rule:
+
+* Rows. `observations` becomes `observation`, `actions` `action`, `rewards` `reward`; `infos/…`,
+  `terminations` and `truncations` keep their names. An episode has T + 1 rows: the last has the
+  last observation, and zeros for what belongs to an action.
+* `is_terminal` at the last row where the last `terminations` is true; else the episode was cut
+  short.
+* `is_first`, `is_last` and `discount` are derived. Nothing else is filled in, and nothing can
+  be assumed.
+* Pictures that are stored as JPEG files are told by their content. They are read as
+  (height, width, channels), gray ones too, whose space may be (height, width).
+
+Of an episode: `attributes/…` are the attributes of its group (`id`, `seed`, `options/…`, …),
+`file_path` its file. Where only some have one, as `seed`, the others get a zero and a warning.
+`environment` is `metadata.json`, with the specification of the environment and its spaces.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.reader import datasets_in
+from kabuki_rlds.formats.layouts.episode import Episode, ImageFiles, Rows, Stored, attributes, is_image_files
+from kabuki_rlds.formats.layouts.robomimic import ends
+from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.schema import Info
+
+_EPISODE = re.compile(r"episode_(\d+)$")
+_NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
+#: The largest `metadata.json` that is read.
+_MAX_METADATA_BYTES = 16 << 20
+
+
+class Minari:
+    """Minari's layout."""
+
+    name = "minari"
+    assumptions: Mapping[str, tuple[str, ...]] = {}
+
+    def recognises(self, file: h5py.File) -> bool:
+        return any("terminations" in group and "observations" in group for _, group in _groups(file)[:1])
+
+    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+        groups = _groups(file)
+        metadata = _metadata(file)
+        steps = 0
+        for name, group in groups:
+            episode = _episode(name, group, metadata.get("jpeg_encoding", True) is not False)
+            steps += episode.length - 1
+            yield episode
+        for key, count in (("total_episodes", len(groups)), ("total_steps", steps)):
+            if metadata.get(key, count) != count:
+                raise KabukiError(f"{file.filename}: metadata.json says {key} {metadata[key]}, but there are {count}")
+
+    def info(self, file: h5py.File) -> Info:
+        metadata = _metadata(file)
+        text = {key: value for key, value in metadata.items() if isinstance(value, str)}
+        return Info(
+            # Minari's names have a version at the end: D4RL/door/human-v2.
+            name=re.sub(r"[^\w/]", "_", text.get("dataset_id", "")),
+            description=text.get("description", ""),
+            environment=json.dumps(metadata) if metadata else "",
+        )
+
+
+def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
+    named = [(int(found[1]), name) for name in file if (found := _EPISODE.match(name))]
+    groups = [(name, file.get(name)) for _, name in sorted(named)]
+    return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+
+
+def _metadata(file: h5py.File) -> dict[str, Any]:
+    """What `metadata.json` beside the file says, if it is there; spaces and the like as JSON and not as its text."""
+    path = pathlib.Path(file.filename).with_name("metadata.json")
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MAX_METADATA_BYTES:
+            raise ValueError("it is too large")
+        stated = json.loads(path.read_text())
+        if not isinstance(stated, dict):
+            raise ValueError("it is no dict")
+        for key in ("observation_space", "action_space", "env_spec", "eval_env_spec"):
+            if isinstance(stated.get(key), str):
+                stated[key] = json.loads(stated[key])
+    except (OSError, ValueError, RecursionError) as e:
+        raise KabukiError(f"{path}: cannot be read: {e}") from e
+    return stated
+
+
+def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
+    label = f"{group.file.filename}: {name}"
+    fields = datasets_in(group, [])
+    terminations = fields.get("terminations")
+    if terminations is None or terminations.ndim != 1 or not len(terminations):
+        raise KabukiError(f"{label}: no terminations, one a step")
+    count = len(terminations)
+    if int(group.attrs.get("total_steps", count)) != count:
+        raise KabukiError(f"{label}: says total_steps {group.attrs['total_steps']}, but has {count} terminations")
+    steps: dict[str, Rows] = {}
+    for path, dataset in fields.items():
+        first, _, rest = path.partition("/")
+        rows = len(dataset) if dataset.shape else None
+        whole = rows == count + 1 and first in ("observations", "infos")
+        if not whole and (rows != count or first == "observations"):
+            raise KabukiError(f"{label}/{path}: {rows or 'no'} rows, where there are {count} steps")
+        target = "/".join(filter(None, (_NAMES.get(first, first), rest)))
+        if whole and may_be_jpeg and is_image_files(dataset):
+            steps[target] = ImageFiles(dataset)
+        else:
+            steps[target] = Stored(dataset, "" if whole else "zero")
+    steps["is_terminal"] = ends(count + 1, bool(terminations[-1]))
+    metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
+        **attributes(group, "attributes"),
+        "file_path": group.file.filename,
+    }
+    return Episode(name, count + 1, steps, metadata)

@@ -1,0 +1,54 @@
+"""The layouts that are known, and which of them a file has."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.layout import FORMAT, text_attribute
+from kabuki_rlds.formats.layouts.aloha import Aloha
+from kabuki_rlds.formats.layouts.d4rl import D4rl, D4rlSource
+from kabuki_rlds.formats.layouts.libero import Libero
+from kabuki_rlds.formats.layouts.minari import Minari
+from kabuki_rlds.formats.layouts.robomimic import Robomimic
+from kabuki_rlds.formats.layouts.robosuite import Robosuite
+from kabuki_rlds.formats.layouts.source import EpisodesSource
+from kabuki_rlds.formats.source import Source
+
+#: In the order in which they are asked, since the first that recognises a file has it.
+LAYOUTS = (Libero(), Robosuite(), Robomimic(), Minari(), Aloha(), D4rl())
+
+
+def layout_of(path: pathlib.Path) -> Aloha | D4rl | Minari | Robomimic | None:
+    """The layout of an HDF5 file, None where it is none of these.
+
+    Raises:
+      KabukiError: it cannot be opened.
+    """
+    if not path.is_file():
+        return None
+    with open_file(path) as file:
+        if text_attribute(file, "format") == FORMAT:
+            return None
+        return next((layout for layout in LAYOUTS if layout.recognises(file)), None)
+
+
+def open_files(
+    layout: Aloha | D4rl | Minari | Robomimic,
+    files: Sequence[pathlib.Path],
+    *,
+    split: str | None,
+    assume: Mapping[str, str],
+    images: Literal["arrays", "encoded"],
+) -> Iterator[Source]:
+    """Opens files that are all in one layout.
+
+    Raises:
+      KabukiError: one cannot be read, or has not the split.
+    """
+    if isinstance(layout, D4rl):
+        yield from (D4rlSource(path, split=split, assume=assume) for path in files)
+    else:
+        yield EpisodesSource(layout, files, split=split, assume=assume, images=images)

@@ -1,0 +1,198 @@
+"""robomimic's demonstrations, and those of the projects that lay out theirs likewise.
+
+`data/demo_<i>` holds the T actions of a demonstration and what came with them; `obs/<k>`
+the T observations before them, and `next_obs/<k>`, where it is there, those after.
+(Source: robomimic's documentation of its datasets.)
+
+Rule by rule:
+
+* Rows. `obs/<k>` becomes `observation/<k>`, `actions` `action`, `rewards` `reward`; all
+  else of T rows (`states`, `dones`, …) stands under its own name. Demonstrations are in
+  the order of their numbers, which may have gaps.
+* The last observation. With `next_obs` it is the last row of that, exactly, and has a row
+  of its own. (The other rows of `next_obs` are those of `obs`, one later, and are not kept
+  twice.) Without, `last_observation` says what to do:
+  "terminal" (default): where the demonstration ended terminal, its last observation is
+  repeated in a row of its own, so that the last action and its reward are not lost; the
+  discount of 0 keeps anyone from using what it shows. One that was cut short has T rows,
+  and its last action, of which nobody knows where it led, is padding;
+  "repeat": all are given such a row;
+  "none": none is. Each has T rows, and the last has the last action and reward, as in many
+  RLDS datasets of robots.
+* `is_terminal`, at the last row alone. `dones` says what that field means, which depends on
+  how the file was made: "terminal" (default): it is terminal where the last `dones` is true;
+  "reward": where that is so and the last reward is above 0; "end": never, since `dones` says
+  only where the recording ended. Without `dones` none is terminal. `dones` itself is kept.
+* `is_first`, `is_last` and `discount` are derived.
+* A file without `rewards` has no reward: `--fill reward=0` is up to the user.
+
+Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) and `file/…` (`env_args`, …) are the
+attributes of its group and of `data`; `mask/<key>` whether it is in a mask, each of which is
+a split too; `episode` its name, `file_path` its file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.reader import datasets_in
+from kabuki_rlds.formats.layouts.episode import Episode, Final, Given, Rows, Stored, attributes
+from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.schema import Info
+
+_DEMO = re.compile(r"demo_(\d+)$")
+_STEP_NAMES = {"actions": "action", "rewards": "reward"}
+
+#: What a user may say of the last observation, where the layout has none.
+LAST_OBSERVATION = ("terminal", "repeat", "none")
+
+
+class Robomimic:
+    """robomimic's layout."""
+
+    name = "robomimic"
+    assumptions: Mapping[str, tuple[str, ...]] = {
+        "dones": ("terminal", "reward", "end"),
+        "last_observation": LAST_OBSERVATION,
+    }
+
+    def recognises(self, file: h5py.File) -> bool:
+        return any("actions" in group for _, group in demonstrations(file))
+
+    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+        demos = demonstrations(file)
+        check_count(file, "num_demos", len(demos))
+        of_file = {**attributes(file["data"], "file"), "file_path": file.filename}
+        masks = _masks(file, [name for name, _ in demos])
+        total = 0
+        for name, group in demos:
+            episode = self._episode(name, group, assume)
+            total += len(group["actions"])
+            within = {f"mask/{key}": np.bool_(name in names) for key, names in masks.items()}
+            yield Episode(
+                f"data/{name}",
+                episode.length,
+                episode.steps,
+                {**episode.metadata, **of_file, **within, "episode": name},
+                frozenset(key for key, names in masks.items() if name in names),
+            )
+        check_count(file, "total", total)
+
+    def info(self, file: h5py.File) -> Info:
+        return Info(environment=_json(layout.text_attribute(file["data"], "env_args")))
+
+    def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
+        """Whether a demonstration ended terminal."""
+        dones = group.get("dones")
+        if assume["dones"] == "end" or not isinstance(dones, h5py.Dataset) or not dones.shape or not len(dones):
+            return False
+        ended = bool(np.any(dones[-1]))
+        if assume["dones"] == "terminal":
+            return ended
+        if "rewards" not in group:
+            raise KabukiError(f"{group.file.filename}: {group.name[1:]}: no rewards, which dones=reward goes by")
+        return ended and bool(np.any(group["rewards"][-1] > 0))
+
+    def _episode(self, name: str, group: h5py.Group, assume: Assumptions) -> Episode:
+        label = f"{group.file.filename}: data/{name}"
+        fields = datasets_in(group, [])
+        if "actions" not in fields or not fields["actions"].shape:
+            raise KabukiError(f"{label}: no actions")
+        count = len(fields["actions"])
+        if int(group.attrs.get("num_samples", count)) != count:
+            raise KabukiError(f"{label}: says num_samples {group.attrs['num_samples']}, but has {count} actions")
+        terminal = self.is_terminal(group, assume)
+        following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
+        observed = {path.removeprefix("obs/") for path in fields if path.startswith("obs/")}
+        if following and set(following) != observed:
+            odd = sorted(set(following) ^ observed)[0]
+            raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
+        extra = bool(following) or has_last_row(terminal, assume)
+        steps: dict[str, Rows] = {}
+        metadata = attributes(group, "attributes")
+        for path, dataset in fields.items():
+            if path.startswith("next_obs/"):
+                continue
+            if not dataset.shape:
+                metadata[f"attributes/{path}"] = scalar(dataset)
+                continue
+            if len(dataset) != count:
+                raise KabukiError(f"{label}/{path}: {len(dataset)} rows, where there are {count} actions")
+            final: h5py.Dataset | Final = "zero" if extra else ""
+            if path.startswith("obs/"):
+                key = path.removeprefix("obs/")
+                final = following.get(key, "repeat") if extra else ""
+                steps[f"observation/{key}"] = Stored(dataset, final)
+            else:
+                steps[_STEP_NAMES.get(path, path)] = Stored(dataset, final)
+        steps["is_terminal"] = ends(count + extra, terminal)
+        return Episode(label, count + extra, steps, metadata)
+
+
+def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
+    """The groups of the demonstrations of a file, in the order of their numbers."""
+    data = file.get("data")
+    if not isinstance(data, h5py.Group):
+        return []
+    named = [(int(found[1]), name) for name in data if (found := _DEMO.match(name))]
+    groups = [(name, data.get(name)) for _, name in sorted(named)]
+    return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+
+
+def check_count(file: h5py.File, name: str, count: int) -> None:
+    """Holds an attribute of `data` against what is there.
+
+    Raises:
+      KabukiError: it says another number.
+    """
+    stated = file["data"].attrs.get(name, count)
+    if not np.array_equal(stated, count):
+        raise KabukiError(
+            f"{file.filename}: data says {name} {stated}, but there are {count}; mend the attribute or the file"
+        )
+
+
+def has_last_row(terminal: bool, assume: Assumptions) -> bool:
+    """Whether an episode whose last observation is not stored gets a row for it."""
+    return assume["last_observation"] == "repeat" or (terminal and assume["last_observation"] == "terminal")
+
+
+def ends(length: int, terminal: bool, derived: str = "") -> Given:
+    """The column `is_terminal` of an episode."""
+    flags = np.zeros(length, bool)
+    flags[-1:] = terminal
+    return Given(flags, derived)
+
+
+def scalar(dataset: h5py.Dataset) -> str | bytes | np.generic:
+    """A dataset of one value, as an episode field."""
+    value = dataset[()]
+    return value if isinstance(value, (str, bytes, np.generic)) else str(value)
+
+
+def _masks(file: h5py.File, names: list[str]) -> dict[str, set[str]]:
+    """Name of each mask to the demonstrations in it."""
+    group = file.get("mask")
+    found: dict[str, set[str]] = {}
+    for key, dataset in (datasets_in(group, []) if isinstance(group, h5py.Group) else {}).items():
+        listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[:]]
+        unknown = sorted(set(listed) - set(names))
+        if unknown:
+            raise KabukiError(f"{file.filename}: mask/{key} lists {unknown[0]!r}, which data does not hold")
+        found[key] = set(listed)
+    return found
+
+
+def _json(text: str) -> str:
+    try:
+        json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return ""
+    return text

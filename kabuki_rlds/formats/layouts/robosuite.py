@@ -1,0 +1,53 @@
+"""robosuite's demonstrations, as people or scripts collect them: states of the simulator and actions, no more.
+
+`data/demo_<i>` holds `states` and `actions`, T of each; attributes say which environment it was.
+
+Rule by rule:
+
+* Rows. `states` becomes `observation/states`, since it is all that was observed, and `actions`
+  `action`; all else of T rows stands under its own name. The order is that of the numbers.
+* The state after the last action is not there. `last_observation` says what to do, as in
+  `robomimic`.
+* `is_terminal`: nothing says how a demonstration ended. `ends` does: "cut" (default) or
+  "terminal", of all of them.
+* There is no reward: `--fill reward=0` is up to the user.
+* `is_first`, `is_last` and `discount` are derived.
+
+The fields of an episode are those of `robomimic`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import h5py
+
+from kabuki_rlds.formats.layouts.episode import Episode, Rows, Stored
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, Robomimic, demonstrations
+from kabuki_rlds.formats.layouts.source import Assumptions
+
+
+class Robosuite(Robomimic):
+    """The layout of robosuite's own demonstrations."""
+
+    name = "robosuite"
+    assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
+
+    def recognises(self, file: h5py.File) -> bool:
+        demos = demonstrations(file)
+        return bool(demos) and all(
+            "actions" in group and "states" in group and not {"obs", "next_obs", "rewards"} & set(group)
+            for _, group in demos
+        )
+
+    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+        for episode in super().episodes(file, assume):
+            steps: dict[str, Rows] = dict(episode.steps)
+            stored = len(file[f"{episode.label}/states"])
+            del steps["states"]
+            final = "repeat" if episode.length > stored else ""
+            steps["observation/states"] = Stored(file[f"{episode.label}/states"], final)
+            yield Episode(episode.label, episode.length, steps, episode.metadata, episode.masks)
+
+    def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
+        return assume["ends"] == "terminal"

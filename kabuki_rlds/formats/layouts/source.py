@@ -1,0 +1,350 @@
+"""Files of episodes, in whichever layout, as one source."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, Protocol, TypeAlias
+
+import h5py
+import numpy as np
+
+from kabuki_rlds import interruption
+from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
+from kabuki_rlds.formats.layouts.episode import Episode, padding
+from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.schema import BYTES, Field, Info, Schema
+from kabuki_rlds.training.images import ImageDecoder, decoded
+
+_log = logging.getLogger("kabuki_rlds")
+
+#: A block takes about this many bytes.
+_BLOCK_BYTES = 16 << 20
+
+#: What a user takes for granted of files that do not say it: {"dones": "success"}.
+Assumptions: TypeAlias = Mapping[str, str]
+
+
+class Layout(Protocol):
+    """One way to lay out episodes in HDF5 files.
+
+    Attributes:
+      name: what it is called.
+      assumptions: what a user can say of files in this layout, each with the values that it can have (none
+        for any), the default first.
+    """
+
+    name: str
+    assumptions: Mapping[str, tuple[str, ...]]
+
+    def recognises(self, file: h5py.File) -> bool:
+        """Whether a file is laid out so."""
+
+    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+        """The episodes of a file, in order.
+
+        Raises:
+          KabukiError: one is not whole.
+        """
+
+    def info(self, file: h5py.File) -> Info:
+        """What a file says of the dataset."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Survey:
+    """What is known of a file before its steps are read: the numbers of its episodes that are taken, and their rows."""
+
+    path: str
+    taken: list[int]
+    lengths: list[int]
+
+
+class EpisodesSource:
+    """The episodes of one or more files in one layout, in order.
+
+    Args:
+      layout: how the files are laid out.
+      paths: the files.
+      split: the name of a mask, of whose episodes alone are taken; None takes all.
+      assume: what the files do not say.
+      images: how images that are stored as image files are read.
+
+    Raises:
+      KabukiError: a file cannot be opened, its episodes are not whole or do not fit each other, or there is no such
+        mask.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        paths: Sequence[str | os.PathLike[str]],
+        *,
+        split: str | None = None,
+        assume: Assumptions | None = None,
+        images: Literal["arrays", "encoded"] = "arrays",
+    ):
+        self._layout = layout
+        self._split = split
+        self._assume = complete_assumptions(layout.name, layout.assumptions, assume or {})
+        self._paths = [os.fspath(path) for path in paths]
+        self.label = self._paths[0] if len(paths) == 1 else f"{self._paths[0]} and {len(paths) - 1} more"
+        self.files = [os.path.abspath(path) for path in self._paths]
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+        self._steps = _Fields("step field")
+        self._metadata = _Fields("episode field", may_lack=True)
+        self._masks: set[str] = set()
+        try:
+            self._surveys = [self._survey(path) for path in self._paths]
+        except BaseException:
+            self.close()
+            raise
+        self._metadata.warn(self.label)
+        counts = [len(survey.taken) for survey in self._surveys]
+        if split is not None and split not in self._masks:
+            self.close()
+            raise KabukiError(
+                f"{self.label}: no split {split!r}; "
+                + (f"there is {', '.join(sorted(self._masks))}" if self._masks else "these files are one split")
+            )
+        self.num_episodes = sum(counts)
+        self.num_steps = sum(sum(survey.lengths) for survey in self._surveys)
+        self.origins = [Origin(os.path.realpath(path), split=split or "", format=layout.name) for path in self._paths]
+        self.origin_of = np.repeat(np.arange(len(counts)), counts)
+        self.skipped: list[Skipped] = []
+        fields = self._steps.fields
+        files = {path: field for path, field in fields.items() if field.encoded and images == "arrays"}
+        self._decoder = ImageDecoder(files, self.label) if files else None
+        steps = fields | {path: decoded(field) for path, field in files.items()}
+        self.schema = Schema(dict(sorted(steps.items())), dict(sorted(self._metadata.fields.items())), info=self._info)
+
+    def _survey(self, path: str) -> _Survey:
+        taken, lengths = [], []
+        with open_file(path) as file:
+            if path == self._paths[0]:
+                self._info = self._layout.info(file)
+            for number, episode in enumerate(self._episodes(path, file)):
+                interruption.check()
+                self._masks |= episode.masks
+                if self._split is not None and self._split not in episode.masks:
+                    continue
+                label = f"{path}: {episode.label}"
+                for name, rows in episode.steps.items():
+                    if len(rows) != episode.length:
+                        raise KabukiError(
+                            f"{label}: field {name!r} has {len(rows)} rows, where the episode has {episode.length}"
+                        )
+                if not episode.length:
+                    raise KabukiError(f"{label}: an episode without steps")
+                self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label)
+                self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
+                taken.append(number)
+                lengths.append(episode.length)
+        if not taken and self._split is None:
+            raise KabukiError(f"{path}: holds no episode")
+        return _Survey(path, taken, lengths)
+
+    def _episodes(self, path: str, file: h5py.File) -> Iterator[Episode]:
+        try:
+            yield from self._layout.episodes(file, self._assume)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
+
+    def size(self) -> Size:
+        sample = next(self.blocks(), None)
+        images = tuple(name for name, field in self._steps.fields.items() if field.encoded)
+        num_bytes = sum(os.path.getsize(path) for path in self._paths)
+        return Size(self.num_steps, True, num_bytes, sample, images if self._decoder else ())
+
+    def blocks(self) -> Iterator[Block]:
+        waiting = _Waiting(self.schema)
+        for survey in self._surveys:
+            if not survey.taken:
+                continue
+            taken = dict(zip(survey.taken, survey.lengths, strict=True))
+            with open_file(survey.path) as file:
+                for number, episode in enumerate(self._episodes(survey.path, file)):
+                    if number not in taken:
+                        continue
+                    if episode.length != taken.pop(number):
+                        raise KabukiError(
+                            f"{survey.path}: changed while it was read; run again when nothing writes to it"
+                        )
+                    for start in range(0, episode.length, self._rows_at_once):
+                        interruption.check()
+                        stop = min(start + self._rows_at_once, episode.length)
+                        columns = self._read(f"{survey.path}: {episode.label}", episode, start, stop)
+                        waiting.add(columns, stop - start, episode if start == 0 else None)
+                        if waiting.nbytes >= _BLOCK_BYTES:
+                            yield waiting.block()
+            if taken:
+                raise KabukiError(f"{survey.path}: changed while it was read; run again when nothing writes to it")
+        if waiting.num_steps:
+            yield waiting.block()
+
+    def _read(self, label: str, episode: Episode, start: int, stop: int) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        for path, field in self._steps.fields.items():
+            try:
+                column = episode.steps[path].read(start, stop, self._threads)
+            except READ_ERRORS as e:
+                raise KabukiError(f"{label}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+            columns[path] = _varying(column) if None in field.shape and not field.encoded else column
+        return columns if self._decoder is None else self._decoder.decode(columns, self._threads)
+
+    @property
+    def _rows_at_once(self) -> int:
+        sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
+        return max(1, _BLOCK_BYTES // max(sum(sizes), 1))
+
+    def pieces(self, num_bytes: int) -> list[EpisodesSource]:
+        return [self]
+
+    def close(self) -> None:
+        """No file is open between blocks."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assume: Assumptions) -> dict[str, str]:
+    """All that is assumed of files in a layout, by the user or by default.
+
+    Args:
+      layout: its name.
+      known: its assumptions.
+      assume: those of the user.
+
+    Raises:
+      KabukiError: nothing of the kind can be assumed.
+    """
+    for name, value in assume.items():
+        if name not in known:
+            there = f"there is {', '.join(known)}" if known else "there is nothing to assume"
+            raise KabukiError(f"assume: {name!r} says nothing of files laid out as {layout}; {there}")
+        if known[name] and value not in known[name]:
+            raise KabukiError(f"assume: {name} is {' or '.join(known[name])}, not {value!r}")
+    return {name: values[0] for name, values in known.items() if values} | dict(assume)
+
+
+class _Fields:
+    """Learns the fields from those of each episode. A dimension that differs between them varies."""
+
+    def __init__(self, what: str, *, may_lack: bool = False):
+        self._what = what
+        self._may_lack = may_lack
+        self._first = ""
+        self._count = 0
+        self.fields: dict[str, Field] = {}
+        self.had: dict[str, int] = {}
+
+    def take(self, fields: Mapping[str, Field], label: str) -> None:
+        """Takes those of one more episode; the label says which.
+
+        Raises:
+          KabukiError: they are others than those before.
+        """
+        self._count += 1
+        for path in fields:
+            self.had[path] = self.had.get(path, 0) + 1
+        if not self._first:
+            self._first = label
+            self.fields = dict(fields)
+            return
+        for path in {**self.fields, **fields}:
+            mine, theirs = self.fields.get(path), fields.get(path)
+            if self._may_lack and (mine is None or theirs is None):
+                self.fields.setdefault(path, theirs or Field(BYTES))
+                continue
+            if mine is None or theirs is None:
+                has, lacks = (label, self._first) if mine is None else (self._first, label)
+                raise KabukiError(f"{self._what} {path!r} is in {has}, but not in {lacks}")
+            if mine == theirs:
+                continue
+            if mine.dtype != theirs.dtype or len(mine.shape) != len(theirs.shape) or mine.encoded != theirs.encoded:
+                raise KabukiError(
+                    f"{self._what} {path!r} is {mine.describe()} in {self._first}, but {theirs.describe()} in {label}"
+                )
+            shape = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
+            self.fields[path] = dataclasses.replace(mine, shape=shape)
+
+    def warn(self, label: str) -> None:
+        """Says which of them only some episodes have."""
+        for path, count in self.had.items():
+            if count < self._count:
+                _log.warning(
+                    "%s: %d of %d episodes have no %r; zeros and empty text stand for it",
+                    label, self._count - count, self._count, path,
+                )  # fmt: skip
+
+
+class _Waiting:
+    """Rows that are to become a block."""
+
+    def __init__(self, schema: Schema):
+        self._schema = schema
+        self._clear()
+
+    def _clear(self) -> None:
+        self.num_steps = 0
+        self.nbytes = 0
+        self._parts: list[Mapping[str, Column]] = []
+        self._starts: list[int] = []
+        self._metadata: list[Mapping[str, object]] = []
+
+    def add(self, columns: Mapping[str, Column], count: int, begins: Episode | None) -> None:
+        """Takes some rows of an episode, which begins with them or is None."""
+        if begins is not None:
+            self._starts.append(self.num_steps)
+            self._metadata.append(begins.metadata)
+        self._parts.append(columns)
+        self.num_steps += count
+        self.nbytes += nbytes(columns.values())
+
+    def block(self) -> Block:
+        """All that was taken since the last one."""
+        block = Block(
+            {path: concatenate([part[path] for part in self._parts]) for path in self._schema.steps},
+            self.num_steps,
+            np.array(self._starts, np.int64),
+            {path: self._of_episodes(path, field) for path, field in self._schema.metadata.items()},
+        )
+        self._clear()
+        return block
+
+    def _of_episodes(self, path: str, field: Field) -> Column:
+        lacking = np.asarray(padding(field))[0]
+        values = [_as_value(each[path]) if path in each else lacking for each in self._metadata]
+        if None in field.shape:
+            shapes = np.array([value.shape for value in values], np.int64).reshape(len(values), len(field.shape))
+            return Ragged(np.concatenate([np.empty(0, field.dtype), *(v.reshape(-1) for v in values)]), shapes)
+        column = np.empty((len(values), *(d for d in field.shape if d is not None)), field.dtype)
+        for i, value in enumerate(values):
+            column[i] = value[()]
+        return column
+
+
+def _as_value(value: object) -> np.ndarray:
+    """What an episode says, as an array; text as bytes."""
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes):
+        array = np.empty((), object)
+        array[()] = value
+        return array
+    return np.asarray(value)
+
+
+def _field_of(value: object) -> Field:
+    array = _as_value(value)
+    return Field(array.dtype, array.shape, "text" if array.dtype == BYTES else "array")
+
+
+def _varying(column: Column) -> Column:
+    if not isinstance(column, np.ndarray):
+        return column
+    return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))

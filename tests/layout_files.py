@@ -1,0 +1,102 @@
+"""Files of demonstrations as other projects lay them out, made with plain h5py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+
+def robomimic(
+    path: Path,
+    lengths: Mapping[int, int],
+    *,
+    next_obs: bool = True,
+    success: Sequence[int] = (),
+    rewards: bool = True,
+    masks: Mapping[str, Sequence[int]] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Demonstrations `demo_<number>` of so many actions each; those of `success` end done and rewarded."""
+    rng = np.random.default_rng(sum(lengths))
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"] = sum(lengths.values())
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1})
+        for name, value in (attributes or {}).items():
+            data.attrs[name] = value
+        for number, length in lengths.items():
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = length
+            demo.attrs["model_file"] = f"<mujoco model='{number}'/>"
+            seen = rng.normal(size=(length + 1, 3))
+            pictures = rng.integers(0, 256, (length + 1, 40, 32, 3), np.uint8)
+            demo["obs/eef_pos"], demo["obs/camera/agentview_image"] = seen[:-1], pictures[:-1]
+            if next_obs:
+                demo["next_obs/eef_pos"], demo["next_obs/camera/agentview_image"] = seen[1:], pictures[1:]
+            demo["actions"] = rng.normal(size=(length, 7))
+            demo["states"] = rng.normal(size=(length, 5))
+            done = np.zeros(length, np.int64)
+            done[-1] = number in success
+            demo["dones"] = done
+            if rewards:
+                demo["rewards"] = done.astype(np.float64)
+        for key, numbers in (masks or {}).items():
+            file[f"mask/{key}"] = np.array([f"demo_{number}".encode() for number in numbers])
+    return path
+
+
+def libero(path: Path, lengths: Mapping[int, int], instruction: str) -> Path:
+    """As LIBERO: robomimic's layout without `next_obs`, and all done at the end."""
+    says = {"problem_info": json.dumps({"language_instruction": instruction}), "bddl_file_name": "task.bddl"}
+    return robomimic(path, lengths, next_obs=False, success=list(lengths), attributes=says)
+
+
+def robosuite(path: Path, lengths: Mapping[int, int]) -> Path:
+    """As robosuite's script collects them: states and actions."""
+    rng = np.random.default_rng(1)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env"], data.attrs["repository_version"] = "Lift", "1.4.0"
+        for number, length in lengths.items():
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["model_file"] = "<mujoco/>"
+            demo["states"], demo["actions"] = rng.normal(size=(length, 4)), rng.normal(size=(length, 7))
+    return path
+
+
+def aloha(path: Path, length: int, files: Sequence[bytes] = ()) -> Path:
+    """One episode of ALOHA's; with pictures as padded JPEG files where they are given."""
+    rng = np.random.default_rng(length)
+    with h5py.File(path, "w") as file:
+        file.attrs["sim"] = False
+        file["action"] = rng.normal(size=(length, 14)).astype(np.float32)
+        file["observations/qpos"] = rng.normal(size=(length, 14))
+        if files:
+            file.attrs["compress"] = True
+            longest = max(map(len, files))
+            padded = np.array([np.frombuffer(one.ljust(longest, b"\0"), np.uint8) for one in files])
+            file["observations/images/top"] = padded
+            file["compress_len"] = np.array([[len(one) for one in files]], np.float32)
+        else:
+            file["observations/images/top"] = rng.integers(0, 256, (length, 48, 64, 3), np.uint8)
+    return path
+
+
+def d4rl(path: Path, **arrays: Any) -> Path:
+    """Flat arrays of 3-dimensional observations, as many as `terminals`, and whatever else is given."""
+    count = len(arrays["terminals"])
+    rng = np.random.default_rng(count)
+    made = {
+        "observations": rng.normal(size=(count, 3)).astype(np.float32),
+        "actions": rng.normal(size=(count, 2)).astype(np.float32),
+        "rewards": rng.normal(size=count).astype(np.float32),
+    }
+    with h5py.File(path, "w") as file:
+        for name, values in {**made, **arrays}.items():
+            file[name] = values
+    return path

@@ -1,0 +1,148 @@
+"""D4RL's flat arrays: where episodes end, what is terminal, and which transitions a learner gets."""
+
+import h5py
+import numpy as np
+import pytest
+
+from kabuki_rlds import KabukiError, convert, load_transitions, validate
+from tests import layout_files
+
+
+def _flags(count, *rows):
+    flags = np.zeros(count, bool)
+    flags[list(rows)] = True
+    return flags
+
+
+def _qlearning(file, limit=None):
+    """The transitions that D4RL's `qlearning_dataset` gives, by its description: (row, done) of each.
+
+    A row is left out where time was up, and the last of the file is. Its next observation is the next row.
+    """
+    terminals = np.asarray(file["terminals"]).reshape(-1).astype(bool)
+    found, step = [], 0
+    for row in range(len(terminals) - 1):
+        final = bool(file["timeouts"][row]) if "timeouts" in file else step == limit - 1
+        if final and not terminals[row]:
+            step = 0
+            continue
+        step = 0 if terminals[row] or final else step + 1
+        found.append((row, bool(terminals[row])))
+    return found
+
+
+def _served(path):
+    batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_transitions_are_those_of_d4rl(tmp_path, column):
+    count = 4000
+    rng = np.random.default_rng(3)
+    terminals = rng.random(count) < 0.01
+    timeouts = (rng.random(count) < 0.01) & ~terminals
+    timeouts[-1] = True
+    source = layout_files.d4rl(
+        tmp_path / "hopper.hdf5", terminals=terminals[:, None] if column else terminals, timeouts=timeouts
+    )
+    convert(source, tmp_path / "k.hdf5")
+    assert not validate(tmp_path / "k.hdf5")
+    served = _served(tmp_path / "k.hdf5")
+    with h5py.File(source) as file:
+        rows, done = map(np.array, zip(*_qlearning(file), strict=True))
+        np.testing.assert_array_equal(served["observation"], file["observations"][:][rows])
+        np.testing.assert_array_equal(served["action"], file["actions"][:][rows])
+        np.testing.assert_array_equal(served["reward"], file["rewards"][:][rows])
+        np.testing.assert_array_equal(served["discount"] == 0, done)
+        np.testing.assert_array_equal(
+            served["next_observation"][~done], file["observations"][:][rows[~done] + 1]
+        )  # where it is done, D4RL gives the first of the next episode, which the discount hides
+
+
+def test_without_timeouts_the_limit_has_to_be_said(tmp_path):
+    source = layout_files.d4rl(tmp_path / "hopper.hdf5", terminals=_flags(25, 12))
+    with pytest.raises(KabukiError, match=r"no timeouts.*--assume max_episode_steps=1000"):
+        convert(source, tmp_path / "k.hdf5")
+    assert convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "5"}).episodes == 6
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        # The third ended terminal, and has a row for what it saw then; the last is the unfinished tail.
+        assert ours["episodes/length"][:].tolist() == [5, 5, 4, 5, 5, 2]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [13]
+    convert(source, tmp_path / "n.hdf5", assume={"max_episode_steps": "none"})
+    with h5py.File(tmp_path / "n.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [14, 12]
+
+
+def test_timeouts_of_maze2d_are_goals_where_it_is_said(tmp_path):
+    source = layout_files.d4rl(tmp_path / "maze.hdf5", terminals=_flags(10), timeouts=_flags(10, 3, 7))
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert not ours["is_terminal"][:].any()
+        assert ours["episodes/length"][:].tolist() == [4, 4, 2]
+    convert(source, tmp_path / "g.hdf5", assume={"timeouts": "terminal"})
+    with h5py.File(tmp_path / "g.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [5, 5, 2]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [4, 9]
+
+
+def test_terminal_wins_over_a_timeout(tmp_path):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(6, 2), timeouts=_flags(6, 2, 5))
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3]
+        assert ours["terminals"][:].tolist() == [0, 0, 1, 0, 0, 0, 0]
+        assert ours["timeouts"][:].tolist() == [0, 0, 1, 0, 0, 0, 1]
+
+
+def test_next_observations_are_the_last_rows(tmp_path):
+    count = 200_000
+    rng = np.random.default_rng(0)
+    timeouts = np.zeros(count, bool)
+    timeouts[99::100] = True
+    seen = rng.normal(size=(count, 3)).astype(np.float32)
+    following = np.roll(seen, -1, axis=0)
+    following[timeouts] = rng.normal(size=(timeouts.sum(), 3))
+    extra = {
+        "infos/qpos": rng.normal(size=(count, 4)),
+        "metadata/algorithm": "SAC",
+        "metadata/policy/w": np.ones((99, 99)),
+    }
+    source = layout_files.d4rl(
+        tmp_path / "d.hdf5",
+        terminals=np.zeros(count, bool),
+        timeouts=timeouts,
+        observations=seen,
+        next_observations=following,
+        **extra,
+    )
+    assert convert(source, tmp_path / "k.hdf5").steps == count + count // 100
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert "next_observations" not in ours
+        assert '"SAC"' in ours.attrs["environment"]
+        rows = ours["observation"][:].reshape(-1, 101, 3)
+        np.testing.assert_array_equal(rows[:, :-1], seen.reshape(-1, 100, 3))
+        np.testing.assert_array_equal(rows[:, 1:], following.reshape(-1, 100, 3))
+        infos = ours["infos/qpos"][:].reshape(-1, 101, 4)
+        np.testing.assert_array_equal(infos[:, :-1], extra["infos/qpos"].reshape(-1, 100, 4))
+        assert not infos[:, -1].any()
+        assert not ours["action"][:].reshape(-1, 101, 2)[:, -1].any()
+
+
+def test_next_observations_that_are_others_stay(tmp_path, caplog):
+    other = np.random.default_rng(5).normal(size=(9, 3)).astype(np.float32)
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(9), timeouts=_flags(9, 8), next_observations=other)
+    convert(source, tmp_path / "k.hdf5")
+    assert "are not the observations one row later" in caplog.text
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        np.testing.assert_array_equal(ours["next_observations"][:-1], other)
+        np.testing.assert_array_equal(ours["observation"][-1], other[-1])
+
+
+def test_arrays_of_differing_lengths_are_refused(tmp_path):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(9), timeouts=_flags(8))
+    with pytest.raises(KabukiError, match=r"timeouts has 8 rows, where there are 9 actions"):
+        convert(source, tmp_path / "k.hdf5")
+    source = layout_files.d4rl(tmp_path / "e.hdf5", terminals=_flags(9), timeouts=_flags(9))
+    with pytest.raises(KabukiError, match=r"max_episode_steps: there are timeouts"):
+        convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "5"})

@@ -1,0 +1,207 @@
+"""Demonstrations in the layouts of others: every value arrives, at its row, and episodes end as they ended."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from kabuki_rlds import KabukiError, build, convert, load_transitions, validate
+from tests import layout_files
+
+
+def _episodes(file):
+    starts, lengths = file["episodes/start"][:], file["episodes/length"][:]
+    return [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+
+
+def test_robomimic_with_next_obs(tmp_path):
+    lengths = {0: 5, 2: 1, 10: 4}
+    source = layout_files.robomimic(
+        tmp_path / "demo.hdf5", lengths, success=[2], masks={"train": [0, 10], "valid": [2]}
+    )
+    result = convert(source, tmp_path / "k.hdf5")
+    assert (result.episodes, result.steps, result.warnings) == (3, 5 + 1 + 4 + 3, [])
+    assert not validate(tmp_path / "k.hdf5")
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
+        for number, rows in zip(lengths, _episodes(ours), strict=True):
+            demo = theirs[f"data/demo_{number}"]
+            body = slice(rows.start, rows.stop - 1)
+            for name in ("eef_pos", "camera/agentview_image"):
+                seen = ours[f"observation/{name}"][rows]
+                np.testing.assert_array_equal(seen[:-1], demo[f"obs/{name}"][:])
+                np.testing.assert_array_equal(seen[1:], demo[f"next_obs/{name}"][:])
+                assert seen.dtype == demo[f"obs/{name}"].dtype
+            for name, stored in (
+                ("action", "actions"),
+                ("reward", "rewards"),
+                ("states", "states"),
+                ("dones", "dones"),
+            ):
+                np.testing.assert_array_equal(ours[name][body], demo[stored][:])
+                assert not ours[name][rows.stop - 1].any()
+            assert ours["is_terminal"][rows].tolist() == [False] * lengths[number] + [number == 2]
+            assert ours["discount"][rows.stop - 2] == (number != 2)
+        metadata = ours["episodes/metadata"]
+        assert metadata["episode"].asstr()[:].tolist() == ["demo_0", "demo_2", "demo_10"]
+        assert metadata["attributes/model_file"].asstr()[1] == "<mujoco model='2'/>"
+        assert json.loads(metadata["file/env_args"].asstr()[0]) == {"env_name": "Lift", "type": 1}
+        assert metadata["mask/valid"][:].tolist() == [False, True, False]
+        assert json.loads(ours.attrs["environment"])["env_name"] == "Lift"
+        assert json.loads(ours.attrs["sources"])[0]["format"] == "robomimic"
+
+
+def test_a_mask_is_a_split(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {1: 3, 2: 4}, masks={"train": [2], "valid": [1]})
+    assert convert(source, tmp_path / "v.hdf5", split="valid").steps == 4
+    with pytest.raises(KabukiError, match=r"demo.hdf5: no split 'test'; there is train, valid"):
+        convert(source, tmp_path / "t.hdf5", split="test")
+
+
+@pytest.mark.parametrize(
+    ("assume", "steps", "terminal"),
+    [
+        ({}, 3 + 4 + 1, [False, True]),
+        ({"dones": "reward"}, 3 + 4 + 1, [False, True]),
+        ({"dones": "end"}, 3 + 4, [False, False]),
+        ({"last_observation": "repeat"}, 3 + 4 + 2, [False, True]),
+        ({"last_observation": "none"}, 3 + 4, [False, True]),
+    ],
+)
+def test_robomimic_without_next_obs_as_assumed(tmp_path, assume, steps, terminal):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4}, next_obs=False, success=[1])
+    assert convert(source, tmp_path / "k.hdf5", assume=assume).steps == steps
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        rows = _episodes(ours)
+        assert [bool(ours["is_terminal"][r.stop - 1]) for r in rows] == terminal
+        lengths = [r.stop - r.start for r in rows]
+        for length, stored, r in zip(lengths, (3, 4), rows, strict=True):
+            if length > stored:
+                seen = ours["observation/eef_pos"][r]
+                np.testing.assert_array_equal(seen[-1], seen[-2])
+
+
+def test_the_reward_of_the_last_action_is_served(tmp_path):
+    source = layout_files.libero(tmp_path / "put_the_cup_away_demo.hdf5", {0: 6, 7: 3}, "put the cup away")
+    convert(source, tmp_path / "k.hdf5")
+    batches = list(load_transitions(tmp_path / "k.hdf5", 100).as_numpy_iterator())
+    assert len(batches) == 1
+    np.testing.assert_array_equal(batches[0]["reward"], [0, 0, 0, 0, 0, 1, 0, 0, 1])
+    np.testing.assert_array_equal(batches[0]["discount"], [1, 1, 1, 1, 1, 0, 1, 1, 0])
+
+
+def test_many_libero_files_become_one_rlds_dataset(tmp_path):
+    lengths = {}
+    for task in range(12):
+        lengths[f"task_{task}"] = {number: 2 + number % 3 for number in range(task, task + 9, 3)}
+        layout_files.libero(tmp_path / f"task_{task}_demo.hdf5", lengths[f"task_{task}"], f"do task {task}")
+    assume = {"last_observation": "none"}
+    built = build(str(tmp_path / "*_demo.hdf5"), tmp_path / "rlds", name="libero", assume=assume)
+    assert built.splits == {"train": 36}
+    assert built.steps == sum(sum(of.values()) for of in lengths.values())
+    dataset = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
+    told = [json.loads(episode["file"]["problem_info"].numpy())["language_instruction"] for episode in dataset]
+    # In the order of the tasks' numbers: task_2 is before task_10.
+    assert told == [f"do task {task}" for task in range(12) for _ in range(3)]
+    first = next(iter(dataset))
+    with h5py.File(tmp_path / "task_0_demo.hdf5") as theirs:
+        steps = list(first["steps"].as_numpy_iterator())
+        pictures = theirs["data/demo_0/obs/camera/agentview_image"][:]
+        np.testing.assert_array_equal([step["observation"]["camera"]["agentview_image"] for step in steps], pictures)
+        np.testing.assert_array_equal([step["action"] for step in steps], theirs["data/demo_0/actions"][:])
+        assert [step["reward"] for step in steps] == [0.0] * (len(steps) - 1) + [1.0]
+
+
+def test_robosuite_needs_a_reward(tmp_path):
+    source = layout_files.robosuite(tmp_path / "demo.hdf5", {1: 4, 2: 3})
+    with pytest.raises(KabukiError, match=r"no 'reward' .*--fill reward=0"):
+        convert(source, tmp_path / "k.hdf5")
+    assert convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"}).steps == 9
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
+        np.testing.assert_array_equal(ours["observation/states"][5:8], theirs["data/demo_2/states"][:])
+        np.testing.assert_array_equal(ours["observation/states"][8], theirs["data/demo_2/states"][-1])
+        np.testing.assert_array_equal(ours["action"][:4], theirs["data/demo_1/actions"][:])
+
+
+def test_a_folder_of_aloha(tmp_path):
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    for number, length in ((0, 3), (2, 5), (10, 4)):
+        layout_files.aloha(folder / f"episode_{number}.hdf5", length)
+    assert convert(folder, tmp_path / "k.hdf5", fill={"reward": 0}).episodes == 3
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [3, 5, 4]
+        assert not ours["is_terminal"][:].any()
+        assert not ours["episodes/metadata/file/sim"][:].any()
+        assert ours["episodes/source"][:].tolist() == [0, 1, 2]
+        with h5py.File(folder / "episode_2.hdf5") as theirs:
+            np.testing.assert_array_equal(ours["action"][3:8], theirs["action"][:])
+            np.testing.assert_array_equal(ours["observation/images/top"][3:8], theirs["observations/images/top"][:])
+            np.testing.assert_array_equal(ours["observation/qpos"][3:8], theirs["observations/qpos"][:])
+
+
+@pytest.mark.parametrize("images", ["arrays", "encoded"])
+def test_compressed_aloha(tmp_path, images):
+    rng = np.random.default_rng(0)
+    files = [tf.io.encode_jpeg(rng.integers(0, 1 + 60 * i, (48, 64, 3), np.uint8)).numpy() for i in range(4)]
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 4, files)
+    assume = {"last_observation": "repeat"}
+    convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, images=images, assume=assume)
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        stored = ours["observation/images/top"]
+        assert len(stored) == 5
+        for row, file in zip(range(5), [*files, files[-1]], strict=True):
+            if images == "encoded":
+                assert stored[row].tobytes() == file
+            else:
+                np.testing.assert_array_equal(stored[row], tf.io.decode_jpeg(file).numpy())
+
+
+def _make_wrong(path, change):
+    layout_files.robomimic(path, {0: 3, 1: 4}, masks={"train": [0]})
+    with h5py.File(path, "a") as file:
+        change(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["data"].attrs.modify("total", 9), "data says total 9, but there are 7"),
+        (lambda f: f["data/demo_1"].attrs.modify("num_samples", 5), "demo_1: says num_samples 5, but has 4 actions"),
+        (lambda f: f.__setitem__("mask/valid", np.array([b"demo_5"])), "mask/valid lists 'demo_5', which data"),
+        (lambda f: f.__setitem__("data/demo_1/odd", np.zeros(3)), "data/demo_1/odd: 3 rows, where there are 4 actions"),
+        (lambda f: f.__setitem__("data/demo_1/more", np.zeros(4)), "field 'more' is in .*demo_1, but not in .*demo_0"),
+        (lambda f: f.__delitem__("data/demo_1/actions"), "data/demo_1: no actions"),
+        (lambda f: f.__delitem__("data/demo_1/next_obs/eef_pos"), "'eef_pos' is in only one of obs and next_obs"),
+    ],
+)  # fmt: skip
+def test_what_is_not_whole_is_refused(tmp_path, change, message):
+    _make_wrong(tmp_path / "demo.hdf5", change)
+    with pytest.raises(KabukiError, match=message):
+        convert(tmp_path / "demo.hdf5", tmp_path / "k.hdf5")
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.hdf5"]
+
+
+def test_what_cannot_be_assumed_is_refused(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    with pytest.raises(KabukiError, match=r"'done' says nothing of .* robomimic; there is dones, last_observation"):
+        convert(source, tmp_path / "k.hdf5", assume={"done": "end"})
+    with pytest.raises(KabukiError, match=r"dones is terminal or reward or end, not 'success'"):
+        convert(source, tmp_path / "k.hdf5", assume={"dones": "success"})
+    with pytest.raises(KabukiError, match=r"no file has such a name"):
+        convert(tmp_path / "*.h5", tmp_path / "k.hdf5")
+
+
+def test_long_episodes_are_read_in_parts(tmp_path):
+    lengths = {0: 9000, 1: 2500}
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", lengths, success=[0, 1], next_obs=False)
+    convert(source, tmp_path / "k.hdf5", compression="none")
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [9001, 2501]
+        for number, rows in zip(lengths, _episodes(ours), strict=True):
+            for name in ("eef_pos", "camera/agentview_image"):
+                stored = theirs[f"data/demo_{number}/obs/{name}"][:]
+                np.testing.assert_array_equal(ours[f"observation/{name}"][rows.start : rows.stop - 1], stored)
+                np.testing.assert_array_equal(ours[f"observation/{name}"][rows.stop - 1], stored[-1])
