@@ -53,6 +53,31 @@ def test_robomimic_with_next_obs(tmp_path):
         assert json.loads(ours.attrs["sources"])[0]["format"] == "robomimic"
 
 
+def test_what_is_of_no_step_is_of_the_episode(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(source, "a") as file:
+        for number, count in ((0, 5), (1, 9)):
+            file[f"data/demo_{number}/controller/counters"] = np.arange(count)
+            file[f"data/demo_{number}/version"] = "2"
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        metadata = ours["episodes/metadata/attributes"]
+        assert metadata["controller/counters"][1].tolist() == list(range(9))
+        assert metadata["version"].asstr()[:].tolist() == ["2", "2"]
+
+
+def test_a_wider_type_holds_all(tmp_path, caplog):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/force"] = np.array([0.1, 0.2, 0.3])
+        file["data/demo_1/force"] = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    convert(source, tmp_path / "k.hdf5")
+    assert "'force' is of several types, and all of it float64 now" in caplog.text
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["force"][:3].tolist() == [0.1, 0.2, 0.3]
+        assert ours["force"][4:8].tolist() == np.array([0.1, 0.2, 0.3, 0.4], np.float32).tolist()
+
+
 def test_a_mask_is_a_split(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {1: 3, 2: 4}, masks={"train": [2], "valid": [1]})
     assert convert(source, tmp_path / "v.hdf5", split="valid").steps == 4
@@ -165,13 +190,18 @@ def _make_wrong(path, change):
         change(file)
 
 
+def _replace(file, path, values):
+    del file[path]
+    file[path] = values
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: f["data"].attrs.modify("total", 9), "data says total 9, but there are 7"),
         (lambda f: f["data/demo_1"].attrs.modify("num_samples", 5), "demo_1: says num_samples 5, but has 4 actions"),
         (lambda f: f.__setitem__("mask/valid", np.array([b"demo_5"])), "mask/valid lists 'demo_5', which data"),
-        (lambda f: f.__setitem__("data/demo_1/odd", np.zeros(3)), "data/demo_1/odd: 3 rows, where there are 4 actions"),
+        (lambda f: _replace(f, "data/demo_1/dones", np.zeros(3)), "dones: 3 rows, where there are 4 actions"),
         (lambda f: f.__setitem__("data/demo_1/more", np.zeros(4)), "field 'more' is in .*demo_1, but not in .*demo_0"),
         (lambda f: f.__delitem__("data/demo_1/actions"), "data/demo_1: no actions"),
         (lambda f: f.__delitem__("data/demo_1/next_obs/eef_pos"), "'eef_pos' is in only one of obs and next_obs"),

@@ -30,7 +30,7 @@ import h5py
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import datasets_in
 from kabuki_rlds.formats.layouts.episode import Episode, ImageFiles, Rows, Stored, attributes, is_image_files
-from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row, scalar
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row, whole
 from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.schema import Info
 
@@ -54,7 +54,7 @@ class Aloha:
             if path == "compress_len":
                 continue
             if not dataset.shape:
-                metadata[f"file/{path}"] = scalar(dataset)
+                metadata[f"file/{path}"] = whole(dataset)
                 continue
             if len(dataset) != count:
                 raise KabukiError(f"{file.filename}: {path}: {len(dataset)} rows, where there are {count} actions")

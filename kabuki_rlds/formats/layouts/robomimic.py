@@ -7,8 +7,9 @@ the T observations before them, and `next_obs/<k>`, where it is there, those aft
 Rule by rule:
 
 * Rows. `obs/<k>` becomes `observation/<k>`, `actions` `action`, `rewards` `reward`; all
-  else of T rows (`states`, `dones`, …) stands under its own name. Demonstrations are in
-  the order of their numbers, which may have gaps.
+  else of T rows (`states`, `dones`, …) stands under its own name, and what has another
+  number of rows is of the episode: `attributes/<k>`. Demonstrations are in the order of
+  their numbers, which may have gaps.
 * The last observation. With `next_obs` it is the last row of that, exactly, and has a row
   of its own. (The other rows of `next_obs` are those of `obs`, one later, and are not kept
   twice.) Without, `last_observation` says what to do:
@@ -48,6 +49,8 @@ from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.schema import Info
 
 _DEMO = re.compile(r"demo_(\d+)$")
+#: What always has a row for each action, beside the observations.
+_OF_STEPS = ("rewards", "dones", "states")
 _STEP_NAMES = {"actions": "action", "rewards": "reward"}
 
 #: What a user may say of the last observation, where the layout has none.
@@ -120,8 +123,9 @@ class Robomimic:
         for path, dataset in fields.items():
             if path.startswith("next_obs/"):
                 continue
-            if not dataset.shape:
-                metadata[f"attributes/{path}"] = scalar(dataset)
+            of_steps = path.startswith("obs/") or path in _OF_STEPS
+            if not of_steps and (not dataset.shape or len(dataset) != count):
+                metadata[f"attributes/{path}"] = whole(dataset)
                 continue
             if len(dataset) != count:
                 raise KabukiError(f"{label}/{path}: {len(dataset)} rows, where there are {count} actions")
@@ -171,10 +175,10 @@ def ends(length: int, terminal: bool, derived: str = "") -> Given:
     return Given(flags, derived)
 
 
-def scalar(dataset: h5py.Dataset) -> str | bytes | np.generic:
-    """A dataset of one value, as an episode field."""
+def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
+    """All that a dataset holds, as an episode field."""
     value = dataset[()]
-    return value if isinstance(value, (str, bytes, np.generic)) else str(value)
+    return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
 
 
 def _masks(file: h5py.File, names: list[str]) -> dict[str, set[str]]:

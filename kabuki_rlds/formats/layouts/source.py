@@ -105,6 +105,7 @@ class EpisodesSource:
         except BaseException:
             self.close()
             raise
+        self._steps.warn(self.label)
         self._metadata.warn(self.label)
         counts = [len(survey.taken) for survey in self._surveys]
         if split is not None and split not in self._masks:
@@ -195,7 +196,7 @@ class EpisodesSource:
                 column = episode.steps[path].read(start, stop, self._threads)
             except READ_ERRORS as e:
                 raise KabukiError(f"{label}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
-            columns[path] = _varying(column) if None in field.shape and not field.encoded else column
+            columns[path] = column if field.encoded else _as_field(column, field)
         return columns if self._decoder is None else self._decoder.decode(columns, self._threads)
 
     @property
@@ -241,6 +242,7 @@ class _Fields:
         self._count = 0
         self.fields: dict[str, Field] = {}
         self.had: dict[str, int] = {}
+        self.widened: dict[str, np.dtype] = {}
 
     def take(self, fields: Mapping[str, Field], label: str) -> None:
         """Takes those of one more episode; the label says which.
@@ -265,15 +267,19 @@ class _Fields:
                 raise KabukiError(f"{self._what} {path!r} is in {has}, but not in {lacks}")
             if mine == theirs:
                 continue
-            if mine.dtype != theirs.dtype or len(mine.shape) != len(theirs.shape) or mine.encoded != theirs.encoded:
+            dtype = _wider(mine.dtype, theirs.dtype)
+            if dtype is None or len(mine.shape) != len(theirs.shape) or mine.encoded != theirs.encoded:
                 raise KabukiError(
                     f"{self._what} {path!r} is {mine.describe()} in {self._first}, but {theirs.describe()} in {label}"
                 )
             shape = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
-            self.fields[path] = dataclasses.replace(mine, shape=shape)
+            self.fields[path] = dataclasses.replace(mine, shape=shape, dtype=dtype)
+            self.widened |= {path: dtype} if mine.dtype != theirs.dtype else {}
 
     def warn(self, label: str) -> None:
-        """Says which of them only some episodes have."""
+        """Says which of them only some episodes have, or have in another type."""
+        for path, dtype in self.widened.items():
+            _log.warning("%s: %r is of several types, and all of it %s now, which holds each value", label, path, dtype)
         for path, count in self.had.items():
             if count < self._count:
                 _log.warning(
@@ -344,7 +350,18 @@ def _field_of(value: object) -> Field:
     return Field(array.dtype, array.shape, "text" if array.dtype == BYTES else "array")
 
 
-def _varying(column: Column) -> Column:
+def _as_field(column: Column, field: Field) -> Column:
+    """The rows of one episode, in the form that those of all have."""
     if not isinstance(column, np.ndarray):
         return column
+    column = column.astype(field.dtype, copy=False)
+    if None not in field.shape:
+        return column
     return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
+
+
+def _wider(a: np.dtype, b: np.dtype) -> np.dtype | None:
+    """The one of two types that holds all values of both, if they are of one kind."""
+    if a.kind != b.kind:
+        return None
+    return a if np.can_cast(b, a) else b if np.can_cast(a, b) else None

@@ -15,11 +15,11 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from kabuki_rlds.block import splits_of
+from kabuki_rlds.formats.rlds import png
 from kabuki_rlds.formats.rlds.wire import ListType
 from kabuki_rlds.formats.varint import varint
 
@@ -100,20 +100,23 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> Payload:
 def image_files(images: Sequence[np.ndarray], file_format: str) -> list[bytes]:
     """The PNG or JPEG file of each image, (height, width, channels) of uint8, uint16 or float32.
 
-    They are what TFDS writes: it views a float32 as four channels of uint8.
+    They decode to what those decode to that TFDS writes: it views a float32 as four channels of uint8.
     """
-    import tensorflow as tf
-
-    encode: Any = tf.io.encode_jpeg if file_format == "jpeg" else tf.io.encode_png
 
     def file(image: np.ndarray) -> bytes:
         pixels = image.view(np.uint8) if image.dtype == np.float32 else image
-        encoded: bytes = encode(np.ascontiguousarray(pixels)).numpy()
-        return encoded
+        return _jpeg_file(pixels) if file_format == "jpeg" else png.file(pixels)
 
-    # TensorFlow lets go of the interpreter while it encodes.
+    # Both let go of the interpreter while they encode.
     with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-encode") as pool:
         return list(pool.map(file, images))
+
+
+def _jpeg_file(pixels: np.ndarray) -> bytes:
+    import tensorflow as tf
+
+    encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels)).numpy()
+    return encoded
 
 
 def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> bytes:
