@@ -65,6 +65,7 @@ def build(
     name: str | None = None,
     file_format: Literal["tfrecord", "array_record"] = "tfrecord",
     images: ImageFormat = "png",
+    recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
     overwrite: bool = False,
@@ -81,13 +82,15 @@ def build(
 
     Args:
       files: whatever `convert` takes: one, or several that are stitched in the order given,
-        for the split `train`; or split to file or files.
+        for the split `train`, or for those that the recipe makes; or split to file or files.
       data_dir: where the dataset goes: `<data_dir>/<name>/<version>`.
       name: name of the dataset, with `/` that of a config; by default what the first
         file says, else its name.
       file_format: of the shards.
       images: how images that are stored as arrays are encoded; "jpeg" is lossy. Those
         that are stored as image files stay as they are.
+      recipe: how the fields of the files become those of the dataset: a YAML file, or the
+        name of a recipe that comes with the package.
       assume: what files in a layout of others do not say: see `convert`.
       fill: constants for required fields that the files lack: {"reward": 0.0}.
       overwrite: replace the dataset of this name and version.
@@ -98,7 +101,7 @@ def build(
         be stored as its feature says, a file changed meanwhile, or the dataset exists
         or cannot be written.
     """
-    with open_splits(files, images, Reading(assume, fill)) as opened:
+    with open_splits(files, images, Reading(recipe, assume, fill)) as opened:
         from kabuki_rlds.formats.rlds import writer
         from kabuki_rlds.formats.rlds.staging import StagedFolder
 
@@ -239,16 +242,21 @@ def open_splits(files: Files, images: ImageFormat = "png", reading: Reading | No
     """
     reading = reading or Reading()
     by_split = paths_of(files)
+    masks: Mapping[str, str | None] = dict.fromkeys(by_split)
+    if reading.splits and not isinstance(files, Mapping):
+        (paths,) = by_split.values()
+        by_split = dict.fromkeys(reading.splits, paths)
+        masks = reading.splits
     with contextlib.ExitStack() as stack:
         sources: dict[str, list[Source]] = {}
         for split, paths in by_split.items():
-            opened = open_sources(paths, images="encoded", assume=reading.assume)
+            opened = open_sources(paths, split=masks[split], images="encoded", assume=reading.assume)
             for source in opened:
                 stack.callback(source.close)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
+            bare = reading.recipe is None and not reading.fill
             sources[split] = [
-                source if isinstance(source, KabukiSource) and not reading.fill else reading.complete(source)
-                for source in opened
+                source if bare and isinstance(source, KabukiSource) else reading.complete(source) for source in opened
             ]
         yield OpenedSplits(sources, images)
 

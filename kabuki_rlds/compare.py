@@ -17,6 +17,7 @@ from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Nested, splits_of
 from kabuki_rlds.formats.detect import open_source, open_sources
 from kabuki_rlds.formats.source import Source
+from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import BYTES, Field
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -56,6 +57,7 @@ def compare(
     *,
     split: str | None = None,
     data_dir: Path | None = None,
+    recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
 ) -> list[Difference]:
     """Compares every value of every field, bit by bit; what a converter derived is passed over.
@@ -68,6 +70,7 @@ def compare(
       sources: the datasets that it came from, in their order; as `convert` takes them.
       split: which split of the TFDS datasets, in TFDS's syntax; by default `train`.
       data_dir: where a TFDS name is looked up.
+      recipe: the recipe by which it was converted.
       assume: what was assumed when it was converted.
 
     Returns:
@@ -78,19 +81,21 @@ def compare(
     """
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     with contextlib.ExitStack() as stack:
+        reading = Reading(recipe, assume)
         mine = stack.enter_context(contextlib.closing(open_source(file)))
         keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
-        theirs = open_sources(
+        opened = open_sources(
             paths,
-            split=split,
+            split=reading.split_of(split),
             data_dir=data_dir,
             images="encoded" if keeps_files else "arrays",
             # What was left out of the file is no difference.
             skip_bad=bool(mine.skipped),
-            assume=assume,
+            assume=reading.assume,
         )
-        for source in theirs:
+        for source in opened:
             stack.callback(source.close)
+        theirs = [reading.shape(source) for source in opened]
         found, steps, metadata = _fields(mine, theirs)
         ours = _Digests(steps, metadata)
         ours.take(mine.blocks())

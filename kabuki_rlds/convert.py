@@ -69,6 +69,7 @@ def convert(
     compression: Compression = "gzip",
     fill: Mapping[str, float] | None = None,
     assume: Mapping[str, str] | None = None,
+    recipe: Path | None = None,
     conform: bool = False,
     skip_bad_episodes: bool = False,
     resume: bool = False,
@@ -86,7 +87,8 @@ def convert(
         stitched in the order given.
       dest: the file to write.
       split: which split of the TFDS datasets, in TFDS's syntax: `train[:10%]`; by default
-        `train`. Of demonstrations, the name of a mask; by default all. A Kabuki file is
+        `train`. Of demonstrations, the name of a mask, or of a split of the recipe;
+        by default all. A Kabuki file is
         one split, of which all is taken.
       data_dir: where a TFDS name is looked up.
       images: store images decoded ("arrays"), or as the bytes of their files
@@ -95,6 +97,8 @@ def convert(
       fill: constants for required fields that a source lacks: {"reward": 0.0}.
       assume: what files in a layout of others do not say: {"dones": "reward"}; see the
         module of the layout in `formats.layouts`.
+      recipe: how the fields of the sources become those of the file: a YAML file, or the
+        name of a recipe that comes with the package.
       conform: change values that break the rules on episode ends and discounts to
         what the rules say; without it they are kept, and warned of.
       skip_bad_episodes: leave out the episodes of an RLDS dataset or an EnvLogger log that cannot
@@ -117,12 +121,12 @@ def convert(
     dest = pathlib.Path(dest).expanduser()
     if os.path.lexists(dest) and not overwrite:
         raise KabukiError(f"{dest}: already there; --overwrite replaces it")
-    reading = Reading(assume, fill)
+    reading = Reading(recipe, assume, fill)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with contextlib.ExitStack() as stack:
         opened = open_sources(
             paths,
-            split=split,
+            split=reading.split_of(split),
             data_dir=data_dir,
             images=images,
             skip_bad=skip_bad_episodes,

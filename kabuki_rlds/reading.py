@@ -1,34 +1,91 @@
-"""How datasets are to be read where they are silent: what is assumed of them, and filled in."""
+"""How datasets are to be read: by a recipe, with what is assumed and filled in where they are silent."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.completion import CompletedSource
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.source import Source
+
+if TYPE_CHECKING:
+    from kabuki_rlds.recipes.recipe import Recipe
 
 
 class Reading:
-    """What the user says of the sources.
+    """What a recipe says of the sources, and what the user says beside it or instead.
 
     Args:
+      recipe: a YAML file, or the name of a recipe that comes with the package; None leaves the fields as they are.
       assume: what files in a layout of others do not say.
       fill: constants for required fields that a source lacks.
+
+    Attributes:
+      recipe: the recipe, if there is one.
+      assume: all that is assumed: of the recipe, and of the user, who has the last word.
+      fill: all that is filled in, likewise.
+      splits: the splits that the recipe makes, each with the split or the mask of the sources that it is.
+
+    Raises:
+      KabukiError: there is no such recipe, or it is not one.
     """
 
-    def __init__(self, assume: Mapping[str, str] | None = None, fill: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        recipe: str | os.PathLike[str] | None = None,
+        assume: Mapping[str, str] | None = None,
+        fill: Mapping[str, float] | None = None,
+    ):
+        self.recipe: Recipe | None = None
         self.assume = dict(assume or {})
         self.fill = dict(fill or {})
+        self.splits: Mapping[str, str] = {}
+        if recipe is not None:
+            from kabuki_rlds.recipes.recipe import load_recipe
 
-    def complete(self, source: Source, conform: bool = False) -> CompletedSource:
-        """The source with all that is filled in.
+            self.recipe = load_recipe(recipe)
+            self.assume = {**self.recipe.assume, **self.assume}
+            self.fill = {**self.recipe.fill, **self.fill}
+            self.splits = self.recipe.splits
+
+    def split_of(self, split: str | None) -> str | None:
+        """The split or the mask to read for a split that the user names; None names the only one there is.
 
         Raises:
-          KabukiError: it lacks a field still.
+          KabukiError: the recipe makes several, and none is named.
         """
-        return CompletedSource(source, self.fill, conform)
+        if split is not None:
+            return self.splits.get(split, split)
+        if len(self.splits) > 1:
+            raise KabukiError(f"the recipe makes the splits {', '.join(self.splits)}; --split names the one to take")
+        return next(iter(self.splits.values()), None)
+
+    def shape(self, source: Source) -> Source:
+        """The source as the recipe has it.
+
+        Raises:
+          KabukiError: the recipe does not fit it.
+        """
+        if self.recipe is None:
+            return source
+        from kabuki_rlds.recipes.source import RecipeSource
+
+        return RecipeSource(source, self.recipe)
+
+    def complete(self, source: Source, conform: bool = False) -> CompletedSource:
+        """The source as the recipe has it, with all that is filled in.
+
+        Raises:
+          KabukiError: the recipe does not fit it, or it lacks a field still.
+        """
+        return CompletedSource(self.shape(source), self.fill, conform)
 
     def to_json(self) -> dict[str, Any]:
         """All that the result depends on."""
-        return {"assume": self.assume, "fill": self.fill}
+        return {
+            "recipe": None if self.recipe is None else self.recipe.text,
+            "assume": self.assume,
+            "fill": self.fill,
+        }

@@ -43,6 +43,8 @@ class Field:
         that is a plain array.
       encoded: the rows are image files, `bytes` objects, or lists of them; `dtype`
         and `shape` then say what a decoder makes of them.
+      file_format: of encoded rows, where all are known to be of one: "png" or "jpeg". It
+        says nothing of the pixels, so fields that differ in it are equal.
       derived: how the column was made, where its source had no such field. It
         says nothing of what the rows are, so fields that differ in it are equal.
     """
@@ -53,6 +55,7 @@ class Field:
     names: tuple[str, ...] | None = None
     nested: int = 0
     encoded: bool = False
+    file_format: str = dataclasses.field(default="", compare=False)
     derived: str = dataclasses.field(default="", compare=False)
 
     @property

@@ -27,8 +27,8 @@ def add(commands: Commands, common: Parser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="a Kabuki file, or any other source of convert, or SPLIT=FILE; without SPLIT it is train; "
-        "several of one split are stitched in this order",
+        help="a Kabuki file, or any other source of convert, or SPLIT=FILE; without SPLIT it is train, or what the "
+        "recipe says; several of one split are stitched in this order",
     )
     command.add_argument("--data-dir", metavar="DIR", required=True, help="where the dataset goes: DIR/NAME/VERSION")
     command.add_argument(
@@ -78,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         file_format=arguments.file_format,
         images=arguments.images,
+        recipe=arguments.recipe,
         assume=dict(arguments.assume),
         fill=dict(arguments.fill),
         overwrite=arguments.overwrite,

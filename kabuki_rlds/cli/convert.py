@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         compression=arguments.compression,
         fill=dict(arguments.fill),
+        recipe=arguments.recipe,
         assume=dict(arguments.assume),
         conform=arguments.conform,
         skip_bad_episodes=arguments.skip_bad_episodes,

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from types import FrameType
 
 from kabuki_rlds import KabukiError, __version__
-from kabuki_rlds.cli import build, convert, demo, inspect, validate
+from kabuki_rlds.cli import build, convert, demo, inspect, recipe, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
 from kabuki_rlds.errors import printable
 
 #: In the order in which --help lists them.
-_COMMANDS = (convert, build, validate, inspect, demo)
+_COMMANDS = (convert, build, validate, inspect, recipe, demo)
 
 
 class _Terminated(BaseException):

@@ -9,8 +9,15 @@ from kabuki_rlds.convention import FILLABLE
 from kabuki_rlds.formats.detect import locate_all
 
 
-def add_assume(command: argparse.ArgumentParser) -> None:
-    """Adds the one that says what files in a layout of others do not."""
+def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
+    """Adds those that say what files in a layout of others do not, and what is made of their fields."""
+    if recipe:
+        command.add_argument(
+            "--recipe",
+            metavar="RECIPE",
+            help="what becomes of the fields: a YAML file, or the name of a recipe that comes along "
+            "(`kabuki-rlds recipe` lists them, and drafts one)",
+        )
     command.add_argument(
         "--assume",
         metavar="KEY=VALUE",

@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.against,
         split=arguments.split,
         data_dir=arguments.data_dir,
+        recipe=arguments.recipe,
         assume=dict(arguments.assume),
     )
     for difference in differences:

@@ -162,6 +162,8 @@ def field_attributes(field: Field) -> dict[str, Any]:
         attributes["nested"] = field.nested
     if field.encoded:
         attributes["encoded"] = True
+        if field.file_format:
+            attributes["file_format"] = field.file_format
     if field.derived:
         attributes["derived"] = field.derived
     return attributes
@@ -211,5 +213,6 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         names=None if names is None else tuple(_as_text(n) for n in names),
         nested=int(attributes.get("nested", 0)),
         encoded=bool(attributes.get("encoded", False)),
+        file_format=text_attribute(dataset, "file_format"),
         derived=text_attribute(dataset, "derived"),
     )

@@ -236,10 +236,15 @@ def _feature(field: Field, path: str, images: ImageFormat) -> Any:
         picture = tfds.features.Image(
             shape=(height, width, channels),
             dtype=field.dtype,
-            encoding_format=None if field.encoded else "png" if stays else images,
+            encoding_format=_format_of(field) if field.encoded else "png" if stays else images,
         )
         return _in_lists(picture, len(lists))
     return _tensor(field.dtype, field.shape, path)
+
+
+def _format_of(field: Field) -> str | None:
+    """The format of its image files, where TFDS has such a one; else it tells each by itself."""
+    return field.file_format if field.file_format in ("png", "jpeg") else None
 
 
 def _is_image(field: Field) -> bool:

@@ -97,25 +97,26 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> Payload:
     return Payload(data.tobytes(), (at * data.shape[1]).tolist())
 
 
-def image_files(images: Sequence[np.ndarray], file_format: str) -> list[bytes]:
+def image_files(images: Sequence[np.ndarray], file_format: str, quality: int = 95) -> list[bytes]:
     """The PNG or JPEG file of each image, (height, width, channels) of uint8, uint16 or float32.
 
     They decode to what those decode to that TFDS writes: it views a float32 as four channels of uint8.
+    The quality is of JPEG; 95 is TFDS's.
     """
 
     def file(image: np.ndarray) -> bytes:
         pixels = image.view(np.uint8) if image.dtype == np.float32 else image
-        return _jpeg_file(pixels) if file_format == "jpeg" else png.file(pixels)
+        return _jpeg_file(pixels, quality) if file_format == "jpeg" else png.file(pixels)
 
     # Both let go of the interpreter while they encode.
     with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-encode") as pool:
         return list(pool.map(file, images))
 
 
-def _jpeg_file(pixels: np.ndarray) -> bytes:
+def _jpeg_file(pixels: np.ndarray, quality: int) -> bytes:
     import tensorflow as tf
 
-    encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels)).numpy()
+    encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels), quality=quality).numpy()
     return encoded
 
 

@@ -1,0 +1,151 @@
+"""A source as a recipe has it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from kabuki_rlds.block import Block, Column, take
+from kabuki_rlds.convention import FLAGS, OBSERVATION, REQUIRED
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.source import Size, Source
+from kabuki_rlds.recipes.recipe import Made, Recipe
+from kabuki_rlds.schema import BYTES, Field, Schema, is_within
+from kabuki_rlds.training.images import ImageDecoder, decoded
+
+_NEEDED = tuple(name for name in REQUIRED if name != OBSERVATION)
+
+
+class RecipeSource:
+    """Yields a source's blocks with the fields that a recipe makes of them.
+
+    Args:
+      source: what is to be read.
+      recipe: what becomes of its fields.
+
+    Raises:
+      KabukiError: the recipe does not fit the source, and which line is why.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe):
+        self._source = source
+        self._recipe = recipe
+        self.origins = source.origins
+        self.origin_of = source.origin_of
+        self.num_episodes = source.num_episodes
+        self.label = source.label
+        self.skipped = source.skipped
+        self.files = source.files
+        layouts = {origin.format for origin in source.origins}
+        if recipe.layouts and not layouts <= set(recipe.layouts):
+            raise KabukiError(
+                f"{source.label}: laid out as {', '.join(sorted(layouts))}, but the recipe {recipe.label} is for "
+                f"{', '.join(recipe.layouts)}"
+            )
+        have = source.schema
+        for name, where in recipe.drop:
+            if not any(is_within(path, name) for path in (*have.steps, *have.metadata)):
+                raise KabukiError(f"{where}: drop: {source.label} has no {name!r}")
+        pixels = {
+            path: field
+            for made in recipe.steps
+            for path in made.sources
+            if made.operations and (field := have.steps.get(path)) is not None and field.encoded
+        }
+        self._decoder = ImageDecoder(pixels, source.label) if pixels else None
+        self._fields = have.steps | {path: decoded(field) for path, field in pixels.items()}
+        self._steps = self._kept(have.steps, recipe.steps, FLAGS)
+        self._metadata = self._kept(have.metadata, recipe.episode, ())
+        # An episode field that a step field was made from is there already, on each step.
+        steps = {made.path: self._field(made, self._fields | have.metadata) for made in recipe.steps}
+        metadata = {made.path: self._field(made, have.metadata) for made in recipe.episode}
+        self.schema = Schema(
+            {path: have.steps[path] for path in self._steps} | steps,
+            {path: have.metadata[path] for path in self._metadata} | metadata,
+            info=have.info,
+        )
+
+    def _kept(self, have: Collection[str], made: tuple[Made, ...], always: Collection[str]) -> list[str]:
+        """The fields that stay as they are."""
+        recipe = self._recipe
+        gone = {each.path for each in made}
+        gone |= {path for path in have for name, _ in recipe.drop if is_within(path, name)}
+        # What something else was made from is not kept beside it, unless no file can do without.
+        used = {path for each in made for path in each.sources if not any(is_within(path, n) for n in _NEEDED)}
+        return [p for p in have if p not in gone and (p in always or (recipe.keeps_rest and p not in used))]
+
+    def _field(self, made: Made, have: Mapping[str, Field]) -> Field:
+        """What a recipe makes of the fields that there are."""
+        lacking = next((path for path in made.sources if path not in have), None)
+        if lacking is not None:
+            raise KabukiError(f"{made.where}: {self.label} has no {lacking!r} (it has {', '.join(have)})")
+        fields = [have[path] for path in made.sources]
+        of_steps = self._source.schema.steps
+        for path, field in zip(made.sources, fields, strict=True):
+            if path not in of_steps and not (field.is_fixed or field.dtype == BYTES):
+                raise KabukiError(f"{made.where}: the episode field {path!r}, {field.describe()}, varies in size")
+        try:
+            for operation in made.operations:
+                fields = [operation.field(fields)]
+        except ValueError as e:
+            raise KabukiError(f"{made.where}: {e}") from e
+        (field,) = fields
+        return field
+
+    def size(self) -> Size:
+        size = self._source.size()
+        sample = None if size.sample is None else next(self._made(iter([size.sample])), None)
+        return dataclasses.replace(size, sample=sample, image_fields=())
+
+    def pieces(self, num_bytes: int) -> list[RecipeSource]:
+        return [RecipeSource(piece, self._recipe) for piece in self._source.pieces(num_bytes)]
+
+    def close(self) -> None:
+        self._source.close()
+
+    def blocks(self) -> Iterator[Block]:
+        return self._made(self._source.blocks())
+
+    def _made(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        open_episode: dict[str, np.ndarray] = {}
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-recipe") as threads:
+            for block in blocks:
+                steps = block.steps if self._decoder is None else self._decoder.decode(block.steps, threads)
+                # Which of the episodes of the block each step is of; 0 is the one that it goes on with.
+                episode_of = np.cumsum(block.begins[:-1])
+                columns: dict[str, Column] = {path: block.steps[path] for path in self._steps}
+                for made in self._recipe.steps:
+                    if made.sources and made.sources[0] not in steps:
+                        of_episodes = self._of_episodes(made, block)
+                        before = open_episode.get(made.path, of_episodes[:1])
+                        known = np.concatenate([before, of_episodes])
+                        # In a block that goes on with an episode there may be no other.
+                        at = episode_of if len(before) else episode_of - 1
+                        columns[made.path] = take(known, at)
+                        open_episode[made.path] = known[-1:]
+                    else:
+                        columns[made.path] = self._apply(made, [steps[path] for path in made.sources], block.num_steps)
+                metadata: dict[str, Column] = {path: block.metadata[path] for path in self._metadata}
+                for made in self._recipe.episode:
+                    metadata[made.path] = self._of_episodes(made, block)
+                yield Block(columns, block.num_steps, block.starts, metadata)
+
+    def _of_episodes(self, made: Made, block: Block) -> np.ndarray:
+        column = self._apply(made, [block.metadata[path] for path in made.sources], block.num_episodes)
+        assert isinstance(column, np.ndarray)
+        return column
+
+    def _apply(self, made: Made, columns: list[Column], count: int) -> Column:
+        if not made.operations:
+            return columns[0]
+        arrays = [column for column in columns if isinstance(column, np.ndarray)]
+        try:
+            for operation in made.operations:
+                arrays = [operation.apply(arrays, count)]
+        except ValueError as e:
+            raise KabukiError(f"{made.where}: {self.label}: {e}") from e
+        return np.ascontiguousarray(arrays[0])

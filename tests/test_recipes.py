@@ -1,0 +1,264 @@
+"""Recipes: what is made of the fields, and which line is wrong where they do not fit."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from kabuki_rlds import KabukiError, build, convert, validate
+from kabuki_rlds.cli.main import main
+from tests import layout_files
+
+
+def _libero(path, lengths, instruction):
+    layout_files.libero(path, lengths, instruction)
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "a") as file:
+        for number, length in lengths.items():
+            obs = file[f"data/demo_{number}/obs"]
+            for name in ("agentview_rgb", "eye_in_hand_rgb"):
+                # A dark picture with a bright corner: at the top left, as LIBERO stores what is at the bottom right.
+                pixels = np.full((length, 128, 128, 3), 20, np.uint8)
+                pixels[:, :32, :48] = (250, 40, 90)
+                obs[name] = pixels
+            for name, size in (("ee_states", 6), ("gripper_states", 2), ("joint_states", 7)):
+                obs[name] = rng.normal(size=(length, size))
+    return path
+
+
+def test_libero_becomes_what_openvla_reads(tmp_path):
+    lengths = {"pick_up_the_cup": {0: 3, 5: 2}, "open_the_drawer": {1: 4}}
+    for task, of in lengths.items():
+        _libero(tmp_path / f"{task}_demo.hdf5", of, task.replace("_", " "))
+    built = build(str(tmp_path / "*.hdf5"), tmp_path / "rlds", name="libero_spatial", recipe="libero-openvla")
+    assert (built.splits, built.steps) == ({"train": 3}, 9)
+    builder = tfds.builder_from_directory(str(built.path))
+    picture = tfds.features.Image(shape=(256, 256, 3), encoding_format="jpeg")
+    steps = {
+        "observation": {
+            "image": picture,
+            "wrist_image": picture,
+            "state": tfds.features.Tensor(shape=(8,), dtype=np.float32),
+            "joint_state": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+        },
+        "action": tfds.features.Tensor(shape=(7,), dtype=np.float32),
+        **dict.fromkeys(("reward", "discount"), np.float32),
+        **dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_),
+        "language_instruction": tfds.features.Text(),
+    }
+    expected = tfds.features.FeaturesDict(
+        {"steps": tfds.features.Dataset(steps), "episode_metadata": {"file_path": tfds.features.Text()}}
+    )
+    assert repr(builder.info.features) == repr(expected)
+    assert builder.info.features["steps"].feature["observation"]["image"].encoding_format == "jpeg"
+    episodes = list(builder.as_dataset(split="train"))
+    told = []
+    for episode, (task, number, length) in zip(
+        episodes, [("open_the_drawer", 1, 4), ("pick_up_the_cup", 0, 3), ("pick_up_the_cup", 5, 2)], strict=True
+    ):
+        rows = list(episode["steps"].as_numpy_iterator())
+        assert len(rows) == length
+        assert episode["episode_metadata"]["file_path"].numpy().decode().endswith(f"{task}_demo.hdf5")
+        told += [row["language_instruction"].decode() for row in rows]
+        assert [row["is_terminal"] for row in rows] == [False] * (length - 1) + [True]
+        assert [row["reward"] for row in rows] == [0] * (length - 1) + [1]
+        assert {row["discount"] for row in rows} == {1}
+        with h5py.File(tmp_path / f"{task}_demo.hdf5") as file:
+            demo = file[f"data/demo_{number}"]
+            state = np.concatenate([demo["obs/ee_states"][:], demo["obs/gripper_states"][:]], 1).astype(np.float32)
+            np.testing.assert_array_equal([row["observation"]["state"] for row in rows], state)
+            np.testing.assert_array_equal([row["action"] for row in rows], demo["actions"][:].astype(np.float32))
+        for row in rows:
+            for name in ("image", "wrist_image"):
+                seen = row["observation"][name]
+                assert np.abs(seen[200:, 170:].astype(int) - (250, 40, 90)).max() < 12
+                assert np.abs(seen[:180, :150].astype(int) - 20).max() < 12
+    assert told == ["open the drawer"] * 4 + ["pick up the cup"] * 5
+
+
+def _recipe(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_each_operation(tmp_path):
+    source = layout_files.robomimic(tmp_path / "lift_the_cube.hdf5", {0: 3, 1: 2}, next_obs=False)
+    recipe = _recipe(
+        tmp_path / "r.yaml",
+        """
+about: all of them
+for: [robomimic, libero]
+assume: {last_observation: none}
+steps:
+  observation/up: {from: observation/camera/agentview_image, flip: vertical}
+  observation/mirrored: {from: observation/camera/agentview_image, flip: horizontal}
+  observation/turned: {from: observation/camera/agentview_image, rotate: 180}
+  observation/red: {from: observation/camera/agentview_image, swap: bgr}
+  observation/small: {from: observation/camera/agentview_image, resize: [10, 8]}
+  observation/png: {from: observation/camera/agentview_image, encode: png}
+  observation/jpeg: {from: observation/camera/agentview_image, encode: {jpeg: 80}}
+  arm: {from: action, select: '0:6', cast: float32}
+  grip: {from: action, select: [6, 0]}
+  both: {concatenate: [states, reward, observation/eef_pos]}
+  whole: {from: dones, cast: bool}
+  number: {constant: 3}
+  list: {constant: [1.5, 2]}
+  says: {constant: grasp}
+  task: {from: file_path, match: '([^/]+)[.]hdf5', replace: {_: ' '}}
+  env: {from: file/env_args, json: env_name}
+  action:
+episode:
+  which: {from: episode}
+drop: [states, attributes/model_file]
+""",
+    )
+    convert(source, tmp_path / "k.hdf5", recipe=recipe)
+    assert not [v for v in validate(tmp_path / "k.hdf5") if v.rule != 4]
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
+
+        def stored(name):
+            return np.concatenate([theirs[f"data/demo_{i}/{name}"][:] for i in (0, 1)])
+
+        pixels, actions = stored("obs/camera/agentview_image"), stored("actions")
+        np.testing.assert_array_equal(ours["observation/up"][:], pixels[:, ::-1])
+        np.testing.assert_array_equal(ours["observation/mirrored"][:], pixels[:, :, ::-1])
+        np.testing.assert_array_equal(ours["observation/turned"][:], pixels[:, ::-1, ::-1])
+        np.testing.assert_array_equal(ours["observation/red"][:], pixels[..., ::-1])
+        assert ours["observation/small"].shape == (5, 10, 8, 3)
+        assert np.abs(ours["observation/small"][:].mean() - pixels.mean()) < 1
+        for row, file in enumerate(ours["observation/png"][:]):
+            np.testing.assert_array_equal(tf.io.decode_png(file.tobytes()).numpy(), pixels[row])
+        assert ours["observation/jpeg"].attrs["file_format"] == "jpeg"
+        assert ours["observation/jpeg"][0].tobytes()[:2] == b"\xff\xd8"
+        np.testing.assert_array_equal(ours["arm"][:], actions[:, :6].astype(np.float32))
+        np.testing.assert_array_equal(ours["grip"][:], actions[:, [6, 0]])
+        both = np.concatenate([stored("states"), stored("rewards")[:, None], stored("obs/eef_pos")], 1)
+        np.testing.assert_array_equal(ours["both"][:], both)
+        np.testing.assert_array_equal(ours["whole"][:], stored("dones").astype(bool))
+        assert ours["number"][:].tolist() == [3] * 5
+        assert ours["list"][0].tolist() == [1.5, 2]
+        assert ours["says"].asstr()[4] == "grasp"
+        assert set(ours["task"].asstr()[:]) == {"lift the cube"}
+        assert set(ours["env"].asstr()[:]) == {"Lift"}
+        np.testing.assert_array_equal(ours["action"][:], actions)
+        metadata = ours["episodes/metadata"]
+        assert metadata["which"].asstr()[:].tolist() == ["demo_0", "demo_1"]
+        assert "states" not in ours
+        assert "model_file" not in metadata["attributes"]
+        assert "file" in metadata
+    assert main(["validate", str(tmp_path / "k.hdf5"), "--against", str(source), "--recipe", str(recipe)]) in (0, 1)
+
+
+def test_what_an_episode_says_is_on_each_of_its_steps(tmp_path):
+    # Episodes that take several blocks, and blocks with several episodes.
+    lengths = dict(enumerate([5000, 3, 1, 4, 9000, 2, 2]))
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", lengths)
+    recipe = _recipe(tmp_path / "r.yaml", "steps: {name: {from: episode}}\n")
+    convert(source, tmp_path / "k.hdf5", recipe=recipe, compression="none")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        expected = [f"demo_{i}" for i, length in lengths.items() for _ in range(length + 1)]
+        assert ours["name"].asstr()[:].tolist() == expected
+
+
+def test_splits_are_masks(tmp_path):
+    masks = {"train": [0, 2], "valid": [1]}
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 2, 2: 4}, masks=masks)
+    recipe = _recipe(tmp_path / "r.yaml", "split: {train: train, val: valid}\n")
+    built = build(source, tmp_path / "rlds", name="lift", recipe=recipe)
+    assert built.splits == {"train": 2, "val": 1}
+    assert convert(source, tmp_path / "k.hdf5", recipe=recipe, split="val").steps == 3
+    with pytest.raises(KabukiError, match="the recipe makes the splits train, val; --split names"):
+        convert(source, tmp_path / "l.hdf5", recipe=recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps:\n  a: {from: nothing}\n", r"r.yaml:2: a: .*demo.hdf5 has no 'nothing' \(it has action, "),
+        ("steps:\n\n  a: {from: action, turn: 180}\n", "r.yaml:3: a: no operation 'turn'; there is from, concatenate"),
+        ("steps:\n  a:\n    from: action\n    rotate: 90\n", "r.yaml:4: a: rotate: 180 degrees"),
+        ("steps:\n  a: {from: action, rotate: 180}\n", r"r.yaml:2: a: float64 \(7,\) is no uint8 image"),
+        ("steps:\n  a: {from: action, select: [7]}\n", r"r.yaml:2: a: there is no place 7 in float64 \(7,\)"),
+        ("steps:\n  a: {from: action, cast: int32}\n", "r.yaml:2: a: .*cannot be int32"),
+        ("steps:\n  a: {from: episode, json: x}\n", "r.yaml:2: a: .*no x in 'demo_0'"),
+        ("steps:\n  a: {from: episode, match: 'x(y)'}\n", "r.yaml:2: a: .*finds nothing in 'demo_0'"),
+        ("step:\n  a: 1\n", "r.yaml:2: 'step': a recipe has about"),
+        ("rest: some\n", "r.yaml:1: rest: keep or drop"),
+        ("steps:\n  a: {from: action}\n  a: {from: reward}\n", "r.yaml:3: steps: 'a' stands here twice"),
+        ("steps: [1, 2\n", "r.yaml:2: no YAML"),
+        ("a: &x 1\nb: *x\n", "r.yaml:2: a recipe has no aliases"),
+        ("drop: [nothing]\n", "r.yaml:1: drop: .* has no 'nothing'"),
+        ("for: aloha\n", "laid out as robomimic, but the recipe .*r.yaml is for aloha"),
+        ("assume: {dones: perhaps}\n", "assume: dones is terminal or reward or end"),
+        ("- 1\n", "r.yaml:1: a recipe is a dict"),
+        ("fill: {reward: much}\n", "r.yaml:1: fill: reward: a number"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_does_not_fit_says_where(tmp_path, text, message):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    with pytest.raises(KabukiError, match=message):
+        convert(source, tmp_path / "k.hdf5", recipe=_recipe(tmp_path / "r.yaml", text))
+    assert not (tmp_path / "k.hdf5").exists()
+
+
+def test_no_such_recipe(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    with pytest.raises(KabukiError, match="nothing: no such recipe: neither a file nor one of aloha, d4rl, "):
+        convert(source, tmp_path / "k.hdf5", recipe="nothing")
+
+
+@pytest.mark.parametrize("make", ["robomimic", "aloha", "d4rl", "robosuite"])
+def test_a_draft_fits_what_it_was_drafted_for(tmp_path, capsys, make):
+    path = tmp_path / "some demo_1.hdf5"
+    if make == "robomimic":
+        layout_files.robomimic(path, {0: 3, 1: 4})
+    elif make == "aloha":
+        layout_files.aloha(path, 4)
+    elif make == "d4rl":
+        layout_files.d4rl(path, terminals=np.zeros(4, bool), timeouts=np.array([0, 0, 0, 1], bool))
+    else:
+        layout_files.robosuite(path, {0: 3})
+    assert main(["recipe", str(path)]) == 0
+    recipe = _recipe(tmp_path / "draft.yaml", capsys.readouterr().out)
+    assert main(["convert", str(path), str(tmp_path / "k.hdf5"), "--recipe", str(recipe)]) == 0
+    assert not validate(tmp_path / "k.hdf5")
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipe"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "aloha", "d4rl", "libero-openvla", "robomimic",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["aloha", "d4rl", "robomimic"])
+def test_recipes_of_the_library(tmp_path, name):
+    path = tmp_path / "put_it_down" / "episode_0.hdf5"
+    path.parent.mkdir()
+    if name == "aloha":
+        rng = np.random.default_rng(0)
+        files = [tf.io.encode_jpeg(rng.integers(0, 99, (48, 64, 3), np.uint8)).numpy() for _ in range(4)]
+        layout_files.aloha(path, 4, files)
+    elif name == "d4rl":
+        layout_files.d4rl(path, terminals=np.zeros(4, bool), timeouts=np.array([0, 0, 0, 1], bool))
+    else:
+        layout_files.robomimic(path, {0: 3}, next_obs=False)
+        with h5py.File(path, "a") as file:
+            for key in ("agentview_image", "robot0_eye_in_hand_image"):
+                file[f"data/demo_0/obs/{key}"] = np.zeros((3, 84, 84, 3), np.uint8)
+            for key, size in (("eef_pos", 3), ("eef_quat", 4), ("gripper_qpos", 2)):
+                file[f"data/demo_0/obs/robot0_{key}"] = np.ones((3, size))
+    built = build(path, tmp_path / "rlds", name=name, recipe=name)
+    (episode,) = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
+    steps = list(episode["steps"].as_numpy_iterator())
+    if name == "aloha":
+        assert steps[0]["language_instruction"] == b"put it down"
+        assert steps[0]["observation"]["images"]["top"].shape == (48, 64, 3)
+        assert json.loads(json.dumps(float(steps[0]["reward"]))) == 0
+    elif name == "d4rl":
+        assert steps[0]["observation"].dtype == np.float32
+    else:
+        assert steps[0]["observation"]["state"].shape == (9,)
