@@ -167,6 +167,7 @@ class _Steps:
     def __init__(self, episodes: list[tuple[int, bool]], cut: list[int], lacks: set[str], broken: dict[str, Any]):
         self.label = "made up"
         self.origins = [Origin("made up")]
+        self.skipped, self.files = [], []
         lengths = [length for length, _ in episodes]
         self.starts = np.cumsum([0, *lengths[:-1]]) if episodes else np.zeros(0, np.int64)
         self.num_episodes = len(episodes)

@@ -213,6 +213,13 @@ def test_what_only_looks_like_a_heap_or_a_tree_is_read(tmp_path):
     texts = np.array([b"GCOL", b"TREE", b"GCOL TREE", b"GCOL\x02"] * 2, "S12")
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {"text": texts})
     assert kabuki_rlds.validate(file) == []
+    # Within a heap, before what is taken for its size.
+    rows = np.empty(8, object)
+    rows[:] = [
+        np.frombuffer(b"GCOL\x01\0\0\0ABCDEFGHIJK"[:length], np.uint8) for length in (5, 6, 8, 9, 12, 16, 18, 19)
+    ]
+    fields = handmade.fields() | {"text": handmade.Stored(rows, {"dtype": h5py.vlen_dtype("u1")})}
+    assert kabuki_rlds.validate(handmade.write(tmp_path / "h.hdf5", fields)) == []
     # As the bytes of another file do.
     inner = np.frombuffer(with_a_text(tmp_path / "inner.hdf5").read_bytes(), np.uint8)
     file = handmade.write(tmp_path / "g.hdf5", handmade.fields() | {"files": np.tile(inner, (8, 1))})
@@ -292,4 +299,9 @@ def test_one_place_alone_opens_files_to_read():
                 modes = [argument.value for argument in node.args[1:] if isinstance(argument, ast.Constant)]
                 opening.add((module.relative_to(package).as_posix(), *modes))
     # The demo reads its own file, to show how it is done with h5py alone.
-    assert opening == {("formats/hdf5/file.py", "r"), ("formats/hdf5/writer.py", "w"), ("demo.py", "r")}
+    assert opening == {
+        ("formats/hdf5/file.py", "r"),
+        ("formats/hdf5/writer.py", "w"),
+        ("export.py", "w"),
+        ("demo.py", "r"),
+    }

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from types import FrameType
 
 from kabuki_rlds import KabukiError, __version__
-from kabuki_rlds.cli import build, convert, demo, inspect, recipe, validate
+from kabuki_rlds.cli import build, convert, demo, export, inspect, recipe, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
 from kabuki_rlds.errors import printable
 
 #: In the order in which --help lists them.
-_COMMANDS = (convert, build, validate, inspect, recipe, demo)
+_COMMANDS = (convert, build, export, validate, inspect, recipe, demo)
 
 
 class _Terminated(BaseException):
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, _Terminated):
         if getattr(arguments, "resume", False):
             return _failed("interrupted; the same command goes on from what is done", arguments)
-        writes = arguments.run in (convert.run, build.run)
+        writes = arguments.run in (convert.run, build.run, export.run)
         return _failed("interrupted" + ("; nothing was written" if writes else ""), arguments)
     except BrokenPipeError:
         # The reader of our output, `head` perhaps, has seen enough.

@@ -22,7 +22,7 @@ class Origin:
       path: the folder or file that was read.
       name: the dataset's name and version, where it has one.
       split: the split that was read.
-      format: "rlds", "envlogger" or "kabuki".
+      format: "rlds", "envlogger", "kabuki", or the name of a layout of others.
       via: the Kabuki files that the episodes passed through on the way, newest first.
     """
 

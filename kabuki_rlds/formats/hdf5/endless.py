@@ -26,6 +26,8 @@ _SIGNATURE_BYTES = 5
 _HEAP = struct.Struct("<4s4xQ")
 _OBJECT = struct.Struct("<HHIQ")
 _NODE = struct.Struct("<4s4xQQ")
+#: No heap has fewer bytes.
+_LEAST_HEAP = 4096
 #: Larger files are not looked through: that would take longer than to open them.
 MAX_BYTES = 64 << 20
 _PIECE = 1 << 22
@@ -87,7 +89,11 @@ def _is_endless_heap(file: int, at: int) -> bool:
     head = os.pread(file, _HEAP.size, at)
     if len(head) < _HEAP.size:
         return False
-    heap = os.pread(file, min(_HEAP.unpack(head)[1], MAX_BYTES), at)
+    size = _HEAP.unpack(head)[1]
+    # HDF5 refuses these by itself; most are no heaps, but data that happen to look like one.
+    if not _LEAST_HEAP <= size <= os.fstat(file).st_size - at:
+        return False
+    heap = os.pread(file, size, at)
     place = _HEAP.size
     while place + _OBJECT.size <= len(heap):
         number, _, _, nbytes = _OBJECT.unpack_from(heap, place)

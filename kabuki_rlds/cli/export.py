@@ -1,0 +1,55 @@
+"""The command `export`: a dataset to the layout of others."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
+from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+
+
+def add(commands: Commands, common: Parser) -> None:
+    """Adds the command, with all that it takes."""
+    command = commands.add_parser(
+        "export",
+        parents=[common],
+        help="a dataset to robomimic's, Minari's or D4RL's layout",
+        description="Writes a dataset in the layout of others, for the trainers that read those. It appears whole, or "
+        "not at all.",
+        epilog="Example: kabuki-rlds export lift.hdf5 ~/.minari/datasets/lab/lift-v0 --to minari",
+    )
+    command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
+    command.add_argument("dest", metavar="DEST", help="the HDF5 file to write; for Minari the folder, NAME-vVERSION")
+    command.add_argument("--to", choices=["robomimic", "minari", "d4rl"], required=True, help="the layout")
+    command.add_argument("--split", help="as in convert")
+    command.add_argument("--data-dir", metavar="DIR", help="where TFDS names are looked up")
+    add_assume(command)
+    add_fill(command)
+    command.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
+    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs it, and returns the exit code."""
+    if folder_among([arguments.source], arguments.data_dir):
+        with no_chatter():
+            import tensorflow_datasets  # noqa: F401
+    from kabuki_rlds.export import export
+
+    result = export(
+        arguments.source,
+        arguments.dest,
+        arguments.to,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        recipe=arguments.recipe,
+        assume=dict(arguments.assume),
+        fill=dict(arguments.fill),
+        overwrite=arguments.overwrite,
+        progress=sys.stderr.isatty() and not arguments.quiet,
+    )
+    if not arguments.quiet:
+        print(f"{result.path}: {result.actions:,} actions in {result.episodes:,} episodes")
+    return 0

@@ -1,0 +1,70 @@
+"""To D4RL's layout, version 1: flat arrays, for code that reads those.
+
+`observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations` have a row for each action. An
+episode of T + 1 rows has T actions; the last of them is terminal where its last row is, else it is a time-out. All
+other step fields keep their names. What an episode says of itself has no place in D4RL's layout: it stands in
+`episodes/…`, one row an episode, where its loaders do not look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.convention import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
+from kabuki_rlds.schema import BYTES, Field, Schema
+
+_NAMES = {OBSERVATION: "observations", ACTION: "actions", REWARD: "rewards"}
+_BOOL = Field(np.dtype(bool))
+
+
+def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str) -> tuple[int, int]:
+    """Writes the episodes, and returns how many, and how many actions they have.
+
+    Raises:
+      KabukiError: an episode has no action, or a field no form in the layout.
+    """
+    check_plain(schema, label, "D4RL")
+    for name in (OBSERVATION, ACTION):
+        if name not in schema.steps:
+            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe can concatenate it")
+    made = {"terminals", "timeouts", "next_observations"}
+    kept = {p: f for p, f in schema.steps.items() if p not in (DISCOUNT, *FLAGS, *made)}
+    rows = {path: Rows(file, _NAMES.get(path, path), field) for path, field in kept.items()}
+    following = Rows(file, "next_observations", schema.steps[OBSERVATION])
+    terminals, timeouts = Rows(file, "terminals", _BOOL), Rows(file, "timeouts", _BOOL)
+    said = {path: Rows(file, f"episodes/{path}", f) for path, f in schema.metadata.items() if f.is_fixed}
+    lost = sorted(set(schema.metadata) - set(said))
+    if lost:
+        raise KabukiError(f"{label}: episode field {lost[0]!r} varies in size, which D4RL's layout has no form for")
+    count = actions = of_episode = 0
+    for piece in episodes:
+        taken = piece.count - piece.ends
+        if piece.begins:
+            of_episode = 0
+            for path, value in piece.metadata.items():
+                said[path].append(_row(value, schema.metadata[path]))
+        for path, dataset in rows.items():
+            dataset.append(piece.steps[path][:taken])
+        following.append(piece.steps[OBSERVATION][int(piece.begins) :])
+        for flags in (terminals, timeouts):
+            flags.append(np.zeros(taken, bool))
+        of_episode += taken
+        if piece.ends:
+            if not of_episode:
+                raise KabukiError(f"{label}: episode {piece.episode} has no action, and D4RL's layout no row for it")
+            terminal = bool(np.any(piece.steps[IS_TERMINAL][-1]))
+            file["terminals" if terminal else "timeouts"][-1] = True
+            count += 1
+            actions += of_episode
+    return count, actions
+
+
+def _row(value: object, field: Field) -> np.ndarray:
+    row = np.empty((1, *(d or 0 for d in field.shape)), field.dtype if field.dtype != BYTES else object)
+    row[0] = value
+    return row

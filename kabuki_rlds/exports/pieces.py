@@ -1,0 +1,107 @@
+"""Episodes in pieces, so that one may be larger than memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.block import Block, Column, Nested, Ragged
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.schema import BYTES, Field, Schema
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one episode.
+
+    Attributes:
+      episode: its number.
+      begins: whether they begin it.
+      ends: whether they end it, so that the last of them has its last observation.
+      steps: path to column.
+      count: how many rows they are.
+      metadata: path to what the episode says of itself, with its first rows; else empty.
+    """
+
+    episode: int
+    begins: bool
+    ends: bool
+    steps: dict[str, np.ndarray]
+    count: int
+    metadata: dict[str, np.ndarray]
+
+
+def pieces(blocks: Iterator[Block]) -> Iterator[Piece]:
+    """The episodes of blocks, in pieces."""
+    held: Piece | None = None
+    number = -1
+    for block in blocks:
+        bounds = [0, *block.starts.tolist(), block.num_steps]
+        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if i:
+                number += 1
+            elif start == stop:
+                continue
+            if held is not None:
+                yield dataclasses.replace(held, ends=bool(i))
+            steps = {path: _plain(column[start:stop]) for path, column in block.steps.items()}
+            metadata = {path: _plain(column[i - 1 : i])[0] for path, column in block.metadata.items()} if i else {}
+            held = Piece(number, bool(i), False, steps, stop - start, metadata)
+    if held is not None:
+        yield dataclasses.replace(held, ends=True)
+
+
+def check_plain(schema: Schema, label: str, layout: str) -> None:
+    """Refuses step fields that the layout has no form for.
+
+    Raises:
+      KabukiError: the rows of one vary in size, or are image files.
+    """
+    for path, field in schema.steps.items():
+        if not field.is_fixed:
+            raise KabukiError(
+                f"{label}: step field {path!r}, {field.describe()}, has no form in {layout}'s layout; "
+                "a recipe can leave it out"
+            )
+
+
+class Rows:
+    """Appends the rows of a field to a new dataset.
+
+    Args:
+      group: where the dataset stands.
+      path: its path there.
+      field: what a row is.
+    """
+
+    def __init__(self, group: h5py.Group, path: str, field: Field):
+        shape = tuple(d or 0 for d in field.shape)
+        dtype = h5py.string_dtype() if field.dtype == BYTES else field.dtype
+        chunk = max(1, min(1 << 16, (1 << 18) // max(field.row_nbytes or 64, 1)))
+        chunks = (chunk, *shape) if 0 not in shape else None
+        maximum = (None, *shape) if chunks else None
+        self._dataset = group.create_dataset(
+            path, (0, *shape), dtype, maxshape=maximum, chunks=chunks, compression="gzip" if chunks else None
+        )
+
+    def append(self, rows: np.ndarray) -> None:
+        before = len(self._dataset)
+        self._dataset.resize(before + len(rows), axis=0)
+        if len(rows):
+            self._dataset[before:] = rows
+
+
+def _plain(column: Column) -> np.ndarray:
+    """A column as an array; what varies in size as one of arrays."""
+    if isinstance(column, np.ndarray):
+        return column
+    made = np.empty(len(column), object)
+    for i in range(len(column)):
+        row = column[i : i + 1]
+        assert isinstance(row, (Ragged, Nested))
+        made[i] = row.values.reshape(row.shapes[0]) if isinstance(row, Ragged) else row.values
+    return made

@@ -1,0 +1,119 @@
+"""To robomimic's layout, which its `SequenceDataset` and its trainers read.
+
+* `data/demo_<i>` has the T actions of an episode of T + 1 rows, with `obs/<k>` of the rows before them and
+  `next_obs/<k>` of those after. An `observation` that is one array becomes `obs/observation`. All other step fields
+  have the T rows of the actions.
+* `dones` is the step field of that name, or else 1 on the last action of an episode that ended terminal.
+* `mask/<key>` lists the episodes whose field `mask/<key>` is true. Attributes of `data` and of a demonstration are the
+  episode fields `file/…` (those of the first) and `attributes/…`; what else an episode says of itself are attributes
+  too. `env_args` is there always, `{}` where nobody knows it.
+* Demonstrations are named as the episode field `episode` says, where all differ, else by their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.convention import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
+from kabuki_rlds.schema import BYTES, Field, Schema, is_within
+
+_DONES = "dones"
+_NAMES = {ACTION: "actions", REWARD: "rewards"}
+
+
+def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str) -> tuple[int, int]:
+    """Writes the episodes, and returns how many, and how many actions they have.
+
+    Raises:
+      KabukiError: an episode has no action, or a field no form in the layout.
+    """
+    check_plain(schema, label, "robomimic")
+    if ACTION not in schema.steps:
+        raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can concatenate it")
+    data = file.create_group("data")
+    data.attrs["env_args"] = schema.info.environment or "{}"
+    masks: dict[str, list[bytes]] = {path: [] for path in schema.metadata if is_within(path, "mask")}
+    actions = count = 0
+    for piece in episodes:
+        if piece.begins:
+            demo = _Demo(data, piece, schema)
+            for path, names in masks.items():
+                if bool(piece.metadata[path]):
+                    names.append(demo.name.encode())
+        demo.append(piece)
+        if piece.ends:
+            if not demo.actions:
+                raise KabukiError(f"{label}: episode {piece.episode} has no action, so it is no demonstration")
+            demo.group.attrs["num_samples"] = demo.actions
+            actions += demo.actions
+            count += 1
+    data.attrs["total"] = actions
+    for path, names in masks.items():
+        file[path] = np.array(names, "S") if names else np.array([], "S1")
+    return count, actions
+
+
+class _Demo:
+    """One demonstration in the making."""
+
+    def __init__(self, data: h5py.Group, piece: Piece, schema: Schema):
+        said = piece.metadata.get("episode")
+        name = said.decode(errors="replace") if isinstance(said, bytes) else ""
+        self.name = name if name.startswith("demo_") and name not in data else f"demo_{piece.episode}"
+        if self.name in data:
+            raise KabukiError(f"episode {piece.episode}: there is a demonstration {self.name} already")
+        self.group = data.create_group(self.name)
+        self.actions = 0
+        self._terminal = False
+        self._has_dones = _DONES in schema.steps
+        self._rows: dict[str, list[tuple[Rows, int]]] = {}
+        for path, field in schema.steps.items():
+            if path in (DISCOUNT, *FLAGS):
+                continue
+            if not is_within(path, OBSERVATION):
+                self._rows[path] = [(Rows(self.group, _NAMES.get(path, path), field), 0)]
+                continue
+            key = path.removeprefix(f"{OBSERVATION}/")
+            # The rows before the actions, and those after.
+            self._rows[path] = [
+                (Rows(self.group, f"{kind}/{key}", field), i) for i, kind in enumerate(("obs", "next_obs"))
+            ]
+        if not self._has_dones:
+            self._dones = Rows(self.group, _DONES, Field(np.dtype(np.int64)))
+        for path, value in piece.metadata.items():
+            kind, _, key = path.partition("/")
+            if kind == "file" and key:
+                if key not in ("total", "num_demos") and (key not in data.attrs or key == "env_args"):
+                    data.attrs[key] = _attribute(value)
+            elif kind != "mask" and (kind, key) != ("attributes", "num_samples"):
+                self.group.attrs[key if kind == "attributes" and key else path] = _attribute(value)
+
+    def append(self, piece: Piece) -> None:
+        count = piece.count - piece.ends
+        for path, rows in self._rows.items():
+            column = piece.steps[path]
+            for dataset, shift in rows:
+                # The first row of all is after no action, and the last before none.
+                first = shift if piece.begins else 0
+                dataset.append(column[first:] if shift else column[:count])
+        if not self._has_dones:
+            dones = np.zeros(count, np.int64)
+            self._dones.append(dones)
+        self.actions += count
+        if piece.ends and not self._has_dones and self.actions:
+            self.group[_DONES][-1] = int(np.any(piece.steps[IS_TERMINAL][-1]))
+
+
+def _attribute(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, np.ndarray) and value.dtype == BYTES:
+        return np.array([str(text, errors="replace") for text in value.ravel()], h5py.string_dtype()).reshape(
+            value.shape
+        )
+    return value
