@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import demonstrations
+
 
 @dataclasses.dataclass(frozen=True)
 class Done:
@@ -285,6 +287,8 @@ METHODS: Mapping[str, Method] = {
     "build_tfds": build_tfds,
     "build_by_tfds": build_by_tfds,
     "build_project": build_project,
+    "robomimic_template": demonstrations.template,
+    "robomimic_project": demonstrations.project,
     "load_tfds": load_tfds,
     "load_tfds_in_graph": load_tfds_in_graph,
     "load_tfds_cached": load_tfds_cached,

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kabuki_rlds import KabukiError, build, convert, load_transitions, validate
+from kabuki_rlds import KabukiError, build, convert, load_steps, load_transitions, validate
 from tests import layout_files
 
 
@@ -188,6 +188,20 @@ def _make_wrong(path, change):
     layout_files.robomimic(path, {0: 3, 1: 4}, masks={"train": [0]})
     with h5py.File(path, "a") as file:
         change(file)
+
+
+def test_a_picture_that_says_it_is_huge_is_not_decoded(tmp_path):
+    files = [tf.io.encode_png(np.zeros((48, 64, 3), np.uint8)).numpy() for _ in range(3)]
+    huge = bytearray(files[1])
+    huge[16:24] = (60_000).to_bytes(4, "big") * 2
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 3, [files[0], bytes(huge), files[2]])
+    with pytest.raises(
+        KabukiError, match=r"observation/images/top': image 1 is 60000 x 60000 pixels, where .* 48 x 64"
+    ):
+        convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
+    convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, images="encoded")
+    with pytest.raises(tf.errors.UnknownError, match=r"KabukiError: .*image 1 is 60000 x 60000 pixels"):
+        list(load_steps(tmp_path / "k.hdf5", 2))
 
 
 def _replace(file, path, values):

@@ -54,10 +54,13 @@ class ImageDecoder:
         import tensorflow as tf
 
         from kabuki_rlds.formats.rlds import pictures
+        from kabuki_rlds.formats.rlds.image_headers import check_sizes
 
         field, decode = self._fields[path], self._functions[path]
         try:
             if not field.is_list_of_images:
+                # As `decode_files` does: a file of a kilobyte can say that it takes all the memory there is.
+                check_sizes(np.asarray(column).tolist(), field.shape, path)
                 return self._decode_each(np.asarray(column), field, decode, threads)
             # Held for as long as the column is decoded.
             return pictures.decode_files(column, field, path, functools.cache(decode), _REMEDY)
