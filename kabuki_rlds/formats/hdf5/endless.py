@@ -40,6 +40,7 @@ def check_ends(path: str) -> None:
       KabukiError: HDF5 would never return from one of them.
     """
     following: dict[int, int] = {}
+    heap_end: int | None = 0
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             return
@@ -48,8 +49,11 @@ def check_ends(path: str) -> None:
                 node = os.pread(file.fileno(), _NODE.size, at)
                 if len(node) == _NODE.size:
                     following[at] = _NODE.unpack(node)[2]
-            elif _is_endless_heap(file.fileno(), at):
-                raise _refuse(path, "heap", at)
+            elif at >= (heap_end or 0):
+                # What is within a heap is data, and no heap though it may look like one.
+                heap_end = _end_of_heap(file.fileno(), at)
+                if heap_end is None:
+                    raise _refuse(path, "heap", at)
     known: set[int] = set()
     for at in following:
         passed: set[int] = set()
@@ -85,20 +89,20 @@ def _found(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         begin += len(data) - len(before)
 
 
-def _is_endless_heap(file: int, at: int) -> bool:
+def _end_of_heap(file: int, at: int) -> int | None:
+    """The byte after a heap; None where HDF5 would not return from it, or fail in a way that ends the process."""
     head = os.pread(file, _HEAP.size, at)
     if len(head) < _HEAP.size:
-        return False
+        return at
     size = _HEAP.unpack(head)[1]
-    # HDF5 refuses these by itself; most are no heaps, but data that happen to look like one.
     if not _LEAST_HEAP <= size <= os.fstat(file).st_size - at:
-        return False
+        return None
     heap = os.pread(file, size, at)
     place = _HEAP.size
     while place + _OBJECT.size <= len(heap):
         number, _, _, nbytes = _OBJECT.unpack_from(heap, place)
         taken = nbytes if not number else _OBJECT.size + -(-nbytes // 8) * 8
         if not _OBJECT.size <= taken <= len(heap) - place:
-            return True
+            return None
         place += taken
-    return False
+    return at + size
