@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,16 @@ def contents(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 def assert_same(a: Path, b: Path) -> None:
     with h5py.File(a) as mine, h5py.File(b) as other:
         # Not compared by pytest, which would go through all of it to say how they differ.
-        is_same = contents(mine) == contents(other)
-        assert is_same
+        assert list(differing(contents(mine), contents(other))) == []
+
+
+def differing(mine: Any, other: Any, at: str = "") -> Iterator[str]:
+    """Where two contents differ."""
+    if isinstance(mine, dict) and isinstance(other, dict):
+        for name in mine | other:
+            yield from differing(mine.get(name), other.get(name), f"{at}/{name}")
+    elif mine != other:
+        yield at
 
 
 @pytest.fixture
