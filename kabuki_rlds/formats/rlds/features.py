@@ -46,7 +46,9 @@ class Leaf:
 
 
 def read(features: tfds.features.FeaturesDict) -> list[Leaf]:
-    """The leaves of an RLDS dataset's features, in their order.
+    """The leaves of an RLDS dataset's features, by name.
+
+    TFDS keeps those it reads from `features.json` in no order that holds from one run to the next.
 
     Raises:
       KabukiError: the features are not those of RLDS, or one cannot be read by anyone.
@@ -61,7 +63,7 @@ def read(features: tfds.features.FeaturesDict) -> list[Leaf]:
         )
     leaves = list(_leaves(steps.feature, "", in_steps=True))
     episode = {name: feature for name, feature in features.items() if name != STEPS}
-    for name, feature in episode.items():
+    for name, feature in sorted(episode.items()):
         leaves += _leaves(feature, name, in_steps=False)
     return leaves
 
@@ -73,12 +75,12 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
         # A dataset within a step, or beside the steps, is written as a Sequence is.
         feature = tfds.features.Sequence(feature.feature)
     if isinstance(feature, tfds.features.FeaturesDict):
-        for name, inner in feature.items():
+        for name, inner in sorted(feature.items()):
             yield from _leaves(inner, f"{path}/{name}" if path else name, in_steps)
         return
     if is_list(feature) and isinstance(feature.feature, tfds.features.FeaturesDict):
         # A list of dicts is a dict of lists, in TFDS's records and in ours.
-        for name, inner in feature.feature.items():
+        for name, inner in sorted(feature.feature.items()):
             yield from _leaves(tfds.features.Sequence(inner, sequence_length(feature)), f"{path}/{name}", in_steps)
         return
     info = feature.get_tensor_info()
