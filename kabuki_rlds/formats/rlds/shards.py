@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kabuki_rlds.errors import KabukiError
@@ -85,7 +85,7 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
     import tensorflow as tf
 
     if file_format == "array_record" or any(shard.lost for shard in shards):
-        runs = _array_records if file_format == "array_record" else _tf_records
+        runs = _runs(file_format)
         signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
         return tf.data.Dataset.from_generator(
             lambda: ((i, run) for i, shard in enumerate(shards) for run in runs(shard, batch)),
@@ -103,6 +103,16 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
 
     columns = tuple(tf.TensorSpec([], kind) for kind in (tf.int64, tf.string, tf.int64, tf.int64))
     return tf.data.Dataset.from_generator(checked, output_signature=columns).flat_map(read)
+
+
+def first_records(shard: ShardSlice, file_format: str, count: int) -> list[bytes]:
+    """Up to `count` serialized examples: no `tf.data` is built for it, which takes longer than to read them."""
+    few = dataclasses.replace(shard, expected=min(count, shard.expected), to_end=False)
+    return next(_runs(file_format)(few, count), [])
+
+
+def _runs(file_format: str) -> Callable[[ShardSlice, int], Iterator[list[bytes]]]:
+    return _array_records if file_format == "array_record" else _tf_records
 
 
 def check_lengths(path: str, records: int) -> None:
@@ -154,7 +164,7 @@ def survey(path: str, file_format: str) -> Iterator[list[tuple[int, bytes]] | Da
 def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
     run: list[tuple[int, bytes]] = []
     held = 0
-    for number, found in enumerate(_frames(path)):
+    for number, found in _frames(path):
         if isinstance(found, bytes):
             run.append((number, found))
             held += len(found)
@@ -167,39 +177,47 @@ def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
         yield run
 
 
-def _frames(path: str) -> Iterator[bytes | str]:
-    """The data of each record of a TFRecord file, or what is wrong with it."""
+def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
+    """The number of each record of a TFRecord file, and its data, or what is wrong with it.
+
+    The data of the first `skip` are not looked at.
+    """
     with open(path, "rb", buffering=1 << 20) as file:
         left = os.fstat(file.fileno()).st_size
-        while left:
+        for number in itertools.count():
+            if not left:
+                return
             head = file.read(HEAD.size)
             if len(head) < HEAD.size:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
             length, stated = HEAD.unpack(head)
             if stated != crc32c.masked(head[:8]):
-                yield _BAD_LENGTH
+                yield number, _BAD_LENGTH
                 return
             left -= RECORD_FRAME + length
             if left < 0:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
+            if number < skip:
+                file.seek(length + FOOT.size, os.SEEK_CUR)
+                continue
             data = file.read(length)
             foot = file.read(FOOT.size)
             if len(data) + len(foot) < length + FOOT.size:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
-            yield data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
+            yield number, data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
 
 
 def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
     """Some records of a file whose damaged ones are among the lost."""
     run: list[bytes] = []
     left = shard.expected
-    for number, data in enumerate(_frames(shard.path)):
+    for number, data in _frames(shard.path, shard.skip):
         if not left:
             break
-        if number < shard.skip or number in shard.lost:
+        if number in shard.lost:
             continue
         if isinstance(data, str):
             raise KabukiError(f"{shard.path}: record {number}: {data}")
