@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _THREADS = os.cpu_count() or 1
+#: One more than there are cores, since each now and then waits for its turn in Python.
+_DECODERS = _THREADS + 1
 #: Decoded images of one window take about this many bytes, and are of no more steps than:
 _WINDOW_BYTES = 8 << 20
 _WINDOW_MAX = 4096
@@ -146,6 +148,7 @@ class Pipeline:
             return shard, *self._parse(records)
 
         # A shard's records are never batched with the next one's, so that each can be counted.
+        parse = tf.autograph.experimental.do_not_convert(parse)
         data = read_records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
         options = tf.data.Options()
         # They search for a faster pipeline than this one, which costs more than it gains.
@@ -165,7 +168,7 @@ class Pipeline:
         carry the lists of its batch, which takes longer than to decode it.
         """
         ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-images") as pool:
+        with concurrent.futures.ThreadPoolExecutor(_DECODERS, "kabuki-images") as pool:
             try:
                 for shard, num_bytes, kept, lists, tensors in batches:
                     files = _numpy(tensors)
@@ -173,7 +176,7 @@ class Pipeline:
                     for row in range(0, max(steps, 1), self._window):
                         head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
                         ahead.append((head, pool.submit(self._decode_window, tensors, files, row)))
-                        if len(ahead) > _THREADS + 1:
+                        if len(ahead) > _DECODERS:
                             yield _taken(*ahead.popleft())
                 while ahead:
                     yield _taken(*ahead.popleft())

@@ -14,6 +14,8 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import crc32c
 
@@ -92,17 +94,24 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
             output_signature=signature,
         )
 
-    def checked() -> Iterator[tuple[int, str, int, int]]:
-        for i, shard in enumerate(shards):
-            check_lengths(shard.path, shard.skip + shard.limit)
-            yield i, shard.path, shard.skip, shard.limit
+    def check(path: bytes, skip: np.ndarray, limit: np.ndarray) -> np.ndarray:
+        check_lengths(os.fsdecode(path), int(skip) + int(limit))
+        return limit
 
     def read(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
+        # The limit goes by the check, so that no record is read before.
+        limit = tf.ensure_shape(tf.numpy_function(check, [path, skip, limit], tf.int64), [])
         found = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
-        return found.batch(batch).map(lambda r: (index, r))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(index).repeat(), found.batch(batch)))
 
-    columns = tuple(tf.TensorSpec([], kind) for kind in (tf.int64, tf.string, tf.int64, tf.int64))
-    return tf.data.Dataset.from_generator(checked, output_signature=columns).flat_map(read)
+    slices = (
+        np.arange(len(shards)),
+        tf.constant([shard.path for shard in shards], tf.string),
+        np.array([shard.skip for shard in shards], np.int64),
+        np.array([shard.limit for shard in shards], np.int64),
+    )
+    # AutoGraph would only look for Python loops to convert.
+    return tf.data.Dataset.from_tensor_slices(slices).flat_map(tf.autograph.experimental.do_not_convert(read))
 
 
 def first_records(shard: ShardSlice, file_format: str, count: int) -> list[bytes]:
