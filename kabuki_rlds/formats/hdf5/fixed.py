@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -113,29 +115,31 @@ class FixedReader:
         self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
         # Threads that unpack must not ask h5py for it: HDF5 then fails to read a good chunk now and then.
         self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
-        self._recent: tuple[int, np.ndarray] | None = None
+        self._recent: tuple[int, concurrent.futures.Future[np.ndarray]] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, (stop - start, *shape), in the native byte order."""
+        return self.begin(start, stop)()
+
+    def begin(self, start: int, stop: int) -> Callable[[], np.ndarray]:
+        """Begins to read rows, so that several columns are unpacked at once; what it returns waits for them."""
         if self._filters is None or start >= stop:
-            return self._read_by_hdf5(start, stop)
+            return functools.partial(self._read_by_hdf5, start, stop)
         rows = self._run_rows
-        offsets = list(range(start - start % rows, stop, rows))
-        parts = []
-        todo: list[tuple[int, concurrent.futures.Future[np.ndarray] | np.ndarray]] = []
-        for offset in offsets:
-            if self._recent is not None and self._recent[0] == offset:
-                todo.append((offset, self._recent[1]))
-                continue
-            stored = self._stored(offset)
-            if stored is None:
-                return self._read_by_hdf5(start, stop)
-            todo.append((offset, self._executor.submit(self._unpack, stored)))
-        for offset, unpacked in todo:
-            chunk = unpacked if isinstance(unpacked, np.ndarray) else unpacked.result()
-            self._recent = (offset, chunk)
-            parts.append(chunk[max(start - offset, 0) : stop - offset])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        todo: list[tuple[int, concurrent.futures.Future[np.ndarray]]] = []
+        for offset in range(start - start % rows, stop, rows):
+            if self._recent is None or self._recent[0] != offset:
+                stored = self._stored(offset)
+                if stored is None:
+                    return functools.partial(self._read_by_hdf5, start, stop)
+                self._recent = (offset, self._executor.submit(self._unpack, stored))
+            todo.append(self._recent)
+
+        def finish() -> np.ndarray:
+            parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+        return finish
 
     def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         """Puts row `rows[i]` at `out[places[i]]`, reading each chunk once.
