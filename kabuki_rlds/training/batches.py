@@ -69,6 +69,7 @@ class Batches:
       shuffle: serve in a random order, in which every sample comes once an epoch.
       seed: of the order; None is another one at each iteration.
       epochs: how often all samples are served; None is without end.
+      row_nbytes: about how many bytes a row of the stored fields takes.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Batches:
         shuffle: bool,
         seed: int | None,
         epochs: int | None,
+        row_nbytes: int,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
@@ -90,11 +92,13 @@ class Batches:
         self.batch_size = batch_size
         self.lead = samples.lead
         self.fields = {path: decoded(field) for path, field in samples.fields.items()}
-        sizes = [field.row_nbytes for field in self.fields.values()]
-        sample_nbytes = sum(size or 0 for size in sizes) * math.prod(self.lead)
+        # What is not known of text is told by how it is stored, and what images are once decoded by their fields.
+        known = sum(field.row_nbytes or 0 for field in self.fields.values())
+        sample_nbytes = max(known, row_nbytes) * math.prod(self.lead)
         fits = BLOCK_BYTES // max(sample_nbytes * batch_size, 1)
+        varies = not all(field.is_fixed for field in self.fields.values())
         #: How many batches `blocks` gives at once; one where rows differ in shape.
-        self.per_block = 1 if None in sizes else max(1, min(_BLOCK_BATCHES, fits))
+        self.per_block = 1 if varies else max(1, min(_BLOCK_BATCHES, fits))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for block in self.blocks():
