@@ -42,11 +42,11 @@ from kabuki_rlds.formats.layouts.episode import (
     whole,
 )
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row
-from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
 
-class Aloha:
+class Aloha(Hdf5Files):
     """ALOHA's layout."""
 
     name = "aloha"

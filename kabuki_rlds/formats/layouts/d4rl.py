@@ -44,7 +44,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, datasets_in
-from kabuki_rlds.formats.layouts.episode import attributes, padding
+from kabuki_rlds.formats.layouts.episode import attributes, empty_row
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
@@ -203,7 +203,7 @@ class D4rlSource:
             for name, field in self._fields.items():
                 column = take(self._read(readers[name], name, start, stop), rows)
                 if name != "observations":
-                    column[added] = padding(field)
+                    column[added] = empty_row(field)
                 elif following is not None and added.any():
                     column[added] = self._read(following, _NEXT, start, stop)[rows[added]]
                 steps[_NAMES.get(name, name)] = column

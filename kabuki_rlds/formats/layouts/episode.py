@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 import h5py
 import numpy as np
 
-from kabuki_rlds.block import Column, concatenate
+from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -125,7 +125,7 @@ class ImageFiles:
     Args:
       dataset: uint8, of variable length (rows,), or (rows, longest) and padded with zeros, which no image file ends
         with. `is_image_files` says whether one is.
-      final: as in `Stored`.
+      final: "repeat" for one more row, which repeats the last: padding too has to be an image file.
     """
 
     def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
@@ -219,7 +219,13 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
     return found
 
 
-def padding(field: Field) -> np.ndarray:
+def padding(field: Field) -> Column:
     """One row of zeros, or of empty text."""
+    row = empty_row(field)[None]
+    return row if None not in field.shape else Ragged(row.reshape(-1), np.array([row.shape[1:]], np.int64))
+
+
+def empty_row(field: Field) -> np.ndarray:
+    """A row of zeros, or of empty text; what varies in size has none."""
     shape = tuple(d or 0 for d in field.shape)
-    return np.full((1, *shape), b"", object) if field.dtype == BYTES else np.zeros((1, *shape), field.dtype)
+    return np.full(shape, b"", object) if field.dtype == BYTES else np.zeros(shape, field.dtype)

@@ -54,7 +54,7 @@ from kabuki_rlds.formats.layouts.episode import (
     rows_of,
     whole,
 )
-from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
 _DEMO = re.compile(r"demo_(\d+)$")
@@ -66,7 +66,7 @@ _STEP_NAMES = {"actions": "action", "rewards": "reward"}
 LAST_OBSERVATION = ("terminal", "repeat", "none")
 
 
-class Robomimic:
+class Robomimic(Hdf5Files):
     """robomimic's layout."""
 
     name = "robomimic"

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
@@ -18,7 +18,7 @@ from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
-from kabuki_rlds.formats.layouts.episode import Episode, padding
+from kabuki_rlds.formats.layouts.episode import Episode, empty_row
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.training.images import ImageDecoder, decoded
@@ -36,7 +36,7 @@ Assumptions: TypeAlias = Mapping[str, str]
 
 
 class Layout(Protocol):
-    """One way to lay out episodes in HDF5 files.
+    """One way to lay out episodes in files.
 
     Attributes:
       name: what it is called.
@@ -47,13 +47,20 @@ class Layout(Protocol):
     name: str
     assumptions: Mapping[str, tuple[str, ...]]
 
-    def recognises(self, file: h5py.File) -> bool:
-        """Whether a file is laid out so."""
+    def open(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        """Opens a file, or a folder where that is what holds episodes.
 
-    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        Raises:
+          KabukiError: it cannot be opened.
+        """
+
+    def files(self, path: str) -> list[str]:
+        """All files that are read for it."""
+
+    def extras(self, file: Any) -> Iterator[tuple[set[str], set[str]]]:
         """What each episode of a file has that the layout does not know of: all of it, and what has a row an action."""
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(self, file: Any, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         """The episodes of a file, in order.
 
         Args:
@@ -65,8 +72,18 @@ class Layout(Protocol):
           KabukiError: one is not whole.
         """
 
-    def info(self, file: h5py.File) -> Info:
+    def info(self, file: Any) -> Info:
         """What a file says of the dataset."""
+
+
+class Hdf5Files:
+    """The part of a layout that all in HDF5 share."""
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[h5py.File]:
+        return open_file(path)
+
+    def files(self, path: str) -> list[str]:
+        return [path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +124,7 @@ class EpisodesSource:
         self._assume = complete_assumptions(layout.name, layout.assumptions, assume or {})
         self._paths = [os.fspath(path) for path in paths]
         self.label = self._paths[0] if len(paths) == 1 else f"{self._paths[0]} and {len(paths) - 1} more"
-        self.files = [os.path.abspath(path) for path in self._paths]
+        self.files = [os.path.abspath(file) for path in self._paths for file in layout.files(path)]
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         self._steps = _Fields("step field")
         self._metadata = _Fields("episode field", may_lack=True)
@@ -144,7 +161,7 @@ class EpisodesSource:
         always: set[str] | None = None
         for path in self._paths:
             interruption.check()
-            with open_file(path) as file, self._reading(path):
+            with self._layout.open(path) as file, self._reading(path):
                 for names, of_steps in self._layout.extras(file):
                     seen |= names
                     always = of_steps if always is None else always & of_steps
@@ -152,7 +169,7 @@ class EpisodesSource:
 
     def _survey(self, path: str) -> _Survey:
         taken, lengths = [], []
-        with open_file(path) as file:
+        with self._layout.open(path) as file:
             if path == self._paths[0]:
                 self._info = self._layout.info(file)
             for number, episode in enumerate(self._episodes(path, file)):
@@ -176,7 +193,7 @@ class EpisodesSource:
             raise KabukiError(f"{path}: holds no episode")
         return _Survey(path, taken, lengths)
 
-    def _episodes(self, path: str, file: h5py.File) -> Iterator[Episode]:
+    def _episodes(self, path: str, file: Any) -> Iterator[Episode]:
         with self._reading(path):
             yield from self._layout.episodes(file, self._assume, self._of_episode)
 
@@ -190,7 +207,7 @@ class EpisodesSource:
     def size(self) -> Size:
         sample = next(self.blocks(), None)
         images = tuple(name for name, field in self._steps.fields.items() if field.encoded)
-        num_bytes = sum(os.path.getsize(path) for path in self._paths)
+        num_bytes = sum(map(os.path.getsize, self.files))
         return Size(self.num_steps, True, num_bytes, sample, images if self._decoder else ())
 
     def blocks(self) -> Iterator[Block]:
@@ -199,7 +216,7 @@ class EpisodesSource:
             if not survey.taken:
                 continue
             taken = dict(zip(survey.taken, survey.lengths, strict=True))
-            with open_file(survey.path) as file:
+            with self._layout.open(survey.path) as file:
                 for number, episode in enumerate(self._episodes(survey.path, file)):
                     if number not in taken:
                         continue
@@ -357,7 +374,7 @@ class _Waiting:
         return block
 
     def _of_episodes(self, path: str, field: Field) -> Column:
-        lacking = _as_value(padding(field)[0])
+        lacking = empty_row(field)
         values = [_as_value(each[path]) if path in each else lacking for each in self._metadata]
         if None in field.shape:
             shapes = np.array([value.shape for value in values], np.int64).reshape(len(values), len(field.shape))
