@@ -76,7 +76,7 @@ def _make(name, observations, actions, data_format, *, jpeg=False, lengths=(4, 1
     for number, length in enumerate(lengths):
         ends = np.arange(length) == length - 1
         said = {
-            # Minari cannot read back an array of scalars from its Arrow storage, and not the shape of `grid` if it is nested.
+            # From its Arrow storage Minari reads no arrays of scalars, and no shapes of nested arrays.
             "success": [i > 1 for i in range(length + 1)],
             "grid": rng.random((length + 1, 2, 2)),
             "pose": {"x": rng.random((length + 1, 2)), "n": [int(i) for i in range(length + 1)]},
