@@ -130,7 +130,8 @@ class FixedReader:
             stored = self._stored(offset)
             if stored is None:
                 return self._read_by_hdf5(start, stop)
-            todo.append((offset, self._executor.submit(self._unpack, stored)))
+            # One alone is unpacked sooner than a thread is woken.
+            todo.append((offset, self._executor.submit(self._unpack, stored) if offsets[1:] else self._unpack(stored)))
         for offset, unpacked in todo:
             chunk = unpacked if isinstance(unpacked, np.ndarray) else unpacked.result()
             self._recent = (offset, chunk)
