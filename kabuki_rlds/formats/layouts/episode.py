@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
@@ -18,6 +20,8 @@ from kabuki_rlds.formats.hdf5.reader import column_reader, datasets_in
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.rlds import image_headers
 from kabuki_rlds.schema import BYTES, Field
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: What stands in the row of the last observation of an episode, if its layout stores no such row:
 #: "zero" (padding), or "repeat" (the row before).
@@ -219,6 +223,36 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
     return found
 
 
+def attributes_within(
+    group: h5py.Group, fields: Mapping[str, h5py.Dataset], prefix: str
+) -> dict[str, str | bytes | np.generic | np.ndarray]:
+    """The attributes of a group, and of all datasets and groups in it, as fields of an episode under a prefix.
+
+    Args:
+      group: the group.
+      fields: its datasets, as `fields_of` gives them.
+      prefix: the prefix.
+    """
+    found = attributes(group, prefix)
+    inner = {"/".join(parts[:i]): None for path in fields for parts in [path.split("/")] for i in range(1, len(parts))}
+    for path in inner:
+        found |= attributes(group[path], f"{prefix}/{path}")
+    for path, dataset in fields.items():
+        if h5py.h5a.get_num_attrs(dataset.id):
+            found |= attributes(dataset, f"{prefix}/{path}")
+    return found
+
+
+def warn_of_rest(group: h5py.Group, known: Collection[str]) -> None:
+    """Says what stands in a group beside what a layout knows, and is not read."""
+    rest = [name for name in group if name not in known]
+    if rest:
+        more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
+        where = group.name.strip("/")
+        names = ", ".join(f"{where}/{name}" if where else name for name in rest[:4])
+        _log.warning("%s: %s%s: not in the layout, and left out", group.file.filename, names, more)
+
+
 def padding(field: Field) -> Column:
     """One row of zeros, or of empty text."""
     row = empty_row(field)[None]
@@ -229,3 +263,12 @@ def empty_row(field: Field) -> np.ndarray:
     """A row of zeros, or of empty text; what varies in size has none."""
     shape = tuple(d or 0 for d in field.shape)
     return np.full(shape, b"", object) if field.dtype == BYTES else np.zeros(shape, field.dtype)
+
+
+def as_json(value: object) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json.loads(json.dumps(value.tolist(), default=lambda x: as_json(x)))
+    return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -19,7 +19,8 @@ Rule by rule:
 
 Of an episode: `attributes/…` are the attributes of its group (`id`, `seed`, `options/…`, …),
 `file_path` its file. Where only some have one, as `seed`, the others get a zero and a warning.
-`environment` is `metadata.json`, with the specification of the environment and its spaces.
+`environment` is `metadata.json`, with the specification of the environment and its spaces, and
+the attributes of the file, where versions before 0.5 had them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,13 @@ from kabuki_rlds.formats.layouts.episode import (
     ImageFiles,
     Rows,
     Stored,
+    as_json,
     attributes,
+    attributes_within,
     fields_of,
     is_image_files,
     rows_of,
+    warn_of_rest,
 )
 from kabuki_rlds.formats.layouts.robomimic import ends
 from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
@@ -67,12 +71,13 @@ class Minari(Hdf5Files):
         return any("terminations" in group and "observations" in group for _, group in _groups(file)[:1])
 
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        warn_of_rest(file, {name for name, _ in _groups(file)})
         yield from ()
 
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         groups = _groups(file)
         folder = pathlib.Path(file.filename).parent
-        metadata = read_metadata(folder)
+        metadata = _metadata(file)
         steps = 0
         for name, group in groups:
             episode = _episode(name, group, metadata.get("jpeg_encoding", True) is not False)
@@ -81,7 +86,7 @@ class Minari(Hdf5Files):
         check_counts(folder, metadata, len(groups), steps)
 
     def info(self, file: h5py.File) -> Info:
-        return info_of(read_metadata(pathlib.Path(file.filename).parent))
+        return info_of(_metadata(file))
 
 
 def check_counts(folder: pathlib.Path, metadata: Mapping[str, Any], episodes: int, steps: int) -> None:
@@ -110,6 +115,15 @@ def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
     named = [(int(found[1]), name) for name in file if (found := _EPISODE.match(name))]
     groups = [(name, file.get(name)) for _, name in sorted(named)]
     return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+
+
+def _metadata(file: h5py.File) -> dict[str, Any]:
+    """What is said of all episodes: by the attributes of the file, as before Minari 0.5, and by `metadata.json`."""
+    said = {path.removeprefix("/"): value for path, value in attributes(file, "").items()}
+    return {
+        **{name: as_json(value) for name, value in said.items()},
+        **read_metadata(pathlib.Path(file.filename).parent),
+    }
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
@@ -158,7 +172,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
             steps[target] = Stored(dataset, "" if whole else "zero")
     steps["is_terminal"] = ends(count + 1, bool(terminations[-1]))
     metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
-        **attributes(group, "attributes"),
+        **attributes_within(group, fields, "attributes"),
         "file_path": group.file.filename,
     }
     return Episode(name, count + 1, steps, metadata)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.layout import FORMAT, text_attribute
 from kabuki_rlds.formats.layouts import minari_arrow
@@ -35,6 +37,20 @@ def layout_of(path: pathlib.Path) -> Layout | D4rl | None:
         if text_attribute(file, "format") == FORMAT:
             return None
         return next((layout for layout in LAYOUTS if layout.recognises(file)), None)
+
+
+def refuse(path: str | os.PathLike[str]) -> None:
+    """Refuses a file that is laid out as others do, where a Kabuki file is wanted.
+
+    Raises:
+      KabukiError: it is one, or cannot be opened.
+    """
+    layout = layout_of(pathlib.Path(path).expanduser())
+    if layout is not None:
+        raise KabukiError(
+            f"{path}: laid out as {layout.name}'s, and no Kabuki file; `convert` makes one of it, and `recipe` prints "
+            "its fields"
+        )
 
 
 def open_files(

@@ -27,9 +27,10 @@ Rule by rule:
 * `is_first`, `is_last` and `discount` are derived.
 * A file without `rewards` has no reward: `--fill reward=0` is up to the user.
 
-Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) and `file/…` (`env_args`, …) are the
-attributes of its group and of `data`; `mask/<key>` whether it is in a mask, each of which is
-a split too; `episode` its name, `file_path` its file.
+Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) are the attributes of its group and of
+what is in it, `file/…` (`env_args`, …) those of `data` and of the file; `mask/<key>` whether it is
+in a mask, each of which is a split too; `episode` its name, `file_path` its file. What else stands
+in the file or in `data` is left out, and a warning names it.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ from kabuki_rlds.formats.layouts.episode import (
     Rows,
     Stored,
     attributes,
+    attributes_within,
     fields_of,
     rows_of,
+    warn_of_rest,
     whole,
 )
 from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
@@ -79,7 +82,10 @@ class Robomimic(Hdf5Files):
         return any("actions" in group for _, group in demonstrations(file))
 
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
-        for name, group in demonstrations(file):
+        demos = demonstrations(file)
+        warn_of_rest(file, {"data", "mask"})
+        warn_of_rest(file["data"], {name for name, _ in demos})
+        for name, group in demos:
             fields = fields_of(group, f"data/{name}", skip=("obs", "next_obs", "actions", *_OF_STEPS))
             actions = group.get("actions")
             count = len(actions) if isinstance(actions, h5py.Dataset) and actions.shape else None
@@ -88,7 +94,7 @@ class Robomimic(Hdf5Files):
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         demos = demonstrations(file)
         check_count(file, "num_demos", len(demos))
-        of_file = {**attributes(file["data"], "file"), "file_path": file.filename}
+        of_file = {**attributes(file, "file"), **attributes(file["data"], "file"), "file_path": file.filename}
         masks = _masks(file, [name for name, _ in demos])
         total = 0
         for name, group in demos:
@@ -135,7 +141,7 @@ class Robomimic(Hdf5Files):
             raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
         extra = bool(following) or has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
-        metadata = attributes(group, "attributes")
+        metadata = attributes_within(group, fields, "attributes")
         for path, dataset in fields.items():
             if path.startswith("next_obs/"):
                 continue
