@@ -17,7 +17,7 @@ from kabuki_rlds.errors import KabukiError
 
 #: No file of steps nests deeper, or has more objects, than this.
 _MAX_DEPTH = 32
-_MAX_OBJECTS = 100_000
+_MAX_OBJECTS = 10_000_000
 #: Attributes of one object, and the bytes of one.
 _MAX_ATTRIBUTES = 10_000
 _MAX_ATTRIBUTE_BYTES = 64 << 20

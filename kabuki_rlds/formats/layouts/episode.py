@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping
-from typing import Literal, Protocol, TypeAlias
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
 
-from kabuki_rlds.block import Column, concatenate
+from kabuki_rlds.block import Column, Ragged, concatenate
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.reader import column_reader
+from kabuki_rlds.formats.hdf5.reader import column_reader, datasets_in
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.rlds import image_headers
 from kabuki_rlds.schema import BYTES, Field
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: What stands in the row of the last observation of an episode, if its layout stores no such row:
 #: "zero" (padding), or "repeat" (the row before).
@@ -124,7 +129,7 @@ class ImageFiles:
     Args:
       dataset: uint8, of variable length (rows,), or (rows, longest) and padded with zeros, which no image file ends
         with. `is_image_files` says whether one is.
-      final: as in `Stored`.
+      final: "repeat" for one more row, which repeats the last: padding too has to be an image file.
     """
 
     def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
@@ -171,6 +176,36 @@ def _first_row(dataset: h5py.Dataset) -> bytes:
     return row
 
 
+def fields_of(group: h5py.Group, label: str, skip: Sequence[str] = ()) -> dict[str, h5py.Dataset]:
+    """Path to dataset, of all that stands in a group.
+
+    Args:
+      group: the group.
+      label: what to call it in a message; "" for the file.
+      skip: names in it to pass over.
+
+    Raises:
+      KabukiError: a link in it leads nowhere.
+    """
+    nowhere: list[str] = []
+    found = datasets_in(group, nowhere, skip=skip)
+    if nowhere:
+        path = "/".join(filter(None, (label, nowhere[0])))
+        raise KabukiError(f"{group.file.filename}: {path!r} is a link that leads nowhere")
+    return found
+
+
+def rows_of(dataset: h5py.Dataset) -> int | None:
+    """How many rows a dataset has, None where it is a single value or nothing."""
+    return int(dataset.shape[0]) if dataset.shape else None
+
+
+def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
+    """All that a dataset holds, as an episode field."""
+    value = dataset[()]
+    return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
+
+
 def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.generic | np.ndarray]:
     """The attributes of a group or a file, as fields of an episode under a prefix."""
     found: dict[str, str | bytes | np.generic | np.ndarray] = {}
@@ -188,7 +223,52 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
     return found
 
 
-def padding(field: Field) -> np.ndarray:
+def attributes_within(
+    group: h5py.Group, fields: Mapping[str, h5py.Dataset], prefix: str
+) -> dict[str, str | bytes | np.generic | np.ndarray]:
+    """The attributes of a group, and of all datasets and groups in it, as fields of an episode under a prefix.
+
+    Args:
+      group: the group.
+      fields: its datasets, as `fields_of` gives them.
+      prefix: the prefix.
+    """
+    found = attributes(group, prefix)
+    inner = {"/".join(parts[:i]): None for path in fields for parts in [path.split("/")] for i in range(1, len(parts))}
+    for path in inner:
+        found |= attributes(group[path], f"{prefix}/{path}")
+    for path, dataset in fields.items():
+        if h5py.h5a.get_num_attrs(dataset.id):
+            found |= attributes(dataset, f"{prefix}/{path}")
+    return found
+
+
+def warn_of_rest(group: h5py.Group, known: Collection[str]) -> None:
+    """Says what stands in a group beside what a layout knows, and is not read."""
+    rest = [name for name in group if name not in known]
+    if rest:
+        more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
+        where = group.name.strip("/")
+        names = ", ".join(f"{where}/{name}" if where else name for name in rest[:4])
+        _log.warning("%s: %s%s: not in the layout, and left out", group.file.filename, names, more)
+
+
+def padding(field: Field) -> Column:
     """One row of zeros, or of empty text."""
+    row = empty_row(field)[None]
+    return row if None not in field.shape else Ragged(row.reshape(-1), np.array([row.shape[1:]], np.int64))
+
+
+def empty_row(field: Field) -> np.ndarray:
+    """A row of zeros, or of empty text; what varies in size has none."""
     shape = tuple(d or 0 for d in field.shape)
-    return np.full((1, *shape), b"", object) if field.dtype == BYTES else np.zeros((1, *shape), field.dtype)
+    return np.full(shape, b"", object) if field.dtype == BYTES else np.zeros(shape, field.dtype)
+
+
+def as_json(value: object) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json.loads(json.dumps(value.tolist(), default=lambda x: as_json(x)))
+    return value if isinstance(value, (str, int, float, bool)) else str(value)
