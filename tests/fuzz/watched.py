@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import select
 import signal
@@ -18,7 +19,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -29,8 +29,10 @@ import kabuki_rlds
 #: What one file may take: of the processor's time, since others may use the machine. A dataset is converted
 #: twice, and two processors work at it.
 SECONDS = {"hdf5": 10.0, "rlds": 30.0}
-#: Who waits for something that never comes uses none, so there is a limit to all of the time too.
+#: Who waits for something that never comes uses none, so there is a limit to all of the time too. It is counted in
+#: looks at the process, for a machine may be stopped, with all that runs on it.
 PATIENCE = 60.0
+_LOOK = 0.5
 MEMORY = 1 << 30
 
 Kind = Literal["hdf5", "rlds"]
@@ -68,6 +70,8 @@ class Worker:
         self._kind = kind
         self._secret = _Opened(secret)
         self.process: subprocess.Popen[bytes] | None = None
+        # What it complains of. Nobody reads it while it runs, so that a pipe would fill up and hold it.
+        self._complaints = tempfile.TemporaryFile()
 
     def try_out(self, path: Path) -> Verdict:
         """Tries one file out."""
@@ -76,9 +80,12 @@ class Worker:
                 [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz.watched", self._kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stderr=self._complaints,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
             )
             self._answer(60)
+        self._complaints.seek(0)
+        self._complaints.truncate()
         process = self.process
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -93,9 +100,11 @@ class Worker:
             process.send_signal(signal.SIGABRT)
             _wait(process, 5)
             process.kill()
-            _, trace = process.communicate()
+            process.communicate()
             self.process = None
-            where = " | ".join(trace.decode(errors="replace").split("\n")[:12])
+            self._complaints.seek(0)
+            said = self._complaints.read().decode(errors="replace")
+            where = " | ".join(said[max(said.find("Fatal Python error"), 0) :].split("\n")[:40])
             return Verdict("hang" if died is None else "crash", f"{died}: {where}")
         if opened:
             return Verdict("outside", f"{opened} was opened")
@@ -104,9 +113,9 @@ class Worker:
     def _answer(self, seconds: float) -> bytes | None:
         """A line that the process prints; None where it dies, or is not done in time."""
         assert self.process is not None and self.process.stdout is not None
-        begin, used = time.monotonic(), _processor_seconds(self.process.pid)
-        while time.monotonic() - begin < PATIENCE:
-            ready, _, _ = select.select([self.process.stdout], [], [], 0.5)
+        used = _processor_seconds(self.process.pid)
+        for _ in range(math.ceil(PATIENCE / _LOOK)):
+            ready, _, _ = select.select([self.process.stdout], [], [], _LOOK)
             if ready:
                 return self.process.stdout.readline() or None
             if _processor_seconds(self.process.pid) - used > seconds:
@@ -118,6 +127,7 @@ class Worker:
             self.process.kill()
             self.process.communicate()
             self.process = None
+        self._complaints.close()
         self._secret.close()
 
     def __enter__(self) -> Worker:
