@@ -53,17 +53,26 @@ def test_robomimic_with_next_obs(tmp_path):
         assert json.loads(ours.attrs["sources"])[0]["format"] == "robomimic"
 
 
-def test_what_is_of_no_step_is_of_the_episode(tmp_path):
+def test_what_is_of_no_step_is_of_the_episode(tmp_path, caplog):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
     with h5py.File(source, "a") as file:
-        for number, count in ((0, 5), (1, 9)):
+        # In the second, `counters` has as many rows as there are actions, by chance.
+        for number, count in ((0, 5), (1, 4)):
             file[f"data/demo_{number}/controller/counters"] = np.arange(count)
+            file[f"data/demo_{number}/controller/forces"] = np.zeros(3 + number)
             file[f"data/demo_{number}/version"] = "2"
+        file["data/demo_1/only/here"] = np.ones(4)
+        file["data/demo_1"].attrs["ep_meta"] = "{}"
     convert(source, tmp_path / "k.hdf5")
+    assert "1 of 2 episodes have no 'attributes/ep_meta', 'attributes/only/here'; zeros and empty" in caplog.text
     with h5py.File(tmp_path / "k.hdf5") as ours:
         metadata = ours["episodes/metadata/attributes"]
-        assert metadata["controller/counters"][1].tolist() == list(range(9))
+        assert [row.tolist() for row in metadata["controller/counters"][:]] == [list(range(5)), list(range(4))]
         assert metadata["version"].asstr()[:].tolist() == ["2", "2"]
+        assert metadata["ep_meta"].asstr()[:].tolist() == ["", "{}"]
+        assert [row.tolist() for row in metadata["only/here"][:]] == [[0] * 4, [1] * 4]
+        assert "controller/counters" not in ours
+        assert len(ours["controller/forces"]) == 3 + 4 + 2
 
 
 def test_a_wider_type_holds_all(tmp_path, caplog):
@@ -216,7 +225,8 @@ def _replace(file, path, values):
         (lambda f: f["data/demo_1"].attrs.modify("num_samples", 5), "demo_1: says num_samples 5, but has 4 actions"),
         (lambda f: f.__setitem__("mask/valid", np.array([b"demo_5"])), "mask/valid lists 'demo_5', which data"),
         (lambda f: _replace(f, "data/demo_1/dones", np.zeros(3)), "dones: 3 rows, where there are 4 actions"),
-        (lambda f: f.__setitem__("data/demo_1/more", np.zeros(4)), "field 'more' is in .*demo_1, but not in .*demo_0"),
+        (lambda f: f.__delitem__("data/demo_1/rewards"), "field 'reward' is in .*demo_0, but not in .*demo_1"),
+        (lambda f: f.__setitem__("data/demo_1/more", h5py.SoftLink("/x")), "demo_1/more' is a link that leads now"),
         (lambda f: f.__delitem__("data/demo_1/actions"), "data/demo_1: no actions"),
         (lambda f: f.__delitem__("data/demo_1/next_obs/eef_pos"), "'eef_pos' is in only one of obs and next_obs"),
     ],

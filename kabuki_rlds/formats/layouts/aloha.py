@@ -4,8 +4,10 @@
 
 Rule by rule:
 
-* Rows. `observations/<k>` becomes `observation/<k>`; `action` and all else of T rows
-  (`base_action`) keep their names. Files are in the order of the numbers in their names.
+* Rows. `observations/<k>` becomes `observation/<k>`; `action` and all else that has T rows in
+  each file (`base_action`) keep their names. What has another number of rows in one of the
+  files, or is not in all, is of the episode in all: `file/<k>`. Files are in the order of the
+  numbers in their names.
 * The observation after the last action is not there: an episode has T rows, and the last of
   them is its last, whose action is padding. `--assume last_observation=repeat` gives it one
   more row instead.
@@ -23,14 +25,23 @@ Of an episode: `file/…` are the attributes of the file (`sim`), `file_path` it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5.reader import datasets_in
-from kabuki_rlds.formats.layouts.episode import Episode, ImageFiles, Rows, Stored, attributes, is_image_files
-from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row, whole
+from kabuki_rlds.formats.layouts.episode import (
+    Episode,
+    ImageFiles,
+    Rows,
+    Stored,
+    attributes,
+    fields_of,
+    is_image_files,
+    rows_of,
+    whole,
+)
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row
 from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.schema import Info
 
@@ -44,20 +55,25 @@ class Aloha:
     def recognises(self, file: h5py.File) -> bool:
         return isinstance(file.get("action"), h5py.Dataset) and isinstance(file.get("observations/qpos"), h5py.Dataset)
 
-    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
-        count = len(file["action"])
+    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        fields = fields_of(file, "", skip=("action", "observations", "compress_len"))
+        count = rows_of(file["action"])
+        yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
+
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+        count = rows_of(file["action"]) or 0
         terminal = assume["ends"] == "terminal"
         extra = has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
         metadata = {**attributes(file, "file"), "file_path": file.filename}
-        for path, dataset in datasets_in(file, []).items():
+        for path, dataset in fields_of(file, "").items():
             if path == "compress_len":
                 continue
-            if not dataset.shape:
+            if path in of_episode:
                 metadata[f"file/{path}"] = whole(dataset)
                 continue
-            if len(dataset) != count:
-                raise KabukiError(f"{file.filename}: {path}: {len(dataset)} rows, where there are {count} actions")
+            if rows_of(dataset) != count:
+                raise KabukiError(f"{file.filename}: {path}: {rows_of(dataset)} rows, where there are {count} actions")
             if not path.startswith("observations/"):
                 steps[path] = Stored(dataset, "zero" if extra else "")
                 continue

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
 
 from kabuki_rlds.block import Column, concatenate
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.reader import column_reader
+from kabuki_rlds.formats.hdf5.reader import column_reader, datasets_in
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.rlds import image_headers
 from kabuki_rlds.schema import BYTES, Field
@@ -169,6 +170,36 @@ def _first_row(dataset: h5py.Dataset) -> bytes:
         claims.check_claims(dataset, 0, 1)
     row: bytes = np.asarray(dataset[0]).tobytes()
     return row
+
+
+def fields_of(group: h5py.Group, label: str, skip: Sequence[str] = ()) -> dict[str, h5py.Dataset]:
+    """Path to dataset, of all that stands in a group.
+
+    Args:
+      group: the group.
+      label: what to call it in a message; "" for the file.
+      skip: names in it to pass over.
+
+    Raises:
+      KabukiError: a link in it leads nowhere.
+    """
+    nowhere: list[str] = []
+    found = datasets_in(group, nowhere, skip=skip)
+    if nowhere:
+        path = "/".join(filter(None, (label, nowhere[0])))
+        raise KabukiError(f"{group.file.filename}: {path!r} is a link that leads nowhere")
+    return found
+
+
+def rows_of(dataset: h5py.Dataset) -> int | None:
+    """How many rows a dataset has, None where it is a single value or nothing."""
+    return int(dataset.shape[0]) if dataset.shape else None
+
+
+def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
+    """All that a dataset holds, as an episode field."""
+    value = dataset[()]
+    return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
 
 
 def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.generic | np.ndarray]:

@@ -26,15 +26,23 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5.reader import datasets_in
-from kabuki_rlds.formats.layouts.episode import Episode, ImageFiles, Rows, Stored, attributes, is_image_files
+from kabuki_rlds.formats.layouts.episode import (
+    Episode,
+    ImageFiles,
+    Rows,
+    Stored,
+    attributes,
+    fields_of,
+    is_image_files,
+    rows_of,
+)
 from kabuki_rlds.formats.layouts.robomimic import ends
 from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.schema import Info
@@ -54,7 +62,10 @@ class Minari:
     def recognises(self, file: h5py.File) -> bool:
         return any("terminations" in group and "observations" in group for _, group in _groups(file)[:1])
 
-    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        yield from ()
+
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         groups = _groups(file)
         metadata = _metadata(file)
         steps = 0
@@ -104,7 +115,7 @@ def _metadata(file: h5py.File) -> dict[str, Any]:
 
 def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
     label = f"{group.file.filename}: {name}"
-    fields = datasets_in(group, [])
+    fields = fields_of(group, name)
     terminations = fields.get("terminations")
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
@@ -114,7 +125,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
     steps: dict[str, Rows] = {}
     for path, dataset in fields.items():
         first, _, rest = path.partition("/")
-        rows = len(dataset) if dataset.shape else None
+        rows = rows_of(dataset)
         whole = rows == count + 1 and first in ("observations", "infos")
         if not whole and (rows != count or first == "observations"):
             raise KabukiError(f"{label}/{path}: {rows or 'no'} rows, where there are {count} steps")

@@ -6,10 +6,10 @@ the T observations before them, and `next_obs/<k>`, where it is there, those aft
 
 Rule by rule:
 
-* Rows. `obs/<k>` becomes `observation/<k>`, `actions` `action`, `rewards` `reward`; all
-  else of T rows (`states`, `dones`, …) stands under its own name, and what has another
-  number of rows is of the episode: `attributes/<k>`. Demonstrations are in the order of
-  their numbers, which may have gaps.
+* Rows. `obs/<k>` becomes `observation/<k>`, `actions` `action`, `rewards` `reward`; `states`,
+  `dones` and all else that has T rows in each demonstration stands under its own name. What
+  has another number of rows in one of them, or is not in all, is of the episode in all:
+  `attributes/<k>`. Demonstrations are in the order of their numbers, which may have gaps.
 * The last observation. With `next_obs` it is the last row of that, exactly, and has a row
   of its own. (The other rows of `next_obs` are those of `obs`, one later, and are not kept
   twice.) Without, `last_observation` says what to do:
@@ -36,15 +36,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
-from kabuki_rlds.formats.hdf5.reader import datasets_in
-from kabuki_rlds.formats.layouts.episode import Episode, Final, Given, Rows, Stored, attributes
+from kabuki_rlds.formats.layouts.episode import (
+    Episode,
+    Final,
+    Given,
+    Rows,
+    Stored,
+    attributes,
+    fields_of,
+    rows_of,
+    whole,
+)
 from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.schema import Info
 
@@ -69,14 +78,21 @@ class Robomimic:
     def recognises(self, file: h5py.File) -> bool:
         return any("actions" in group for _, group in demonstrations(file))
 
-    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        for name, group in demonstrations(file):
+            fields = fields_of(group, f"data/{name}", skip=("obs", "next_obs", "actions", *_OF_STEPS))
+            actions = group.get("actions")
+            count = len(actions) if isinstance(actions, h5py.Dataset) and actions.shape else None
+            yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
+
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         demos = demonstrations(file)
         check_count(file, "num_demos", len(demos))
         of_file = {**attributes(file["data"], "file"), "file_path": file.filename}
         masks = _masks(file, [name for name, _ in demos])
         total = 0
         for name, group in demos:
-            episode = self._episode(name, group, assume)
+            episode = self._episode(name, group, assume, of_episode)
             total += len(group["actions"])
             within = {f"mask/{key}": np.bool_(name in names) for key, names in masks.items()}
             yield Episode(
@@ -103,9 +119,9 @@ class Robomimic:
             raise KabukiError(f"{group.file.filename}: {group.name[1:]}: no rewards, which dones=reward goes by")
         return ended and bool(np.any(group["rewards"][-1] > 0))
 
-    def _episode(self, name: str, group: h5py.Group, assume: Assumptions) -> Episode:
+    def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         label = f"{group.file.filename}: data/{name}"
-        fields = datasets_in(group, [])
+        fields = fields_of(group, f"data/{name}")
         if "actions" not in fields or not fields["actions"].shape:
             raise KabukiError(f"{label}: no actions")
         count = len(fields["actions"])
@@ -123,12 +139,11 @@ class Robomimic:
         for path, dataset in fields.items():
             if path.startswith("next_obs/"):
                 continue
-            of_steps = path.startswith("obs/") or path in _OF_STEPS
-            if not of_steps and (not dataset.shape or len(dataset) != count):
+            if path in of_episode:
                 metadata[f"attributes/{path}"] = whole(dataset)
                 continue
-            if len(dataset) != count:
-                raise KabukiError(f"{label}/{path}: {len(dataset)} rows, where there are {count} actions")
+            if rows_of(dataset) != count:
+                raise KabukiError(f"{label}/{path}: {rows_of(dataset)} rows, where there are {count} actions")
             final: h5py.Dataset | Final = "zero" if extra else ""
             if path.startswith("obs/"):
                 key = path.removeprefix("obs/")
@@ -175,17 +190,13 @@ def ends(length: int, terminal: bool, derived: str = "") -> Given:
     return Given(flags, derived)
 
 
-def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
-    """All that a dataset holds, as an episode field."""
-    value = dataset[()]
-    return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
-
-
 def _masks(file: h5py.File, names: list[str]) -> dict[str, set[str]]:
     """Name of each mask to the demonstrations in it."""
     group = file.get("mask")
     found: dict[str, set[str]] = {}
-    for key, dataset in (datasets_in(group, []) if isinstance(group, h5py.Group) else {}).items():
+    for key, dataset in (fields_of(group, "mask") if isinstance(group, h5py.Group) else {}).items():
+        if dataset.ndim != 1:
+            raise KabukiError(f"{file.filename}: mask/{key} is no list of demonstrations")
         listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[:]]
         unknown = sorted(set(listed) - set(names))
         if unknown:

@@ -5,7 +5,7 @@
 Rule by rule:
 
 * Rows. `states` becomes `observation/states`, since it is all that was observed, and `actions`
-  `action`; all else of T rows stands under its own name. The order is that of the numbers.
+  `action`; all else is as in `robomimic`. The order is that of the numbers.
 * The state after the last action is not there. `last_observation` says what to do, as in
   `robomimic`.
 * `is_terminal`: nothing says how a demonstration ended. `ends` does: "cut" (default) or
@@ -18,7 +18,7 @@ The fields of an episode are those of `robomimic`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
@@ -40,8 +40,8 @@ class Robosuite(Robomimic):
             for _, group in demos
         )
 
-    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
-        for episode in super().episodes(file, assume):
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+        for episode in super().episodes(file, assume, of_episode):
             steps: dict[str, Rows] = dict(episode.steps)
             stored = len(file[f"{episode.label}/states"])
             del steps["states"]

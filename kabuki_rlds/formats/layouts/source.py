@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 import h5py
@@ -27,6 +28,9 @@ _log = logging.getLogger("kabuki_rlds")
 #: A block takes about this many bytes.
 _BLOCK_BYTES = 16 << 20
 
+#: Of fields that some episodes lack, so many are named in a warning.
+_NAMED = 4
+
 #: What a user takes for granted of files that do not say it: {"dones": "success"}.
 Assumptions: TypeAlias = Mapping[str, str]
 
@@ -46,8 +50,16 @@ class Layout(Protocol):
     def recognises(self, file: h5py.File) -> bool:
         """Whether a file is laid out so."""
 
-    def episodes(self, file: h5py.File, assume: Assumptions) -> Iterator[Episode]:
+    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        """What each episode of a file has that the layout does not know of: all of it, and what has a row an action."""
+
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         """The episodes of a file, in order.
+
+        Args:
+          file: the file.
+          assume: what it does not say.
+          of_episode: which of the extras are fields of the episodes, and not of the steps.
 
         Raises:
           KabukiError: one is not whole.
@@ -101,6 +113,7 @@ class EpisodesSource:
         self._metadata = _Fields("episode field", may_lack=True)
         self._masks: set[str] = set()
         try:
+            self._of_episode = self._not_of_steps()
             self._surveys = [self._survey(path) for path in self._paths]
         except BaseException:
             self.close()
@@ -124,6 +137,18 @@ class EpisodesSource:
         self._decoder = ImageDecoder(files, self.label) if files else None
         steps = fields | {path: decoded(field) for path, field in files.items()}
         self.schema = Schema(dict(sorted(steps.items())), dict(sorted(self._metadata.fields.items())), info=self._info)
+
+    def _not_of_steps(self) -> set[str]:
+        """Those of the extras that have not a row for each action in each of the episodes."""
+        seen: set[str] = set()
+        always: set[str] | None = None
+        for path in self._paths:
+            interruption.check()
+            with open_file(path) as file, self._reading(path):
+                for names, of_steps in self._layout.extras(file):
+                    seen |= names
+                    always = of_steps if always is None else always & of_steps
+        return seen - (always or set())
 
     def _survey(self, path: str) -> _Survey:
         taken, lengths = [], []
@@ -152,8 +177,13 @@ class EpisodesSource:
         return _Survey(path, taken, lengths)
 
     def _episodes(self, path: str, file: h5py.File) -> Iterator[Episode]:
+        with self._reading(path):
+            yield from self._layout.episodes(file, self._assume, self._of_episode)
+
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
         try:
-            yield from self._layout.episodes(file, self._assume)
+            yield
         except READ_ERRORS as e:
             raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
 
@@ -280,11 +310,15 @@ class _Fields:
         """Says which of them only some episodes have, or have in another type."""
         for path, dtype in self.widened.items():
             _log.warning("%s: %r is of several types, and all of it %s now, which holds each value", label, path, dtype)
+        lacking: dict[int, list[str]] = {}
         for path, count in self.had.items():
-            if count < self._count:
+            lacking.setdefault(self._count - count, []).append(path)
+        for count, paths in lacking.items():
+            if count:
+                more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
                 _log.warning(
-                    "%s: %d of %d episodes have no %r; zeros and empty text stand for it",
-                    label, self._count - count, self._count, path,
+                    "%s: %d of %d episodes have no %s%s; zeros and empty text stand for it",
+                    label, count, self._count, ", ".join(map(repr, paths[:_NAMED])), more,
                 )  # fmt: skip
 
 
@@ -323,7 +357,7 @@ class _Waiting:
         return block
 
     def _of_episodes(self, path: str, field: Field) -> Column:
-        lacking = np.asarray(padding(field))[0]
+        lacking = _as_value(padding(field)[0])
         values = [_as_value(each[path]) if path in each else lacking for each in self._metadata]
         if None in field.shape:
             shapes = np.array([value.shape for value in values], np.int64).reshape(len(values), len(field.shape))
