@@ -65,7 +65,9 @@ def demonstrations(folder: Path) -> list[Path]:
     pictures = [png.file(np.full((40, 32, 3), i, np.uint8)) for i in range(4)]
     ends = np.array([0, 0, 1, 0, 0, 0, 0], bool)
     return [
-        layout_files.robomimic(folder / "robomimic.hdf5", lengths, success=(2,), masks={"train": [0, 2], "valid": [10]}),
+        layout_files.robomimic(
+            folder / "robomimic.hdf5", lengths, success=(2,), masks={"train": [0, 2], "valid": [10]}
+        ),
         layout_files.libero(folder / "libero.hdf5", lengths, "pick up the cup"),
         layout_files.robosuite(folder / "robosuite.hdf5", lengths),
         layout_files.aloha(folder / "aloha.hdf5", 4, pictures),
