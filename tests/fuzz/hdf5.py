@@ -37,7 +37,7 @@ _NUMBERS = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 1 << 15, 65535, 1 << 16, 1 <<
 def seeds(folder: Path) -> list[Path]:
     """Valid Kabuki files, made by hand."""
     folder.mkdir(exist_ok=True)
-    full = handmade.fields() | handmade.index()
+    full = handmade.fields() | handmade.index() | handmade.companions()
     rows = [np.arange(i, dtype=np.float32) for i in range(8)]
     full["more/text"] = np.array(["a", "", "longer than it was"] * 2 + ["x", "y"], h5py.string_dtype())
     full["more/rows"] = handmade.Stored(rows, {"dtype": h5py.vlen_dtype("f4")})
@@ -254,6 +254,8 @@ def report(tried: Iterator[tuple[Path, Verdict]], keep: Path | None) -> bool:
     found: Counter[str] = Counter()
     for path, verdict in tried:
         found[verdict.kind] += 1
+        if found.total() % 100 == 0:
+            print(dict(found), flush=True)
         if not verdict.is_good:
             print(f"{path.name}: {verdict.kind}: {verdict.message}", flush=True)
             if keep is not None:

@@ -71,7 +71,7 @@ class Worker:
         self._secret = _Opened(secret)
         self.process: subprocess.Popen[bytes] | None = None
         # What it complains of. Nobody reads it while it runs, so that a pipe would fill up and hold it.
-        self._complaints = tempfile.TemporaryFile()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
 
     def try_out(self, path: Path) -> Verdict:
         """Tries one file out."""
