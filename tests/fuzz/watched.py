@@ -68,7 +68,7 @@ class Worker:
 
     def __init__(self, kind: Kind, secret: Path):
         self._kind = kind
-        self._secret = _Opened(secret)
+        self._secret = Opened(secret)
         self.process: subprocess.Popen[bytes] | None = None
         # What it complains of. Nobody reads it while it runs, so that a pipe would fill up and hold it.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
@@ -157,7 +157,7 @@ def try_all(kind: Kind, paths: Iterable[Path], secret: Path) -> Iterator[tuple[P
             yield path, worker.try_out(path)
 
 
-class _Opened:
+class Opened:
     """Which files of a folder are opened, by whomever: the HDF5 library asks no one."""
 
     _OPEN = 0x20
@@ -169,7 +169,7 @@ class _Opened:
             raise OSError(ctypes.get_errno(), "inotify")
 
     def take(self) -> list[str]:
-        """The names of those that were opened since it was last asked."""
+        """The names of those that were opened since it was last asked; "" is the folder itself."""
         names = []
         try:
             events = os.read(self._events, 1 << 16)
@@ -179,7 +179,7 @@ class _Opened:
             length = struct.unpack_from("iIII", events)[3]
             names.append(os.fsdecode(events[16 : 16 + length].rstrip(b"\0")))
             events = events[16 + length :]
-        return [name for name in names if name]
+        return names
 
     def close(self) -> None:
         os.close(self._events)
