@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from kabuki_rlds.schema import Field, is_within
+from kabuki_rlds.schema import BYTES, Field, is_within
 
 OBSERVATION = "observation"
 ACTION = "action"
@@ -98,6 +98,9 @@ def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> lis
     for name in FLAGS:
         if name in fields and fields[name] != Field(np.dtype(bool)):
             found.append(Violation(2, name, f"{fields[name].describe()}, where it is one boolean a step"))
+    reward = fields.get(REWARD)
+    if reward is not None and (reward.dtype == BYTES or reward.encoded):
+        found.append(Violation(2, REWARD, f"{reward.describe()}, where it is a number"))
     discount = fields.get(DISCOUNT)
     if discount is not None and (discount.shape not in ((), (1,)) or discount.dtype.kind not in "iuf"):
         found.append(Violation(2, DISCOUNT, f"{discount.describe()}, where it is one number a step"))

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 import h5py
@@ -19,7 +20,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.exports import d4rl, minari, robomimic
 from kabuki_rlds.exports.pieces import Piece, pieces
 from kabuki_rlds.formats.detect import open_sources
-from kabuki_rlds.formats.hdf5.staging import StagedFile
+from kabuki_rlds.formats.hdf5.staging import StagedFile, reserve
 from kabuki_rlds.formats.rlds.staging import StagedFolder
 from kabuki_rlds.formats.source import Stamps
 from kabuki_rlds.reading import Reading
@@ -31,6 +32,11 @@ Layout: TypeAlias = Literal["robomimic", "minari", "d4rl"]
 _Write: TypeAlias = Callable[[h5py.File, Iterator[Piece], Schema, str], tuple[int, int]]
 _WRITERS: Mapping[str, _Write] = {"robomimic": robomimic.write, "minari": minari.write, "d4rl": d4rl.write}
 
+#: What HDF5 writes of a file, and of a dataset with an attribute or two, beside the data; more than it ever is.
+_FILE_OVERHEAD = 1 << 20
+_DATASET_OVERHEAD = 16 << 10
+
+_MINARI_FILE = "main_data.hdf5"
 #: What Minari takes as the name of a dataset.
 _MINARI_NAME = re.compile(r"[\w-]+-v\d+")
 
@@ -104,11 +110,9 @@ def export(
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name)
         )
         target = stack.enter_context(_staged(dest, layout, overwrite))
-        with h5py.File(
-            target.partial if layout != "minari" else target.partial / "main_data.hdf5", "w", locking=False
-        ) as f:
-            counts = _WRITERS[layout](f, pieces(_counted(whole.blocks(), bar)), whole.schema, whole.label)
-        episodes, actions = counts
+        with _Growing(target.partial if layout != "minari" else target.partial / _MINARI_FILE, dest) as growing:
+            blocks = growing.with_room(_counted(whole.blocks(), bar), len(whole.schema.steps))
+            episodes, actions = _WRITERS[layout](growing.file, pieces(blocks), whole.schema, whole.label)
         if episodes != whole.num_episodes:
             raise KabukiError(f"{whole.label}: says {whole.num_episodes} episodes, but {episodes} were read")
         if layout == "minari":
@@ -123,7 +127,7 @@ def export(
 def _staged(dest: pathlib.Path, layout: Layout, overwrite: bool) -> Iterator[Any]:
     """What is renamed to the destination once it is whole."""
     if layout == "minari":
-        with StagedFolder(dest / "data", overwrite=overwrite) as folder:
+        with StagedFolder(dest / "data", overwrite=overwrite, holds=_MINARI_FILE) as folder:
             yield folder
         return
     file = StagedFile(dest, overwrite=overwrite)
@@ -131,6 +135,58 @@ def _staged(dest: pathlib.Path, layout: Layout, overwrite: bool) -> Iterator[Any
         yield file
     finally:
         file.abort()
+
+
+class _Growing:
+    """A new HDF5 file, and the room that the disk has for what is written next.
+
+    Args:
+      path: the file.
+      dest: what to call it in a message.
+    """
+
+    def __init__(self, path: pathlib.Path, dest: pathlib.Path):
+        self._dest = dest
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            reserve(self._descriptor, 0, _FILE_OVERHEAD, dest)
+            # It is the only one who writes there: the partial file or folder is locked.
+            self.file = h5py.File(path, "w", locking=False)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def with_room(self, blocks: Iterator[Block], columns: int) -> Iterator[Block]:
+        """The blocks, each once there is room for it.
+
+        Raises:
+          KabukiError: there is none.
+        """
+        before = 0
+        for block in blocks:
+            # What HDF5 holds back would need room too.
+            self.file.flush()
+            # A layout may have the observations twice, and the end of the block before is yet to be written.
+            data = 2 * (before + block.nbytes)
+            datasets = (block.num_episodes + 1) * (columns + len(block.metadata) + 4)
+            nbytes = data + datasets * _DATASET_OVERHEAD + _FILE_OVERHEAD
+            reserve(self._descriptor, self.file.id.get_filesize(), nbytes, self._dest)
+            before = block.nbytes
+            yield block
+
+    def __enter__(self) -> _Growing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.file.flush()
+            size = self.file.id.get_filesize()
+            self.file.close()
+            os.ftruncate(self._descriptor, min(size, os.fstat(self._descriptor).st_size))
+        finally:
+            os.close(self._descriptor)
 
 
 def _counted(blocks: Iterator[Block], bar: tqdm[Any]) -> Iterator[Block]:

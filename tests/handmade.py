@@ -59,6 +59,33 @@ def index(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
     }
 
 
+def companions() -> dict[str, Any]:
+    """Rule 9: 8 rows of fields that need one."""
+    rows = _vlen([np.arange(i, dtype=np.int64) for i in range(8)])
+    unknown = {"shape": np.array([-1, -1]), "dtype": "int64"}
+    words = _vlen([np.frombuffer(b"abc"[:i] * i, np.uint8) for i in range(4)] * 2)
+    return {
+        "boxes": dataclasses.replace(rows, attributes={**unknown, "companion": "/companion/boxes"}),
+        "companion/boxes/shape": np.array([[i, 1] for i in range(8)]),
+        # Each row is a list of one list.
+        "lists": dataclasses.replace(rows, attributes={**unknown, "nested": 2, "companion": "/companion/lists"}),
+        "companion/lists/lengths_1": _vlen([np.array([i], np.int64) for i in range(8)]),
+        "words": dataclasses.replace(
+            words, attributes={"shape": [-1], "dtype": "text", "companion": "/companion/words"}
+        ),
+        "companion/words/lengths_1": _vlen([np.full(i, i, np.int64) for i in range(4)] * 2),
+        "notes": Stored(["a"] * 8, {"dtype": h5py.string_dtype()}, {"companion": "/companion/notes"}),
+        "companion/notes/exact_row": np.array([2, 5]),
+        "companion/notes/exact_bytes": _vlen([np.frombuffer(b"a\0b", np.uint8), np.frombuffer(b"a\0", np.uint8)]),
+    }
+
+
+def _vlen(rows: Sequence[np.ndarray]) -> Stored:
+    values = np.empty(len(rows), object)
+    values[:] = rows
+    return Stored(values, {"dtype": h5py.vlen_dtype(rows[0].dtype)})
+
+
 def attributes(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
     """What rule 7 adds."""
     return {

@@ -100,3 +100,25 @@ def d4rl(path: Path, **arrays: Any) -> Path:
         for name, values in {**made, **arrays}.items():
             file[name] = values
     return path
+
+
+def minari(path: Path, lengths: Sequence[int], files: Sequence[bytes] = ()) -> Path:
+    """Episodes of so many actions each, without `metadata.json`; with pictures as image files where they are given."""
+    rng = np.random.default_rng(sum(lengths))
+    with h5py.File(path, "w") as file:
+        for number, length in enumerate(lengths):
+            episode = file.create_group(f"episode_{number}")
+            episode.attrs["id"], episode.attrs["total_steps"] = number, length
+            episode.attrs["options/goal"] = np.array([1.0, number])
+            episode["observations/joints"] = rng.normal(size=(length + 1, 3))
+            episode["observations/pair/_index_0"] = np.arange(length + 1)
+            if files:
+                camera = episode.create_dataset("observations/camera", (length + 1,), h5py.vlen_dtype("u1"))
+                for row in range(length + 1):
+                    camera[row] = np.frombuffer(files[row % len(files)], np.uint8)
+            episode["infos/says"] = np.array(["a", "longer"] * length, h5py.string_dtype())[: length + 1]
+            episode["actions"] = rng.normal(size=(length, 2)).astype(np.float32)
+            episode["rewards"] = rng.normal(size=length)
+            ended = np.arange(length) == length - 1
+            episode["terminations"], episode["truncations"] = ended & (number % 2 == 0), ended & (number % 2 == 1)
+    return path

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -300,6 +300,31 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_work(small, tmp_path):
     assert dest.is_symlink()
 
 
+def test_what_is_no_file_is_not_replaced_by_one(small, tmp_path):
+    """As `/dev/null` would be."""
+    dest = tmp_path / "out.hdf5"
+    os.mkfifo(dest)
+    with pytest.raises(kabuki_rlds.KabukiError, match="not a regular file; name the HDF5 file to write"):
+        kabuki_rlds.convert(small, dest, overwrite=True)
+    assert dest.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"small.hdf5", "out.hdf5"}
+
+
+def test_a_partial_file_or_folder_that_is_a_link_is_not_followed(small, tmp_path):
+    """In a folder that others write to, they could lay it there."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_bytes(OLD)
+    (tmp_path / "out.hdf5.partial").symlink_to(precious / "file")
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.partial: cannot be written \(it is a link\)"):
+        kabuki_rlds.convert(small, tmp_path / "out.hdf5")
+    (tmp_path / "d" / "x").mkdir(parents=True)
+    (tmp_path / "d" / "x" / "1.0.0.partial").symlink_to(precious)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.0.0.partial: cannot be written"):
+        kabuki_rlds.build(small, tmp_path / "d", name="x")
+    assert (precious / "file").read_bytes() == OLD
+
+
 def test_a_new_file_has_the_permissions_that_the_umask_gives(small, tmp_path):
     before = os.umask(0o027)
     try:
@@ -366,8 +391,10 @@ def incompressible(tmp_path_factory) -> Path:
     return handmade.write(tmp_path_factory.mktemp("noise") / "noise.hdf5", fields)
 
 
-def assert_fails_for_want_of_space(source: Path, dest: Path, limit: int, *options: str) -> None:
-    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(limit), "convert", "--quiet", "--overwrite"]
+def assert_fails_for_want_of_space(
+    source: Path, dest: Path, limit: int, *options: str, command: Sequence[str] = ("convert", "--quiet", "--overwrite")
+) -> None:
+    command = [sys.executable, "-c", _ON_A_FULL_DISK, str(limit), *command]
     done = subprocess.run([*command, str(source), str(dest), *options], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"kabuki-rlds: error: {dest}: ")
@@ -379,6 +406,18 @@ def assert_fails_for_want_of_space(source: Path, dest: Path, limit: int, *option
 def test_a_write_that_fails_leaves_nothing(limit, incompressible, dest):
     assert_fails_for_want_of_space(incompressible, dest, limit)
     assert_as_before(dest)
+
+
+@pytest.mark.parametrize("layout", ["robomimic", "minari", "d4rl"])
+@pytest.mark.parametrize("limit", [1 << 10, 7 << 20])
+def test_an_export_that_fails_leaves_nothing(layout, limit, tmp_path):
+    n = 30_000
+    noise = np.random.default_rng(0).standard_normal((n, 30))
+    source = handmade.write(tmp_path / "in.hdf5", handmade.fields([n], [True]) | {"observation": noise})
+    dest = tmp_path / "made" / "out-v0"
+    dest.parent.mkdir()
+    assert_fails_for_want_of_space(source, dest, limit, "--to", layout, command=["export"])
+    assert list(dest.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lzf", "none"])

@@ -131,3 +131,15 @@ def test_what_is_there_is_not_replaced(lift, tmp_path):
         export(kabuki, tmp_path / "lift", "minari")
     assert (tmp_path / "a.hdf5").read_bytes() == before
     assert export(kabuki, tmp_path / "a.hdf5", "robomimic", overwrite=True).episodes == 4
+
+
+def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
+    _, kabuki = lift
+    dest = tmp_path / "lift-v0"
+    (dest / "data").mkdir(parents=True)
+    (dest / "data" / "mine").write_bytes(b"")
+    with pytest.raises(KabukiError, match=r"lift-v0/data: there, but no dataset, since it has no main_data.hdf5"):
+        export(kabuki, dest, "minari", overwrite=True)
+    (dest / "data" / "mine").rename(dest / "data" / "main_data.hdf5")
+    assert export(kabuki, dest, "minari", overwrite=True).episodes == 4
+    assert sorted(path.name for path in (dest / "data").iterdir()) == ["main_data.hdf5", "metadata.json"]

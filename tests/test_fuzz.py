@@ -32,6 +32,12 @@ def test_changed_files_of_every_kind_of_field_are_converted_or_refused(converted
     assert_good(tried("hdf5", hdf5.mutated(files, 40, 8, tmp_path, secret), secret))
 
 
+def test_changed_files_in_the_layouts_of_others_are_converted_or_refused(tmp_path):
+    secret = hdf5.secret_in(tmp_path)
+    files = [path.read_bytes() for path in hdf5.demonstrations(tmp_path / "seeds")]
+    assert_good(tried("hdf5", hdf5.mutated(files, 60, 7, tmp_path, secret), secret))
+
+
 def test_changed_rlds_datasets_are_converted_or_refused(dataset, tmp_path):
     secret = hdf5.secret_in(tmp_path)
     folders = [dataset(name) for name in ("plain", "array_record", "in_order", "no_steps")]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from tests import handmade
+from tests.fuzz.watched import Opened
 
 SECRET = b"what another file of this machine holds"
 
@@ -49,6 +53,22 @@ def petabytes(file: h5py.File, secret: Path) -> None:
 
 def petabytes_in_one_piece(file: h5py.File, secret: Path) -> None:
     file.create_dataset("reward", (1 << 50,), np.float32)
+
+
+def petabytes_in_many_pieces(file: h5py.File, secret: Path) -> None:
+    for i in range(20):
+        file.create_dataset(f"reward/{i:02}", (1 << 24,), np.float32)
+
+
+def rows_of_nothing(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("reward", (1 << 40, 0), np.float32)
+
+
+def a_filter_that_is_a_plugin(file: h5py.File, secret: Path) -> None:
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((8,))
+    properties.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL, (3,))
+    h5py.h5d.create(file.id, b"reward", h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((8,)), properties)
 
 
 def a_huge_chunk(file: h5py.File, secret: Path) -> None:
@@ -122,6 +142,9 @@ HOSTILE: dict[Callable[[h5py.File, Path], None], str] = {
     virtual_dataset: "/reward: a virtual dataset",
     petabytes: "/reward: says that it holds 4,503,599,627,370,496 bytes",
     petabytes_in_one_piece: "/reward: says that it holds 4,503,599,627,370,496 bytes",
+    petabytes_in_many_pieces: "/reward/16: says with those before it that they hold 1,140,850",
+    rows_of_nothing: "/reward: says that it has 1,099,511,627,776 rows",
+    a_filter_that_is_a_plugin: "/reward: filter 32015, which is not part of HDF5, and plugins are not loaded",
     a_huge_chunk: "/reward: chunks of 2,147,483,648 bytes",
     deflated_twice: "/reward: a filter that goes over its chunks more than once",
     a_group_within_itself: "/info/inner/outer: a group that stands in the file twice",
@@ -270,6 +293,29 @@ def test_what_a_terminal_would_obey_is_spelt_out(tmp_path, capsys):
     file = handmade.write(tmp_path / "g.hdf5", fields, {"name": "\x1b]0;title\x07"})
     assert main(["inspect", str(file)]) == 0
     assert capsys.readouterr().out.replace("\n", "").isprintable()
+
+
+def test_a_file_makes_hdf5_look_for_no_plugin(tmp_path):
+    """The library looks where the environment says when it is loaded, so this is another process."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    with h5py.File(path, "r+") as file:
+        del file["reward"]
+        a_filter_that_is_a_plugin(file, path)
+    code = f"""
+import h5py, kabuki_rlds
+try:
+    kabuki_rlds.validate({str(path)!r})
+except kabuki_rlds.KabukiError:
+    print([h5py.h5pl.get(i).decode() for i in range(h5py.h5pl.size())])
+"""
+    opened = Opened(plugins)
+    environment = {**os.environ, "HDF5_PLUGIN_PATH": str(plugins)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([str(plugins)]), "it is as it was before"
+    assert opened.take() == []
+    opened.close()
 
 
 def test_what_is_harmless_is_read(tmp_path):

@@ -2,9 +2,12 @@
 
     python -m tests.fuzz.hdf5 [--files 10000] [--seed 0] [--keep DIR]
 
-Small valid files of every kind are changed, a few places each, where HDF5 keeps what
-it knows of a file: or through HDF5 itself, so that the file is well-formed and what it
-holds is not. Each is validated, inspected and converted in a process that is watched.
+Small valid files of every kind and every layout are changed, a few places each, where
+HDF5 keeps what it knows of a file: or through HDF5 itself, so that the file is
+well-formed and what it holds is not. Each is validated, inspected and converted in a
+process that is watched.
+
+A long search can be had in parts: of one seed each, the counts add up.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests import handmade
+from kabuki_rlds.formats.rlds import png
+from tests import handmade, layout_files
 from tests.fuzz.watched import Verdict, try_all
 
 #: What HDF5 writes before its structures.
@@ -31,9 +35,9 @@ _NUMBERS = (0, 1, 2, 7, 8, 16, 127, 128, 255, 256, 1 << 15, 65535, 1 << 16, 1 <<
 
 
 def seeds(folder: Path) -> list[Path]:
-    """Valid files, made by hand."""
+    """Valid Kabuki files, made by hand."""
     folder.mkdir(exist_ok=True)
-    full = handmade.fields() | handmade.index()
+    full = handmade.fields() | handmade.index() | handmade.companions()
     rows = [np.arange(i, dtype=np.float32) for i in range(8)]
     full["more/text"] = np.array(["a", "", "longer than it was"] * 2 + ["x", "y"], h5py.string_dtype())
     full["more/rows"] = handmade.Stored(rows, {"dtype": h5py.vlen_dtype("f4")})
@@ -52,6 +56,24 @@ def seeds(folder: Path) -> list[Path]:
             old.copy(name, new)
         new.attrs.update(old.attrs)
     return [*made, latest]
+
+
+def demonstrations(folder: Path) -> list[Path]:
+    """Valid files, one in each layout of others."""
+    folder.mkdir(exist_ok=True)
+    lengths = {0: 3, 2: 2, 10: 4}
+    pictures = [png.file(np.full((40, 32, 3), i, np.uint8)) for i in range(4)]
+    ends = np.array([0, 0, 1, 0, 0, 0, 0], bool)
+    return [
+        layout_files.robomimic(
+            folder / "robomimic.hdf5", lengths, success=(2,), masks={"train": [0, 2], "valid": [10]}
+        ),
+        layout_files.libero(folder / "libero.hdf5", lengths, "pick up the cup"),
+        layout_files.robosuite(folder / "robosuite.hdf5", lengths),
+        layout_files.aloha(folder / "aloha.hdf5", 4, pictures),
+        layout_files.d4rl(folder / "d4rl.hdf5", terminals=ends, timeouts=np.roll(ends, 2)),
+        layout_files.minari(folder / "minari.hdf5", [3, 1, 3], pictures),
+    ]
 
 
 def mutated(files: Sequence[bytes], count: int, seed: int, folder: Path, secret: Path) -> Iterator[Path]:
@@ -123,9 +145,10 @@ def _through_hdf5(path: Path, rng: random.Random, secret: Path) -> None:
 
 
 def _attribute(file: h5py.File, name: str, rng: random.Random, secret: Path) -> None:
-    item = rng.choice((file, file[name]))
+    item = rng.choice((file, file[name], file[name].parent))
     key = rng.choice(
         [
+            *item.attrs,
             *(
                 "kind",
                 "class_names",
@@ -231,6 +254,8 @@ def report(tried: Iterator[tuple[Path, Verdict]], keep: Path | None) -> bool:
     found: Counter[str] = Counter()
     for path, verdict in tried:
         found[verdict.kind] += 1
+        if found.total() % 100 == 0:
+            print(dict(found), flush=True)
         if not verdict.is_good:
             print(f"{path.name}: {verdict.kind}: {verdict.message}", flush=True)
             if keep is not None:
@@ -252,7 +277,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         secret = secret_in(folder)
-        files = [path.read_bytes() for path in (*seeds(folder / "seeds"), *arguments.more)]
+        valid = (*seeds(folder / "seeds"), *demonstrations(folder / "seeds"), *arguments.more)
+        files = [path.read_bytes() for path in valid]
         paths = mutated(files, arguments.files, arguments.seed, folder, secret)
         good = report(try_all("hdf5", paths, secret), arguments.keep)
     sys.exit(0 if good else 1)

@@ -7,6 +7,7 @@ import os
 import h5py
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import plugins
 from kabuki_rlds.formats.hdf5.endless import check_ends
 from kabuki_rlds.formats.hdf5.guard import check_structure
 
@@ -27,6 +28,11 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
         raise KabukiError(f"{path}: not a regular file")
     if os.access(path, os.R_OK):
         check_ends(os.fspath(path))
+    with plugins.shut_out():
+        return _open(path)
+
+
+def _open(path: str | os.PathLike[str]) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as e:

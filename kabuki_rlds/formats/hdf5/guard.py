@@ -24,6 +24,8 @@ _MAX_ATTRIBUTE_BYTES = 64 << 20
 #: Deflate makes nothing smaller than by 1032 times. What was never stored may be this large.
 _MAX_RATIO = 1100
 _MAX_UNSTORED_BYTES = 64 << 20
+#: What was never stored of all datasets together.
+_MAX_UNSTORED_IN_ALL = 1 << 30
 #: HDF5 reads a chunk as a whole.
 _MAX_CHUNK_BYTES = 1 << 30
 _CHECKSUM_BYTES = 4
@@ -58,6 +60,7 @@ class _Walk:
         self._groups: set[object] = set()
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
         self._count = 0
+        self._promised = 0
 
     def _refuse(self, name: str, why: str) -> KabukiError:
         return KabukiError(f"{self._path}: {name or '/'}: {why}; the file is not read")
@@ -151,12 +154,29 @@ class _Walk:
             filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
             if len(set(filters)) < len(filters):
                 raise self._refuse(name, "a filter that goes over its chunks more than once")
+            for number in filters:
+                # Asked while plugins are shut out, so that it is not loaded for the asking.
+                if not h5py.h5z.filter_avail(number):
+                    raise self._refuse(
+                        name,
+                        f"filter {number}, which is not part of HDF5, and plugins are not loaded; "
+                        "h5repack -f GZIP=4 makes a file without it",
+                    )
             if h5py.h5z.FILTER_FLETCHER32 in filters:
                 self._checksums(dataset, name, filters)
         # What a dataset says of its storage may be no truer than its shape.
         promised, stored = math.prod(shape) * itemsize, min(dataset.get_storage_size(), self._file_bytes)
         if promised > _MAX_UNSTORED_BYTES + _MAX_RATIO * stored:
             raise self._refuse(name, f"says that it holds {promised:,} bytes, but {stored:,} are stored")
+        # Rows without a byte take their time too.
+        if shape and shape[0] > _MAX_UNSTORED_BYTES + _MAX_RATIO * self._file_bytes:
+            raise self._refuse(name, f"says that it has {shape[0]:,} rows, in a file of {self._file_bytes:,} bytes")
+        self._promised += promised
+        if self._promised > _MAX_UNSTORED_IN_ALL + _MAX_RATIO * self._file_bytes:
+            raise self._refuse(
+                name,
+                f"says with those before it that they hold {self._promised:,} bytes, in a file of {self._file_bytes:,}",
+            )
 
     def _checksums(self, dataset: h5py.h5d.DatasetID, name: str, filters: list[int]) -> None:
         """HDF5 2.0 reads beyond a chunk that is smaller than its own checksum."""

@@ -203,6 +203,11 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
     if kind not in ("array", "text", "label", "image"):
         kind = "array"
+    encoded = bool(attributes.get("encoded", False))
+    if encoded and (
+        kind != "image" or h5py.check_vlen_dtype(dataset.dtype) != np.uint8 or not _has_files(dtype, shape)
+    ):
+        raise ValueError(f"there are no image files of {dtype} {shape}")
     names = attributes.get("class_names")
     if names is None and "companion" in attributes:
         stored = dataset.file.get(f"{attributes['companion']}/class_names")
@@ -213,7 +218,15 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         kind=kind,  # type: ignore[arg-type]
         names=None if names is None else tuple(_as_text(n) for n in names),
         nested=int(attributes.get("nested", 0)),
-        encoded=bool(attributes.get("encoded", False)),
+        encoded=encoded,
         file_format=_as_text(attributes.get("file_format", "")),
         derived=_as_text(attributes.get("derived", "")),
     )
+
+
+def _has_files(dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
+    """Whether TFDS has image files that decode to such an array, or to a list of such."""
+    channels = shape[-1] if len(shape) >= 3 else -1
+    if dtype == np.float32:
+        return channels == 1
+    return dtype in (np.uint8, np.uint16) and (channels is None or 0 <= channels <= 4)

@@ -32,6 +32,9 @@ class StagedFile:
         self._check_free()
         if self.destination.is_dir():
             raise KabukiError(f"{self.destination}: a folder; name the HDF5 file to write")
+        if self.destination.exists() and not self.destination.is_file():
+            # Whoever names /dev/null does not mean that it should be a file from now on.
+            raise KabukiError(f"{self.destination}: not a regular file; name the HDF5 file to write")
         if not self.destination.parent.is_dir():
             raise KabukiError(f"{self.destination}: the folder {self.destination.parent} does not exist; make it first")
         self._lock = self._acquire()
@@ -44,9 +47,11 @@ class StagedFile:
     def _acquire(self) -> int:
         """Opens and locks the partial file."""
         try:
-            lock = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666)
+            # In a folder that others write to, a link could lead to any file of the user's.
+            lock = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as e:
-            raise KabukiError(f"{self.partial}: cannot be written ({e.strerror})") from e
+            why = "it is a link" if e.errno == errno.ELOOP else e.strerror
+            raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -69,12 +74,7 @@ class StagedFile:
         Raises:
           KabukiError: it does not.
         """
-        try:
-            os.posix_fallocate(self._lock, start, nbytes)
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise KabukiError(f"{self.destination}: {e.strerror}; nothing was written") from e
-            # A file system that cannot reserve: what it cannot hold shows when it is written.
+        reserve(self._lock, start, nbytes, self.destination)
 
     def truncate(self, size: int) -> None:
         """Gives back what was reserved beyond `size`."""
@@ -126,3 +126,19 @@ class StagedFile:
             # A file system without hard links.
             self._check_free()
             os.rename(self.partial, self.destination)
+
+
+def reserve(file: int, start: int, nbytes: int, destination: pathlib.Path) -> None:
+    """Makes sure that the disk holds `nbytes` more of a file from `start` on.
+
+    HDF5 cannot even close a file that it fails to write to: it ends the process.
+
+    Raises:
+      KabukiError: it does not.
+    """
+    try:
+        os.posix_fallocate(file, start, nbytes)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise KabukiError(f"{destination}: {e.strerror}; nothing was written") from e
+        # A file system that cannot reserve: what it cannot hold shows when it is written.

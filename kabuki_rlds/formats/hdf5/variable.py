@@ -15,6 +15,7 @@ under `/companion/<path>`:
 from __future__ import annotations
 
 import itertools
+import math
 
 import h5py
 import numpy as np
@@ -173,9 +174,9 @@ class VariableReader:
             if not isinstance(companion, h5py.Group):
                 raise CompanionError(f"its companion {path} is missing")
             self._companion = companion
-        self._exact_rows = (
-            self._companion["exact_row"][:] if self._companion and "exact_row" in self._companion else None
-        )
+        self._exact_rows: np.ndarray | None = None
+        if self._companion is not None and h5py.check_string_dtype(dataset.dtype):
+            self._exact_rows = _exact_rows(self._of_companion("exact_row"), self._of_companion("exact_bytes"), dataset)
 
     def read(self, start: int, stop: int) -> Column:
         """Rows `start` to `stop`.
@@ -195,9 +196,11 @@ class VariableReader:
         values, counts = _read_ragged(self._dataset, start, stop, _UINT8 if field.encoded else field.dtype)
         if field.encoded and not field.is_list_of_images:
             return _split(values, counts)
-        levels = [_read_ragged(self._level(i + 1), start, stop, _INT64) for i in range(self._num_levels)]
+        levels = [self._level(i + 1, start, stop) for i in range(self._num_levels)]
         if field.dtype == BYTES or field.encoded:
             sizes, counts = levels[-1]
+            if (sizes < 0).any() or sizes.sum() != len(values):
+                raise CompanionError("the sizes of its texts or files are not those of their bytes")
             values = _split(values, sizes)
         if field.encoded:
             return Ragged(values, counts[:, None])
@@ -206,9 +209,11 @@ class VariableReader:
             lengths = [lengths for lengths, _ in levels[: field.nested - 1]]
             # Counted by the lists, since items without elements leave nothing to count.
             items = int(lengths[-1].sum())
+            if items < 0 or items * math.prod(item) != len(values):
+                raise CompanionError("the lengths of its lists are not those of their elements")
             return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
         if self._companion is not None and "shape" in self._companion:
-            return Ragged(values, self._companion["shape"][start:stop].astype(np.int64))
+            return Ragged(values, self._of_companion("shape")[start:stop].astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
         return Ragged(values, np.column_stack(columns).astype(np.int64))
@@ -226,10 +231,19 @@ class VariableReader:
     def _num_levels(self) -> int:
         return max(self._field.nested - 1, 0) + (self._field.dtype == BYTES or self._field.encoded)
 
-    def _level(self, i: int) -> h5py.Dataset:
-        if self._companion is None or f"lengths_{i}" not in self._companion:
-            raise CompanionError(f"the lengths of its rows' lists, lengths_{i} in its companion, are missing")
-        return self._companion[f"lengths_{i}"]
+    def _level(self, i: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths of the lists of one level, end to end, and how many each row has."""
+        dataset = self._of_companion(f"lengths_{i}")
+        if not _is_ragged(dataset):
+            raise CompanionError(f"{dataset.name} does not hold rows of variable length")
+        return _read_ragged(dataset, start, stop, _INT64)
+
+    def _of_companion(self, name: str) -> h5py.Dataset:
+        """What a companion says of each row."""
+        found = None if self._companion is None else self._companion.get(name)
+        if not isinstance(found, h5py.Dataset) or not found.ndim:
+            raise CompanionError(f"{name} in its companion is missing")
+        return found
 
     def _texts(self, start: int, stop: int) -> np.ndarray:
         rows = np.asarray(self._dataset[start:stop])
@@ -237,11 +251,11 @@ class VariableReader:
             texts = np.empty(rows.size, object)
             texts[:] = rows.reshape(-1).tolist()
             rows = texts.reshape(rows.shape)
-        if self._exact_rows is not None and self._companion is not None:
+        if self._exact_rows is not None:
             size = int(np.prod(self._dataset.shape[1:]))
             first, end = np.searchsorted(self._exact_rows, [start * size, stop * size])
             flat = rows.reshape(-1)
-            exact = self._companion["exact_bytes"][first:end]
+            exact = self._of_companion("exact_bytes")[first:end]
             for row, value in zip(self._exact_rows[first:end], exact, strict=True):
                 flat[row - start * size] = value.tobytes()
         return rows
@@ -314,7 +328,7 @@ def _needs_shape(field: Field) -> bool:
 
 def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """(elements of the rows end to end, number of elements of each row)."""
-    if not dataset.ndim or h5py.check_vlen_dtype(dataset.dtype) is None:
+    if not _is_ragged(dataset):
         raise ValueError(f"{dataset.name} does not hold rows of variable length")
     check_claims(dataset, start, stop)
     rows = dataset[start:stop]
@@ -323,6 +337,19 @@ def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) 
     # HDF5 gives bfloat16 as float32, of which it is the upper half.
     flat = np.concatenate([np.empty(0, np.float32 if dtype == BFLOAT16 else element), *rows])
     return flat.astype(element, copy=False), counts
+
+
+def _is_ragged(dataset: h5py.Dataset) -> bool:
+    return bool(dataset.ndim) and h5py.check_vlen_dtype(dataset.dtype) is not None
+
+
+def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -> np.ndarray:
+    """Which of a dataset's texts have a NUL, once it is held against how many such there are, and all of the texts."""
+    if row.ndim == 1 and row.dtype.kind in "iu" and _is_ragged(texts) and len(row) == len(texts):
+        rows = row[:].astype(np.int64)
+        if not len(rows) or (rows[0] >= 0 and rows[-1] < dataset.size and (np.diff(rows) > 0).all()):
+            return rows
+    raise CompanionError("exact_row and exact_bytes in its companion do not fit its rows")
 
 
 def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

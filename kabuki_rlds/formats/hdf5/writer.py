@@ -175,10 +175,7 @@ class KabukiWriter:
         self._last_start = int(starts[-1])
 
     def _reserve(self, nbytes: int) -> None:
-        """Sees to it that the disk holds `nbytes` more, beside what waits in buffers.
-
-        HDF5 cannot even close a file that it fails to write to: it ends the process.
-        """
+        """Sees to it that the disk holds `nbytes` more, beside what waits in buffers."""
         assert self._file is not None
         columns = len(self._steps) + len(self._metadata) + len(self._index)
         waiting = self._pool.pending_bytes + min(self._num_bytes, columns * _HELD_BACK)

@@ -44,7 +44,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
-from kabuki_rlds.formats.layouts.episode import as_json, attributes, empty_row, fields_of, rows_of
+from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, as_json, attributes, empty_row, fields_of, rows_of
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
@@ -99,7 +99,7 @@ class D4rlSource:
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
             self._open()
-        except READ_ERRORS as e:
+        except LAYOUT_ERRORS as e:
             self.close()
             raise KabukiError(f"{self._path}: cannot be read as D4RL's: {e}") from e
         except BaseException:

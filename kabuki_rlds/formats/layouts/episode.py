@@ -16,12 +16,15 @@ from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.reader import column_reader, datasets_in
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, column_reader, datasets_in
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.rlds import image_headers
 from kabuki_rlds.schema import BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
+
+#: What a layout raises where a file is damaged, or holds a thing of another type than the layout has in its place.
+LAYOUT_ERRORS = (*READ_ERRORS, TypeError)
 
 #: What stands in the row of the last observation of an episode, if its layout stores no such row:
 #: "zero" (padding), or "repeat" (the row before).
@@ -72,7 +75,7 @@ class Stored:
       field: what a row is; None where the dataset says it.
 
     Raises:
-      KabukiError: the dataset is of a type that no field has.
+      KabukiError: the dataset is of a type that no field has, or its last row of another.
     """
 
     def __init__(self, dataset: h5py.Dataset, final: h5py.Dataset | Final = "", field: Field | None = None):
@@ -80,6 +83,8 @@ class Stored:
         self._dataset = dataset
         self._final = final
         self._stored = len(dataset)
+        if isinstance(final, h5py.Dataset) and (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:]):
+            raise KabukiError(f"{dataset.file.filename}: {final.name} is of another type or shape than {dataset.name}")
 
     def __len__(self) -> int:
         return self._stored + (self._final != "")
@@ -206,6 +211,11 @@ def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
     return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
 
 
+def text_bytes(text: str) -> bytes:
+    """The bytes of a text out of a file, which h5py gives as surrogates where they are not UTF-8."""
+    return text.encode(errors="surrogateescape")
+
+
 def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.generic | np.ndarray]:
     """The attributes of a group or a file, as fields of an episode under a prefix."""
     found: dict[str, str | bytes | np.generic | np.ndarray] = {}
@@ -213,7 +223,7 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
         if isinstance(value, h5py.Empty):
             value = ""
         elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
-            texts = [text if isinstance(text, bytes) else str(text).encode() for text in value.ravel().tolist()]
+            texts = [text if isinstance(text, bytes) else text_bytes(str(text)) for text in value.ravel().tolist()]
             value = np.array([*texts, None], object)[:-1].reshape(value.shape)
         elif not isinstance(value, (str, bytes)):
             value = np.asarray(value)

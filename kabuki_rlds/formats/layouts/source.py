@@ -18,7 +18,7 @@ from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
-from kabuki_rlds.formats.layouts.episode import Episode, empty_row
+from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, Episode, empty_row, text_bytes
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.training.images import ImageDecoder, decoded
@@ -175,7 +175,8 @@ class EpisodesSource:
         taken, lengths = [], []
         file = self._file(path)
         if path == self._paths[0]:
-            self._info = self._layout.info(file)
+            with self._reading(path):
+                self._info = self._layout.info(file)
         for number, episode in enumerate(self._episodes(path, file)):
             interruption.check()
             self._masks |= episode.masks
@@ -205,7 +206,7 @@ class EpisodesSource:
     def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except READ_ERRORS as e:
+        except LAYOUT_ERRORS as e:
             raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
 
     def size(self) -> Size:
@@ -402,7 +403,7 @@ class _Waiting:
 def _as_value(value: object) -> np.ndarray:
     """What an episode says, as an array; text as bytes."""
     if isinstance(value, str):
-        value = value.encode()
+        value = text_bytes(value)
     if isinstance(value, bytes):
         array = np.empty((), object)
         array[()] = value

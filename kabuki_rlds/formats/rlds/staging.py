@@ -22,13 +22,15 @@ class StagedFolder:
     Args:
       destination: the folder to make; the ones above it are made too.
       overwrite: replace a folder that is there.
+      holds: a file that tells a dataset's folder, which may be replaced, from any other, which may not.
 
     Raises:
       KabukiError: the destination exists, is being written, or cannot be written.
     """
 
-    def __init__(self, destination: pathlib.Path, *, overwrite: bool):
+    def __init__(self, destination: pathlib.Path, *, overwrite: bool, holds: str = "features.json"):
         self.destination = destination
+        self._holds = holds
         self.partial = destination.with_name(f"{destination.name}.partial")
         self._old = destination.with_name(f"{destination.name}.old")
         self._overwrite = overwrite
@@ -53,7 +55,8 @@ class StagedFolder:
 
     def _acquire(self) -> None:
         self.partial.mkdir(exist_ok=True)
-        lock = os.open(self.partial, os.O_RDONLY)
+        # What lies in it is removed, so that it must not be a link to another.
+        lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -127,8 +130,10 @@ class StagedFolder:
             return
         if not self._overwrite:
             raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
-        if not (self.destination / "features.json").is_file():
-            raise KabukiError(f"{self.destination}: there, but no TFDS dataset; remove it, or take another --data-dir")
+        if not (self.destination / self._holds).is_file():
+            raise KabukiError(
+                f"{self.destination}: there, but no dataset, since it has no {self._holds}; remove it, or name another"
+            )
 
 
 def sync(path: pathlib.Path) -> None:
