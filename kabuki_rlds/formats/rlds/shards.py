@@ -271,18 +271,19 @@ def _survey_array_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damag
 def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
     from array_record.python import array_record_module
 
-    reader = array_record_module.ArrayRecordReader(shard.path)
     try:
-        stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
-        if not shard.lost:
-            for start in range(shard.skip, stop, batch):
-                yield reader.read(start, min(start + batch, stop))
-            return
-        good = [number for number in range(shard.skip, stop) if number not in shard.lost]
-        for at in range(0, len(good), batch):
-            yield reader.read(good[at : at + batch])
-    finally:
-        reader.close()
+        reader = array_record_module.ArrayRecordReader(shard.path)
+        try:
+            stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
+            good = [number for number in range(shard.skip, stop) if number not in shard.lost]
+            for at in range(0, len(good), batch):
+                part = good[at : at + batch]
+                yield reader.read(part) if shard.lost else reader.read(part[0], part[-1] + 1)
+        finally:
+            reader.close()
+    except Exception as e:
+        # Of whatever type its library pleases.
+        raise KabukiError(f"{shard.path}: the shard cannot be read ({_first_line(e)})") from e
 
 
 def _first_line(error: BaseException) -> str:
