@@ -123,7 +123,9 @@ def export(
 def _staged(dest: pathlib.Path, layout: Layout, overwrite: bool) -> Iterator[Any]:
     """What is renamed to the destination once it is whole."""
     if layout == "minari":
-        with StagedFolder(dest / "data", overwrite=overwrite) as folder:
+        with StagedFolder(
+            dest / "data", overwrite=overwrite, mark="metadata.json", what="dataset of Minari's"
+        ) as folder:
             yield folder
         return
     file = StagedFile(dest, overwrite=overwrite)
