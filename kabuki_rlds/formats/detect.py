@@ -97,7 +97,12 @@ def _opened(
 def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool) -> Source:
     """Opens what is in no layout of others."""
     if path.is_file():
-        source_file = KabukiSource(path)
+        try:
+            source_file = KabukiSource(path)
+        except KabukiError as e:
+            from kabuki_rlds.formats.layouts import registry
+
+            raise registry.unknown(path, e) from e
         try:
             source_file.check_whole()
         except BaseException:

@@ -126,7 +126,8 @@ class _Walk:
                     raw.decode()
                 except UnicodeDecodeError:
                     raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
-            size = attribute.get_storage_size()
+            # HDF5 takes it for an error that an attribute holds nothing.
+            size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
                 raise self._refuse(name, f"an attribute of {size:,} bytes")
             try:

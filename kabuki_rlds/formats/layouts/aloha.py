@@ -74,7 +74,9 @@ class Aloha(Hdf5Files):
                 metadata[f"file/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(f"{file.filename}: {path}: {rows_of(dataset)} rows, where there are {count} actions")
+                raise KabukiError(
+                    f"{file.filename}: {path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions"
+                )
             if not path.startswith("observations/"):
                 steps[path] = Stored(dataset, "zero" if extra else "")
                 continue

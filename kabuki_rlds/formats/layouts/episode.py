@@ -108,6 +108,44 @@ class Stored:
         return column_reader(dataset, self.field, threads).read(start, stop)
 
 
+class Followed(Stored):
+    """The rows of a dataset of observations, and one more for the last of those that came after them.
+
+    The others that came after are the observations one row later, or else it is an error: they are not kept twice.
+
+    Args:
+      dataset: (rows, …).
+      following: what came after each row: (rows, …).
+      remedy: what to do where it is not the row after; "" where that is no error.
+
+    Raises:
+      KabukiError: the datasets are of different types, or one is of a type that no field has.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, following: h5py.Dataset, remedy: str):
+        super().__init__(dataset, following)
+        self._following = following
+        self._remedy = remedy
+        other = layout.read_field(following)
+        if other != self.field or rows_of(following) != self._stored:
+            raise KabukiError(
+                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows of "
+                f"{other.describe()}, where {dataset.name[1:]} has {self._stored} of {self.field.describe()}"
+            )
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        column = super().read(start, stop, threads)
+        first, last = max(start, 1), min(stop, self._stored)
+        if first < last and self._remedy:
+            after = self._read(self._following, first - 1, last - 1, threads)
+            if not _are_equal(column[first - start : last - start], after):
+                raise KabukiError(
+                    f"{self._following.file.filename}: {self._following.name[1:]}: rows {first - 1} to {last - 2} are "
+                    f"not the observations one row later; {self._remedy}"
+                )
+        return column
+
+
 class Given:
     """Rows that are made, and not stored.
 
@@ -261,6 +299,26 @@ def warn_of_rest(group: h5py.Group, known: Collection[str]) -> None:
         where = group.name.strip("/")
         names = ", ".join(f"{where}/{name}" if where else name for name in rest[:4])
         _log.warning("%s: %s%s: not in the layout, and left out", group.file.filename, names, more)
+
+
+def _are_equal(a: Column, b: Column) -> bool:
+    """Whether two columns are the same to the bit."""
+    if isinstance(a, Ragged) and isinstance(b, Ragged):
+        return np.array_equal(a.shapes, b.shapes) and _are_equal(a.values, b.values)
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return False
+    return np.array_equal(a, b) if a.dtype == BYTES else a.tobytes() == b.tobytes()
+
+
+def is_true(dataset: h5py.Dataset, row: int) -> bool:
+    """Whether a flag, or any of several, is true in a row.
+
+    Raises:
+      KabukiError: it is no flag.
+    """
+    if dataset.dtype.kind not in "biuf" or h5py.check_vlen_dtype(dataset.dtype):
+        raise KabukiError(f"{dataset.file.filename}: {dataset.name[1:]} is of type {dataset.dtype}, and no flag")
+    return bool(np.any(dataset[row]))
 
 
 def padding(field: Field) -> Column:

@@ -156,7 +156,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
     count = len(terminations)
-    if int(group.attrs.get("total_steps", count)) != count:
+    if not np.array_equal(group.attrs.get("total_steps", count), count):
         raise KabukiError(f"{label}: says total_steps {group.attrs['total_steps']}, but has {count} terminations")
     steps: dict[str, Rows] = {}
     for path, dataset in fields.items():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from kabuki_rlds.convention import FLAGS
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
-from kabuki_rlds.formats.hdf5.layout import FORMAT, text_attribute
+from kabuki_rlds.formats.hdf5.layout import EPISODES, FORMAT, text_attribute
 from kabuki_rlds.formats.layouts import minari_arrow
 from kabuki_rlds.formats.layouts.aloha import Aloha
 from kabuki_rlds.formats.layouts.d4rl import D4rl, D4rlSource
@@ -51,6 +53,26 @@ def refuse(path: str | os.PathLike[str]) -> None:
             f"{path}: laid out as {layout.name}'s, and no Kabuki file; `convert` makes one of it, and `recipe` prints "
             "its fields"
         )
+
+
+def unknown(path: pathlib.Path, why: KabukiError) -> KabukiError:
+    """What to say of a file that cannot be read as Kabuki's: that it is in no layout, where it is not Kabuki's either.
+
+    Args:
+      path: the file.
+      why: what is wrong with it as a Kabuki file.
+    """
+    if not path.is_file():
+        return why
+    with contextlib.suppress(KabukiError), open_file(path) as file:
+        if text_attribute(file, "format") != FORMAT and not {*FLAGS, EPISODES} & set(file):
+            names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
+            has = ", ".join(list(file)[:8]) or "nothing"
+            return KabukiError(
+                f"{path}: neither a Kabuki file nor laid out as {names} (it has {has}); the README says how a few "
+                "lines of h5py make one"
+            )
+    return why
 
 
 def open_files(

@@ -47,12 +47,14 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
     Final,
+    Followed,
     Given,
     Rows,
     Stored,
     attributes,
     attributes_within,
     fields_of,
+    is_true,
     rows_of,
     warn_of_rest,
     whole,
@@ -76,6 +78,7 @@ class Robomimic(Hdf5Files):
     assumptions: Mapping[str, tuple[str, ...]] = {
         "dones": ("terminal", "reward", "end"),
         "last_observation": LAST_OBSERVATION,
+        "next_obs": ("shifted", "keep"),
     }
 
     def recognises(self, file: h5py.File) -> bool:
@@ -118,12 +121,13 @@ class Robomimic(Hdf5Files):
         dones = group.get("dones")
         if assume["dones"] == "end" or not isinstance(dones, h5py.Dataset) or not dones.shape or not len(dones):
             return False
-        ended = bool(np.any(dones[-1]))
+        ended = is_true(dones, -1)
         if assume["dones"] == "terminal":
             return ended
-        if "rewards" not in group:
+        rewards = group.get("rewards")
+        if not isinstance(rewards, h5py.Dataset) or not rewards.shape or rewards.dtype.kind not in "biuf":
             raise KabukiError(f"{group.file.filename}: {group.name[1:]}: no rewards, which dones=reward goes by")
-        return ended and bool(np.any(group["rewards"][-1] > 0))
+        return ended and bool(np.any(rewards[-1:] > 0))
 
     def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         label = f"{group.file.filename}: data/{name}"
@@ -131,7 +135,7 @@ class Robomimic(Hdf5Files):
         if "actions" not in fields or not fields["actions"].shape:
             raise KabukiError(f"{label}: no actions")
         count = len(fields["actions"])
-        if int(group.attrs.get("num_samples", count)) != count:
+        if not np.array_equal(group.attrs.get("num_samples", count), count):
             raise KabukiError(f"{label}: says num_samples {group.attrs['num_samples']}, but has {count} actions")
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
@@ -139,6 +143,7 @@ class Robomimic(Hdf5Files):
         if following and set(following) != observed:
             odd = sorted(set(following) ^ observed)[0]
             raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
+        keeps_next = assume.get("next_obs") == "keep"
         extra = bool(following) or has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
         metadata = attributes_within(group, fields, "attributes")
@@ -147,14 +152,17 @@ class Robomimic(Hdf5Files):
                 metadata[f"attributes/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(f"{label}/{path}: {rows_of(dataset)} rows, where there are {count} actions")
-            if path.startswith("next_obs/"):
+                raise KabukiError(f"{label}/{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions")
+            if path.startswith("next_obs/") and not keeps_next:
                 continue
-            final: h5py.Dataset | Final = "zero" if extra else ""
+            final: Final = "zero" if extra else ""
             if path.startswith("obs/"):
                 key = path.removeprefix("obs/")
-                final = following.get(key, "repeat") if extra else ""
-                steps[f"observation/{key}"] = Stored(dataset, final)
+                steps[f"observation/{key}"] = (
+                    Followed(dataset, following[key], "" if keeps_next else "--assume next_obs=keep keeps both")
+                    if following
+                    else Stored(dataset, "repeat" if extra else "")
+                )
             else:
                 steps[_STEP_NAMES.get(path, path)] = Stored(dataset, final)
         steps["is_terminal"] = ends(count + extra, terminal)
