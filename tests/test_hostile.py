@@ -271,6 +271,35 @@ def test_rows_that_say_that_they_are_longer_than_the_file_are_not_read(chunks, t
         kabuki_rlds.convert(path, tmp_path / "out.hdf5")
 
 
+@pytest.mark.parametrize("library", ["earliest", "latest"])
+@pytest.mark.parametrize("values", ["a text", ["a text", "another"], [np.arange(7)]], ids=["text", "texts", "rows"])
+def test_an_attribute_that_says_that_it_is_longer_than_the_file_is_not_read(values, library, tmp_path):
+    path = tmp_path / "f.hdf5"
+    with h5py.File(path, "w", libver=library, userblock_size=512) as file:
+        for name, column in handmade.fields().items():
+            file[name] = column
+        is_text = not isinstance(values[0], np.ndarray)
+        stored = np.empty(1, object)
+        stored[:] = values if not is_text else ""
+        dtype = h5py.string_dtype() if is_text else h5py.vlen_dtype("i8")
+        file["reward"].attrs.create("before", 3)
+        file["reward"].attrs.create("lesson", values if is_text else stored, dtype=dtype)
+    assert kabuki_rlds.validate(path) == []
+    elements = (6 if is_text else 7).to_bytes(4, "little")
+    data = path.read_bytes()
+    # Its value is the number of elements, and where they stand: of the first heap, their first object.
+    heap = (data.index(b"GCOL") - 512).to_bytes(8, "little")
+    at = data.index(elements + heap, data.index(b"lesson"))
+    path.write_bytes(data[:at] + b"\xff\xff\xff\x7f" + data[at + 4 :])
+    if library == "latest":
+        # Its header has a checksum, and does not hold any more.
+        says = "cannot read how this file is built|checksum"
+    else:
+        says = "/reward: an attribute that says it holds"
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
+        kabuki_rlds.validate(path)
+
+
 def test_an_attribute_that_cannot_be_read_is_named(tmp_path):
     def change(stored: bytearray, at: int) -> None:
         stored[at : at + 4] = b"LOST"

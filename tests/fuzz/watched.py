@@ -29,8 +29,8 @@ import kabuki_rlds
 #: What one file may take: of the processor's time, since others may use the machine. A dataset is converted
 #: twice, and two processors work at it.
 SECONDS = {"hdf5": 10.0, "rlds": 30.0}
-#: Who waits for something that never comes uses none, so there is a limit to all of the time too. It is counted in
-#: looks at the process, for a machine may be stopped, with all that runs on it.
+#: Who waits for something that never comes uses none, so there is a limit to the time without any too. It is counted
+#: in looks at the process, for a machine may be stopped, with all that runs on it.
 PATIENCE = 60.0
 _LOOK = 0.5
 MEMORY = 1 << 30
@@ -114,12 +114,15 @@ class Worker:
     def _answer(self, seconds: float) -> bytes | None:
         """A line that the process prints; an empty one where it dies, None where it is not done in time."""
         assert self.process is not None and self.process.stdout is not None
-        used = _processor_seconds(self.process.pid)
-        for _ in range(math.ceil(PATIENCE / _LOOK)):
+        begin = used = _processor_seconds(self.process.pid)
+        idle = 0
+        while idle < math.ceil(PATIENCE / _LOOK):
             ready, _, _ = select.select([self.process.stdout], [], [], _LOOK)
             if ready:
                 return self.process.stdout.readline()
-            if _processor_seconds(self.process.pid) - used > seconds:
+            before, used = used, _processor_seconds(self.process.pid)
+            idle = idle + 1 if used == before else 0
+            if used - begin > seconds:
                 break
         return None
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from kabuki_rlds.block import splits_of
-from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.varint import varint
 
 _NONE, _BROTLI, _ZSTD, _SNAPPY = 0, *b"bzs"
+#: The most that a part of a chunk unpacks to. A chunk has a megabyte unless its writer was told, or a record is larger.
+_MAX_BYTES = 512 << 20
 
 
 class Reader:
@@ -50,30 +51,32 @@ def decompress(compression: int, data: bytes) -> bytes:
     """The bytes that were compressed; `compression` is Riegeli's letter for how.
 
     Raises:
-      KabukiError: it is none of Riegeli's ways.
-      ValueError: they are not what was compressed in this way.
+      ValueError: it is none of Riegeli's ways, or they are not what was compressed in this way.
     """
     if compression == _NONE or not data:
         return data
     import cramjam
 
+    ways = {
+        _BROTLI: cramjam.brotli.decompress_into,
+        _ZSTD: cramjam.zstd.decompress_into,
+        _SNAPPY: cramjam.snappy.decompress_raw_into,
+    }
+    if compression not in ways:
+        raise ValueError(f"compression {compression} is none that Riegeli has")
     reader = Reader(data)
     size = reader.varint()
-    rest = reader.rest()
+    if size > _MAX_BYTES:
+        raise ValueError(f"it says that it unpacks to {size:,} bytes, and {_MAX_BYTES:,} are the most that are read")
+    # Not a byte more is unpacked than it says.
+    out = bytearray(size)
     try:
-        if compression == _BROTLI:
-            out = bytes(cramjam.brotli.decompress(rest, output_len=size))
-        elif compression == _ZSTD:
-            out = bytes(cramjam.zstd.decompress(rest, output_len=size))
-        elif compression == _SNAPPY:
-            out = bytes(cramjam.snappy.decompress_raw(rest, output_len=size))
-        else:
-            raise KabukiError(f"compression {compression} is none that Riegeli has")
+        taken = ways[compression](reader.rest(), out)
     except cramjam.DecompressionError as e:
         raise ValueError(str(e)) from e
-    if len(out) != size:
-        raise ValueError(f"{len(out)} bytes where there should be {size}")
-    return out
+    if taken != size:
+        raise ValueError(f"{taken} bytes where there should be {size}")
+    return bytes(out)
 
 
 def varints(data: bytes | np.ndarray) -> np.ndarray:

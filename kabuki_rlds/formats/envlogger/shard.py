@@ -228,6 +228,8 @@ def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
     spans = wire.Spans(part.data, np.arange(len(part)), part.splits[:-1], part.splits[1:])
     try:
         pieces = messages.leaves(spans).get(STEP_TYPE, [])
+    except KabukiError as e:
+        raise KabukiError(f"{path}: a step holds {e}") from e
     except (ValueError, IndexError) as e:
         raise KabukiError(f"{path}: its records are no steps of EnvLogger's: {e}") from e
     types = np.full(len(part), -1, np.int64)

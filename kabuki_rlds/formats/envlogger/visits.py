@@ -117,9 +117,9 @@ def _places(machine: Machine, rows_of: list[np.ndarray], sizes: np.ndarray) -> l
         buffer = machine.buffers[index]
         nodes = [machine.nodes[number] for number in numbers]
         rows = np.concatenate([rows_of[number] for number in numbers])
+        if len({node.size is None for node in nodes}) > 1:
+            raise ValueError("a buffer holds both strings and numbers")
         if nodes[0].size is None:
-            if any(node.size is not None for node in nodes):
-                raise ValueError("a buffer holds both strings and numbers")
             in_order = np.sort(rows)
             if nodes[0].kind == NON_PROTO:
                 counts = varints(machine.buffers[-1]).astype(np.int64)

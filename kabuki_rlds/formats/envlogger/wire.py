@@ -104,10 +104,11 @@ def fields(messages: Spans) -> Iterator[tuple[int, Spans]]:
         for tag in np.unique(tags).tolist():
             chosen = np.flatnonzero(tags == tag)
             begin, end = _value(left.data, at[chosen] + 1, tag & 7)
+            # A length of 64 bits may be below 0 here.
+            if ((end < begin) | (end > left.stop[chosen])).any():
+                raise ValueError("a field is longer than its message")
             after[chosen] = end
             yield tag >> 3, Spans(left.data, left.rows[chosen], begin, end)
-        if (after > left.stop).any():
-            raise ValueError("a field is longer than its message")
         at = after
 
 

@@ -14,6 +14,7 @@ import math
 import h5py
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import claims
 
 #: No file of steps nests deeper, or has more objects, than this.
 _MAX_DEPTH = 32
@@ -37,9 +38,10 @@ def check_structure(file: h5py.File, path: str) -> None:
     Raises:
       KabukiError: the file is not one to read, and what in it is why.
     """
-    walk = _Walk(path, file.id.get_filesize())
-    walk.group(file.id, "", 0)
-    walk.soft_links()
+    with open(path, "rb") as stored:
+        walk = _Walk(path, file, stored.fileno())
+        walk.group(file.id, "", 0)
+        walk.soft_links()
     # HDF5's own walk sees more of what is damaged, and fails where a later one might not return.
     h5py.h5o.visit(file.id, lambda name: None)
 
@@ -54,9 +56,14 @@ class _Identified:
 class _Walk:
     """Visits each object of a file once, by hard links alone."""
 
-    def __init__(self, path: str, file_bytes: int):
+    def __init__(self, path: str, file: h5py.File, descriptor: int):
         self._path = path
-        self._file_bytes = file_bytes
+        self._file_bytes = file.id.get_filesize()
+        self._descriptor = descriptor
+        created = file.id.get_create_plist()
+        # Where an object stands is counted from the end of what others may keep before HDF5's own bytes.
+        self._base = created.get_userblock()
+        self._has_long_addresses = created.get_sizes() == (8, 8)
         self._groups: set[object] = set()
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
         self._count = 0
@@ -118,6 +125,10 @@ class _Walk:
         count = h5py.h5a.get_num_attrs(item)
         if count > _MAX_ATTRIBUTES:
             raise self._refuse(name, f"{count:,} attributes")
+        if count and self._has_long_addresses:
+            claimed = claims.claimed_by_attributes(self._descriptor, self._base + h5py.h5o.get_info(item).addr)
+            if claimed > self._file_bytes:
+                raise self._refuse(name, f"an attribute that says it holds {claimed:,} bytes, more than the file")
         for i in range(count):
             attribute = h5py.h5a.open(item, index=i)
             raw = attribute.name
