@@ -162,6 +162,12 @@ def test_splits_in_the_syntax_of_tfds(name, split, parts, dataset, expected, tmp
     assert_holds(tmp_path / "out.hdf5", _joined([_episodes(expected(name, s), rows) for s, rows in parts]))
 
 
+@pytest.mark.parametrize("split", ["train[5:3]", "test+train[9:8]", "train[80%:20%]"])
+def test_a_split_that_ends_before_it_begins_is_refused(split, dataset, tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.0.0: split '.*' ends before it begins: of 'train'"):
+        kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", split=split)
+
+
 def test_an_empty_split_makes_a_valid_file_without_steps(dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset("empty_split"), tmp_path / "out.hdf5", split="nothing")
     assert_holds(tmp_path / "out.hdf5", expected("empty_split", "nothing"))
