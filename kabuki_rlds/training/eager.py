@@ -43,7 +43,7 @@ class EagerDataset(tf.data.Dataset):  # type: ignore[misc]  # TensorFlow ships n
 
 
 class _Iterator(tf.data.Iterator):  # type: ignore[misc]
-    """Either taken by Python, or by TensorFlow: whichever asks first."""
+    """Taken by Python until TensorFlow asks, and from there on by TensorFlow."""
 
     def __init__(self, data: tf.data.Dataset, blocks: Callable[[], Iterator[dict[str, Any]]]):
         self._data, self._blocks = data, blocks
@@ -51,9 +51,9 @@ class _Iterator(tf.data.Iterator):  # type: ignore[misc]
         self._by_tensorflow: tf.data.Iterator | None = None
 
     def __next__(self) -> Any:
+        if self._by_tensorflow is not None or not tf.executing_eagerly():
+            return next(self._graph_iterator())
         if self._by_python is None:
-            if self._by_tensorflow is not None or not tf.executing_eagerly():
-                return next(self._graph_iterator())
             self._by_python = self._elements()
         try:
             return next(self._by_python)
@@ -85,18 +85,16 @@ class _Iterator(tf.data.Iterator):  # type: ignore[misc]
         return self._data.element_spec
 
     def _graph_iterator(self) -> Any:
-        """TensorFlow's own iterator, for a `tf.function`.
-
-        Raises:
-          ValueError: Python has taken elements already.
-        """
-        if self._by_python is not None:
-            raise ValueError("this iterator was begun in a Python loop; make another one for TensorFlow: iter(dataset)")
+        """TensorFlow's own iterator, for a `tf.function`; it goes on where Python left off."""
         if self._by_tensorflow is None:
             # Not within the function that is being traced, which would make one at each call.
             with tf.init_scope():
-                self._by_tensorflow = iter(self._data)
+                self._by_tensorflow = iter(self._data if self._by_python is None else self._left(self._by_python))
         return self._by_tensorflow
+
+    def _left(self, elements: Iterator[Any]) -> tf.data.Dataset:
+        """What Python has not taken yet. A second reading of the file could be in another order."""
+        return tf.data.Dataset.from_generator(lambda: elements, output_signature=self.element_spec)
 
     # How TensorFlow takes an iterator apart that is handed to a `tf.function`.
 
