@@ -28,7 +28,7 @@ help:
 
 test: $(INSTALLED)
 	$(if $(REFERENCE),,@echo 'Python $(VERSION): leaving out the tests that need rlds or EnvLogger (Python 3.11 on Linux x86-64 has them)')
-	@$(VENV)/bin/python -m pytest $(if $(REFERENCE),,-m 'not reference')
+	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(REFERENCE),,-m 'not reference')
 
 demo: $(INSTALLED)
 	@$(VENV)/bin/kabuki-rlds demo
