@@ -300,6 +300,26 @@ def test_an_attribute_that_says_that_it_is_longer_than_the_file_is_not_read(valu
         kabuki_rlds.validate(path)
 
 
+@pytest.mark.parametrize("of", ["an attribute", "a dataset"])
+def test_a_type_of_variable_length_that_is_neither_sequence_nor_text_is_refused(of, tmp_path):
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    rows = np.empty(8, object)
+    rows[:] = [np.arange(5, dtype=np.uint8)] * 8
+    with h5py.File(path, "r+") as file:
+        if of == "a dataset":
+            file.create_dataset("more", data=rows, dtype=h5py.vlen_dtype("u1"))
+        else:
+            file["reward"].attrs.create("more", rows, dtype=h5py.vlen_dtype("u1"))
+    assert kabuki_rlds.validate(path) == []
+    data = path.read_bytes()
+    # The class, that it is a sequence, its size, and what it is a sequence of.
+    kind = b"\x19\0\0\0\x10\0\0\0\x10\0\0\0\1\0\0\0"
+    assert data.count(kind) == 1
+    path.write_bytes(data.replace(kind, b"\x19\x09" + kind[2:]))
+    with pytest.raises(kabuki_rlds.KabukiError, match="of a type that HDF5 does not define"):
+        kabuki_rlds.validate(path)
+
+
 def test_an_attribute_that_cannot_be_read_is_named(tmp_path):
     def change(stored: bytearray, at: int) -> None:
         stored[at : at + 4] = b"LOST"
