@@ -127,7 +127,9 @@ def export(
 def _staged(dest: pathlib.Path, layout: Layout, overwrite: bool) -> Iterator[Any]:
     """What is renamed to the destination once it is whole."""
     if layout == "minari":
-        with StagedFolder(dest / "data", overwrite=overwrite, holds=_MINARI_FILE) as folder:
+        with StagedFolder(
+            dest / "data", overwrite=overwrite, mark="metadata.json", what="dataset of Minari's"
+        ) as folder:
             yield folder
         return
     file = StagedFile(dest, overwrite=overwrite)

@@ -595,6 +595,10 @@ def uncovered() -> Recipe:
             tff.Dataset({"x": np.int32, "y": tff.Tensor(shape=(2,), dtype=np.float32)}),
             _in_turn([[{"x": i, "y": np.float32([i, 0.5])} for i in range(n)] for n in (2, 1, 3)]),
         ),
+        "lists_of_images": Field(  # Some steps have none.
+            tff.Sequence(tff.Sequence(tff.Image(shape=(3, 4, 1), encoding_format="png"))),
+            _in_turn([[[_picture(rng, (3, 4, 1))] * n, []] for n in (2, 0)] + [[]]),
+        ),
         "optional": Field(tff.Tensor(shape=(), dtype=np.int32, optional=True), _in_turn([1, 2])),
         "bounded": Field(
             tff.Tensor(shape=(2,), dtype=np.float32, minimum=-1, maximum=1),
@@ -604,6 +608,10 @@ def uncovered() -> Recipe:
     metadata: Table = {
         "audio": Field(tff.Audio(), _in_turn([[1, 2, 3], [], [4]])),
         "video": Field(tff.Video(shape=(2, 4, 3, 3)), _in_turn([_picture(rng, (2, 4, 3, 3)) for _ in range(2)])),
+        "matrices": Field(
+            tff.Sequence(tff.Tensor(shape=(None, 2), dtype=np.float32, encoding="zlib")),
+            _in_turn([[], [np.ones((3, 2), np.float32)] * 2]),
+        ),
         "names": Field(
             tff.Tensor(shape=(None,), dtype=np.str_),
             _in_turn([np.array(["a", "b"], object), np.array([], object)]),

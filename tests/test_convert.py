@@ -129,6 +129,16 @@ def test_images_of_differing_sizes_in_one_row_are_kept_encoded_or_refused(datase
     assert [len(row) for row in steps["images"]] == [2, 1, 3, 2, 1, 3, 2, 1]
 
 
+def test_lists_in_lists_of_arrays_of_unknown_shape_are_refused_by_name(tmp_path):
+    rng = np.random.default_rng(0)
+    item = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="zlib")
+    items = tfds.features.Sequence(tfds.features.Sequence(item))
+    steps = datasets._standard_fields(rng) | {"words": datasets.Field(items, lambda: [[np.int32([1, 2])], []])}
+    folder = datasets.write(datasets._recipe_of_tables("lists", {"train": [2]}, steps, {}), tmp_path)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.0.0: field 'words': lists in lists of arrays of unknown"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+
+
 def test_what_tfds_cannot_read_for_want_of_an_encoding_is_refused(dataset, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"field 'rows': TFDS cannot read .* encoding='zlib'"):
         kabuki_rlds.convert(dataset("unencoded_ragged"), tmp_path / "out.hdf5")
@@ -150,6 +160,12 @@ def test_what_tfds_cannot_read_for_want_of_an_encoding_is_refused(dataset, tmp_p
 def test_splits_in_the_syntax_of_tfds(name, split, parts, dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset(name), tmp_path / "out.hdf5", split=split)
     assert_holds(tmp_path / "out.hdf5", _joined([_episodes(expected(name, s), rows) for s, rows in parts]))
+
+
+@pytest.mark.parametrize("split", ["train[5:3]", "test+train[9:8]", "train[80%:20%]"])
+def test_a_split_that_ends_before_it_begins_is_refused(split, dataset, tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.0.0: split '.*' ends before it begins: of 'train'"):
+        kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", split=split)
 
 
 def test_an_empty_split_makes_a_valid_file_without_steps(dataset, expected, tmp_path):

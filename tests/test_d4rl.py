@@ -1,5 +1,7 @@
 """D4RL's flat arrays: where episodes end, what is terminal, and which transitions a learner gets."""
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -31,6 +33,22 @@ def _qlearning(file, limit=None):
     return found
 
 
+def _sequences(file, limit=None):
+    """The episodes that D4RL's `sequence_dataset` gives, by its description: the rows of each.
+
+    An episode ends where it is done or time is up; what is left at the end of the file is none.
+    """
+    terminals = np.asarray(file["terminals"]).reshape(-1).astype(bool)
+    found, rows = [], []
+    for row in range(len(terminals)):
+        final = bool(file["timeouts"][row]) if "timeouts" in file else len(rows) == limit - 1
+        rows.append(row)
+        if terminals[row] or final:
+            found.append(rows)
+            rows = []
+    return found
+
+
 def _served(path):
     batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -58,6 +76,100 @@ def test_transitions_are_those_of_d4rl(tmp_path, column):
         np.testing.assert_array_equal(
             served["next_observation"][~done], file["observations"][:][rows[~done] + 1]
         )  # where it is done, D4RL gives the first of the next episode, which the discount hides
+
+
+@pytest.mark.parametrize("limit", [None, 70])
+def test_episodes_are_those_of_d4rl(tmp_path, limit):
+    rng = np.random.default_rng(4)
+    terminals = rng.random(3000) < 0.01
+    arrays = {"terminals": terminals}
+    if limit is None:
+        arrays["timeouts"] = (rng.random(3000) < 0.01) & ~terminals
+    terminals[2990:] = False
+    source = layout_files.d4rl(tmp_path / "hopper.hdf5", **arrays)
+    with h5py.File(source, "a") as file:
+        if limit is None:
+            file["timeouts"][2990:] = False
+        expected = _sequences(file, limit)
+    tail = list(range(expected[-1][-1] + 1, 3000))
+    assert tail
+    convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": str(limit)} if limit else {})
+    with h5py.File(tmp_path / "k.hdf5") as ours, h5py.File(source) as file:
+        starts, lengths = ours["episodes/start"][:], ours["episodes/length"][:]
+        # The unfinished tail is kept: it ends cut short.
+        assert len(starts) == len(expected) + 1
+        for start, length, rows in zip(starts, lengths, [*expected, tail], strict=True):
+            terminal = bool(terminals[rows[-1]])
+            assert length == len(rows) + terminal
+            assert ours["is_terminal"][start : start + length].tolist() == [False] * (length - 1) + [terminal]
+            for name, stored in (("observation", "observations"), ("action", "actions"), ("reward", "rewards")):
+                np.testing.assert_array_equal(
+                    ours[name][start : start + len(rows)], file[stored][rows[0] : rows[-1] + 1]
+                )
+
+
+def test_the_unfinished_tail_serves_all_but_its_last_action(tmp_path):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(6), timeouts=_flags(6, 2))
+    convert(source, tmp_path / "k.hdf5")
+    served = _served(tmp_path / "k.hdf5")
+    with h5py.File(source) as file:
+        np.testing.assert_array_equal(served["action"], file["actions"][:][[0, 1, 3, 4]])
+    assert (served["discount"] == 1).all()
+
+
+def test_without_timeouts_transitions_are_those_of_d4rl(tmp_path):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(2000, 12, 700, 1301))
+    convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "100"})
+    served = _served(tmp_path / "k.hdf5")
+    with h5py.File(source) as file:
+        rows, done = map(np.array, zip(*_qlearning(file, 100), strict=True))
+        np.testing.assert_array_equal(served["action"], file["actions"][:][rows])
+        np.testing.assert_array_equal(served["discount"] == 0, done)
+
+
+def test_what_is_of_no_step_is_of_the_environment(tmp_path, caplog):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(4), timeouts=_flags(4, 3), goals=np.zeros((9, 2)))
+    with h5py.File(source, "a") as file:
+        file["env"], file["weights"] = "maze2d", np.zeros((40, 40))
+    convert(source, tmp_path / "k.hdf5")
+    assert "weights, 1,600 values, is left out" in caplog.text
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        said = json.loads(ours.attrs["environment"])
+        assert said["env"] == "maze2d"
+        assert said["goals"] == np.zeros((9, 2)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"actions": np.zeros((0, 2))}, "no actions, so no steps"),
+        ({"terminals": np.zeros((6, 2), bool)}, "terminals is not one value a step"),
+        ({"next_observations": np.zeros((6, 3))}, "next_observations are of another type or shape than observations"),
+        ({"rewards": 1.0}, "rewards has no rows, where there are 6 actions"),
+        ({"terminals": np.array([b"x"] * 6)}, "cannot be read as D4RL's"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, change, message):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(6), timeouts=_flags(6, 5))
+    with h5py.File(source, "a") as file:
+        for name, values in change.items():
+            if name in file:
+                del file[name]
+            file[name] = values
+    with pytest.raises(KabukiError, match=message):
+        convert(source, tmp_path / "k.hdf5")
+    with pytest.raises(KabukiError, match=r"d.hdf5: a D4RL file is one split, so 'train' cannot be taken of it"):
+        convert(source, tmp_path / "k.hdf5", split="train")
+
+
+def test_rows_of_differing_lengths_are_refused(tmp_path):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(3), timeouts=_flags(3, 2))
+    with h5py.File(source, "a") as file:
+        ragged = file.create_dataset("infos/contacts", 3, h5py.vlen_dtype(np.float32))
+        for row in range(3):
+            ragged[row] = np.zeros(row, np.float32)
+    with pytest.raises(KabukiError, match=r"'infos/contacts': rows of differing lengths, which no D4RL file has"):
+        convert(source, tmp_path / "k.hdf5")
 
 
 def test_without_timeouts_the_limit_has_to_be_said(tmp_path):

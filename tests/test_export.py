@@ -105,6 +105,74 @@ def test_minari_there_and_back(lift, tmp_path):
         ]
 
 
+def _kabuki(path, **fields):
+    """Two episodes of two rows each."""
+    plain = {
+        "observation": np.zeros((4, 2), np.float32),
+        "action": np.zeros((4, 1), np.float32),
+        "reward": np.zeros(4),
+        "discount": np.ones(4),
+        "is_first": [True, False] * 2,
+        "is_last": [False, True] * 2,
+        "is_terminal": [False] * 4,
+    }
+    with h5py.File(path, "w") as file:
+        for name, values in {**plain, **fields}.items():
+            if values is not None:
+                file[name] = values
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "message"),
+    [
+        ("robomimic", {"note": np.array([b"b\0c", b"a", b"", b""], "S3")}, "a text with a NUL"),
+        ("robomimic", {"actions": np.zeros(4)}, "'action' and 'actions' would both be 'actions' in robomimic's layout"),
+        ("d4rl", {"observations/x": np.zeros(4)}, "'observation' and 'observations/x' would both be 'observations'"),
+        ("minari", {"infos/x": np.zeros(4), "x": np.zeros(4)}, "'infos/x' and 'x' would both be 'infos/x' in Minari's"),
+        ("robomimic", {"action": None, "action/arm": np.zeros(4)}, "'action' is a dict, and robomimic takes one array"),
+    ],
+)
+def test_what_has_no_form_in_a_layout_is_named(tmp_path, layout, fields, message):
+    source = _kabuki(tmp_path / "k.hdf5", **fields)
+    with pytest.raises(KabukiError, match=message):
+        export(source, tmp_path / "out-v0", layout)
+
+
+def test_what_varies_in_size_has_no_form(tmp_path):
+    source = _kabuki(tmp_path / "k.hdf5")
+    with h5py.File(source, "a") as file:
+        ragged = file.create_dataset("points", 4, h5py.vlen_dtype(np.float32))
+        of_episode = file.create_dataset("episodes/metadata/path", 2, h5py.vlen_dtype(np.float32))
+        for i in range(4):
+            ragged[i] = np.zeros(i, np.float32)
+        of_episode[0], of_episode[1] = np.zeros(1, np.float32), np.zeros(2, np.float32)
+        file["episodes/start"], file["episodes/length"] = [0, 2], [2, 2]
+    with pytest.raises(KabukiError, match=r"step field 'points', float32 \(\?,\), has no form in D4RL's layout"):
+        export(source, tmp_path / "d.hdf5", "d4rl")
+    with h5py.File(source, "a") as file:
+        del file["points"]
+    with pytest.raises(KabukiError, match=r"episode field 'path' varies in size"):
+        export(source, tmp_path / "d.hdf5", "d4rl")
+
+
+def test_fields_without_elements(tmp_path):
+    source = _kabuki(tmp_path / "k.hdf5", nothing=np.zeros((4, 0), np.float32))
+    for layout in ("robomimic", "d4rl", "minari"):
+        export(source, tmp_path / f"{layout}-v0", layout)
+    with h5py.File(tmp_path / "robomimic-v0") as file:
+        assert file["data/demo_1/nothing"].shape == (1, 0)
+
+
+def test_several_datasets_are_one_too_many(tmp_path):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    _kabuki(folder / "a.hdf5")
+    layout_files.robosuite(folder / "b.hdf5", {0: 3})
+    with pytest.raises(KabukiError, match="several datasets; `convert` makes one of them first"):
+        export(folder, tmp_path / "out.hdf5", "robomimic", fill={"reward": 0})
+
+
 @pytest.mark.parametrize("layout", ["robomimic", "d4rl", "minari"])
 def test_an_error_leaves_nothing(tmp_path, layout):
     source = tmp_path / "k.hdf5"
@@ -138,8 +206,8 @@ def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
     dest = tmp_path / "lift-v0"
     (dest / "data").mkdir(parents=True)
     (dest / "data" / "mine").write_bytes(b"")
-    with pytest.raises(KabukiError, match=r"lift-v0/data: there, but no dataset, since it has no main_data.hdf5"):
+    with pytest.raises(KabukiError, match=r"lift-v0/data: there, but no dataset of Minari's"):
         export(kabuki, dest, "minari", overwrite=True)
-    (dest / "data" / "mine").rename(dest / "data" / "main_data.hdf5")
+    (dest / "data" / "mine").rename(dest / "data" / "metadata.json")
     assert export(kabuki, dest, "minari", overwrite=True).episodes == 4
     assert sorted(path.name for path in (dest / "data").iterdir()) == ["main_data.hdf5", "metadata.json"]

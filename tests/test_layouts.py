@@ -1,6 +1,7 @@
 """Demonstrations in the layouts of others: every value arrives, at its row, and episodes end as they ended."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -9,6 +10,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from kabuki_rlds import KabukiError, build, convert, load_steps, load_transitions, validate
+from kabuki_rlds.cli.main import main
+from kabuki_rlds.export import export
 from tests import layout_files
 
 
@@ -259,3 +262,133 @@ def test_long_episodes_are_read_in_parts(tmp_path):
                 stored = theirs[f"data/demo_{number}/obs/{name}"][:]
                 np.testing.assert_array_equal(ours[f"observation/{name}"][rows.start : rows.stop - 1], stored)
                 np.testing.assert_array_equal(ours[f"observation/{name}"][rows.stop - 1], stored[-1])
+
+
+def test_next_obs_that_are_others_are_told_of(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(source, "a") as file:
+        file["data/demo_1/next_obs/eef_pos"][1, 2] += 1
+        stored = file["data/demo_1/next_obs/eef_pos"][:]
+    with pytest.raises(KabukiError, match=r"next_obs/eef_pos: rows 0 to 2 are not the obs.*--assume next_obs=keep"):
+        convert(source, tmp_path / "k.hdf5")
+    convert(source, tmp_path / "k.hdf5", assume={"next_obs": "keep"})
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        np.testing.assert_array_equal(ours["next_obs/eef_pos"][4:8], stored)
+        np.testing.assert_array_equal(ours["observation/eef_pos"][8], stored[-1])
+    with pytest.raises(KabukiError, match=r"'next_obs/.*': next_obs are made anew here"):
+        export(tmp_path / "k.hdf5", tmp_path / "back.hdf5", "robomimic")
+
+
+@pytest.mark.parametrize(
+    ("path", "values", "message"),
+    [
+        ("next_obs/eef_pos", np.zeros((4, 3), np.float32), r"has 4 rows of float32 \(3,\), where .* has 4 of float64"),
+        ("next_obs/eef_pos", np.zeros((5, 3)), r"next_obs/eef_pos has 5 rows of .* where .*obs/eef_pos has 4"),
+        ("next_obs/eef_pos", 1.0, r"next_obs/eef_pos has no rows"),
+        ("dones", np.array([b"no"] * 4), r"demo_1/dones is of type \|S2, and no flag"),
+        ("actions", np.zeros((0, 7)), r"demo_1.*"),
+        ("obs/eef_pos", np.zeros(4, [("x", "f4")]), r"obs/eef_pos' has the type .* which is no field's"),
+        ("states", 3.0, r"demo_1/states: no rows, where there are 4 actions"),
+        ("actions", np.zeros((4, 7, 2)), r"'action' is float64 \(7,\) in .*demo_0, but float64 \(7, 2\) in .*demo_1"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(tmp_path, capsys, path, values, message):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(source, "a") as file:
+        _replace(file, f"data/demo_1/{path}", values)
+    assert main(["convert", str(source), str(tmp_path / "k.hdf5")]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert re.search(message, line)
+    assert "fault of the tool" not in line
+
+
+def test_a_file_without_episodes(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {})
+    with pytest.raises(
+        KabukiError, match=r"demo.hdf5: neither a Kabuki file nor laid out as libero, .*\(it has data\)"
+    ):
+        convert(source, tmp_path / "k.hdf5")
+
+
+def test_dones_by_reward_need_rewards(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, rewards=False)
+    with pytest.raises(KabukiError, match=r"data/demo_0: no rewards, which dones=reward goes by"):
+        convert(source, tmp_path / "k.hdf5", assume={"dones": "reward"}, fill={"reward": 0})
+
+
+def test_what_no_layout_knows_is_named(tmp_path, caplog):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 2})
+    with h5py.File(source, "a") as file:
+        file["calibration"], file["data/demo_final/actions"] = np.eye(3), np.zeros((2, 7))
+        file.attrs["lab"] = "ours"
+        file["data/demo_0/obs"].attrs["hz"] = 20
+        file["data/demo_0/actions"].attrs["unit"] = "rad"
+    convert(source, tmp_path / "k.hdf5")
+    assert caplog.text.count("calibration: not in the layout, and left out") == 1
+    assert caplog.text.count("data/demo_final: not in the layout, and left out") == 1
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        metadata = ours["episodes/metadata"]
+        assert metadata["file/lab"].asstr()[:].tolist() == ["ours", "ours"]
+        assert metadata["attributes/obs/hz"][:].tolist() == [20, 0]
+        assert metadata["attributes/actions/unit"].asstr()[:].tolist() == ["rad", ""]
+
+
+@pytest.mark.parametrize("command", ["inspect", "validate"])
+def test_a_layout_of_others_is_no_kabuki_file(tmp_path, capsys, command):
+    source = layout_files.robosuite(tmp_path / "demo.hdf5", {0: 3})
+    assert main([command, str(source)]) == 1
+    assert "laid out as robosuite's, and no Kabuki file; `convert` makes one of it" in capsys.readouterr().err
+
+
+def test_attributes_of_nothing(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    with h5py.File(source, "a") as file:
+        file["data/demo_0"].attrs["note"] = h5py.Empty("f4")
+        file["data/demo_0"].attrs["tags"] = np.zeros(0)
+        file["data/demo_0"].attrs["model_file"] = "<mujoco>" + " " * 200_000
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        metadata = ours["episodes/metadata/attributes"]
+        assert metadata["note"].asstr()[0] == ""
+        assert metadata["tags"].shape == (1, 0)
+        assert len(metadata["model_file"].asstr()[0]) == 200_008
+
+
+def test_mobile_aloha_with_a_depth_camera(tmp_path):
+    rng = np.random.default_rng(0)
+    files = [tf.io.encode_jpeg(np.full((48, 64, 3), 40 * i, np.uint8)).numpy() for i in range(4)]
+    folder = tmp_path / "wipe_table"
+    folder.mkdir()
+    depth = rng.integers(0, 1 << 16, (2, 4, 48, 64), np.uint16)
+    for number in range(2):
+        with h5py.File(layout_files.aloha(folder / f"episode_{number}.hdf5", 4, files), "a") as file:
+            file["base_action"] = np.full((4, 2), number, np.float32)
+            file["observations/effort"] = rng.normal(size=(4, 14))
+            # A camera that is not compressed, and has no row in `compress_len`.
+            file["observations/images_depth/top"] = depth[number]
+            file["instruction"] = "wipe"
+    convert(folder, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"})
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [5, 5]
+        assert ours["is_terminal"][:].tolist() == ([False] * 4 + [True]) * 2
+        rows = ours["observation/images_depth/top"][:].reshape(2, 5, 48, 64)
+        np.testing.assert_array_equal(rows[:, :4], depth)
+        np.testing.assert_array_equal(rows[:, 4], depth[:, 3])
+        assert ours["base_action"][:, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0]
+        assert ours["episodes/metadata/file/instruction"].asstr()[:].tolist() == ["wipe", "wipe"]
+        assert ours["episodes/metadata/file/compress"][:].tolist() == [True, True]
+
+
+def test_red_and_blue_of_compressed_aloha_are_swapped_by_a_recipe(tmp_path):
+    orange = np.broadcast_to(np.array([250, 120, 10], np.uint8), (48, 64, 3))
+    # As OpenCV writes what it takes for blue, green, red.
+    file = tf.io.encode_jpeg(orange[..., ::-1], quality=100).numpy()
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 2, [file, file])
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "fill: {reward: 0}\nsteps:\n  observation/images/top: {from: observation/images/top, swap: bgr, encode: png}\n"
+    )
+    built = build(source, tmp_path / "rlds", name="aloha", recipe=recipe)
+    (episode,) = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
+    for step in episode["steps"].as_numpy_iterator():
+        assert np.abs(step["observation"]["images"]["top"].astype(int) - orange).max() <= 3

@@ -427,6 +427,64 @@ def test_a_dataset_repeats_and_serves_the_last_batch_of_each_epoch(file: Path) -
     assert [len(batch["reward"]) for batch in data] == 2 * _sizes(count, 4)
 
 
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_python_loop_and_tensorflow_take_the_same(loader: str, file: Path) -> None:
+    data = LOADERS[loader](file, 5, shuffle=True, seed=2)
+    by_python, by_tensorflow = list(data), list(data.take(-1))
+    assert len(by_python) == len(by_tensorflow)
+    for one, other in zip(by_python, by_tensorflow, strict=True):
+        specs = tf.nest.flatten(data.element_spec)
+        assert all(spec.is_compatible_with(t) for spec, t in zip(specs, tf.nest.flatten(one), strict=True))
+        tf.nest.map_structure(lambda a, b: np.testing.assert_array_equal(a.numpy(), b.numpy()), one, other)
+
+
+def test_an_iterator_goes_on_within_a_function_of_tensorflow(file: Path) -> None:
+    data = load_steps(file, 5)
+    wanted = [batch["reward"].numpy().tolist() for batch in data]
+
+    @tf.function
+    def reward(iterator: Any) -> tf.Tensor:
+        return next(iterator)["reward"]
+
+    iterator = iter(data)
+    assert [reward(iterator).numpy().tolist() for _ in wanted] == wanted
+    with pytest.raises(tf.errors.OutOfRangeError):
+        reward(iterator)
+    # One that the function finds around it, and one of its own.
+    around = iter(data)
+    step = tf.function(lambda: next(around)["reward"])
+    assert [step().numpy().tolist() for _ in range(2)] == wanted[:2]
+    assert next(around)["reward"].numpy().tolist() == wanted[2]
+    total = tf.function(lambda: data.reduce(0, lambda n, batch: n + tf.size(batch["reward"])))
+    assert total() == sum(map(len, wanted))
+
+
+def test_tensorflow_goes_on_where_a_python_loop_left_off(file: Path) -> None:
+    # In an order that no other reading has.
+    data = load_steps(file, 7, shuffle=True, epochs=2)
+    iterator = iter(data)
+    taken = [next(iterator)["reward"]]
+    step = tf.function(lambda iterator: next(iterator)["reward"])
+    taken += [step(iterator), next(iterator)["reward"], step(iterator)]
+    taken += [batch["reward"] for batch in iterator]
+    every = np.sort(np.concatenate([batch["reward"] for batch in load_steps(file, 7, epochs=2, as_numpy=True)]))
+    assert np.array_equal(np.sort(np.concatenate(taken)), every)
+
+
+def test_an_iterator_is_asked_as_those_of_tensorflow_are(file: Path) -> None:
+    data = load_steps(file, 1000)
+    iterator = iter(data)
+    assert iterator.element_spec == data.element_spec
+    taken = iterator.get_next()
+    with pytest.raises(tf.errors.OutOfRangeError):
+        iterator.get_next()
+    assert list(iterator) == []
+    with pytest.raises(tf.errors.OutOfRangeError):
+        tf.function(lambda taken: next(taken))(iterator)
+    optional = iter(data).get_next_as_optional()
+    assert optional.get_value()["reward"].numpy().tolist() == taken["reward"].numpy().tolist()
+
+
 def test_without_end_it_goes_on(file: Path) -> None:
     data = load_steps(file, 16, shuffle=True, seed=1, epochs=None)
     assert sum(1 for _ in data.take(50)) == 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from kabuki_rlds.cli.terminal import Commands, Parser
+from kabuki_rlds.formats.layouts import registry
 from kabuki_rlds.inspect import inspect, to_text
 
 
@@ -24,6 +25,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
+    registry.refuse(arguments.file)
     summary = inspect(arguments.file)
     print(summary.to_json() if arguments.json else to_text(summary))
     return 0

@@ -10,6 +10,7 @@ from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.compare import compare
 from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.layouts import registry
 from kabuki_rlds.validate import validate
 
 
@@ -39,6 +40,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
+    registry.refuse(arguments.file)
     violations = validate(arguments.file, progress=sys.stderr.isatty())
     for violation in violations:
         print(printable(f"{arguments.file}: {violation}"))

@@ -19,6 +19,7 @@ from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
 from kabuki_rlds.schema import BYTES, Field, Schema
 
 _NAMES = {OBSERVATION: "observations", ACTION: "actions", REWARD: "rewards"}
+_MADE = ("terminals", "timeouts", "next_observations")
 _BOOL = Field(np.dtype(bool))
 
 
@@ -28,13 +29,12 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     Raises:
       KabukiError: an episode has no action, or a field no form in the layout.
     """
-    check_plain(schema, label, "D4RL")
+    check_plain(schema, label, "D4RL", _name_of)
     for name in (OBSERVATION, ACTION):
         if name not in schema.steps:
             raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe can concatenate it")
-    made = {"terminals", "timeouts", "next_observations"}
-    kept = {p: f for p, f in schema.steps.items() if p not in (DISCOUNT, *FLAGS, *made)}
-    rows = {path: Rows(file, _NAMES.get(path, path), field) for path, field in kept.items()}
+    kept = {path: field for path, field in schema.steps.items() if _name_of(path)}
+    rows = {path: Rows(file, _name_of(path), field) for path, field in kept.items()}
     following = Rows(file, "next_observations", schema.steps[OBSERVATION])
     terminals, timeouts = Rows(file, "terminals", _BOOL), Rows(file, "timeouts", _BOOL)
     said = {path: Rows(file, f"episodes/{path}", f) for path, f in schema.metadata.items() if f.is_fixed}
@@ -62,6 +62,11 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
             count += 1
             actions += of_episode
     return count, actions
+
+
+def _name_of(path: str) -> str:
+    """Where a step field stands; "" where the layout says it by its form, or it is made anew."""
+    return "" if path in (DISCOUNT, *FLAGS, *_MADE) else _NAMES.get(path, path)
 
 
 def _row(value: object, field: Field) -> np.ndarray:

@@ -39,7 +39,7 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     Raises:
       KabukiError: an episode has no action, or a field no form in the layout.
     """
-    check_plain(schema, label, "Minari")
+    check_plain(schema, label, "Minari", _target)
     count = actions = 0
     for piece in episodes:
         if piece.begins:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h5py
 import numpy as np
@@ -55,12 +55,27 @@ def pieces(blocks: Iterator[Block]) -> Iterator[Piece]:
         yield dataclasses.replace(held, ends=True)
 
 
-def check_plain(schema: Schema, label: str, layout: str) -> None:
+def check_plain(schema: Schema, label: str, layout: str, name_of: Callable[[str], str]) -> None:
     """Refuses step fields that the layout has no form for.
 
+    Args:
+      schema: the fields.
+      label: what to call the source in a message.
+      layout: likewise the layout.
+      name_of: where a step field is to stand, "" for nowhere.
+
     Raises:
-      KabukiError: the rows of one vary in size, or are image files.
+      KabukiError: the rows of one vary in size, or are image files; or two would stand in one place.
     """
+    taken: dict[str, str] = {}
+    for path in schema.steps:
+        parts = name_of(path).split("/")
+        above = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        for name in filter(None, above):
+            other = taken.get(name)
+            if other is not None and (name == above[-1] or name == name_of(other)):
+                raise KabukiError(f"{label}: {other!r} and {path!r} would both be {name!r} in {layout}'s layout")
+            taken.setdefault(name, path)
     for path, field in schema.steps.items():
         if not field.is_fixed:
             raise KabukiError(
@@ -82,16 +97,27 @@ class Rows:
         shape = tuple(d or 0 for d in field.shape)
         dtype = h5py.string_dtype() if field.dtype == BYTES else field.dtype
         chunk = max(1, min(1 << 16, (1 << 18) // max(field.row_nbytes or 64, 1)))
-        chunks = (chunk, *shape) if 0 not in shape else None
-        maximum = (None, *shape) if chunks else None
+        # No chunk is empty, and none is larger than what may become of the dataset.
         self._dataset = group.create_dataset(
-            path, (0, *shape), dtype, maxshape=maximum, chunks=chunks, compression="gzip" if chunks else None
+            path,
+            (0, *shape),
+            dtype,
+            maxshape=(None, *(d or None for d in shape)),
+            chunks=(chunk, *(d or 1 for d in shape)),
+            compression="gzip",
         )
 
     def append(self, rows: np.ndarray) -> None:
+        """Adds rows at the end.
+
+        Raises:
+          KabukiError: a text holds a NUL, at which HDF5's texts end.
+        """
+        if rows.dtype == BYTES and b"\0" in b"".join(rows.ravel().tolist()):
+            raise KabukiError(f"{self._dataset.name[1:]}: a text with a NUL, which HDF5's texts cannot hold")
         before = len(self._dataset)
         self._dataset.resize(before + len(rows), axis=0)
-        if len(rows):
+        if rows.size:
             self._dataset[before:] = rows
 
 

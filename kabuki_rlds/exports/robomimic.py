@@ -32,7 +32,10 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     Raises:
       KabukiError: an episode has no action, or a field no form in the layout.
     """
-    check_plain(schema, label, "robomimic")
+    check_plain(schema, label, "robomimic", _name_of)
+    made = next((path for path in schema.steps if is_within(path, "next_obs")), None)
+    if made is not None:
+        raise KabukiError(f"{label}: step field {made!r}: next_obs are made anew here; a recipe can leave it out")
     if ACTION not in schema.steps:
         raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can concatenate it")
     data = file.create_group("data")
@@ -73,16 +76,12 @@ class _Demo:
         self._has_dones = _DONES in schema.steps
         self._rows: dict[str, list[tuple[Rows, int]]] = {}
         for path, field in schema.steps.items():
-            if path in (DISCOUNT, *FLAGS):
-                continue
-            if not is_within(path, OBSERVATION):
-                self._rows[path] = [(Rows(self.group, _NAMES.get(path, path), field), 0)]
-                continue
-            key = path.removeprefix(f"{OBSERVATION}/")
-            # The rows before the actions, and those after.
-            self._rows[path] = [
-                (Rows(self.group, f"{kind}/{key}", field), i) for i, kind in enumerate(("obs", "next_obs"))
-            ]
+            name = _name_of(path)
+            if name:
+                self._rows[path] = [(Rows(self.group, name, field), 0)]
+            if is_within(path, OBSERVATION):
+                # The rows after the actions, beside those before.
+                self._rows[path].append((Rows(self.group, f"next_{name}", field), 1))
         if not self._has_dones:
             self._dones = Rows(self.group, _DONES, Field(np.dtype(np.int64)))
         for path, value in piece.metadata.items():
@@ -107,6 +106,13 @@ class _Demo:
         self.actions += count
         if piece.ends and not self._has_dones and self.actions:
             self.group[_DONES][-1] = int(np.any(piece.steps[IS_TERMINAL][-1]))
+
+
+def _name_of(path: str) -> str:
+    """Where a step field stands in a demonstration; "" where the layout says it by its form."""
+    if is_within(path, OBSERVATION):
+        return f"obs/{path.removeprefix(f'{OBSERVATION}/')}"
+    return "" if path in (DISCOUNT, *FLAGS) else _NAMES.get(path, path)
 
 
 def _attribute(value: object) -> object:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.envlogger import log
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.layouts import minari_arrow
 from kabuki_rlds.formats.source import Source
 
 Path: TypeAlias = str | os.PathLike[str]
@@ -96,7 +97,12 @@ def _opened(
 def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool) -> Source:
     """Opens what is in no layout of others."""
     if path.is_file():
-        source_file = KabukiSource(path)
+        try:
+            source_file = KabukiSource(path)
+        except KabukiError as e:
+            from kabuki_rlds.formats.layouts import registry
+
+            raise registry.unknown(path, e) from e
         try:
             source_file.check_whole()
         except BaseException:
@@ -116,6 +122,8 @@ def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "enco
 def locate_all(source: Path, data_dir: Path | None = None) -> list[pathlib.Path]:
     """Where a source is, as `locate` says; or all the HDF5 files that a folder holds, or whose names fit a pattern.
 
+    Of a dataset of Minari's in Arrow or Parquet it is the folder with its data.
+
     Raises:
       KabukiError: there is no such dataset.
     """
@@ -126,7 +134,7 @@ def locate_all(source: Path, data_dir: Path | None = None) -> list[pathlib.Path]
             raise KabukiError(f"{source}: no file has such a name")
         return sorted(files, key=_by_number)
     if path.is_dir() and not (path / _FEATURES).is_file():
-        files = [file for file in path.rglob("*") if file.suffix in _HDF5 and file.is_file()]
+        files = [file for file in path.rglob("*") if file.suffix in _HDF5 and file.is_file()] + minari_arrow.find(path)
         if files:
             return sorted(files, key=_by_number)
     return [locate(source, data_dir)]

@@ -18,7 +18,7 @@ import itertools
 import math
 import os
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -46,6 +46,7 @@ _SPARSE = 4
 
 _T = TypeVar("_T")
 _Blocks: TypeAlias = Generator[dict[str, Column], None, None]
+_Span: TypeAlias = tuple[np.ndarray, np.ndarray, Callable[[], Take]]
 
 
 class Batches:
@@ -68,6 +69,7 @@ class Batches:
       shuffle: serve in a random order, in which every sample comes once an epoch.
       seed: of the order; None is another one at each iteration.
       epochs: how often all samples are served; None is without end.
+      row_nbytes: about how many bytes a row of the stored fields takes.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Batches:
         shuffle: bool,
         seed: int | None,
         epochs: int | None,
+        row_nbytes: int,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
@@ -89,11 +92,13 @@ class Batches:
         self.batch_size = batch_size
         self.lead = samples.lead
         self.fields = {path: decoded(field) for path, field in samples.fields.items()}
-        sizes = [field.row_nbytes for field in self.fields.values()]
-        sample_nbytes = sum(size or 0 for size in sizes) * math.prod(self.lead)
+        # What is not known of text is told by how it is stored, and what images are once decoded by their fields.
+        known = sum(field.row_nbytes or 0 for field in self.fields.values())
+        sample_nbytes = max(known, row_nbytes) * math.prod(self.lead)
         fits = BLOCK_BYTES // max(sample_nbytes * batch_size, 1)
+        varies = not all(field.is_fixed for field in self.fields.values())
         #: How many batches `blocks` gives at once; one where rows differ in shape.
-        self.per_block = 1 if None in sizes else max(1, min(_BLOCK_BATCHES, fits))
+        self.per_block = 1 if varies else max(1, min(_BLOCK_BATCHES, fits))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for block in self.blocks():
@@ -143,14 +148,24 @@ class Batches:
 
     def _in_order(self, table: Table, index: SampleIndex) -> _Blocks:
         batches = min(BLOCK_BYTES // table.row_nbytes, _SPAN_ROWS) // self.batch_size
-        for start, stop in _parts(len(index), self.batch_size * max(batches, 1)):
-            anchors, ends = index.locate(np.arange(start, stop))
-            first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, ends[-1]))
-            take: Take = table.take
-            if end - first <= _SPARSE * (stop - start + self._samples.reach):
-                take = within(table.read(first, end), first)
-            for a, b in _parts(stop - start, self.batch_size * self.per_block):
+        parts = _parts(len(index), self.batch_size * max(batches, 1))
+        spans = (self._span(table, index, start, stop) for start, stop in parts)
+        following = next(spans, None)
+        while following is not None:
+            # The next begins to be read before the samples of this one are put together.
+            (anchors, ends, begun), following = following, next(spans, None)
+            take = begun()
+            for a, b in _parts(len(anchors), self.batch_size * self.per_block):
                 yield self._samples.gather(take, anchors[a:b], ends[a:b])
+
+    def _span(self, table: Table, index: SampleIndex, start: int, stop: int) -> _Span:
+        """The anchors of some consecutive samples, the ends of their episodes, and what waits for their rows."""
+        anchors, ends = index.run(start, stop)
+        first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, ends[-1]))
+        if end - first > _SPARSE * (stop - start + self._samples.reach):
+            return anchors, ends, lambda: table.take
+        rows = table.begin(first, end)
+        return anchors, ends, lambda: within(rows(), first)
 
     def _held_in(self, columns: dict[str, Column], index: SampleIndex, order: Permutation) -> _Blocks:
         take = within(columns)

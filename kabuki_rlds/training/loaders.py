@@ -194,7 +194,7 @@ def _loader(
             samples = make(table.fields)
         except KabukiError as e:
             raise KabukiError(f"{paths[0]}: {e}") from e
-        batches = Batches(paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs)
+        batches = Batches(paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes)
     if as_numpy:
         return batches
     from kabuki_rlds.training import tensors

@@ -75,8 +75,16 @@ class SampleIndex:
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(anchor, end of its episode) of each of the samples of these numbers."""
         # An episode without samples ends where it begins, and is passed over.
-        episodes = np.searchsorted(self._splits, numbers, side="right") - 1
-        return numbers - (self._splits - np.append(self._starts, 0))[episodes], self._ends[episodes]
+        return self._placed(numbers, np.searchsorted(self._splits, numbers, side="right") - 1)
+
+    def run(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the samples `start` to `stop`, of which there is at least one."""
+        first, last = np.searchsorted(self._splits, [start, stop - 1], side="right").tolist()
+        counts = np.diff(np.clip(self._splits[first - 1 : last + 1], start, stop))
+        return self._placed(np.arange(start, stop), np.repeat(np.arange(first - 1, last), counts))
+
+    def _placed(self, numbers: np.ndarray, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return numbers - (self._splits[:-1] - self._starts)[episodes], self._ends[episodes]
 
 
 @dataclasses.dataclass(frozen=True)

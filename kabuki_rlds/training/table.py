@@ -110,9 +110,10 @@ class Table:
             known += stored // max(self.num_rows, 1) + _OBJECT_BYTES * sizes.count(None)
         return max(known, 1)
 
-    def read(self, start: int, stop: int) -> dict[str, Column]:
-        """Rows `start` to `stop` of all fields."""
-        return {path: concatenate([part for _, part in self._parts(path, start, stop)]) for path in self.fields}
+    def begin(self, start: int, stop: int) -> Callable[[], dict[str, Column]]:
+        """Begins to read rows `start` to `stop` of all fields; what it returns waits for them."""
+        begun = {path: list(self._parts(path, start, stop)) for path in self.fields}
+        return lambda: {path: concatenate([finish() for _, finish in parts]) for path, parts in begun.items()}
 
     def load(self) -> dict[str, Column]:
         """All rows of all fields."""
@@ -121,7 +122,8 @@ class Table:
     def _load(self, path: str, field: Field) -> Column:
         step = max(1, _SPAN_BYTES // self.row_nbytes)
         spans = ((start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step))
-        parts = (part for span in spans for part in self._parts(path, *span))
+        begun = (part for span in spans for part in self._parts(path, *span))
+        parts = ((at, finish()) for at, finish in begun)
         if not _is_fixed(field):
             return concatenate([part for _, part in parts])
         out = np.empty((self.num_rows, *(d for d in field.shape if d is not None)), field.dtype)
@@ -129,14 +131,24 @@ class Table:
             out[at : at + len(part)] = part
         return out
 
-    def _parts(self, path: str, start: int, stop: int) -> Iterator[tuple[int, Column]]:
-        """(first row, rows) of the part of each file that has some of the rows `start` to `stop`."""
+    def _parts(self, path: str, start: int, stop: int) -> Iterator[tuple[int, Callable[[], Column]]]:
+        """(first row, what waits for the rows) of the part of each file that has some of the rows `start` to `stop`."""
         for i, (first, end) in enumerate(itertools.pairwise(self._splits.tolist())):
             a, b = max(start, first), min(stop, end)
             if a < b:
-                with _naming(self._sources[i], path, f"rows {a - first} to {b - first - 1}"):
-                    part = self._readers[i][path].read(a - first, b - first)
-                yield a, part
+                yield a, self._begin(i, path, a - first, b - first)
+
+    def _begin(self, i: int, path: str, start: int, stop: int) -> Callable[[], Column]:
+        reader = self._readers[i][path]
+        naming = functools.partial(_naming, self._sources[i], path, f"rows {start} to {stop - 1}")
+        with naming():
+            finish = reader.begin(start, stop) if isinstance(reader, FixedReader) else None
+
+        def finished() -> Column:
+            with naming():
+                return reader.read(start, stop) if finish is None else finish()
+
+        return finished
 
     def take(self, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
         """The rows of the given numbers, in any order; every chunk of the files is read once at the most."""

@@ -26,25 +26,24 @@ def dataset(batches: Batches) -> tf.data.Dataset:
     """
     import tensorflow as tf
 
+    from kabuki_rlds.training.eager import EagerDataset
+
     at_once = batches.per_block > 1
     parts = {path: _Parts(field, batches.lead, at_once) for path, field in batches.fields.items()}
 
-    def generate() -> Iterator[Any]:
+    def blocks() -> Iterator[dict[str, Any]]:
         rows = math.prod(batches.lead)
         for block in batches.blocks():
             count = len(next(iter(block.values()))) // rows
             whole = count - count % batches.batch_size
             for start, stop, size in ((0, whole, batches.batch_size), (whole, count, count - whole)):
                 if start < stop:
-                    yield nested(
-                        {
-                            path: part.arrays(block[path][start * rows : stop * rows], size)
-                            for path, part in parts.items()
-                        }
-                    )
+                    yield {
+                        path: part.arrays(block[path][start * rows : stop * rows], size) for path, part in parts.items()
+                    }
 
     signature = nested({path: part.signature for path, part in parts.items()})
-    data = tf.data.Dataset.from_generator(generate, output_signature=signature)
+    data = tf.data.Dataset.from_generator(lambda: map(nested, blocks()), output_signature=signature)
     if at_once:
         data = data.unbatch()
     if any(part.is_ragged for part in parts.values()):
@@ -54,7 +53,8 @@ def dataset(batches: Batches) -> tf.data.Dataset:
     options = tf.data.Options()
     # Handing over to another thread would take longer than all that is left to do for a batch.
     options.experimental_optimization.inject_prefetch = False
-    return data.with_options(options)
+    data = data.with_options(options)
+    return EagerDataset(data, blocks) if at_once else data
 
 
 def _tensors(parts: Mapping[str, _Parts], arrays: Any) -> Any:

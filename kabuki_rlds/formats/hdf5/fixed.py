@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import h5py
 import numpy as np
@@ -15,6 +18,8 @@ from kabuki_rlds.schema import BFLOAT16, Field
 
 #: Chunks that are read ahead of the threads that unpack them.
 _AHEAD = 16
+
+_Unpacked: TypeAlias = "concurrent.futures.Future[np.ndarray]"
 
 
 class FixedWriter:
@@ -113,29 +118,44 @@ class FixedReader:
         self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
         # Threads that unpack must not ask h5py for it: HDF5 then fails to read a good chunk now and then.
         self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
-        self._recent: tuple[int, np.ndarray] | None = None
+        self._recent: tuple[int, _Unpacked] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop`, (stop - start, *shape), in the native byte order."""
+        # One chunk alone is unpacked sooner than a thread is woken.
+        is_one = stop <= start - start % self._run_rows + self._run_rows
+        return self._begin(start, stop, self._unpacked if is_one else self._in_a_thread)()
+
+    def begin(self, start: int, stop: int) -> Callable[[], np.ndarray]:
+        """Begins to read rows, so that several columns are unpacked at once; what it returns waits for them."""
+        return self._begin(start, stop, self._in_a_thread)
+
+    def _begin(self, start: int, stop: int, unpack: Callable[[bytes], _Unpacked]) -> Callable[[], np.ndarray]:
         if self._filters is None or start >= stop:
-            return self._read_by_hdf5(start, stop)
+            return functools.partial(self._read_by_hdf5, start, stop)
         rows = self._run_rows
-        offsets = list(range(start - start % rows, stop, rows))
-        parts = []
-        todo: list[tuple[int, concurrent.futures.Future[np.ndarray] | np.ndarray]] = []
-        for offset in offsets:
-            if self._recent is not None and self._recent[0] == offset:
-                todo.append((offset, self._recent[1]))
-                continue
-            stored = self._stored(offset)
-            if stored is None:
-                return self._read_by_hdf5(start, stop)
-            todo.append((offset, self._executor.submit(self._unpack, stored)))
-        for offset, unpacked in todo:
-            chunk = unpacked if isinstance(unpacked, np.ndarray) else unpacked.result()
-            self._recent = (offset, chunk)
-            parts.append(chunk[max(start - offset, 0) : stop - offset])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        todo: list[tuple[int, _Unpacked]] = []
+        for offset in range(start - start % rows, stop, rows):
+            if self._recent is None or self._recent[0] != offset:
+                stored = self._stored(offset)
+                if stored is None:
+                    return functools.partial(self._read_by_hdf5, start, stop)
+                self._recent = (offset, unpack(stored))
+            todo.append(self._recent)
+
+        def finish() -> np.ndarray:
+            parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+        return finish
+
+    def _in_a_thread(self, stored: bytes) -> _Unpacked:
+        return self._executor.submit(self._unpack, stored)
+
+    def _unpacked(self, stored: bytes) -> _Unpacked:
+        done: _Unpacked = concurrent.futures.Future()
+        done.set_result(self._unpack(stored))
+        return done
 
     def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         """Puts row `rows[i]` at `out[places[i]]`, reading each chunk once.

@@ -18,7 +18,7 @@ from kabuki_rlds.formats.hdf5 import claims
 
 #: No file of steps nests deeper, or has more objects, than this.
 _MAX_DEPTH = 32
-_MAX_OBJECTS = 100_000
+_MAX_OBJECTS = 10_000_000
 #: Attributes of one object, and the bytes of one.
 _MAX_ATTRIBUTES = 10_000
 _MAX_ATTRIBUTE_BYTES = 64 << 20
@@ -137,7 +137,8 @@ class _Walk:
                     raw.decode()
                 except UnicodeDecodeError:
                     raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
-            size = attribute.get_storage_size()
+            # HDF5 takes it for an error that an attribute holds nothing.
+            size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
                 raise self._refuse(name, f"an attribute of {size:,} bytes")
             if not _is_defined(attribute.get_type()):

@@ -16,7 +16,7 @@ its attributes:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import h5py
@@ -184,7 +184,8 @@ def read_field(dataset: h5py.Dataset) -> Field:
 
 
 def _read_field(dataset: h5py.Dataset) -> Field:
-    attributes = dataset.attrs
+    # To ask for one that is not there takes longer than all the rest.
+    attributes: Mapping[str, Any] = dataset.attrs if h5py.h5a.get_num_attrs(dataset.id) else {}
     dtype = element_dtype(dataset)
     is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
     if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
@@ -197,9 +198,9 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     if variable:
         stated = attributes.get("shape")
         shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
-        name = text_attribute(dataset, "dtype", dtype.name)
+        name = _as_text(attributes.get("dtype", dtype.name))
         dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
-    kind = text_attribute(dataset, "kind", "text" if dtype == BYTES else "array")
+    kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
     if kind not in ("array", "text", "label", "image"):
         kind = "array"
     encoded = bool(attributes.get("encoded", False))
@@ -218,8 +219,8 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         names=None if names is None else tuple(_as_text(n) for n in names),
         nested=int(attributes.get("nested", 0)),
         encoded=encoded,
-        file_format=text_attribute(dataset, "file_format"),
-        derived=text_attribute(dataset, "derived"),
+        file_format=_as_text(attributes.get("file_format", "")),
+        derived=_as_text(attributes.get("derived", "")),
     )
 
 

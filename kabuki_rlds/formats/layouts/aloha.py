@@ -20,7 +20,7 @@ Rule by rule:
   knew; it is not kept. They were often written with red and blue swapped: that stays, and is the
   work of a recipe.
 
-Of an episode: `file/…` are the attributes of the file (`sim`), `file_path` its file.
+Of an episode: `file/…` are the attributes of the file (`sim`) and of what is in it, `file_path` its file.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from kabuki_rlds.formats.layouts.episode import (
     ImageFiles,
     Rows,
     Stored,
-    attributes,
+    attributes_within,
     fields_of,
     is_image_files,
     rows_of,
     whole,
 )
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row
-from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
 
-class Aloha:
+class Aloha(Hdf5Files):
     """ALOHA's layout."""
 
     name = "aloha"
@@ -65,15 +65,18 @@ class Aloha:
         terminal = assume["ends"] == "terminal"
         extra = has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
-        metadata = {**attributes(file, "file"), "file_path": file.filename}
-        for path, dataset in fields_of(file, "").items():
+        fields = fields_of(file, "")
+        metadata = {**attributes_within(file, fields, "file"), "file_path": file.filename}
+        for path, dataset in fields.items():
             if path == "compress_len":
                 continue
             if path in of_episode:
                 metadata[f"file/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(f"{file.filename}: {path}: {rows_of(dataset)} rows, where there are {count} actions")
+                raise KabukiError(
+                    f"{file.filename}: {path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions"
+                )
             if not path.startswith("observations/"):
                 steps[path] = Stored(dataset, "zero" if extra else "")
                 continue

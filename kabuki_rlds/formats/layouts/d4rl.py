@@ -21,8 +21,8 @@ Rule by rule:
   "repeat": all get such a row; "none": none does.
 * `is_first`, `is_last` and `discount` are derived.
 
-`environment` has what `metadata/…` and the attributes of the file say, but for large arrays (the weights of a
-policy), which are left out with a warning.
+`environment` has what `metadata/…`, all else that has not N rows, and the attributes of the file say, but for large
+arrays (the weights of a policy), which are left out with a warning.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from kabuki_rlds.block import Block, Column, take
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
-from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, datasets_in
-from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, attributes, padding
+from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
+from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, as_json, attributes, empty_row, fields_of, rows_of
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
@@ -54,6 +54,8 @@ _log = logging.getLogger("kabuki_rlds")
 
 _NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _NEXT = "next_observations"
+#: What always has a row for each action.
+_OF_STEPS = (*_NAMES, "terminals", "timeouts", _NEXT)
 _BLOCK_BYTES = 16 << 20
 #: Larger arrays of `metadata` are left out.
 _MAX_ELEMENTS = 1000
@@ -93,6 +95,7 @@ class D4rlSource:
         self.files = [os.path.abspath(self._path)]
         self.skipped: list[Skipped] = []
         self._file = open_file(path)
+        self._of_file: dict[str, h5py.Dataset] = {}
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
             self._open()
@@ -104,12 +107,17 @@ class D4rlSource:
             raise
 
     def _open(self) -> None:
-        found = datasets_in(self._file, [], skip=("metadata",))
-        count = len(found["actions"])
-        for name, dataset in found.items():
-            if not dataset.shape or len(dataset) != count:
-                rows = len(dataset) if dataset.shape else "no"
+        found = fields_of(self._file, "", skip=("metadata",))
+        count = rows_of(found["actions"]) or 0
+        if not count:
+            raise KabukiError(f"{self._path}: no actions, so no steps")
+        for name, dataset in list(found.items()):
+            if rows_of(dataset) == count:
+                continue
+            if name in _OF_STEPS:
+                rows = rows_of(dataset) or "no"
                 raise KabukiError(f"{self._path}: {name} has {rows} rows, where there are {count} actions")
+            self._of_file[name] = found.pop(name)
         self._fields = {name: layout.read_field(dataset) for name, dataset in found.items()}
         self._datasets = found
         terminal, cut = self._ends(count)
@@ -178,14 +186,12 @@ class D4rlSource:
 
     def _info(self) -> Info:
         said: dict[str, Any] = {}
-        for name, dataset in datasets_in(self._file, []).items():
-            if not name.startswith("metadata/"):
-                continue
+        for name, dataset in {**self._of_file, **_metadata(self._file)}.items():
             if dataset.size is None or dataset.size > _MAX_ELEMENTS:
                 _log.warning("%s: %s, %s values, is left out", self._path, name, f"{dataset.size or 0:,}")
                 continue
-            said[name] = _plain(dataset[()])
-        said |= {name: _plain(value) for name, value in attributes(self._file, "file").items()}
+            said[name] = as_json(dataset[()])
+        said |= {name: as_json(value) for name, value in attributes(self._file, "file").items()}
         return Info(environment=json.dumps(said) if said else "")
 
     def size(self) -> Size:
@@ -203,7 +209,7 @@ class D4rlSource:
             for name, field in self._fields.items():
                 column = take(self._read(readers[name], name, start, stop), rows)
                 if name != "observations":
-                    column[added] = padding(field)
+                    column[added] = empty_row(field)
                 elif following is not None and added.any():
                     column[added] = self._read(following, _NEXT, start, stop)[rows[added]]
                 steps[_NAMES.get(name, name)] = column
@@ -240,10 +246,7 @@ class D4rlSource:
         self._file.close()
 
 
-def _plain(value: object) -> Any:
-    """A value as JSON has it."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, (np.ndarray, np.generic)):
-        return json.loads(json.dumps(value.tolist(), default=lambda x: _plain(x)))
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
+def _metadata(file: h5py.File) -> dict[str, h5py.Dataset]:
+    group = file.get("metadata")
+    found = fields_of(group, "metadata") if isinstance(group, h5py.Group) else {}
+    return {f"metadata/{name}": dataset for name, dataset in found.items()}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
 
-from kabuki_rlds.block import Column, concatenate
+from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -18,6 +20,8 @@ from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, column_reader, datasets
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.rlds import image_headers
 from kabuki_rlds.schema import BYTES, Field
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: What a layout raises where a file is damaged, or holds a thing of another type than the layout has in its place.
 LAYOUT_ERRORS = (*READ_ERRORS, TypeError)
@@ -104,6 +108,44 @@ class Stored:
         return column_reader(dataset, self.field, threads).read(start, stop)
 
 
+class Followed(Stored):
+    """The rows of a dataset of observations, and one more for the last of those that came after them.
+
+    The others that came after are the observations one row later, or else it is an error: they are not kept twice.
+
+    Args:
+      dataset: (rows, …).
+      following: what came after each row: (rows, …).
+      remedy: what to do where it is not the row after; "" where that is no error.
+
+    Raises:
+      KabukiError: the datasets are of different types, or one is of a type that no field has.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, following: h5py.Dataset, remedy: str):
+        super().__init__(dataset, following)
+        self._following = following
+        self._remedy = remedy
+        other = layout.read_field(following)
+        if other != self.field or rows_of(following) != self._stored:
+            raise KabukiError(
+                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows of "
+                f"{other.describe()}, where {dataset.name[1:]} has {self._stored} of {self.field.describe()}"
+            )
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        column = super().read(start, stop, threads)
+        first, last = max(start, 1), min(stop, self._stored)
+        if first < last and self._remedy:
+            after = self._read(self._following, first - 1, last - 1, threads)
+            if not _are_equal(column[first - start : last - start], after):
+                raise KabukiError(
+                    f"{self._following.file.filename}: {self._following.name[1:]}: rows {first - 1} to {last - 2} are "
+                    f"not the observations one row later; {self._remedy}"
+                )
+        return column
+
+
 class Given:
     """Rows that are made, and not stored.
 
@@ -130,7 +172,7 @@ class ImageFiles:
     Args:
       dataset: uint8, of variable length (rows,), or (rows, longest) and padded with zeros, which no image file ends
         with. `is_image_files` says whether one is.
-      final: as in `Stored`.
+      final: "repeat" for one more row, which repeats the last: padding too has to be an image file.
     """
 
     def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
@@ -229,7 +271,72 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
     return found
 
 
-def padding(field: Field) -> np.ndarray:
+def attributes_within(
+    group: h5py.Group, fields: Mapping[str, h5py.Dataset], prefix: str
+) -> dict[str, str | bytes | np.generic | np.ndarray]:
+    """The attributes of a group, and of all datasets and groups in it, as fields of an episode under a prefix.
+
+    Args:
+      group: the group.
+      fields: its datasets, as `fields_of` gives them.
+      prefix: the prefix.
+    """
+    found = attributes(group, prefix)
+    inner = {"/".join(parts[:i]): None for path in fields for parts in [path.split("/")] for i in range(1, len(parts))}
+    for path in inner:
+        found |= attributes(group[path], f"{prefix}/{path}")
+    for path, dataset in fields.items():
+        if h5py.h5a.get_num_attrs(dataset.id):
+            found |= attributes(dataset, f"{prefix}/{path}")
+    return found
+
+
+def warn_of_rest(group: h5py.Group, known: Collection[str]) -> None:
+    """Says what stands in a group beside what a layout knows, and is not read."""
+    rest = [name for name in group if name not in known]
+    if rest:
+        more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
+        where = group.name.strip("/")
+        names = ", ".join(f"{where}/{name}" if where else name for name in rest[:4])
+        _log.warning("%s: %s%s: not in the layout, and left out", group.file.filename, names, more)
+
+
+def _are_equal(a: Column, b: Column) -> bool:
+    """Whether two columns are the same to the bit."""
+    if isinstance(a, Ragged) and isinstance(b, Ragged):
+        return np.array_equal(a.shapes, b.shapes) and _are_equal(a.values, b.values)
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return False
+    return np.array_equal(a, b) if a.dtype == BYTES else a.tobytes() == b.tobytes()
+
+
+def is_true(dataset: h5py.Dataset, row: int) -> bool:
+    """Whether a flag, or any of several, is true in a row.
+
+    Raises:
+      KabukiError: it is no flag.
+    """
+    if dataset.dtype.kind not in "biuf" or h5py.check_vlen_dtype(dataset.dtype):
+        raise KabukiError(f"{dataset.file.filename}: {dataset.name[1:]} is of type {dataset.dtype}, and no flag")
+    return bool(np.any(dataset[row]))
+
+
+def padding(field: Field) -> Column:
     """One row of zeros, or of empty text."""
+    row = empty_row(field)[None]
+    return row if None not in field.shape else Ragged(row.reshape(-1), np.array([row.shape[1:]], np.int64))
+
+
+def empty_row(field: Field) -> np.ndarray:
+    """A row of zeros, or of empty text; what varies in size has none."""
     shape = tuple(d or 0 for d in field.shape)
-    return np.full((1, *shape), b"", object) if field.dtype == BYTES else np.zeros((1, *shape), field.dtype)
+    return np.full(shape, b"", object) if field.dtype == BYTES else np.zeros(shape, field.dtype)
+
+
+def as_json(value: object) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return json.loads(json.dumps(value.tolist(), default=lambda x: as_json(x)))
+    return value if isinstance(value, (str, int, float, bool)) else str(value)

@@ -14,11 +14,13 @@ Rule by rule:
 * `is_first`, `is_last` and `discount` are derived. Nothing else is filled in, and nothing can
   be assumed.
 * Pictures that are stored as JPEG files are told by their content. They are read as
-  (height, width, channels), gray ones too, whose space may be (height, width).
+  (height, width, channels), gray ones too, whose space may be (height, width). Where a picture
+  is an action, the last row repeats the one before.
 
 Of an episode: `attributes/…` are the attributes of its group (`id`, `seed`, `options/…`, …),
 `file_path` its file. Where only some have one, as `seed`, the others get a zero and a warning.
-`environment` is `metadata.json`, with the specification of the environment and its spaces.
+`environment` is `metadata.json`, with the specification of the environment and its spaces, and
+the attributes of the file, where versions before 0.5 had them.
 """
 
 from __future__ import annotations
@@ -38,22 +40,28 @@ from kabuki_rlds.formats.layouts.episode import (
     ImageFiles,
     Rows,
     Stored,
+    as_json,
     attributes,
+    attributes_within,
     fields_of,
     is_image_files,
     rows_of,
+    warn_of_rest,
 )
 from kabuki_rlds.formats.layouts.robomimic import ends
-from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
+#: What stands beside the data.
+METADATA = "metadata.json"
 _EPISODE = re.compile(r"episode_(\d+)$")
-_NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
+#: What becomes of the names of columns.
+NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
 #: The largest `metadata.json` that is read.
 _MAX_METADATA_BYTES = 16 << 20
 
 
-class Minari:
+class Minari(Hdf5Files):
     """Minari's layout."""
 
     name = "minari"
@@ -63,29 +71,44 @@ class Minari:
         return any("terminations" in group and "observations" in group for _, group in _groups(file)[:1])
 
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        warn_of_rest(file, {name for name, _ in _groups(file)})
         yield from ()
 
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         groups = _groups(file)
+        folder = pathlib.Path(file.filename).parent
         metadata = _metadata(file)
         steps = 0
         for name, group in groups:
             episode = _episode(name, group, metadata.get("jpeg_encoding", True) is not False)
             steps += episode.length - 1
             yield episode
-        for key, count in (("total_episodes", len(groups)), ("total_steps", steps)):
-            if metadata.get(key, count) != count:
-                raise KabukiError(f"{file.filename}: metadata.json says {key} {metadata[key]}, but there are {count}")
+        check_counts(folder, metadata, len(groups), steps)
 
     def info(self, file: h5py.File) -> Info:
-        metadata = _metadata(file)
-        text = {key: value for key, value in metadata.items() if isinstance(value, str)}
-        return Info(
-            # Minari's names have a version at the end: D4RL/door/human-v2.
-            name=re.sub(r"[^\w/]", "_", text.get("dataset_id", "")),
-            description=text.get("description", ""),
-            environment=json.dumps(metadata) if metadata else "",
-        )
+        return info_of(_metadata(file))
+
+
+def check_counts(folder: pathlib.Path, metadata: Mapping[str, Any], episodes: int, steps: int) -> None:
+    """Holds what `metadata.json` says against what is there.
+
+    Raises:
+      KabukiError: it says other numbers.
+    """
+    for key, count in (("total_episodes", episodes), ("total_steps", steps)):
+        if metadata.get(key, count) != count:
+            raise KabukiError(f"{folder / METADATA}: says {key} {metadata[key]}, but there are {count}")
+
+
+def info_of(metadata: Mapping[str, Any]) -> Info:
+    """What a dataset says of itself."""
+    text = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return Info(
+        # Minari's names have a version at the end: D4RL/door/human-v2.
+        name=re.sub(r"[^\w/]", "_", text.get("dataset_id", "")),
+        description=text.get("description", ""),
+        environment=json.dumps(metadata) if metadata else "",
+    )
 
 
 def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
@@ -95,8 +118,21 @@ def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
 
 
 def _metadata(file: h5py.File) -> dict[str, Any]:
-    """What `metadata.json` beside the file says, if it is there; spaces and the like as JSON and not as its text."""
-    path = pathlib.Path(file.filename).with_name("metadata.json")
+    """What is said of all episodes: by the attributes of the file, as before Minari 0.5, and by `metadata.json`."""
+    said = {path.removeprefix("/"): value for path, value in attributes(file, "").items()}
+    return {
+        **{name: as_json(value) for name, value in said.items()},
+        **read_metadata(pathlib.Path(file.filename).parent),
+    }
+
+
+def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+    """What the `metadata.json` of a folder says, if it is there; spaces and the like as JSON and not as its text.
+
+    Raises:
+      KabukiError: it cannot be read.
+    """
+    path = folder / METADATA
     if not path.is_file():
         return {}
     try:
@@ -120,7 +156,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
     count = len(terminations)
-    if int(group.attrs.get("total_steps", count)) != count:
+    if not np.array_equal(group.attrs.get("total_steps", count), count):
         raise KabukiError(f"{label}: says total_steps {group.attrs['total_steps']}, but has {count} terminations")
     steps: dict[str, Rows] = {}
     for path, dataset in fields.items():
@@ -129,14 +165,14 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
         whole = rows == count + 1 and first in ("observations", "infos")
         if not whole and (rows != count or first == "observations"):
             raise KabukiError(f"{label}/{path}: {rows or 'no'} rows, where there are {count} steps")
-        target = "/".join(filter(None, (_NAMES.get(first, first), rest)))
-        if whole and may_be_jpeg and is_image_files(dataset):
-            steps[target] = ImageFiles(dataset)
+        target = "/".join(filter(None, (NAMES.get(first, first), rest)))
+        if may_be_jpeg and first in ("observations", "actions") and is_image_files(dataset):
+            steps[target] = ImageFiles(dataset, "" if whole else "repeat")
         else:
             steps[target] = Stored(dataset, "" if whole else "zero")
     steps["is_terminal"] = ends(count + 1, bool(terminations[-1]))
     metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
-        **attributes(group, "attributes"),
+        **attributes_within(group, fields, "attributes"),
         "file_path": group.file.filename,
     }
     return Episode(name, count + 1, steps, metadata)

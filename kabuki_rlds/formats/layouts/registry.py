@@ -2,41 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
+from kabuki_rlds.convention import FLAGS
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
-from kabuki_rlds.formats.hdf5.layout import FORMAT, text_attribute
+from kabuki_rlds.formats.hdf5.layout import EPISODES, FORMAT, text_attribute
+from kabuki_rlds.formats.layouts import minari_arrow
 from kabuki_rlds.formats.layouts.aloha import Aloha
 from kabuki_rlds.formats.layouts.d4rl import D4rl, D4rlSource
 from kabuki_rlds.formats.layouts.libero import Libero
 from kabuki_rlds.formats.layouts.minari import Minari
 from kabuki_rlds.formats.layouts.robomimic import Robomimic
 from kabuki_rlds.formats.layouts.robosuite import Robosuite
-from kabuki_rlds.formats.layouts.source import EpisodesSource
+from kabuki_rlds.formats.layouts.source import EpisodesSource, Layout
 from kabuki_rlds.formats.source import Source
 
 #: In the order in which they are asked, since the first that recognises a file has it.
 LAYOUTS = (Libero(), Robosuite(), Robomimic(), Minari(), Aloha(), D4rl())
+_MINARI_ARROW = minari_arrow.MinariArrow()
 
 
-def layout_of(path: pathlib.Path) -> Aloha | D4rl | Minari | Robomimic | None:
-    """The layout of an HDF5 file, None where it is none of these.
+def layout_of(path: pathlib.Path) -> Layout | D4rl | None:
+    """The layout of an HDF5 file, or of a folder that `minari_arrow.find` gives; None where it is none of these.
 
     Raises:
       KabukiError: it cannot be opened.
     """
     if not path.is_file():
-        return None
+        return _MINARI_ARROW if path.is_dir() and minari_arrow.recognises(path) else None
     with open_file(path) as file:
         if text_attribute(file, "format") == FORMAT:
             return None
         return next((layout for layout in LAYOUTS if layout.recognises(file)), None)
 
 
+def refuse(path: str | os.PathLike[str]) -> None:
+    """Refuses a file that is laid out as others do, where a Kabuki file is wanted.
+
+    Raises:
+      KabukiError: it is one, or cannot be opened.
+    """
+    layout = layout_of(pathlib.Path(path).expanduser())
+    if layout is not None:
+        raise KabukiError(
+            f"{path}: laid out as {layout.name}'s, and no Kabuki file; `convert` makes one of it, and `recipe` prints "
+            "its fields"
+        )
+
+
+def unknown(path: pathlib.Path, why: KabukiError) -> KabukiError:
+    """What to say of a file that cannot be read as Kabuki's: that it is in no layout, where it is not Kabuki's either.
+
+    Args:
+      path: the file.
+      why: what is wrong with it as a Kabuki file.
+    """
+    if not path.is_file():
+        return why
+    with contextlib.suppress(KabukiError), open_file(path) as file:
+        if text_attribute(file, "format") != FORMAT and not {*FLAGS, EPISODES} & set(file):
+            names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
+            has = ", ".join(list(file)[:8]) or "nothing"
+            return KabukiError(
+                f"{path}: neither a Kabuki file nor laid out as {names} (it has {has}); the README says how a few "
+                "lines of h5py make one"
+            )
+    return why
+
+
 def open_files(
-    layout: Aloha | D4rl | Minari | Robomimic,
+    layout: Layout | D4rl,
     files: Sequence[pathlib.Path],
     *,
     split: str | None,

@@ -27,9 +27,10 @@ Rule by rule:
 * `is_first`, `is_last` and `discount` are derived.
 * A file without `rewards` has no reward: `--fill reward=0` is up to the user.
 
-Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) and `file/…` (`env_args`, …) are the
-attributes of its group and of `data`; `mask/<key>` whether it is in a mask, each of which is
-a split too; `episode` its name, `file_path` its file.
+Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) are the attributes of its group and of
+what is in it, `file/…` (`env_args`, …) those of `data` and of the file; `mask/<key>` whether it is
+in a mask, each of which is a split too; `episode` its name, `file_path` its file. What else stands
+in the file or in `data` is left out, and a warning names it.
 """
 
 from __future__ import annotations
@@ -46,15 +47,19 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
     Final,
+    Followed,
     Given,
     Rows,
     Stored,
     attributes,
+    attributes_within,
     fields_of,
+    is_true,
     rows_of,
+    warn_of_rest,
     whole,
 )
-from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
 _DEMO = re.compile(r"demo_(\d+)$")
@@ -66,20 +71,24 @@ _STEP_NAMES = {"actions": "action", "rewards": "reward"}
 LAST_OBSERVATION = ("terminal", "repeat", "none")
 
 
-class Robomimic:
+class Robomimic(Hdf5Files):
     """robomimic's layout."""
 
     name = "robomimic"
     assumptions: Mapping[str, tuple[str, ...]] = {
         "dones": ("terminal", "reward", "end"),
         "last_observation": LAST_OBSERVATION,
+        "next_obs": ("shifted", "keep"),
     }
 
     def recognises(self, file: h5py.File) -> bool:
         return any("actions" in group for _, group in demonstrations(file))
 
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
-        for name, group in demonstrations(file):
+        demos = demonstrations(file)
+        warn_of_rest(file, {"data", "mask"})
+        warn_of_rest(file["data"], {name for name, _ in demos})
+        for name, group in demos:
             fields = fields_of(group, f"data/{name}", skip=("obs", "next_obs", "actions", *_OF_STEPS))
             actions = group.get("actions")
             count = len(actions) if isinstance(actions, h5py.Dataset) and actions.shape else None
@@ -88,7 +97,7 @@ class Robomimic:
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         demos = demonstrations(file)
         check_count(file, "num_demos", len(demos))
-        of_file = {**attributes(file["data"], "file"), "file_path": file.filename}
+        of_file = {**attributes(file, "file"), **attributes(file["data"], "file"), "file_path": file.filename}
         masks = _masks(file, [name for name, _ in demos])
         total = 0
         for name, group in demos:
@@ -112,12 +121,13 @@ class Robomimic:
         dones = group.get("dones")
         if assume["dones"] == "end" or not isinstance(dones, h5py.Dataset) or not dones.shape or not len(dones):
             return False
-        ended = bool(np.any(dones[-1]))
+        ended = is_true(dones, -1)
         if assume["dones"] == "terminal":
             return ended
-        if "rewards" not in group:
+        rewards = group.get("rewards")
+        if not isinstance(rewards, h5py.Dataset) or not rewards.shape or rewards.dtype.kind not in "biuf":
             raise KabukiError(f"{group.file.filename}: {group.name[1:]}: no rewards, which dones=reward goes by")
-        return ended and bool(np.any(group["rewards"][-1] > 0))
+        return ended and bool(np.any(rewards[-1:] > 0))
 
     def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         label = f"{group.file.filename}: data/{name}"
@@ -125,7 +135,7 @@ class Robomimic:
         if "actions" not in fields or not fields["actions"].shape:
             raise KabukiError(f"{label}: no actions")
         count = len(fields["actions"])
-        if int(group.attrs.get("num_samples", count)) != count:
+        if not np.array_equal(group.attrs.get("num_samples", count), count):
             raise KabukiError(f"{label}: says num_samples {group.attrs['num_samples']}, but has {count} actions")
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
@@ -133,22 +143,26 @@ class Robomimic:
         if following and set(following) != observed:
             odd = sorted(set(following) ^ observed)[0]
             raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
+        keeps_next = assume.get("next_obs") == "keep"
         extra = bool(following) or has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
-        metadata = attributes(group, "attributes")
+        metadata = attributes_within(group, fields, "attributes")
         for path, dataset in fields.items():
             if path in of_episode:
                 metadata[f"attributes/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(f"{label}/{path}: {rows_of(dataset)} rows, where there are {count} actions")
-            if path.startswith("next_obs/"):
+                raise KabukiError(f"{label}/{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions")
+            if path.startswith("next_obs/") and not keeps_next:
                 continue
-            final: h5py.Dataset | Final = "zero" if extra else ""
+            final: Final = "zero" if extra else ""
             if path.startswith("obs/"):
                 key = path.removeprefix("obs/")
-                final = following.get(key, "repeat") if extra else ""
-                steps[f"observation/{key}"] = Stored(dataset, final)
+                steps[f"observation/{key}"] = (
+                    Followed(dataset, following[key], "" if keeps_next else "--assume next_obs=keep keeps both")
+                    if following
+                    else Stored(dataset, "repeat" if extra else "")
+                )
             else:
                 steps[_STEP_NAMES.get(path, path)] = Stored(dataset, final)
         steps["is_terminal"] = ends(count + extra, terminal)

@@ -36,7 +36,9 @@ class Robosuite(Robomimic):
     def recognises(self, file: h5py.File) -> bool:
         demos = demonstrations(file)
         return bool(demos) and all(
-            "actions" in group and "states" in group and not {"obs", "next_obs", "rewards"} & set(group)
+            isinstance(group.get("states"), h5py.Dataset)
+            and "actions" in group
+            and not {"obs", "next_obs", "rewards"} & set(group)
             for _, group in demos
         )
 

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
 import numpy as np
@@ -18,15 +18,16 @@ from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
-from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, Episode, padding, text_bytes
+from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, Episode, empty_row, text_bytes
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.training.images import ImageDecoder, decoded
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: A block takes about this many bytes.
+#: A block takes about this many bytes, and a sample.
 _BLOCK_BYTES = 16 << 20
+_SAMPLE_BYTES = 1 << 20
 
 #: Of fields that some episodes lack, so many are named in a warning.
 _NAMED = 4
@@ -36,7 +37,7 @@ Assumptions: TypeAlias = Mapping[str, str]
 
 
 class Layout(Protocol):
-    """One way to lay out episodes in HDF5 files.
+    """One way to lay out episodes in files.
 
     Attributes:
       name: what it is called.
@@ -47,13 +48,20 @@ class Layout(Protocol):
     name: str
     assumptions: Mapping[str, tuple[str, ...]]
 
-    def recognises(self, file: h5py.File) -> bool:
-        """Whether a file is laid out so."""
+    def open(self, path: str) -> contextlib.AbstractContextManager[Any]:
+        """Opens a file, or a folder where that is what holds episodes.
 
-    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        Raises:
+          KabukiError: it cannot be opened.
+        """
+
+    def files(self, path: str) -> list[str]:
+        """All files that are read for it."""
+
+    def extras(self, file: Any) -> Iterator[tuple[set[str], set[str]]]:
         """What each episode of a file has that the layout does not know of: all of it, and what has a row an action."""
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(self, file: Any, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         """The episodes of a file, in order.
 
         Args:
@@ -65,8 +73,18 @@ class Layout(Protocol):
           KabukiError: one is not whole.
         """
 
-    def info(self, file: h5py.File) -> Info:
+    def info(self, file: Any) -> Info:
         """What a file says of the dataset."""
+
+
+class Hdf5Files:
+    """The part of a layout that all in HDF5 share."""
+
+    def open(self, path: str) -> contextlib.AbstractContextManager[h5py.File]:
+        return open_file(path)
+
+    def files(self, path: str) -> list[str]:
+        return [path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +125,11 @@ class EpisodesSource:
         self._assume = complete_assumptions(layout.name, layout.assumptions, assume or {})
         self._paths = [os.fspath(path) for path in paths]
         self.label = self._paths[0] if len(paths) == 1 else f"{self._paths[0]} and {len(paths) - 1} more"
-        self.files = [os.path.abspath(path) for path in self._paths]
+        self.files = [os.path.abspath(file) for path in self._paths for file in layout.files(path)]
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+        self._open = contextlib.ExitStack()
+        self._open_path = ""
+        self._opened: Any = None
         self._steps = _Fields("step field")
         self._metadata = _Fields("episode field", may_lack=True)
         self._masks: set[str] = set()
@@ -144,40 +165,40 @@ class EpisodesSource:
         always: set[str] | None = None
         for path in self._paths:
             interruption.check()
-            with open_file(path) as file, self._reading(path):
-                for names, of_steps in self._layout.extras(file):
+            with self._reading(path):
+                for names, of_steps in self._layout.extras(self._file(path)):
                     seen |= names
                     always = of_steps if always is None else always & of_steps
         return seen - (always or set())
 
     def _survey(self, path: str) -> _Survey:
         taken, lengths = [], []
-        with open_file(path) as file:
-            if path == self._paths[0]:
-                with self._reading(path):
-                    self._info = self._layout.info(file)
-            for number, episode in enumerate(self._episodes(path, file)):
-                interruption.check()
-                self._masks |= episode.masks
-                if self._split is not None and self._split not in episode.masks:
-                    continue
-                label = f"{path}: {episode.label}"
-                for name, rows in episode.steps.items():
-                    if len(rows) != episode.length:
-                        raise KabukiError(
-                            f"{label}: field {name!r} has {len(rows)} rows, where the episode has {episode.length}"
-                        )
-                if not episode.length:
-                    raise KabukiError(f"{label}: an episode without steps")
-                self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label)
-                self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
-                taken.append(number)
-                lengths.append(episode.length)
+        file = self._file(path)
+        if path == self._paths[0]:
+            with self._reading(path):
+                self._info = self._layout.info(file)
+        for number, episode in enumerate(self._episodes(path, file)):
+            interruption.check()
+            self._masks |= episode.masks
+            if self._split is not None and self._split not in episode.masks:
+                continue
+            label = f"{path}: {episode.label}"
+            for name, rows in episode.steps.items():
+                if len(rows) != episode.length:
+                    raise KabukiError(
+                        f"{label}: field {name!r} has {len(rows)} rows, where the episode has {episode.length}"
+                    )
+            if not episode.length:
+                raise KabukiError(f"{label}: an episode without steps")
+            self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label)
+            self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
+            taken.append(number)
+            lengths.append(episode.length)
         if not taken and self._split is None:
             raise KabukiError(f"{path}: holds no episode")
         return _Survey(path, taken, lengths)
 
-    def _episodes(self, path: str, file: h5py.File) -> Iterator[Episode]:
+    def _episodes(self, path: str, file: Any) -> Iterator[Episode]:
         with self._reading(path):
             yield from self._layout.episodes(file, self._assume, self._of_episode)
 
@@ -189,32 +210,34 @@ class EpisodesSource:
             raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
 
     def size(self) -> Size:
-        sample = next(self.blocks(), None)
+        sample = next(self._blocks(_SAMPLE_BYTES), None)
         images = tuple(name for name, field in self._steps.fields.items() if field.encoded)
-        num_bytes = sum(os.path.getsize(path) for path in self._paths)
+        num_bytes = sum(map(os.path.getsize, self.files))
         return Size(self.num_steps, True, num_bytes, sample, images if self._decoder else ())
 
     def blocks(self) -> Iterator[Block]:
+        yield from self._blocks(_BLOCK_BYTES)
+
+    def _blocks(self, num_bytes: int) -> Iterator[Block]:
+        rows = self._rows_in(num_bytes)
         waiting = _Waiting(self.schema)
         for survey in self._surveys:
             if not survey.taken:
                 continue
             taken = dict(zip(survey.taken, survey.lengths, strict=True))
-            with open_file(survey.path) as file:
-                for number, episode in enumerate(self._episodes(survey.path, file)):
-                    if number not in taken:
-                        continue
-                    if episode.length != taken.pop(number):
-                        raise KabukiError(
-                            f"{survey.path}: changed while it was read; run again when nothing writes to it"
-                        )
-                    for start in range(0, episode.length, self._rows_at_once):
-                        interruption.check()
-                        stop = min(start + self._rows_at_once, episode.length)
-                        columns = self._read(f"{survey.path}: {episode.label}", episode, start, stop)
-                        waiting.add(columns, stop - start, episode if start == 0 else None)
-                        if waiting.nbytes >= _BLOCK_BYTES:
-                            yield waiting.block()
+            file = self._file(survey.path)
+            for number, episode in enumerate(self._episodes(survey.path, file)):
+                if number not in taken:
+                    continue
+                if episode.length != taken.pop(number):
+                    raise KabukiError(f"{survey.path}: changed while it was read; run again when nothing writes to it")
+                for start in range(0, episode.length, rows):
+                    interruption.check()
+                    stop = min(start + rows, episode.length)
+                    columns = self._read(f"{survey.path}: {episode.label}", episode, start, stop)
+                    waiting.add(columns, stop - start, episode if start == 0 else None)
+                    if waiting.nbytes >= num_bytes:
+                        yield waiting.block()
             if taken:
                 raise KabukiError(f"{survey.path}: changed while it was read; run again when nothing writes to it")
         if waiting.num_steps:
@@ -230,17 +253,25 @@ class EpisodesSource:
             columns[path] = column if field.encoded else _as_field(column, field)
         return columns if self._decoder is None else self._decoder.decode(columns, self._threads)
 
-    @property
-    def _rows_at_once(self) -> int:
+    def _rows_in(self, num_bytes: int) -> int:
         sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
-        return max(1, _BLOCK_BYTES // max(sum(sizes), 1))
+        return max(1, num_bytes // max(sum(sizes), 1))
 
     def pieces(self, num_bytes: int) -> list[EpisodesSource]:
         return [self]
 
+    def _file(self, path: str) -> Any:
+        """A file, opened; the one before it is closed. To open one is to look at all objects in it."""
+        if self._open_path != path:
+            self._open.close()
+            self._open_path = ""
+            self._opened = self._open.enter_context(self._layout.open(path))
+            self._open_path = path
+        return self._opened
+
     def close(self) -> None:
-        """No file is open between blocks."""
         self._threads.shutdown(cancel_futures=True)
+        self._open.close()
 
 
 def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assume: Assumptions) -> dict[str, str]:
@@ -358,7 +389,7 @@ class _Waiting:
         return block
 
     def _of_episodes(self, path: str, field: Field) -> Column:
-        lacking = _as_value(padding(field)[0])
+        lacking = empty_row(field)
         values = [_as_value(each[path]) if path in each else lacking for each in self._metadata]
         if None in field.shape:
             shapes = np.array([value.shape for value in values], np.int64).reshape(len(values), len(field.shape))

@@ -94,6 +94,13 @@ def shards(
     except Exception as e:
         names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
         raise KabukiError(f"{folder}: no split {split!r}; it has {names}") from e
+    for part in _absolute(info, split):
+        # TFDS takes fewer than no episodes of it, or those up to the end of a shard.
+        if None not in (part.from_, part.to) and part.from_ > part.to:
+            raise KabukiError(
+                f"{folder}: split {split!r} ends before it begins: of {part.splitname!r}, "
+                f"at episode {part.to}, where it begins at {part.from_}"
+            )
     for name, each in info.splits.items():
         if min(each.shard_lengths, default=0) < 0:
             raise KabukiError(f"{folder / _INFO}: a shard of {name!r} has less than no episodes")
@@ -134,6 +141,14 @@ def shards(
                 raise KabukiError(f"{path}: {why}; remove it, or --skip-bad-episodes leaves it out")
             skipped.append(Skipped(os.fspath(path), 0, journal.Scan(path).records, why))
     return slices, skipped
+
+
+def _absolute(info: Any, split: str) -> list[Any]:
+    """The parts of splits that a split is made of, by the numbers of their episodes."""
+    import tensorflow_datasets as tfds
+
+    parts: list[Any] = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
+    return parts
 
 
 def _check_inside(path: str, folder: pathlib.Path) -> None:

@@ -251,9 +251,10 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
                 level.append(lengths.numpy().astype(np.int64))
             values.append(row.flat_values.numpy())
         shape = tuple(d for d in field.shape[depth:] if d is not None)
-        empty = np.empty((0, *shape), field.dtype)
+        # TFDS forgets the shape of the items where a row has none.
+        items = [v.reshape(0, *shape) if not v.size else v.astype(field.dtype, copy=False) for v in values]
         return Nested(
-            np.concatenate([empty, *(v.astype(field.dtype, copy=False) for v in values)]),
+            np.concatenate([np.empty((0, *shape), field.dtype), *items]),
             tuple(np.concatenate([np.zeros(0, np.int64), *level]) for level in levels),
         )
     arrays = []
@@ -262,6 +263,9 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
         if isinstance(value, tf.data.Dataset):
             raise KabukiError(f"field {path!r} is a dataset within a step, which an RLDS episode does not hold")
         array = np.asarray(value.numpy())
+        if array.shape == (0,):
+            # TFDS forgets the shape of the items of a list that has none.
+            array = array.reshape(0, *(d or 0 for d in field.shape[1:]))
         if len(array.shape) != len(field.shape):
             raise KabukiError(f"field {path!r}: TFDS decodes shape {array.shape} where its feature says {field.shape}")
         arrays.append(array.astype(field.dtype, copy=False) if field.dtype != BYTES else array.astype(object))

@@ -88,12 +88,17 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
         raise KabukiError(f"field {path!r}: features of {type(feature).__name__} are not known to this tool")
     lengths, item = _unwrap(feature)
     dtype = np.dtype(info.np_dtype)
+    nested = info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0
+    if nested and None in info.shape[nested:]:
+        raise KabukiError(
+            f"field {path!r}: lists in lists of arrays of unknown shape {tuple(info.shape[nested:])} cannot be read"
+        )
     field = Field(
         dtype=BYTES if dtype.kind in "OSU" else dtype,
         shape=tuple(info.shape),
         kind=_kind(item, dtype),
         names=_class_names(item),
-        nested=info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0,
+        nested=nested,
     )
     wire = _wire(path, in_steps, field, item, lengths)
     yield Leaf(path, in_steps, field, wire, feature if wire is None else item)

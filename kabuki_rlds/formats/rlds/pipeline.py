@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.formats.rlds.wire import Lists, ListType
@@ -28,8 +27,10 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _THREADS = os.cpu_count() or 1
+#: One more than there are cores, since each now and then waits for its turn in Python.
+_DECODERS = _THREADS + 1
 #: Decoded images of one window take about this many bytes, and are of no more steps than:
-_WINDOW_BYTES = 4 << 20
+_WINDOW_BYTES = 8 << 20
 _WINDOW_MAX = 4096
 #: A window of images whose size is not known before they are decoded.
 _WINDOW_OF_UNKNOWN = 32
@@ -147,6 +148,7 @@ class Pipeline:
             return shard, *self._parse(records)
 
         # A shard's records are never batched with the next one's, so that each can be counted.
+        parse = tf.autograph.experimental.do_not_convert(parse)
         data = read_records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
         options = tf.data.Options()
         # They search for a faster pipeline than this one, which costs more than it gains.
@@ -165,28 +167,35 @@ class Pipeline:
         The windows are given to threads here: within tf.data, each would have to
         carry the lists of its batch, which takes longer than to decode it.
         """
-        import tensorflow as tf
-
         ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-images") as pool:
+        with concurrent.futures.ThreadPoolExecutor(_DECODERS, "kabuki-images") as pool:
             try:
-                for shard, num_bytes, kept, lists, files in batches:
+                for shard, num_bytes, kept, lists, tensors in batches:
+                    files = _numpy(tensors)
                     steps = len(next(iter(files.values())))
                     for row in range(0, max(steps, 1), self._window):
-                        self._check_images(files, row)
                         head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
-                        ahead.append((head, pool.submit(self._decode, files, tf.constant(row, tf.int64))))
-                        if len(ahead) > _THREADS + 1:
+                        ahead.append((head, pool.submit(self._decode_window, tensors, files, row)))
+                        if len(ahead) > _DECODERS:
                             yield _taken(*ahead.popleft())
                 while ahead:
                     yield _taken(*ahead.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _check_images(self, files: dict[str, tf.Tensor], row: int) -> None:
-        """Looks at the headers of the image files of a window."""
+    def _decode_window(self, tensors: dict[str, tf.Tensor], files: dict[str, np.ndarray], row: int) -> Any:
+        """Decodes the images from `row` on, once their headers were looked at.
+
+        Args:
+          tensors: key to the image files of a batch.
+          files: the same as NumPy has them, who cuts a window out of them sooner than TensorFlow.
+          row: the first of the window.
+        """
+        import tensorflow as tf
+
         for path, image in self._images.items():
-            check_sizes(files[image.key][row : row + self._window].numpy().tolist(), image.shape, path)
+            check_sizes(files[image.key][row : row + self._window].tolist(), image.shape, path)
+        return self._decode(tensors, tf.constant(row, tf.int64))
 
     def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:
         """Decodes some serialized examples at hand, as `read` does those of a shard."""
@@ -198,17 +207,17 @@ class Pipeline:
         else:
             yield _element(0, True, num_bytes, kept, lists, {})
 
-    def sample(self, shard: ShardSlice, batch: int) -> Element:
-        """The first records of a shard, with the images of the first window: no pipeline is built for it."""
+    def sample(self, examples: Sequence[bytes]) -> Element:
+        """Some serialized examples, with the images of the first window."""
         import tensorflow as tf
 
-        _, found = next(iter(read_records([shard], self._file_format, batch)), (None, None))
-        if found is None:
-            raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
-        num_bytes, kept, lists, files = self._parse(found)
-        self._check_images(files, 0)
-        images = self._decode(files, tf.constant(0, tf.int64)) if files else {}
+        num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
+        images = self._decode_window(files, _numpy(files), 0) if files else {}
         return _element(0, True, num_bytes, kept, lists, images)
+
+
+def _numpy(tensors: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
+    return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
 def _taken(head: tuple[Any, ...], images: concurrent.futures.Future[Any]) -> Element:

@@ -11,8 +11,10 @@ import dataclasses
 import itertools
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import crc32c
@@ -85,24 +87,41 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
     import tensorflow as tf
 
     if file_format == "array_record" or any(shard.lost for shard in shards):
-        runs = _array_records if file_format == "array_record" else _tf_records
+        runs = _runs(file_format)
         signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
         return tf.data.Dataset.from_generator(
             lambda: ((i, run) for i, shard in enumerate(shards) for run in runs(shard, batch)),
             output_signature=signature,
         )
 
-    def checked() -> Iterator[tuple[int, str, int, int]]:
-        for i, shard in enumerate(shards):
-            check_lengths(shard.path, shard.skip + shard.limit)
-            yield i, shard.path, shard.skip, shard.limit
+    def check(path: bytes, skip: np.ndarray, limit: np.ndarray) -> np.ndarray:
+        check_lengths(os.fsdecode(path), int(skip) + int(limit))
+        return limit
 
     def read(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
+        # The limit goes by the check, so that no record is read before.
+        limit = tf.ensure_shape(tf.numpy_function(check, [path, skip, limit], tf.int64), [])
         found = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
-        return found.batch(batch).map(lambda r: (index, r))
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(index).repeat(), found.batch(batch)))
 
-    columns = tuple(tf.TensorSpec([], kind) for kind in (tf.int64, tf.string, tf.int64, tf.int64))
-    return tf.data.Dataset.from_generator(checked, output_signature=columns).flat_map(read)
+    slices = (
+        np.arange(len(shards)),
+        tf.constant([shard.path for shard in shards], tf.string),
+        np.array([shard.skip for shard in shards], np.int64),
+        np.array([shard.limit for shard in shards], np.int64),
+    )
+    # AutoGraph would only look for Python loops to convert.
+    return tf.data.Dataset.from_tensor_slices(slices).flat_map(tf.autograph.experimental.do_not_convert(read))
+
+
+def first_records(shard: ShardSlice, file_format: str, count: int) -> list[bytes]:
+    """Up to `count` serialized examples: no `tf.data` is built for it, which takes longer than to read them."""
+    few = dataclasses.replace(shard, expected=min(count, shard.expected), to_end=False)
+    return next(_runs(file_format)(few, count), [])
+
+
+def _runs(file_format: str) -> Callable[[ShardSlice, int], Iterator[list[bytes]]]:
+    return _array_records if file_format == "array_record" else _tf_records
 
 
 def check_lengths(path: str, records: int) -> None:
@@ -154,7 +173,7 @@ def survey(path: str, file_format: str) -> Iterator[list[tuple[int, bytes]] | Da
 def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
     run: list[tuple[int, bytes]] = []
     held = 0
-    for number, found in enumerate(_frames(path)):
+    for number, found in _frames(path):
         if isinstance(found, bytes):
             run.append((number, found))
             held += len(found)
@@ -167,39 +186,47 @@ def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
         yield run
 
 
-def _frames(path: str) -> Iterator[bytes | str]:
-    """The data of each record of a TFRecord file, or what is wrong with it."""
+def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
+    """The number of each record of a TFRecord file, and its data, or what is wrong with it.
+
+    The data of the first `skip` are not looked at.
+    """
     with open(path, "rb", buffering=1 << 20) as file:
         left = os.fstat(file.fileno()).st_size
-        while left:
+        for number in itertools.count():
+            if not left:
+                return
             head = file.read(HEAD.size)
             if len(head) < HEAD.size:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
             length, stated = HEAD.unpack(head)
             if stated != crc32c.masked(head[:8]):
-                yield _BAD_LENGTH
+                yield number, _BAD_LENGTH
                 return
             left -= RECORD_FRAME + length
             if left < 0:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
+            if number < skip:
+                file.seek(length + FOOT.size, os.SEEK_CUR)
+                continue
             data = file.read(length)
             foot = file.read(FOOT.size)
             if len(data) + len(foot) < length + FOOT.size:
-                yield _CUT_SHORT
+                yield number, _CUT_SHORT
                 return
-            yield data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
+            yield number, data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
 
 
 def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
     """Some records of a file whose damaged ones are among the lost."""
     run: list[bytes] = []
     left = shard.expected
-    for number, data in enumerate(_frames(shard.path)):
+    for number, data in _frames(shard.path, shard.skip):
         if not left:
             break
-        if number < shard.skip or number in shard.lost:
+        if number in shard.lost:
             continue
         if isinstance(data, str):
             raise KabukiError(f"{shard.path}: record {number}: {data}")
@@ -244,18 +271,19 @@ def _survey_array_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damag
 def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
     from array_record.python import array_record_module
 
-    reader = array_record_module.ArrayRecordReader(shard.path)
     try:
-        stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
-        if not shard.lost:
-            for start in range(shard.skip, stop, batch):
-                yield reader.read(start, min(start + batch, stop))
-            return
-        good = [number for number in range(shard.skip, stop) if number not in shard.lost]
-        for at in range(0, len(good), batch):
-            yield reader.read(good[at : at + batch])
-    finally:
-        reader.close()
+        reader = array_record_module.ArrayRecordReader(shard.path)
+        try:
+            stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
+            good = [number for number in range(shard.skip, stop) if number not in shard.lost]
+            for at in range(0, len(good), batch):
+                part = good[at : at + batch]
+                yield reader.read(part) if shard.lost else reader.read(part[0], part[-1] + 1)
+        finally:
+            reader.close()
+    except Exception as e:
+        # Of whatever type its library pleases.
+        raise KabukiError(f"{shard.path}: the shard cannot be read ({_first_line(e)})") from e
 
 
 def _first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import directory, fallback, pictures, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds.image_headers import check_sizes
-from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
+from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
 from kabuki_rlds.formats.rlds.triage import Triage, one_line
 from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Origin, Size
@@ -144,13 +144,15 @@ class RldsSource:
         mean = max(total / self.num_episodes, 1.0)
         few = max(1, min(32, int(_BATCH_BYTES / mean)))
         first = next(s for s in self._shards if s.expected)
-        head = dataclasses.replace(first, expected=min(few, first.expected), to_end=False)
         try:
-            element = self._pipeline.sample(head, few)
+            examples = first_records(first, self._file_format, few)
+            if not examples:
+                raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
+            element = self._pipeline.sample(examples)
             batch = self._batch(element)
             sample = self._window(element, batch, 0)
         except Exception as e:
-            raise self._readable(e, [head]) from e
+            raise self._readable(e, [first]) from e
         record_bytes = element.num_bytes / batch.num_episodes + RECORD_FRAME
         steps = batch.num_steps / batch.num_episodes * total / record_bytes
         return Size(round(steps), False, on_disk, sample, tuple(self._images))

@@ -22,15 +22,23 @@ class StagedFolder:
     Args:
       destination: the folder to make; the ones above it are made too.
       overwrite: replace a folder that is there.
-      holds: a file that tells a dataset's folder, which may be replaced, from any other, which may not.
+      mark: the file without which a folder is none to be replaced.
+      what: what a folder with it is.
 
     Raises:
       KabukiError: the destination exists, is being written, or cannot be written.
     """
 
-    def __init__(self, destination: pathlib.Path, *, overwrite: bool, holds: str = "features.json"):
+    def __init__(
+        self,
+        destination: pathlib.Path,
+        *,
+        overwrite: bool,
+        mark: str = "features.json",
+        what: str = "TFDS dataset",
+    ):
         self.destination = destination
-        self._holds = holds
+        self._mark, self._what = mark, what
         self.partial = destination.with_name(f"{destination.name}.partial")
         self._old = destination.with_name(f"{destination.name}.old")
         self._overwrite = overwrite
@@ -130,9 +138,9 @@ class StagedFolder:
             return
         if not self._overwrite:
             raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
-        if not (self.destination / self._holds).is_file():
+        if not (self.destination / self._mark).is_file():
             raise KabukiError(
-                f"{self.destination}: there, but no dataset, since it has no {self._holds}; remove it, or name another"
+                f"{self.destination}: there, but no {self._what}; remove it, or have the new one written elsewhere"
             )
 
 

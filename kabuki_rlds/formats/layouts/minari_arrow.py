@@ -1,0 +1,304 @@
+"""Minari's datasets in Arrow or Parquet: `<id>/data/metadata.json`, and a folder an episode, `<id>/data/0`, ….
+
+Each has its own `metadata.json`, and a table of T + 1 rows with `observations`, `actions`, `rewards`, `terminations`,
+`truncations` and perhaps `infos`; what belongs to an action has padding in the last row. A dict is a struct, and a
+tuple one of `0`, `1`, …; arrays are flat lists, whose shapes the spaces in `metadata.json` say. (Source: Minari's
+`arrow_storage.py`, version 0.5.)
+
+The rules are those of `minari`, and so are the names: a tuple's items are `_index_<i>`. Only that tuples within
+`infos` cannot be told from dicts, and keep `0`, `1`, …. Of an episode: `attributes/…` is its `metadata.json`.
+
+An episode is held in memory while it is read, since Parquet has it in one piece.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kabuki_rlds.block import Column, Ragged, concatenate
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.layouts.episode import Episode, Rows, padding
+from kabuki_rlds.formats.layouts.minari import METADATA, NAMES, check_counts, info_of, read_metadata
+from kabuki_rlds.formats.layouts.robomimic import ends
+from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.schema import BYTES, Field, Info
+
+_FORMATS = ("arrow", "parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """The folder with the data of a dataset.
+
+    Attributes:
+      path: it.
+      metadata: what its `metadata.json` says.
+      episodes: the folders of the episodes, in the order of their numbers.
+    """
+
+    path: pathlib.Path
+    metadata: Mapping[str, Any]
+    episodes: Sequence[pathlib.Path]
+
+
+class MinariArrow:
+    """Minari's layout in Arrow or Parquet."""
+
+    name = "minari"
+    assumptions: Mapping[str, tuple[str, ...]] = {}
+
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[_Folder]:
+        folder = pathlib.Path(path)
+        numbered = sorted((int(each.name), each) for each in folder.iterdir() if re.fullmatch(r"\d+", each.name))
+        yield _Folder(folder, read_metadata(folder), [each for _, each in numbered])
+
+    def files(self, path: str) -> list[str]:
+        return sorted(os.fspath(file) for file in pathlib.Path(path).rglob("*") if file.is_file())
+
+    def extras(self, file: _Folder) -> Iterator[tuple[set[str], set[str]]]:
+        yield from ()
+
+    def episodes(self, file: _Folder, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+        steps = 0
+        for folder in file.episodes:
+            episode = _episode(folder, file.metadata)
+            steps += episode.length - 1
+            yield episode
+        check_counts(file.path, file.metadata, len(file.episodes), steps)
+
+    def info(self, file: _Folder) -> Info:
+        return info_of(file.metadata)
+
+
+def recognises(folder: pathlib.Path) -> bool:
+    """Whether a folder is one with the data of such a dataset.
+
+    Raises:
+      KabukiError: its `metadata.json` cannot be read.
+    """
+    # TFDS writes a file of this name too, beside one with features.
+    return not (folder / "features.json").exists() and read_metadata(folder).get("data_format") in _FORMATS
+
+
+def find(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders with the data of such datasets, in a folder or below it.
+
+    Raises:
+      KabukiError: a `metadata.json` cannot be read.
+    """
+    found = []
+    for path, below, files in os.walk(folder):
+        # Those of the episodes have one too.
+        if METADATA in files and recognises(pathlib.Path(path)):
+            found.append(pathlib.Path(path))
+            below.clear()
+    return found
+
+
+def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> Episode:
+    import pyarrow.dataset
+
+    data_format = metadata["data_format"]
+    files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}"))
+    if not files:
+        raise KabukiError(f"{folder}: no .{data_format} file")
+    dataset = pyarrow.dataset.dataset(files, format=data_format)
+    length = dataset.count_rows()
+    said = read_metadata(folder)
+    count = said.get("total_steps", length - 1)
+    if count != length - 1 or length < 2:
+        raise KabukiError(f"{folder}: says total_steps {count}, but has {length} rows, one more than steps")
+    table = functools.cache(lambda: _whole_table(dataset))
+    steps: dict[str, Rows] = {}
+    for column in dataset.schema:
+        if column.name == "episode_id":
+            continue
+        space = metadata.get({"observations": "observation_space", "actions": "action_space"}.get(column.name, ""))
+        for path, leaf in _leaves((column.name,), column, space):
+            of_action = column.name not in ("observations", "infos")
+            first, *rest = path
+            steps["/".join([NAMES.get(first, first), *rest])] = _Rows(folder, leaf, length, of_action, table)
+    lacking = {"observation", "action", "reward", "terminations", "truncations"} - {
+        name.split("/")[0] for name in steps
+    }
+    if lacking:
+        raise KabukiError(f"{folder}: the table has no column for {sorted(lacking)[0]}")
+    terminations = dataset.to_table(columns=["terminations"])["terminations"].to_pylist()
+    steps["is_terminal"] = ends(length, bool(terminations[-2]))
+    return Episode(folder.name, length, steps, {**dict(_said("attributes", said)), "file_path": os.fspath(folder)})
+
+
+def _said(prefix: str, said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a `metadata.json` says, a dict in it level by level, as fields of an episode."""
+    for name, value in said.items():
+        path = f"{prefix}/{name}"
+        if isinstance(value, dict):
+            yield from _said(path, value)
+        elif isinstance(value, (str, bool, int, float)):
+            yield path, value if isinstance(value, str) else np.asarray(value)[()]
+        elif value is not None:
+            array = np.asarray(value) if _is_plain(value) else None
+            yield path, json.dumps(value) if array is None else array
+
+
+def _is_plain(value: list[Any]) -> bool:
+    """Whether lists are those of an array of numbers."""
+    try:
+        return np.asarray(value).dtype.kind in "biuf"
+    except ValueError:
+        return False
+
+
+def _whole_table(dataset: Any) -> Any:
+    table = dataset.to_table()
+    # Lengths and places within an Arrow file are believed otherwise.
+    table.validate(full=True)
+    return table
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """A column of numbers or texts within those of a table.
+
+    Attributes:
+      places: the name of the column, and the number of the child at each level below.
+      field: what a row is.
+    """
+
+    places: tuple[str | int, ...]
+    field: Field
+
+
+def _leaves(path: tuple[str, ...], column: Any, space: Any, places: tuple[str | int, ...] = ()) -> Iterator[Any]:
+    """Path and leaf of all that an Arrow field holds, with its space in Minari's JSON, or None where there is none."""
+    import pyarrow as pa
+
+    places = places or (column.name,)
+    kind = space.get("type") if isinstance(space, dict) else None
+    below = space.get("subspaces") if isinstance(space, dict) else None
+    if pa.types.is_struct(column.type):
+        for i, child in enumerate(column.type):
+            name, inner = child.name, None
+            if kind == "Tuple" and isinstance(below, list) and name.isdecimal() and int(name) < len(below):
+                name, inner = f"_index_{name}", below[int(name)]
+            elif kind == "Dict" and isinstance(below, dict):
+                inner = below.get(name)
+            yield from _leaves((*path, name), child, inner, (*places, i))
+        return
+    yield path, _Leaf(places, _field("/".join(path), column, space if kind else None))
+
+
+def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
+    import pyarrow as pa
+
+    kind = column.type
+    shape: tuple[int | None, ...] = ()
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        if space is None or space.get("type") != "Box":
+            return Field(BYTES, (), "text")
+        height, width, *channels = space["shape"]
+        return Field(np.dtype(np.uint8), (height, width, *(channels or [1])), "image", encoded=True)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return Field(BYTES, (), "text")
+    if pa.types.is_fixed_size_list(kind):
+        shape = _shape(label, column, space)
+        kind = kind.value_type
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        shape = (None,)
+        kind = kind.value_type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise KabukiError(
+            f"{label}: {column.type} is no type of a field; numbers, text and lists of numbers can be read"
+        )
+    return Field(np.dtype(kind.to_pandas_dtype()), shape)
+
+
+def _shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The shape of what is stored as a flat list: its space says it, or in `infos` the column itself."""
+    size = column.type.list_size
+    stated = (column.metadata or {}).get(b"shape")
+    if stated is not None:
+        shape = [int(d) for d in stated.decode().split(",") if d]
+    elif space is None:
+        shape = [size]
+    elif space["type"] == "MultiDiscrete":
+        shape = list(np.shape(space["nvec"]))
+    elif space["type"] == "MultiBinary":
+        shape = list(np.atleast_1d(space["n"]))
+    else:
+        shape = list(space["shape"])
+    if math.prod(shape) != size or any(d < 0 for d in shape):
+        raise KabukiError(f"{label}: lists of {size} values, where its shape is {tuple(shape)}")
+    return tuple(int(d) for d in shape)
+
+
+class _Rows:
+    """The rows of one leaf of an episode's table.
+
+    Args:
+      folder: the folder of the episode.
+      leaf: the leaf.
+      length: how many rows the table has.
+      of_action: whether the last row is padding.
+      table: reads the table.
+    """
+
+    def __init__(self, folder: pathlib.Path, leaf: _Leaf, length: int, of_action: bool, table: Any):
+        self.field = leaf.field
+        self._folder = folder
+        self._places = leaf.places
+        self._length = length
+        self._of_action = of_action
+        self._table = table
+
+    def __len__(self) -> int:
+        return self._length
+
+    @functools.cached_property
+    def _array(self) -> Any:
+        name, *places = self._places
+        array = self._table()[name].combine_chunks()
+        for place in places:
+            # Not `field`, which knows nothing of rows that have no value.
+            array = array.flatten()[place]
+        return array
+
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        stored = min(stop, self._length - self._of_action)
+        column = _column(self._array.slice(start, max(stored - start, 0)), self.field, str(self._folder))
+        return column if stored == stop else concatenate([column, padding(self.field)])
+
+
+def _column(array: Any, field: Field, label: str) -> Column:
+    """The rows of an Arrow array."""
+    import pyarrow as pa
+
+    if array.null_count:
+        raise KabukiError(f"{label}: {array.null_count} rows without a value, for which there is no form")
+    if field.dtype == BYTES or field.encoded:
+        is_large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+        column = np.empty(len(array), object)
+        column[:] = array.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
+        return column
+    if not field.shape and not pa.types.is_nested(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    values = array.flatten()
+    if values.null_count:
+        raise KabukiError(f"{label}: {values.null_count} elements without a value, for which there is no form")
+    flat = values.to_numpy(zero_copy_only=False)
+    if None in field.shape:
+        return Ragged(flat, array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)[:, None])
+    return flat.reshape(len(array), *field.shape)
