@@ -15,6 +15,8 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
+from kabuki_rlds.export import export
+from kabuki_rlds.formats.detect import open_source
 from tests import handmade
 from tests.fuzz.watched import Opened
 
@@ -166,6 +168,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "build": lambda path: kabuki_rlds.build(path, path.with_name("built")),
     "load": lambda path: kabuki_rlds.load(path),
     "load_steps": lambda path: kabuki_rlds.load_steps(path, 4),
+    "load_windows": lambda path: kabuki_rlds.load_windows(path, 4, length=2, as_numpy=True),
+    "compare": lambda path: kabuki_rlds.compare(path, path),
+    "export": lambda path: export(path, path.with_name("out.hdf5"), "d4rl"),
+    "source": open_source,
 }
 
 
