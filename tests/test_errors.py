@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -13,16 +15,27 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
+from kabuki_rlds.block import Block, Ragged
+from kabuki_rlds.export import export
+from kabuki_rlds.formats.hdf5 import reader
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.recording import destination
 from kabuki_rlds.schema import Field, Schema
-from tests import handmade
+from tests import handmade, layout_files
 
 
 def edited(**changes) -> dict:
     """The fields and the index of a file, with some replaced, or left out where None."""
     fields = handmade.fields() | handmade.index() | {name.replace("__", "/"): value for name, value in changes.items()}
     return {name: value for name, value in fields.items() if value is not None}
+
+
+def inside(folder: Path) -> Path:
+    made = folder / "in"
+    made.mkdir()
+    return made
 
 
 def garbled(values: np.ndarray) -> handmade.Stored:
@@ -115,6 +128,126 @@ def test_names_that_hdf5_or_the_format_cannot_hold(path, says, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
         KabukiWriter(tmp_path / "out.hdf5", Schema({path: Field(np.dtype(int))}, {}), [Origin("here")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
+    """The writer's own check: HDF5 would read what lies behind them in memory."""
+    fields = {"a": Field(np.dtype(int)), "b": Field(np.dtype(int), (None,))}
+    good = Ragged(np.arange(3), np.array([[1], [2]]))
+
+    def write(steps: dict, metadata: dict) -> None:
+        schema = Schema(fields, {"seed": Field(np.dtype(int))})
+        with KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")]) as writer:
+            writer.write(Block(steps, 2, np.array([0]), metadata), np.array([0]))
+
+    seed = {"seed": np.array([7])}
+    for steps, metadata, says in (
+        ({"a": np.arange(3), "b": good}, seed, "field 'a': 3 rows where there are 2 steps"),
+        ({"a": np.arange(2), "b": good}, {"seed": np.arange(2)}, "episode field 'seed': 2 rows for 1 episodes"),
+        ({"a": np.arange(2), "b": Ragged(np.arange(3), np.array([[1], [5]]))}, seed, "/b: the lengths of its rows"),
+    ):
+        with pytest.raises(kabuki_rlds.KabukiError, match=says):
+            write(steps, metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_of_more_dimensions_than_hdf5_has(tmp_path):
+    schema = Schema({"deep": Field(np.dtype(int), (1,) * 32)}, {})
+    with pytest.raises(kabuki_rlds.KabukiError, match="field 'deep': HDF5 cannot hold int64"):
+        KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_groups_cannot_be_read_is_damaged(tmp_path):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    stored = file.read_bytes()
+    # What a group of older files holds its links in.
+    file.write_bytes(stored.replace(b"SNOD", b"LOST"))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"f.hdf5: the HDF5 library cannot read how this file is built"):
+        kabuki_rlds.validate(file)
+
+
+@pytest.mark.parametrize("make", ["convert", "build", "export"])
+def test_a_source_that_gives_fewer_episodes_than_it_says(make, tmp_path, monkeypatch):
+    """As one would that changes in a way that no stamp tells."""
+    file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields((2, 2, 4)) | handmade.index((2, 2, 4)))
+    blocks = KabukiSource.blocks
+    monkeypatch.setattr(reader, "_BLOCK_ROWS", 4)
+    monkeypatch.setattr(KabukiSource, "blocks", lambda *args, **options: itertools.islice(blocks(*args, **options), 1))
+    making = {
+        "convert": lambda: kabuki_rlds.convert(file, tmp_path / "out.hdf5"),
+        "build": lambda: kabuki_rlds.build(file, tmp_path / "out", name="x"),
+        "export": lambda: export(file, tmp_path / "out.hdf5", "d4rl"),
+    }
+    with pytest.raises(kabuki_rlds.KabukiError, match="says 3 episodes, but 2 were"):
+        making[make]()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_several_datasets_are_not_exported_as_one(tmp_path):
+    for i in range(2):
+        layout_files.d4rl(tmp_path / f"{i}.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
+    with pytest.raises(kabuki_rlds.KabukiError, match="several datasets; `convert` makes one of them first"):
+        export(tmp_path, tmp_path / "out.hdf5", "d4rl")
+
+
+def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch):
+    """Between the opening of a partial file or folder and its lock, whoever held that gave it its name."""
+    file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields())
+    lock = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        for left in (tmp_path / "out.hdf5.partial", tmp_path / "d" / "x" / "1.0.0.partial"):
+            if left.exists():
+                left.rename(left.with_name("another"))
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(kabuki_rlds.KabukiError, match="another process has just written this file; run again"):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    with pytest.raises(kabuki_rlds.KabukiError, match="another process has just written this dataset; run again"):
+        kabuki_rlds.build(file, tmp_path / "d", name="x")
+
+
+def test_two_classes_of_one_name_are_none_of_tfds(tmp_path):
+    names = np.array(["a", "a"], h5py.string_dtype())
+    label = handmade.Stored(np.arange(8) % 2, {}, {"kind": "label", "class_names": names})
+    file = handmade.write(tmp_path / "f.hdf5", edited(more=label))
+    with pytest.raises(kabuki_rlds.KabukiError, match="field 'more': two classes have the same name"):
+        kabuki_rlds.build(file, tmp_path / "d", name="x")
+
+
+def recorded(path: Path, text: object = "b", *, unfinished: str = "keep", metadata: dict | None = None) -> None:
+    with kabuki_rlds.Logger(path, unfinished=unfinished) as logger:
+        logger.reset({"a": 1.0, "text": "a"}, metadata=metadata)
+        logger.step(1, 0.5, {"a": 1.0, "text": text}, last=True, metadata=metadata)
+
+
+RECORDED = {
+    "unfinished": ({"unfinished": "maybe"}, "unfinished: 'maybe' is neither 'keep' nor 'drop'"),
+    "a number for a text": ({"text": 3}, "field 'observation/text' does not fit the recording: it is .*, where all"),
+    "a surrogate": ({"text": "\udcff"}, "field 'observation/text': a text that is no valid Unicode"),
+    "metadata of a field's name": ({"metadata": {"reward": 1}}, "step metadata 'reward': a field that every step has"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_what_cannot_be_recorded(case, tmp_path):
+    options, says = RECORDED[case]
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
+        recorded(tmp_path / "x", **options)
+
+
+def test_a_recording_that_cannot_become_its_file_is_safe_beside_it(tmp_path, monkeypatch):
+    def fails(*args: object, **options: object) -> None:
+        raise kabuki_rlds.KabukiError("the disk is full")
+
+    monkeypatch.setattr(destination, "convert", fails)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"the disk is full; what was recorded is safe in (.*), which"):
+        recorded(tmp_path / "x.hdf5")
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    assert kabuki_rlds.convert(left, tmp_path / "saved.hdf5").episodes == 1
 
 
 def no_split(info: dict) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
+from kabuki_rlds.export import export
+from kabuki_rlds.formats.detect import open_source
 from tests import handmade
 from tests.fuzz.watched import Opened
 
@@ -166,6 +168,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "build": lambda path: kabuki_rlds.build(path, path.with_name("built")),
     "load": lambda path: kabuki_rlds.load(path),
     "load_steps": lambda path: kabuki_rlds.load_steps(path, 4),
+    "load_windows": lambda path: kabuki_rlds.load_windows(path, 4, length=2, as_numpy=True),
+    "compare": lambda path: kabuki_rlds.compare(path, path),
+    "export": lambda path: export(path, path.with_name("out.hdf5"), "d4rl"),
+    "source": open_source,
 }
 
 
@@ -297,6 +303,26 @@ def test_an_attribute_that_says_that_it_is_longer_than_the_file_is_not_read(valu
     else:
         says = "/reward: an attribute that says it holds"
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
+        kabuki_rlds.validate(path)
+
+
+@pytest.mark.parametrize("of", ["an attribute", "a dataset"])
+def test_a_type_of_variable_length_that_is_neither_sequence_nor_text_is_refused(of, tmp_path):
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    rows = np.empty(8, object)
+    rows[:] = [np.arange(5, dtype=np.uint8)] * 8
+    with h5py.File(path, "r+") as file:
+        if of == "a dataset":
+            file.create_dataset("more", data=rows, dtype=h5py.vlen_dtype("u1"))
+        else:
+            file["reward"].attrs.create("more", rows, dtype=h5py.vlen_dtype("u1"))
+    assert kabuki_rlds.validate(path) == []
+    data = path.read_bytes()
+    # The class, that it is a sequence, its size, and what it is a sequence of.
+    kind = b"\x19\0\0\0\x10\0\0\0\x10\0\0\0\1\0\0\0"
+    assert data.count(kind) == 1
+    path.write_bytes(data.replace(kind, b"\x19\x09" + kind[2:]))
+    with pytest.raises(kabuki_rlds.KabukiError, match="of a type that HDF5 does not define"):
         kabuki_rlds.validate(path)
 
 

@@ -141,6 +141,8 @@ class _Walk:
             size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
                 raise self._refuse(name, f"an attribute of {size:,} bytes")
+            if not _is_defined(attribute.get_type()):
+                raise self._refuse(name, f"an attribute {raw!r} of a type that HDF5 does not define")
             try:
                 h5py.AttributeManager(_Identified(item))[attribute.name]
             except TypeError:
@@ -157,6 +159,8 @@ class _Walk:
         if properties.get_external_count():
             other = properties.get_external(0)[0].decode(errors="replace")
             raise self._refuse(name, f"stored in another file, {other!r}")
+        if not _is_defined(dataset.get_type()):
+            raise self._refuse(name, "of a type that HDF5 does not define")
         itemsize = dataset.get_type().get_size()
         shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
         if layout == h5py.h5d.CHUNKED:
@@ -198,6 +202,18 @@ class _Walk:
         dataset.chunk_iter(lambda chunk: sizes.append(chunk.size))
         if min(sizes, default=_CHECKSUM_BYTES) < _CHECKSUM_BYTES:
             raise self._refuse(name, "a chunk that is smaller than its checksum")
+
+
+def _is_defined(kind: h5py.h5t.TypeID) -> bool:
+    """Whether all that varies in length within a type is a sequence or a text: of anything else HDF5 2.0 dies."""
+    if isinstance(kind, h5py.h5t.TypeCompoundID):
+        return all(_is_defined(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
+    if isinstance(kind, h5py.h5t.TypeArrayID):
+        return _is_defined(kind.get_super())
+    if isinstance(kind, h5py.h5t.TypeVlenID):
+        # Two bytes of its own, the class and the version, then which of the two it is.
+        return kind.encode()[3] & 15 in (0, 1) and _is_defined(kind.get_super())
+    return True
 
 
 def _token(group: h5py.h5g.GroupID) -> object:
