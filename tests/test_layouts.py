@@ -392,3 +392,11 @@ def test_red_and_blue_of_compressed_aloha_are_swapped_by_a_recipe(tmp_path):
     (episode,) = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
     for step in episode["steps"].as_numpy_iterator():
         assert np.abs(step["observation"]["images"]["top"].astype(int) - orange).max() <= 3
+
+
+def test_attributes_of_kabuki_s_in_a_layout_of_others(tmp_path):
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 3)
+    with h5py.File(source, "a") as file:
+        file["action"].attrs.update({"kind": "image", "encoded": True})
+    with pytest.raises(KabukiError, match=r"action: an attribute of Kabuki's says that it holds image files"):
+        convert(source, tmp_path / "k.hdf5", fill={"reward": 0})

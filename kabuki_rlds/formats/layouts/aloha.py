@@ -8,9 +8,9 @@ Rule by rule:
   each file (`base_action`) keep their names. What has another number of rows in one of the
   files, or is not in all, is of the episode in all: `file/<k>`. Files are in the order of the
   numbers in their names.
-* The observation after the last action is not there: an episode has T rows, and the last of
-  them is its last, whose action is padding. `--assume last_observation=repeat` gives it one
-  more row instead.
+* The observation after the last action is not there. `last_observation` says what to do, as in
+  `robomimic`: by default an episode that is cut short has T rows, and the last of them is its
+  last, whose action is padding; one that ended terminal gets one more row, which repeats it.
 * `is_terminal`: a recording ends when its time is up. `--assume ends=terminal` says that each
   ended terminal.
 * There is no reward: `--fill reward=0` is up to the user.

@@ -75,11 +75,17 @@ class Stored:
       field: what a row is; None where the dataset says it.
 
     Raises:
-      KabukiError: the dataset is of a type that no field has, or its last row of another.
+      KabukiError: the dataset is of a type that no field has, or its last row of another, or it says that it
+        holds image files.
     """
 
     def __init__(self, dataset: h5py.Dataset, final: h5py.Dataset | Final = "", field: Field | None = None):
         self.field = layout.read_field(dataset) if field is None else field
+        if self.field.encoded:
+            raise KabukiError(
+                f"{dataset.file.filename}: {dataset.name[1:]}: an attribute of Kabuki's says that it holds image "
+                "files, which this layout has not; remove the attribute"
+            )
         self._dataset = dataset
         self._final = final
         self._stored = len(dataset)
