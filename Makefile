@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint test-modern clean
+.PHONY: help test demo lint test-modern test-judges clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -24,11 +24,12 @@ help:
 	@echo 'make demo         set up .venv/, record a real environment, convert, validate, inspect'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
+	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
 	@echo 'make clean        remove what the above made'
 
 test: $(INSTALLED)
 	$(if $(REFERENCE),,@echo 'Python $(VERSION): leaving out the tests that need rlds or EnvLogger (Python 3.11 on Linux x86-64 has them)')
-	@$(VENV)/bin/python -m pytest $(if $(REFERENCE),,-m 'not reference')
+	@$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(REFERENCE),,-m 'not reference')
 
 demo: $(INSTALLED)
 	@$(VENV)/bin/kabuki-rlds demo
@@ -43,8 +44,21 @@ test-modern:
 	@$(MAKE) test VENV=.venv-modern \
 		PYTHON='$(or $(MODERN),$(error the modern stack needs Python 3.12 or 3.13: install one, or say `make test-modern MODERN=/path/to/python3.12`))'
 
+# Both are taken without most of what they ask for: what reads a dataset needs no simulator. PyTorch is pinned, since the
+# newest may be another few GB.
+JUDGES := .venv-judges
+$(JUDGES)/installed: Makefile
+	@echo 'setting up $(JUDGES)/: robomimic, with PyTorch, and robosuite'
+	@"$(PYTHON)" -m venv --clear $(JUDGES)
+	@$(JUDGES)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 h5py numpy tqdm psutil imageio termcolor matplotlib
+	@$(JUDGES)/bin/python -m pip install -q --disable-pip-version-check --no-deps robomimic==0.3.0 robosuite==1.4.0
+	@touch $@
+
+test-judges: $(INSTALLED) $(JUDGES)/installed
+	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/test_judges.py
+
 clean:
-	rm -rf .venv .venv-modern build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-modern .venv-judges build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- setting up ---

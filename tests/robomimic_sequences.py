@@ -1,37 +1,15 @@
-"""Run by a Python that has robomimic: what its `SequenceDataset` serves of a file, as one `.npz`.
+"""Run by a Python that has robomimic: what its `SequenceDataset` serves of files, each as one `.npz`.
 
-    python tests/robomimic_sequences.py DEMO.hdf5 OUT.npz OBSERVATION... [--mask KEY]
+    python tests/robomimic_sequences.py DEMO.hdf5 OUT.npz [DEMO.hdf5 OUT.npz …]
 
-It is no part of this package's tests by itself, which run where robomimic need not be.
+`test_judges.py` runs it.
 """
 
-import argparse
+import sys
 
 import numpy as np
 import robomimic.utils.obs_utils as obs_utils
 from robomimic.utils.dataset import SequenceDataset
-
-parser = argparse.ArgumentParser()
-parser.add_argument("file")
-parser.add_argument("out")
-parser.add_argument("observations", nargs="+")
-parser.add_argument("--mask")
-arguments = parser.parse_args()
-
-images = [key for key in arguments.observations if key.endswith("image")]
-others = [key for key in arguments.observations if key not in images]
-obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": others, "rgb": images}})
-dataset = SequenceDataset(
-    arguments.file,
-    obs_keys=arguments.observations,
-    dataset_keys=("actions", "rewards", "dones", "states"),
-    frame_stack=2,
-    seq_length=5,
-    get_pad_mask=True,
-    goal_mode="last",
-    hdf5_cache_mode=None,
-    filter_by_attribute=arguments.mask,
-)
 
 
 def leaves(item, path=""):
@@ -40,5 +18,22 @@ def leaves(item, path=""):
     return {path: np.asarray(item)}
 
 
-items = [leaves(dataset[i]) for i in range(len(dataset))]
-np.savez(arguments.out, **{path: np.stack([item[path] for item in items]) for path in items[0]})
+def sequences(file, mask):
+    dataset = SequenceDataset(
+        file,
+        obs_keys=("eef_pos", "agentview_image"),
+        dataset_keys=("actions", "rewards", "dones", "states"),
+        frame_stack=2,
+        seq_length=5,
+        get_pad_mask=True,
+        goal_mode="last",
+        hdf5_cache_mode=None,
+        filter_by_attribute=mask,
+    )
+    items = [leaves(dataset[i]) for i in range(len(dataset))]
+    return {f"{mask}{path}": np.stack([item[path] for item in items]) for path in items[0]}
+
+
+obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["eef_pos"], "rgb": ["agentview_image"]}})
+for file, out in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    np.savez(out, **{k: v for mask in (None, "train", "valid") for k, v in sequences(file, mask).items()})

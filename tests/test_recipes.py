@@ -195,13 +195,76 @@ def test_splits_are_masks(tmp_path):
         ("assume: {dones: perhaps}\n", "assume: dones is terminal or reward or end"),
         ("- 1\n", "r.yaml:1: a recipe is a dict"),
         ("fill: {reward: much}\n", "r.yaml:1: fill: reward: a number"),
+        ("steps:\n  a: {select: [0], constant: 3}\n", "r.yaml:2: a: constant: stands first"),
+        ("steps:\n  a: {rotate: 180, from: action}\n", "r.yaml:2: a: from: stands first"),
+        ("steps:\n  a: {from: [action, reward]}\n", "r.yaml:2: a: from: the path of one field"),
+        ("steps:\n  a: {concatenate: action}\n", "r.yaml:2: a: concatenate: a list of two fields or more"),
+        ("steps:\n  a: {concatenate: [action, file/env_args]}\n", "r.yaml:2: a: made of fields of the steps and"),
+        ("steps:\n  a: {concatenate: [action, IMAGE]}\n", "r.yaml:2: a: uint8 .* is no list"),
+        ("steps:\n  a: {constant: {b: 1}}\n", "r.yaml:2: a: constant: a number, true or false, a text, or a list"),
+        ("steps:\n  a: {from: action, select: 3}\n", "r.yaml:2: a: select: a list of places"),
+        ("steps:\n  a: {from: reward, select: [0]}\n", "r.yaml:2: a: float64 has no last axis"),
+        ("steps:\n  a: {from: action, cast: float}\n  b: {from: action, cast: }\n", "r.yaml:3: b: cast: None is no"),
+        ("steps:\n  a: {from: action, cast: text}\n", "r.yaml:2: a: cast: 'text' is no type of number"),
+        ("steps:\n  a: {from: action, cast: str}\n", "r.yaml:2: a: cast: 'str' is no type of number"),
+        ("steps:\n  a: {from: episode, cast: int8}\n", "r.yaml:2: a: text is not numbers"),
+        ("steps:\n  a: {from: IMAGE, flip: up}\n", "r.yaml:2: a: flip: vertical or horiz"),
+        ("steps:\n  a: {from: IMAGE, swap: rgb}\n", "r.yaml:2: a: swap: bgr, which"),
+        ("steps:\n  a: {from: IMAGE, resize: 9}\n", r"r.yaml:2: a: resize: \[height, width"),
+        ("steps:\n  a: {from: IMAGE, encode: gif}\n", "r.yaml:2: a: encode: png, jpeg"),
+        ("steps:\n  a: {from: IMAGE, select: [0], encode: png, swap: bgr}\n",
+         r"r.yaml:2: a: encoded image uint8 \(40, 32, 1\) is no uint8 image"),
+        ("steps:\n  a: {from: IMAGE, select: [0], swap: bgr}\n", "a: .* has not three chan"),
+        ("steps:\n  a: {from: IMAGE, select: [0, 1], encode: png}\n",
+         "a: .*a png file has not so many channels"),
+        ("steps:\n  a: {from: action, match: x}\n", r"r.yaml:2: a: float64 \(7,\) is no text"),
+        ("steps:\n  a: {from: episode, match: '('}\n", "r.yaml:2: a: match: no regular expression"),
+        ("steps:\n  a: {from: episode, replace: x}\n", "r.yaml:2: a: replace: a dict from text to text"),
+        ("steps:\n  a: {from: episode, json: [1]}\n", "r.yaml:2: a: json: keys, like language_instruction"),
+        ("steps:\n  a: {from: attributes/points}\n", "r.yaml:2: a: the episode field 'attributes/points'"),
+        ("steps: [a]\n", "r.yaml:1: steps: a dict is wanted here"),
+        ("about: [a]\n", "r.yaml:1: about: a text is wanted here"),
+        ("steps:\n  a: {constant: 2000-13-45}\n", "r.yaml:2: not a value: month must be"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_does_not_fit_says_where(tmp_path, text, message):
-    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(source, "a") as file:
+        for number in range(2):
+            file[f"data/demo_{number}/points"] = np.zeros((7 + number, 2))
+    text = text.replace("IMAGE", "observation/camera/agentview_image")
     with pytest.raises(KabukiError, match=message):
         convert(source, tmp_path / "k.hdf5", recipe=_recipe(tmp_path / "r.yaml", text))
     assert not (tmp_path / "k.hdf5").exists()
+
+
+def test_what_says_nothing_is_passed_over(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    recipe = _recipe(tmp_path / "r.yaml", "about:\nfor:\nassume:\nfill:\nsplit:\nsteps:\nepisode:\ndrop:\nrest:\n")
+    assert convert(source, tmp_path / "k.hdf5", recipe=recipe).steps == 4
+
+
+@pytest.mark.parametrize("value", [(1 << 24) + 1, 1 << 62])
+def test_a_cast_keeps_whole_numbers(tmp_path, value):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 2})
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/count"] = np.array([value, 3])
+    recipe = _recipe(tmp_path / "r.yaml", "steps: {count: {cast: float32}}\n")
+    if value % 2:
+        with pytest.raises(KabukiError, match=r"r.yaml:1: count: .*16777217.* cannot be float32"):
+            convert(source, tmp_path / "k.hdf5", recipe=recipe)
+        return
+    convert(source, tmp_path / "k.hdf5", recipe=recipe)
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["count"][:].tolist() == [value, 3, 0]
+
+
+def test_no_recipe_at_all(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    for text, message in ((b"about: " + b"x" * (1 << 20), "too large for a recipe"), (b"\xff", "cannot be read")):
+        (tmp_path / "r.yaml").write_bytes(text)
+        with pytest.raises(KabukiError, match=message):
+            convert(source, tmp_path / "k.hdf5", recipe=tmp_path / "r.yaml")
 
 
 def test_no_such_recipe(tmp_path):

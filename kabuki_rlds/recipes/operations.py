@@ -96,7 +96,8 @@ class Cast:
 
     def __init__(self, name: Any):
         try:
-            self._dtype = np.dtype(name)
+            # Nothing is float64 to NumPy.
+            self._dtype = np.dtype(str(name))
         except TypeError:
             raise ValueError(f"{name!r} is no type of number") from None
         if self._dtype.kind not in "biuf":
@@ -112,7 +113,7 @@ class Cast:
         (column,) = columns
         with np.errstate(invalid="ignore", over="ignore"):
             made = column.astype(self._dtype)
-            if self._dtype.kind == "f":
+            if self._dtype.kind == "f" and column.dtype.kind == "f":
                 lost = np.isinf(made) & np.isfinite(column.astype(np.float64))
             else:
                 lost = made.astype(column.dtype) != column

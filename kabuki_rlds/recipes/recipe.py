@@ -153,7 +153,8 @@ class _Parser:
                 raise self._error(
                     node, f"{key!r}: a recipe has about, for, assume, fill, split, steps, episode, drop and rest"
                 )
-            parts[key] = node
+            if self._value(node) is not None:
+                parts[key] = node
         rest = self._text(parts["rest"], "rest") if "rest" in parts else "keep"
         if rest not in ("keep", "drop"):
             raise self._error(parts["rest"], f"rest: keep or drop, not {rest!r}")
@@ -183,9 +184,9 @@ class _Parser:
         entries = [] if self._value(node) is None else list(self._entries(node, path))
         for number, (name, argument) in enumerate(entries):
             where = f"{path}: {name}"
+            if name in ("from", "concatenate", "constant") and number:
+                raise self._error(argument, f"{where}: stands first, since it says what the field is made from")
             if name in ("from", "concatenate"):
-                if number:
-                    raise self._error(argument, f"{where}: stands first, since it says what the field is made from")
                 sources = tuple(text for text, _ in self._texts(argument, where))
                 if name == "from" and len(sources) != 1:
                     raise self._error(argument, f"{where}: the path of one field")
@@ -202,7 +203,7 @@ class _Parser:
         return Made(path, f"{self._where(node)}: {path}", sources, tuple(operations))
 
     def _optional(self, parts: Mapping[str, yaml.Node], name: str) -> Iterator[tuple[str, yaml.Node]]:
-        if name in parts and self._value(parts[name]) is not None:
+        if name in parts:
             yield from self._entries(parts[name], name)
 
     def _entries(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node]]:

@@ -85,6 +85,8 @@ class RecipeSource:
             raise KabukiError(f"{made.where}: {self.label} has no {lacking!r} (it has {', '.join(have)})")
         fields = [have[path] for path in made.sources]
         of_steps = self._source.schema.steps
+        if len({path in of_steps for path in made.sources}) > 1:
+            raise KabukiError(f"{made.where}: made of fields of the steps and of the episodes, which cannot be joined")
         for path, field in zip(made.sources, fields, strict=True):
             if path not in of_steps and not (field.is_fixed or field.dtype == BYTES):
                 raise KabukiError(f"{made.where}: the episode field {path!r}, {field.describe()}, varies in size")

@@ -126,11 +126,10 @@ class Followed(Stored):
         super().__init__(dataset, following)
         self._following = following
         self._remedy = remedy
-        other = layout.read_field(following)
-        if other != self.field or rows_of(following) != self._stored:
+        if rows_of(following) != self._stored:
             raise KabukiError(
-                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows of "
-                f"{other.describe()}, where {dataset.name[1:]} has {self._stored} of {self.field.describe()}"
+                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows, "
+                f"where {dataset.name[1:]} has {self._stored}"
             )
 
     def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:

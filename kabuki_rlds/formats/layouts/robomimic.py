@@ -148,13 +148,13 @@ class Robomimic(Hdf5Files):
         steps: dict[str, Rows] = {}
         metadata = attributes_within(group, fields, "attributes")
         for path, dataset in fields.items():
+            if path.startswith("next_obs/") and not keeps_next:
+                continue
             if path in of_episode:
                 metadata[f"attributes/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
                 raise KabukiError(f"{label}/{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions")
-            if path.startswith("next_obs/") and not keeps_next:
-                continue
             final: Final = "zero" if extra else ""
             if path.startswith("obs/"):
                 key = path.removeprefix("obs/")

@@ -1,0 +1,65 @@
+"""Each command of the README's table "I have … and need …" does what it says, on data of that kind."""
+
+import pathlib
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+
+from kabuki_rlds import build, convert
+from kabuki_rlds.cli.main import main
+from kabuki_rlds.export import export
+from tests import layout_files
+from tests.test_recipes import _libero
+
+ROOT = pathlib.Path(__file__).parents[1]
+TABLE = (ROOT / "README.md").read_text().partition("## I have … and need …")[2].partition("\n## ")[0]
+COMMANDS = [
+    command
+    for line in TABLE.splitlines()
+    for command in re.findall(r"`(kabuki-rlds [^`]*)`", line)
+    if "recipe d" not in command
+]
+
+
+def _recipe(folder):
+    (folder / "my.yaml").write_text("split: {train: train, val: valid}\n")
+
+
+@pytest.fixture(name="home")
+def _home(tmp_path, monkeypatch):
+    """A folder with all that the table names."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / ".minari/datasets"))
+    monkeypatch.chdir(tmp_path)
+    layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4}, masks={"train": [0], "valid": [1]})
+    convert("demo.hdf5", "lift.hdf5")
+    convert("demo.hdf5", "hopper.hdf5")
+    build("hopper.hdf5", "tensorflow_datasets", name="hopper")
+    export("lift.hdf5", ".minari/datasets/D4RL/door/human-v2", "minari")
+    shutil.copytree(ROOT / "tests/data/acme_dqn_catch", "runs/dqn")
+    pathlib.Path("libero").mkdir()
+    _libero(tmp_path / "libero/open_the_drawer_demo.hdf5", {0: 3}, "open the drawer")
+    pathlib.Path("episodes").mkdir()
+    for number in range(2):
+        layout_files.aloha(tmp_path / f"episodes/episode_{number}.hdf5", 3)
+    layout_files.d4rl(
+        tmp_path / "hopper-medium-v2.hdf5", terminals=np.zeros(4, bool), timeouts=np.array([0, 0, 0, 1], bool)
+    )
+    _recipe(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_works(home, capsys, command):
+    words = shlex.split(command)[1:]
+    for name in ("hopper.hdf5", "lift.hdf5"):
+        if words[0] == "convert" and words[2] == name:
+            (home / name).unlink()
+    if words[:2] == ["convert", "demo.hdf5"]:
+        layout_files.robosuite(home / "demo.hdf5", {1: 3})
+    if words[:3] == ["export", "lift.hdf5", "demo.hdf5"]:
+        (home / "demo.hdf5").unlink()
+    assert main(words) == 0, capsys.readouterr().err
