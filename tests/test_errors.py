@@ -7,23 +7,28 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds.block import Block, Ragged
+from kabuki_rlds.cli.main import main
 from kabuki_rlds.export import export
-from kabuki_rlds.formats.hdf5 import reader
+from kabuki_rlds.formats.hdf5 import guard, reader
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.rlds.builder import KabukiBuilder, KabukiConfig
 from kabuki_rlds.formats.source import Origin
 from kabuki_rlds.recording import destination
 from kabuki_rlds.schema import Field, Schema
 from tests import handmade, layout_files
+from tests.environments import Endless
 
 
 def edited(**changes) -> dict:
@@ -248,6 +253,73 @@ def test_a_recording_that_cannot_become_its_file_is_safe_beside_it(tmp_path, mon
     monkeypatch.undo()
     (left,) = tmp_path.iterdir()
     assert kabuki_rlds.convert(left, tmp_path / "saved.hdf5").episodes == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (("--assume", "dones"), "'dones' is not KEY=VALUE"),
+        (("--fill", "reward=much"), "'much' is no number"),
+        (("--fill", "rewards=0"), "'rewards' is none of observation, action, reward, discount, is_terminal"),
+    ],
+)
+def test_options_that_are_none(option, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(tmp_path / "in.hdf5"), str(tmp_path / "out.hdf5"), *option])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_more_objects_than_a_file_may_have(tmp_path, monkeypatch):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    monkeypatch.setattr(guard, "_MAX_OBJECTS", 6)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"f.hdf5: /: more than 6 objects in one file; the file is not"):
+        kabuki_rlds.validate(file)
+
+
+def test_a_demo_without_what_it_shows_names_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    assert main(["demo", str(tmp_path / "demo")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the demo needs MuJoCo's Hopper" in line
+    assert "pip install 'kabuki_rlds[environments]'" in line
+
+
+FEATURES = {
+    "a text": (tfds.features.Text(), "the attribute 'features' is no dict of features"),
+    "a tensor that TFDS cannot read back": (
+        tfds.features.FeaturesDict(
+            {"steps": tfds.features.Dataset({"more": tfds.features.Tensor(shape=(None, None), dtype=np.float32)})}
+        ),
+        "the attribute 'features': field 'more': TFDS cannot read back a tensor of unknown shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FEATURES)
+def test_features_of_a_file_that_are_none_of_a_dataset(case, tmp_path):
+    features, says = FEATURES[case]
+    attributes = {"features": json.dumps(features.to_json())}
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), attributes)
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
+        kabuki_rlds.build(file, tmp_path / "d", name="x")
+
+
+def test_what_tfds_build_is_not_told(tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match="images: 'gif' is neither 'png' nor 'jpeg'"):
+        KabukiConfig(name="x", images="gif")
+
+    class Builder(KabukiBuilder):
+        BUILDER_CONFIGS = [KabukiConfig(name="no_files")]  # noqa: RUF012  # TFDS's attribute
+
+    with pytest.raises(kabuki_rlds.KabukiError, match="say what to build: --config"):
+        Builder(data_dir=tmp_path, config="no_files", version="1.0.0").download_and_prepare()
+
+
+def test_entries_of_info_that_are_one_name(tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"info: give a list of names, \['time'\]"):
+        kabuki_rlds.record(Endless(), tmp_path / "x", info="time")
 
 
 def no_split(info: dict) -> None:

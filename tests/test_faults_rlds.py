@@ -444,6 +444,7 @@ def lists(change: Callable[[list[int]], list[int]]) -> Callable[[Any], None]:
 
 
 LENGTHS = "steps/observation/boxes/ragged_row_lengths_1"
+FILES = "steps/observation/pictures/ragged_flat_values"
 
 
 @pytest.mark.parametrize(
@@ -468,6 +469,26 @@ def test_lengths_of_lists_that_lie_are_refused(change, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
+    pictures = tfds.features.Sequence(tfds.features.Image(shape=(8, 8, 3)))
+    recipe = with_pictures(pictures=(pictures, [np.zeros((8, 8, 3), np.uint8)] * 2))
+    corners = tfds.features.Sequence(np.int16, length=4)
+    recipe = dataclasses.replace(
+        recipe,
+        features=tfds.features.FeaturesDict({**recipe.features, "corners": corners}),
+        splits={"train": [{**episode, "corners": [1, 2, 3, 4]} for episode in recipe.splits["train"]]},
+    )
+    folder = datasets.write(recipe, tmp_path)
+    (shard,) = folder.glob("*-train*")
+    tfrecords.edit(shard, 0, lambda e: e.features.feature["corners"].int64_list.value.append(5))
+    tfrecords.edit(shard, 1, lambda e: e.features.feature[FILES].bytes_list.value.pop())
+    with pytest.raises(kabuki_rlds.KabukiError, match="record 0: field 'corners': a list has not the length 4 that"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert [(loss.record, loss.count) for loss in result.skipped] == [(0, 1), (1, 1)]
+    assert "field 'observation/pictures': 7 images where 8 should be" in result.skipped[1].why
 
 
 @pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (-4, -3), (12,), (4, 4)])

@@ -1,4 +1,4 @@
-"""Kills conversions and builds at random times, and looks at what they leave.
+"""Kills conversions, builds and exports at random times, and looks at what they leave.
 
     python -m tests.fuzz.kills [--kills 200] [--seed 0]
 
@@ -132,6 +132,12 @@ def commands(folder: Path) -> dict[str, Command]:
     dest.parent.mkdir(parents=True)
     arguments = ["build", whole, "--data-dir", folder / "build", "--name", "x", "--quiet", "--overwrite"]
     made["build"] = Command(arguments, dest, holds(shards), {f"{built.name}.partial", f"{built.name}.old"})
+    exported = folder / "exported.hdf5"
+    assert run_command(["export", str(whole), str(exported), "--to", "d4rl", "--quiet"]) == 0
+    dest = folder / "export" / "out.hdf5"
+    dest.parent.mkdir()
+    arguments = ["export", whole, dest, "--to", "d4rl", "--quiet", "--overwrite"]
+    made["export"] = Command(arguments, dest, same(exported), {"out.hdf5.partial"})
     return made
 
 
@@ -157,7 +163,7 @@ def search(kills: int, seed: int, folder: Path) -> Counter[str]:
         takes[name] = time.monotonic() - begin
     killed = 0
     while killed < kills:
-        name = rng.choice(("convert", "resume", "build"))
+        name = rng.choice(tuple(made))
         command = made[name]
         had_old = rng.random() < 0.5
         if not had_old:
