@@ -284,7 +284,7 @@ def test_next_obs_that_are_others_are_told_of(tmp_path):
     [
         ("next_obs/eef_pos", np.zeros((4, 3), np.float32), r"next_obs/eef_pos is of another type or shape"),
         ("next_obs/eef_pos", np.zeros((5, 3)), r"next_obs/eef_pos has 5 rows, where .*obs/eef_pos has 4"),
-        ("next_obs/eef_pos", 1.0, r"next_obs/eef_pos is of another type or shape"),
+        ("next_obs/eef_pos", 1.0, r"next_obs/eef_pos has no rows"),
         ("dones", np.array([b"no"] * 4), r"demo_1/dones is of type \|S2, and no flag"),
         ("actions", np.zeros((0, 7)), r"demo_1.*"),
         ("obs/eef_pos", np.zeros(4, [("x", "f4")]), r"obs/eef_pos' has the type .* which is no field's"),
@@ -398,5 +398,5 @@ def test_attributes_of_kabuki_s_in_a_layout_of_others(tmp_path):
     source = layout_files.aloha(tmp_path / "episode_0.hdf5", 3)
     with h5py.File(source, "a") as file:
         file["action"].attrs.update({"kind": "image", "encoded": True})
-    with pytest.raises(KabukiError, match=r"action: an attribute of Kabuki's says that it holds image files"):
+    with pytest.raises(KabukiError, match=r"action.*image files"):
         convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
