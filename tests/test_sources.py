@@ -60,6 +60,13 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path, attribute, value, 
     assert not (tmp_path / "out.hdf5").exists()
 
 
+def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
+    write(tmp_path / "in.hdf5", steps(4))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kabuki_rlds.KabukiError, match="the name of a source is empty"):
+        kabuki_rlds.convert("", tmp_path / "out.hdf5")
+
+
 def test_a_split_of_a_kabuki_file_is_refused(tmp_path):
     file = write(tmp_path / "in.hdf5", steps(4))
     with pytest.raises(kabuki_rlds.KabukiError, match="a Kabuki file is one split, so 'test' cannot be taken"):

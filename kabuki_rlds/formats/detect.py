@@ -127,6 +127,9 @@ def locate_all(source: Path, data_dir: Path | None = None) -> list[pathlib.Path]
     Raises:
       KabukiError: there is no such dataset.
     """
+    if not os.fspath(source):
+        # A path would take it for the working folder, and all the files in there.
+        raise KabukiError("the name of a source is empty; give that of a file, a folder or a dataset")
     path = pathlib.Path(source).expanduser()
     if not path.exists() and any(c in path.name for c in "*?["):
         files = [file for file in _glob(path) if file.is_file()]
