@@ -35,17 +35,21 @@ NOTHING = h5py.Empty("f4")
 
 CASES = {
     "a single value for actions": ("aloha", {"action": np.float32(3)}, "action"),
-    "nothing for actions": ("d4rl", {"actions": NOTHING}, "cannot be read as D4RL's"),
-    "a single value for states": ("robosuite", {"data/demo_0/states": np.float32(3)}, "demo_0/states: None rows"),
+    "nothing for actions": ("d4rl", {"actions": NOTHING}, "no actions, so no steps"),
+    "a single value for states": (
+        "robosuite",
+        {"data/demo_0/states": np.float32(3)},
+        "demo_0/states: no rows, where there are 3 actions",
+    ),
     "nothing for the next observations": (
         "robomimic",
         {"data/demo_0/next_obs/eef_pos": NOTHING},
-        "demo_0/next_obs/eef_pos: None rows, where there are 3 actions",
+        "demo_0/next_obs/eef_pos has no rows, where data/demo_0/obs/eef_pos has 3",
     ),
     "next observations of another length": (
         "robomimic",
         {"data/demo_1/next_obs/eef_pos": np.zeros((1, 3))},
-        "demo_1/next_obs/eef_pos: 1 rows, where there are 2 actions",
+        "demo_1/next_obs/eef_pos has 1 rows, where data/demo_1/obs/eef_pos has 2",
     ),
     "next observations of another type": (
         "robomimic",
