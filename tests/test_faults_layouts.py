@@ -44,7 +44,7 @@ CASES = {
     "nothing for the next observations": (
         "robomimic",
         {"data/demo_0/next_obs/eef_pos": NOTHING},
-        "demo_0/next_obs/eef_pos has no rows, where data/demo_0/obs/eef_pos has 3",
+        "next_obs/eef_pos is of another type or shape than /data/demo_0/obs/eef_pos",
     ),
     "next observations of another length": (
         "robomimic",

@@ -83,7 +83,9 @@ class Stored:
         self._dataset = dataset
         self._final = final
         self._stored = len(dataset)
-        if isinstance(final, h5py.Dataset) and (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:]):
+        if isinstance(final, h5py.Dataset) and (
+            final.shape is None or (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:])
+        ):
             raise KabukiError(f"{dataset.file.filename}: {final.name} is of another type or shape than {dataset.name}")
 
     def __len__(self) -> int:
@@ -123,14 +125,14 @@ class Followed(Stored):
     """
 
     def __init__(self, dataset: h5py.Dataset, following: h5py.Dataset, remedy: str):
-        if rows_of(following) != rows_of(dataset):
-            raise KabukiError(
-                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows, "
-                f"where {dataset.name[1:]} has {rows_of(dataset)}"
-            )
         super().__init__(dataset, following)
         self._following = following
         self._remedy = remedy
+        if rows_of(following) != self._stored:
+            raise KabukiError(
+                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows, "
+                f"where {dataset.name[1:]} has {self._stored}"
+            )
 
     def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
         column = super().read(start, stop, threads)
