@@ -89,7 +89,9 @@ class Stored:
         self._dataset = dataset
         self._final = final
         self._stored = len(dataset)
-        if isinstance(final, h5py.Dataset) and (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:]):
+        if isinstance(final, h5py.Dataset) and (
+            final.shape is None or (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:])
+        ):
             raise KabukiError(f"{dataset.file.filename}: {final.name} is of another type or shape than {dataset.name}")
 
     def __len__(self) -> int:
