@@ -158,7 +158,9 @@ class CompletedSource:
                 discount: Column = np.where(zero, 0, 1).astype(np.float32)
             else:
                 old = self._one_per_row(block.steps, DISCOUNT)
-                right = np.where(before_terminal, 0, np.where(old == 0, 1, old))
+                right = old.copy()
+                right[right == 0] = 1
+                right[before_terminal] = 0
                 discount = self._changed(DISCOUNT, block.steps[DISCOUNT], np.where(is_last, old, right))
             yield dataclasses.replace(block, steps=block.steps | {DISCOUNT: discount})
 

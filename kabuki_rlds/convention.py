@@ -18,7 +18,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from kabuki_rlds.schema import BYTES, Field, is_within
+from kabuki_rlds.schema import BFLOAT16, BYTES, Field, is_within
 
 OBSERVATION = "observation"
 ACTION = "action"
@@ -82,6 +82,12 @@ def one_per_row(column: object) -> np.ndarray | None:
     return column.reshape(-1) if column.size == len(column) else None
 
 
+def is_number(dtype: np.dtype) -> bool:
+    """Whether elements are real numbers; booleans are none."""
+    # NumPy has bfloat16 as one of no kind that it knows.
+    return dtype.kind in "iuf" or dtype == BFLOAT16
+
+
 def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> list[Violation]:
     """Rule 2: the fields that are always there, and their types.
 
@@ -102,7 +108,7 @@ def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> lis
     if reward is not None and (reward.dtype == BYTES or reward.encoded):
         found.append(Violation(2, REWARD, f"{reward.describe()}, where it is a number"))
     discount = fields.get(DISCOUNT)
-    if discount is not None and (discount.shape not in ((), (1,)) or discount.dtype.kind not in "iuf"):
+    if discount is not None and (discount.shape not in ((), (1,)) or not is_number(discount.dtype)):
         found.append(Violation(2, DISCOUNT, f"{discount.describe()}, where it is one number a step"))
     return found
 
@@ -134,7 +140,7 @@ class RuleChecker:
         self._note(5, IS_TERMINAL, "true on a row that is not the last of its episode", is_terminal & ~is_last, start)
         if discount is not None:
             # Each pair is (the row before, this row); what is wrong is the discount of the row before.
-            before = np.concatenate([[self._last_discount if self._last_discount is not None else 1], discount[:-1]])
+            before = np.concatenate([[self._last_discount if self._last_discount is not None else 1.0], discount[:-1]])
             same_episode = ~np.concatenate([[self._last_was_last], is_last[:-1]])
             zero = before == 0
             self._note(

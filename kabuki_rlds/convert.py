@@ -16,7 +16,15 @@ from tqdm import tqdm
 from kabuki_rlds import disk, interruption
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.completion import CompletedSource
-from kabuki_rlds.convention import DISCOUNT, FLAGS, RuleChecker, Violation, field_violations, one_per_row
+from kabuki_rlds.convention import (
+    DISCOUNT,
+    FLAGS,
+    RuleChecker,
+    Violation,
+    field_violations,
+    is_number,
+    one_per_row,
+)
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
@@ -233,4 +241,4 @@ def _check(checker: RuleChecker, block: Block) -> None:
 def _checkable(column: Column) -> np.ndarray | None:
     """A column of one real number a row, which the rules on values speak of; else None, and rule 2 is broken."""
     values = one_per_row(column)
-    return values if values is not None and values.dtype.kind in "biuf" else None
+    return values if values is not None and (values.dtype == bool or is_number(values.dtype)) else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds import interruption
-from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, one_per_row
+from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, is_number, one_per_row
 from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
@@ -159,10 +159,10 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
         values = {name: one_per_row(column) for name, column in block.steps.items()}
         if returns is not None:
             reward, is_last = values[REWARD], values[IS_LAST]
-            if reward is None or is_last is None or reward.dtype.kind not in "iuf":
+            if reward is None or is_last is None or not is_number(reward.dtype):
                 returns = None
             else:
-                returns += np.bincount(episode, np.where(is_last, 0, reward), source.num_episodes)
+                returns += np.bincount(episode, np.where(is_last, 0, reward.astype(np.float64)), source.num_episodes)
         if terminal is not None:
             flag = values[IS_TERMINAL]
             if flag is None:

@@ -18,6 +18,7 @@ from kabuki_rlds.convention import (
     RuleChecker,
     Violation,
     field_violations,
+    is_number,
 )
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
@@ -158,7 +159,9 @@ class _Check:
 
     def _is_checkable(self, name: str) -> bool:
         field = self._fields.get(name)
-        return name in self._readers and field is not None and field.shape in ((), (1,)) and field.dtype.kind in "biuf"
+        if field is None or name not in self._readers or field.shape not in ((), (1,)):
+            return False
+        return field.dtype == bool or is_number(field.dtype)
 
     def episodes(self) -> None:
         """Rule 6, where there is an index: it says what the flags say."""

@@ -293,6 +293,26 @@ def test_conform_changes_what_breaks_the_rules_and_nothing_else(dataset, expecte
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
+def test_the_rules_hold_of_numbers_of_bfloat16_too(tmp_path):
+    rng = np.random.default_rng(0)
+    one = datasets.Field(
+        tfds.features.Tensor(shape=(), dtype=tf.bfloat16, encoding="bytes"), lambda: np.array(1.5, ml_dtypes.bfloat16)
+    )
+    steps = datasets._standard_fields(rng) | {"reward": one, "discount": one}
+    recipe = datasets._recipe_of_tables("half", {"train": [3, 2]}, steps, {}, in_order=True)
+    file = tmp_path / "out.hdf5"
+    # The first episode is terminal, the second is not.
+    for conform, expected in ((False, [1.5, 1.5, 1.5, 1.5, 1.5]), (True, [1.5, 0, 1.5, 1.5, 1.5])):
+        folder = datasets.write(recipe, tmp_path / str(conform))
+        result = kabuki_rlds.convert(folder, file, conform=conform, overwrite=True)
+        broken = [] if conform else [(4, "discount", (1,))]
+        assert [(v.rule, v.field, v.rows) for v in result.warnings] == broken
+        assert kabuki_rlds.validate(file) == result.warnings
+        with h5py.File(file) as f:
+            assert f["discount"][:].tolist() == expected
+    assert kabuki_rlds.inspect(file).returns.max == 3
+
+
 # --- what is said before the work ---
 
 
