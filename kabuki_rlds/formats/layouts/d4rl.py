@@ -44,7 +44,15 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
-from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, as_json, attributes, empty_row, fields_of, rows_of
+from kabuki_rlds.formats.layouts.episode import (
+    LAYOUT_ERRORS,
+    as_json,
+    attributes,
+    check_flag,
+    empty_row,
+    fields_of,
+    rows_of,
+)
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
@@ -166,6 +174,7 @@ class D4rlSource:
         return terminal, (within % int(stated) == int(stated) - 1) & ~terminal
 
     def _flags(self, name: str, count: int) -> np.ndarray:
+        check_flag(self._datasets[name])
         flags = np.asarray(self._datasets[name][:])
         if flags.size != count:
             raise KabukiError(f"{self._path}: {name} is not one value a step")

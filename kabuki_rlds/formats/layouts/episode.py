@@ -323,9 +323,18 @@ def is_true(dataset: h5py.Dataset, row: int) -> bool:
     Raises:
       KabukiError: it is no flag.
     """
+    check_flag(dataset)
+    return bool(np.any(dataset[row]))
+
+
+def check_flag(dataset: h5py.Dataset) -> None:
+    """Refuses what is no flag: NumPy 2 takes any text for true.
+
+    Raises:
+      KabukiError: it holds no numbers.
+    """
     if dataset.dtype.kind not in "biuf" or h5py.check_vlen_dtype(dataset.dtype):
         raise KabukiError(f"{dataset.file.filename}: {dataset.name[1:]} is of type {dataset.dtype}, and no flag")
-    return bool(np.any(dataset[row]))
 
 
 def padding(field: Field) -> Column:
