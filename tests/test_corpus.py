@@ -98,6 +98,11 @@ CORPUS: dict[str, tuple[int, Callable[[h5py.File], None]]] = {
         9,
         lambda file: (file.__delitem__("companion/boxes/shape"), file.create_group("companion/boxes/shape")),
     ),
+    "rule 9, shapes that are no integers": (9, replace("companion/boxes/shape", np.zeros((8, 2), [("a", "i4")]))),
+    "rule 9, lengths that are no integers": (
+        9,
+        replace("companion/lists/lengths_1", None, shape=(8,), dtype=h5py.vlen_dtype(np.dtype([("a", "i4")]))),
+    ),
     "rule 9, lengths that are no lists": (9, replace("companion/lists/lengths_1", np.zeros(8, int))),
     "rule 9, a companion is lacking": (9, without("companion")),
     "rule 9, a companion of other shapes": (9, put("companion/boxes/shape", 3, [5, 1])),

@@ -213,7 +213,10 @@ class VariableReader:
                 raise CompanionError("the lengths of its lists are not those of their elements")
             return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
         if self._companion is not None and "shape" in self._companion:
-            return Ragged(values, self._of_companion("shape")[start:stop].astype(np.int64))
+            shapes = self._of_companion("shape")
+            if shapes.dtype.kind not in "iu":
+                raise CompanionError("the shapes in its companion are no integers")
+            return Ragged(values, shapes[start:stop].astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
         return Ragged(values, np.column_stack(columns).astype(np.int64))
@@ -234,8 +237,8 @@ class VariableReader:
     def _level(self, i: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The lengths of the lists of one level, end to end, and how many each row has."""
         dataset = self._of_companion(f"lengths_{i}")
-        if not _is_ragged(dataset):
-            raise CompanionError(f"{dataset.name} does not hold rows of variable length")
+        if not _is_ragged(dataset) or h5py.check_vlen_dtype(dataset.dtype).kind not in "iu":
+            raise CompanionError(f"{dataset.name} does not hold rows of integers, of variable length")
         return _read_ragged(dataset, start, stop, _INT64)
 
     def _of_companion(self, name: str) -> h5py.Dataset:
