@@ -88,6 +88,11 @@ def is_number(dtype: np.dtype) -> bool:
     return dtype.kind in "iuf" or dtype == BFLOAT16
 
 
+def is_flag_or_number(dtype: np.dtype) -> bool:
+    """Whether elements are booleans or real numbers."""
+    return dtype.kind == "b" or is_number(dtype)
+
+
 def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> list[Violation]:
     """Rule 2: the fields that are always there, and their types.
 

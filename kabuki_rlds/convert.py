@@ -22,7 +22,7 @@ from kabuki_rlds.convention import (
     RuleChecker,
     Violation,
     field_violations,
-    is_number,
+    is_flag_or_number,
     one_per_row,
 )
 from kabuki_rlds.errors import KabukiError
@@ -241,4 +241,4 @@ def _check(checker: RuleChecker, block: Block) -> None:
 def _checkable(column: Column) -> np.ndarray | None:
     """A column of one real number a row, which the rules on values speak of; else None, and rule 2 is broken."""
     values = one_per_row(column)
-    return values if values is not None and (values.dtype == bool or is_number(values.dtype)) else None
+    return values if values is not None and is_flag_or_number(values.dtype) else None

@@ -18,7 +18,7 @@ from kabuki_rlds.convention import (
     RuleChecker,
     Violation,
     field_violations,
-    is_number,
+    is_flag_or_number,
 )
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
@@ -161,7 +161,7 @@ class _Check:
         field = self._fields.get(name)
         if field is None or name not in self._readers or field.shape not in ((), (1,)):
             return False
-        return field.dtype == bool or is_number(field.dtype)
+        return is_flag_or_number(field.dtype)
 
     def episodes(self) -> None:
         """Rule 6, where there is an index: it says what the flags say."""

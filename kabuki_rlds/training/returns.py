@@ -12,10 +12,10 @@ from typing import Final
 
 import numpy as np
 
-from kabuki_rlds.convention import DISCOUNT, REWARD
+from kabuki_rlds.convention import DISCOUNT, REWARD, is_flag_or_number
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.schema import BFLOAT16, Field
+from kabuki_rlds.schema import Field
 
 #: What returns are made of, and stand in the place of.
 RETURNS: Final = (REWARD, DISCOUNT)
@@ -44,7 +44,7 @@ class Returns:
         Raises:
           KabukiError: it is not of numbers.
         """
-        if not stored.is_fixed or not (stored.dtype.kind in "biuf" or stored.dtype == BFLOAT16):
+        if not stored.is_fixed or not is_flag_or_number(stored.dtype):
             raise KabukiError(f"field {path!r} is {stored.describe()}, where n-step returns need numbers")
         # A return is a fraction even where rewards are whole.
         return dataclasses.replace(stored, dtype=np.dtype(np.float64)) if stored.dtype.kind in "biu" else stored

@@ -42,7 +42,7 @@ def check_sizes(
         # Pictures of one camera mostly begin alike, up to where their size stands and with it.
         if head and file.startswith(head):
             continue
-        size, head = size_of(file), _head_of(file)
+        size, head = _size_and_head(file)
         if size is None:
             raise KabukiError(
                 f"field {path!r}: image {number} is no PNG, JPEG, GIF, BMP or WebP file, or a damaged one"
@@ -64,13 +64,26 @@ def check_sizes(
 
 def size_of(file: bytes) -> tuple[int, int] | None:
     """(height, width) in pixels, by the header alone; None where it tells none."""
+    return _size_and_head(file)[0]
+
+
+def _size_and_head(file: bytes) -> tuple[tuple[int, int] | None, bytes]:
+    """The size, and the bytes at the front of a PNG or JPEG file that tell it; none of other files."""
     if file[:8] == _PNG:
         if len(file) < 24:
-            return None
+            return None, b""
         width, height = struct.unpack_from(">II", file, 16)
-        return height, width
+        return (height, width), file[:24]
     if file[:2] == b"\xff\xd8":
-        return _size_of_jpeg(file)
+        frame = _frame_of_jpeg(file)
+        if frame is None:
+            return None, b""
+        height, width = struct.unpack_from(">HH", file, frame + 5)
+        return (height, width), file[: frame + 9]
+    return _size_of_others(file), b""
+
+
+def _size_of_others(file: bytes) -> tuple[int, int] | None:
     if file[:4] == b"GIF8":
         return _size_of_gif(file)
     if file[:2] == b"BM" and len(file) >= 26:
@@ -82,28 +95,12 @@ def size_of(file: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _head_of(file: bytes) -> bytes:
-    """All that tells the size of a PNG or JPEG file; nothing of others."""
-    if file[:8] == _PNG:
-        return file[:24]
-    frame = _frame_of_jpeg(file) if file[:2] == b"\xff\xd8" else None
-    return b"" if frame is None else file[: frame + 9]
-
-
 def channels_of(file: bytes) -> int | None:
     """How many channels a PNG or JPEG file has, by its header alone; None where it tells none."""
     if file[:8] == _PNG and len(file) >= 26:
         return _PNG_CHANNELS.get(file[25])
     frame = _frame_of_jpeg(file) if file[:2] == b"\xff\xd8" else None
     return None if frame is None else file[frame + 9]
-
-
-def _size_of_jpeg(file: bytes) -> tuple[int, int] | None:
-    frame = _frame_of_jpeg(file)
-    if frame is None:
-        return None
-    height, width = struct.unpack_from(">HH", file, frame + 5)
-    return height, width
 
 
 def _frame_of_jpeg(file: bytes) -> int | None:
