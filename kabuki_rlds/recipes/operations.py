@@ -230,9 +230,11 @@ class _Text:
         return field
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
-        made = {text: self._change(text.decode(errors="replace")).encode() for text in set(columns[0].tolist())}
+        texts = columns[0].tolist()
+        # Each once, in their order: the first that does not fit is the one that is named.
+        made = {text: self._change(text.decode(errors="replace")).encode() for text in dict.fromkeys(texts)}
         changed = np.empty(count, object)
-        changed[:] = [made[text] for text in columns[0].tolist()]
+        changed[:] = [made[text] for text in texts]
         return changed
 
     def _change(self, text: str) -> str:
