@@ -77,6 +77,12 @@ def a_huge_chunk(file: h5py.File, secret: Path) -> None:
     file.create_dataset("reward", (8,), np.float32, maxshape=(None,), chunks=(1 << 29,), compression="gzip")
 
 
+def chunks_far_larger_than_the_file(file: h5py.File, secret: Path) -> None:
+    for i in range(3):
+        chunks = {"maxshape": (None,), "chunks": (1 << 24,), "compression": "gzip"}
+        file.create_dataset(f"reward/{i}", (8,), np.float32, **chunks)
+
+
 def deflated_twice(file: h5py.File, secret: Path) -> None:
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((8,))
@@ -148,6 +154,7 @@ HOSTILE: dict[Callable[[h5py.File, Path], None], str] = {
     rows_of_nothing: "/reward: says that it has 1,099,511,627,776 rows",
     a_filter_that_is_a_plugin: "/reward: filter 32015, which is not part of HDF5, and plugins are not loaded",
     a_huge_chunk: "/reward: chunks of 2,147,483,648 bytes",
+    chunks_far_larger_than_the_file: "/reward/2: chunks of 67,108,864 bytes, 201,326,592 with those before it, in a",
     deflated_twice: "/reward: a filter that goes over its chunks more than once",
     a_group_within_itself: "/info/inner/outer: a group that stands in the file twice",
     a_group_that_doubles: "a group that stands in the file twice",
@@ -275,6 +282,37 @@ def test_rows_that_say_that_they_are_longer_than_the_file_are_not_read(chunks, t
     assert "they say that they hold" in violation.message
     with pytest.raises(kabuki_rlds.KabukiError, match=r"field 'more': .* they say that they hold"):
         kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"compression": "gzip"},
+        {"compression": "gzip", "shuffle": True},
+        {"compression": "lzf"},
+        {"shuffle": True, "compression": "lzf"},
+    ],
+    ids=lambda filters: "-".join(map(str, filters)),
+)
+@pytest.mark.parametrize("shape", [(8,), (8, 3)], ids=str)
+def test_rows_behind_any_filter_are_asked_how_long_they_say_that_they_are(shape, filters, tmp_path):
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    claims = np.zeros(shape, [("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
+    claims["elements"][5] = 0x7FFFFFFF
+    with h5py.File(path, "r+") as file:
+        # The last of the chunks is not full, and lies across the two dimensions.
+        options = {"shape": shape, "chunks": (3, 2)[: len(shape)], **filters}
+        # HDF5 leaves the shuffle out for rows, which a bit says of each chunk.
+        of_claims = file.create_dataset("claims", data=claims, **options | {"shuffle": False})
+        of_rows = file.create_dataset("more", dtype=h5py.vlen_dtype("f8"), **options)
+        for i in range(of_claims.id.get_num_chunks()):
+            at = of_claims.id.get_chunk_info(i).chunk_offset
+            mask, stored = of_claims.id.read_direct_chunk(at)
+            of_rows.id.write_direct_chunk(at, stored, mask << 1 | 1 if "shuffle" in filters else mask)
+        del file["claims"]
+    violation = kabuki_rlds.validate(path)[0]
+    assert violation.field == "more"
+    assert "they say that they hold" in violation.message
 
 
 @pytest.mark.parametrize("library", ["earliest", "latest"])
@@ -405,4 +443,6 @@ def test_one_place_alone_opens_files_to_read():
         ("formats/hdf5/writer.py", "w"),
         ("export.py", "w"),
         ("demo.py", "r"),
+        # In memory alone.
+        ("formats/hdf5/claims.py", "w"),
     }

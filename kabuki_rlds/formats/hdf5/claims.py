@@ -9,22 +9,21 @@ Specification.)
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import h5py
 import numpy as np
 
-from kabuki_rlds.formats.hdf5 import chunks, headers
+from kabuki_rlds.formats.hdf5 import headers
 
-_UNPACKED: tuple[list[int], ...] = ([], [h5py.h5z.FILTER_DEFLATE], [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE])
 _REFERENCE = np.dtype([("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 
 
 def check_claims(dataset: h5py.Dataset, start: int, stop: int) -> None:
     """Adds up what some rows of a dataset of variable length say.
 
-    What cannot be looked at, since it is not stored in chunks of whole rows behind shuffle
-    and gzip alone, nor in one piece, is passed over.
+    What is stored within the header of its dataset is passed over: it is small.
 
     Raises:
       ValueError: they say that they hold more than the file does.
@@ -49,31 +48,42 @@ def _references(dataset: h5py.Dataset, start: int, stop: int) -> list[np.ndarray
     if dataset.id.get_type().get_size() != _REFERENCE.itemsize or 0 in dataset.shape or start >= stop:
         return []
     per_row = int(np.prod(dataset.shape[1:], dtype=np.int64))
-    properties = dataset.id.get_create_plist()
-    if dataset.chunks is None:
-        offset = dataset.id.get_offset()
-        if offset is None:
-            return []
-        with open(dataset.file.filename, "rb") as file:
-            row_bytes = per_row * _REFERENCE.itemsize
-            stored = os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes)
-        return [np.frombuffer(stored[: len(stored) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)]
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if dataset.chunks[1:] != dataset.shape[1:] or filters not in _UNPACKED:
+    if dataset.chunks is not None:
+        return [_in_chunks(dataset, start, stop)]
+    offset = dataset.id.get_offset()
+    if offset is None:
         return []
+    with open(dataset.file.filename, "rb") as file:
+        row_bytes = per_row * _REFERENCE.itemsize
+        stored = os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes)
+    return [np.frombuffer(stored[: len(stored) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)]
+
+
+def _in_chunks(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """The same chunks as those of a dataset in memory whose elements are no rows, so that HDF5 looks into no heap."""
     rows = dataset.chunks[0]
-    found = []
-    for offset in range(start - start % rows, stop, rows):
-        try:
-            skipped, stored = dataset.id.read_direct_chunk((offset,) + (0,) * (dataset.ndim - 1))
-        except (OSError, RuntimeError, ValueError):
-            # It was never written.
-            continue
-        nbytes = rows * per_row * _REFERENCE.itemsize
-        # A bit says of each filter that it was left out.
-        went = [number for i, number in enumerate(filters) if not skipped >> i & 1]
-        shuffled, deflated = (number in went for number in (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE))
-        raw = chunks.unpack(stored, nbytes, _REFERENCE.itemsize, shuffled=shuffled, deflated=deflated)
-        part = raw.view(_REFERENCE)
-        found.append(part[max(start - offset, 0) * per_row : (stop - offset) * per_row])
-    return found
+    # The chunks that hold these rows, and no more: one of a dataset that nothing was written of is not there.
+    first, last = start - start % rows, min(stop + -stop % rows, dataset.shape[0])
+    properties = dataset.id.get_create_plist()
+    same = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    same.set_chunk(dataset.chunks)
+    for i in range(properties.get_nfilters()):
+        number, flags, values, _ = properties.get_filter(i)
+        same.set_filter(number, flags, values)
+    with h5py.File(f"references-{id(same)}", "w", driver="core", backing_store=False) as memory:
+        shape = (last - first, *dataset.shape[1:])
+        # A chunk may be larger than what there is, if that may grow.
+        space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * dataset.ndim)
+        element = h5py.h5t.py_create(_REFERENCE)
+        copy = h5py.h5d.create(memory.id, b"references", element, space, same)
+        others = (range(0, size, chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
+        for row, *at in itertools.product(range(first, last, rows), *others):
+            try:
+                skipped, stored = dataset.id.read_direct_chunk((row, *at))
+            except (OSError, RuntimeError, ValueError):
+                # It was never written.
+                continue
+            copy.write_direct_chunk((row - first, *at), stored, skipped)
+        # HDF5 2.0 forgets which filters a chunk went without until the dataset is opened anew.
+        del copy
+        return np.asarray(memory["references"][start - first : stop - first]).reshape(-1)

@@ -27,8 +27,12 @@ _MAX_RATIO = 1100
 _MAX_UNSTORED_BYTES = 64 << 20
 #: What was never stored of all datasets together.
 _MAX_UNSTORED_IN_ALL = 1 << 30
-#: HDF5 reads a chunk as a whole.
+#: HDF5 reads a chunk as a whole, and readers keep one of each dataset that they read.
 _MAX_CHUNK_BYTES = 1 << 30
+#: Chunks of at least so many bytes may together be so many, and so many times their file.
+_LARGE_CHUNK_BYTES = 4 << 20
+_MAX_LARGE_CHUNKS = 128 << 20
+_MAX_LARGE_CHUNKS_RATIO = 16
 _CHECKSUM_BYTES = 4
 
 
@@ -68,6 +72,7 @@ class _Walk:
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
         self._count = 0
         self._promised = 0
+        self._large_chunks = 0
 
     def _refuse(self, name: str, why: str) -> KabukiError:
         return KabukiError(f"{self._path}: {name or '/'}: {why}; the file is not read")
@@ -165,8 +170,18 @@ class _Walk:
         shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
         if layout == h5py.h5d.CHUNKED:
             chunk = math.prod(properties.get_chunk()) * itemsize
-            if chunk > _MAX_CHUNK_BYTES:
-                raise self._refuse(name, f"chunks of {chunk:,} bytes")
+            if chunk >= _LARGE_CHUNK_BYTES:
+                self._large_chunks += chunk
+            if (
+                chunk > _MAX_CHUNK_BYTES
+                or self._large_chunks > _MAX_LARGE_CHUNKS + _MAX_LARGE_CHUNKS_RATIO * self._file_bytes
+            ):
+                before = f", {self._large_chunks:,} with those before it" if self._large_chunks > chunk else ""
+                raise self._refuse(
+                    name,
+                    f"chunks of {chunk:,} bytes{before}, in a file of {self._file_bytes:,}; "
+                    "h5repack -l CHUNK=... makes them smaller",
+                )
             filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
             if len(set(filters)) < len(filters):
                 raise self._refuse(name, "a filter that goes over its chunks more than once")
