@@ -5,7 +5,8 @@
 
 Coverage keeps a file for each process that ran; several runs of parts of the tests add up.
 `python -m coverage erase` forgets them. The tests in which no file may grow fail under it,
-since its own may not either.
+since its own may not either. What runs in TensorFlow's threads is seen by Python 3.12 alone:
+`COVERAGE_CORE=sysmon python -m coverage run ...`.
 """
 
 from __future__ import annotations

@@ -561,6 +561,13 @@ def test_an_error_midway_leaves_the_old_dataset(hand_file, tmp_path):
     assert [folder.name for folder in (tmp_path / "data").iterdir()] == ["x"]
 
 
+def test_what_the_disk_cannot_hold_is_refused_beforehand(hand_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 990, 10))
+    with pytest.raises(KabukiError, match=r"data.*: needs about .*, but the disk has 10 bytes free"):
+        kabuki_rlds.build(hand_file, tmp_path / "data", name="x")
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file, tmp_path):
     from kabuki_rlds.formats.rlds.staging import StagedFolder
 

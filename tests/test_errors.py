@@ -121,6 +121,14 @@ def test_nothing_to_convert(tmp_path):
         kabuki_rlds.convert([], tmp_path / "out.hdf5")
 
 
+@pytest.mark.parametrize("made", ["convert", "build"])
+def test_an_assumption_that_is_of_no_file_is_said(made, tmp_path):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    with pytest.raises(kabuki_rlds.KabukiError, match="assume: dones: said of no file, since none is in a layout of"):
+        getattr(kabuki_rlds, made)(file, tmp_path / "out.hdf5", assume={"dones": "reward"})
+    assert not (tmp_path / "out.hdf5").exists()
+
+
 @pytest.mark.parametrize(
     ("path", "says"),
     [

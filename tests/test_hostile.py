@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import os
 import subprocess
 import sys
@@ -37,6 +38,27 @@ def external_link(file: h5py.File, secret: Path) -> None:
 def external_link_on_the_way(file: h5py.File, secret: Path) -> None:
     file["info/camera"] = h5py.ExternalLink(secret, "/")
     file["reward"] = h5py.SoftLink("/info/camera/reward")
+
+
+def a_link_of_another_kind(file: h5py.File, secret: Path) -> None:
+    # h5py does not make such, but the library below does for a program that says how they are followed.
+    library = ctypes.CDLL(h5py.h5l.__file__)
+    follow = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: -1)
+    kind = 255
+
+    class LinkClass(ctypes.Structure):
+        _fields_ = (
+            ("version", ctypes.c_int),
+            ("kind", ctypes.c_int),
+            ("comment", ctypes.c_char_p),
+            *((name, ctypes.c_void_p) for name in ("create", "move", "copy", "follow", "delete", "query")),
+        )
+
+    described = LinkClass(1, kind, b"another", follow=ctypes.cast(follow, ctypes.c_void_p))
+    assert library.H5Lregister(ctypes.byref(described)) >= 0
+    group, name, default = ctypes.c_int64(file.id.id), b"reward", ctypes.c_int64(0)
+    assert library.H5Lcreate_ud(group, name, kind, b"data", ctypes.c_size_t(4), default, default) >= 0
+    assert library.H5Lunregister(kind) >= 0
 
 
 def external_storage(file: h5py.File, secret: Path) -> None:
@@ -146,6 +168,7 @@ def too_many_attributes(file: h5py.File, secret: Path) -> None:
 HOSTILE: dict[Callable[[h5py.File, Path], None], str] = {
     external_link: "/reward: a link into another file",
     external_link_on_the_way: "/info/camera: a link into another file",
+    a_link_of_another_kind: "/reward: a link of a kind that HDF5 does not define",
     external_storage: "/reward: stored in another file",
     virtual_dataset: "/reward: a virtual dataset",
     petabytes: "/reward: says that it holds 4,503,599,627,370,496 bytes",

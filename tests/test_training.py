@@ -616,6 +616,7 @@ def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> 
         ("discount", {"discount/a": np.zeros(3)}, "'discount' is a group, of discount/a"),
         ("is_terminal", {"is_terminal/a": np.zeros(3, bool)}, "'is_terminal' is a group, of is_terminal/a"),
         ("reward", {"reward": handmade.Stored(["a", "b", "c"], {"dtype": h5py.string_dtype()})}, "'reward' is text"),
+        ("reward", {"reward": np.zeros(3, complex)}, "'reward' is complex128"),
         ("discount", {"discount": np.zeros((3, 2))}, r"'discount' is float64 \(2,\)"),
         ("is_terminal", {"is_terminal": np.zeros((3, 2), bool)}, r"'is_terminal' is bool \(2,\)"),
     ],
@@ -725,6 +726,37 @@ def test_numpy_batches_come_without_tensorflow(file: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == sum(max(n - 1, 0) for n in _lengths(file))
+
+
+def test_images_that_nothing_here_decodes_are_named(converted: Any) -> None:
+    code = (
+        "import sys; sys.modules['tensorflow'] = None; from kabuki_rlds.training import load_steps; "
+        f"path = {str(converted('oxe_style', 'encoded'))!r}; "
+        "print(len(next(iter(load_steps(path, 4, fields='action', as_numpy=True)))['action'])); "
+        "next(iter(load_steps(path, 4, as_numpy=True)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "4\n"
+    last = done.stderr.splitlines()[-1]
+    assert "KabukiError: field 'observation/image' holds image files, which TensorFlow and TFDS decode" in last
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg"])
+def test_an_image_that_cannot_be_decoded_is_named(image_format: str, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
+    whole = (tf.io.encode_png if image_format == "png" else tf.io.encode_jpeg)(pixels).numpy()
+    # Its header is right, which is looked at before TensorFlow gets it.
+    files = np.empty(3, object)
+    files[:] = [np.frombuffer(file, np.uint8) for file in (whole, whole[: len(whole) // 2], whole)]
+    attributes = {"kind": "image", "encoded": True, "dtype": "uint8", "shape": np.array([64, 48, 3])}
+    camera = handmade.Stored(files, {"dtype": h5py.vlen_dtype(np.uint8)}, attributes)
+    path = handmade.write(tmp_path / "file.hdf5", _fields([3]) | {"observation/camera": camera})
+    message = "file.hdf5: field 'observation/camera': an image cannot be decoded: "
+    with pytest.raises(KabukiError, match=message):
+        list(load_steps(path, 4, keep_last=True, as_numpy=True))
+    with pytest.raises(tf.errors.OpError, match=message):
+        list(load_steps(path, 4, keep_last=True))
+    assert len(_rows(load_steps(path, 4, fields=["action", "reward"], as_numpy=True))) == 2
 
 
 def test_the_file_that_replaces_another_is_read(file: Path, tmp_path: Path) -> None:

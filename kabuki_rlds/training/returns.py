@@ -12,8 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from kabuki_rlds.convention import DISCOUNT, REWARD, is_flag_or_number
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.convention import DISCOUNT, REWARD
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.schema import Field
 
@@ -38,14 +37,8 @@ class Returns:
     n_step: int
     gamma: float
 
-    def field(self, path: str, stored: Field) -> Field:
-        """What a row is, where a reward or discount is as `stored`.
-
-        Raises:
-          KabukiError: it is not of numbers.
-        """
-        if not stored.is_fixed or not is_flag_or_number(stored.dtype):
-            raise KabukiError(f"field {path!r} is {stored.describe()}, where n-step returns need numbers")
+    def field(self, stored: Field) -> Field:
+        """What a row is, where a reward or discount is as `stored`: real numbers."""
         # A return is a fraction even where rewards are whole.
         return dataclasses.replace(stored, dtype=np.dtype(np.float64)) if stored.dtype.kind in "biu" else stored
 

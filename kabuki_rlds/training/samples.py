@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 
 from kabuki_rlds.block import Column, Nested, Ragged, splits_of, take
-from kabuki_rlds.convention import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD
+from kabuki_rlds.convention import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, is_flag_or_number
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.schema import BYTES, Field, is_within
+from kabuki_rlds.schema import Field, is_within
 from kabuki_rlds.training.table import Take
 
 NEXT_OBSERVATION = "next_observation"
@@ -230,11 +230,14 @@ def needed(stored: Mapping[str, Field]) -> list[str]:
             found += paths
             continue
         if name not in stored:
-            raise KabukiError(f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs numbers")
+            raise KabukiError(
+                f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs real numbers"
+            )
         field = stored[name]
         # Rewards may be several, each for an aim of its own.
-        if not field.is_fixed or field.dtype == BYTES or (name != REWARD and field.shape not in ((), (1,))):
-            wanted = "numbers" if name == REWARD else "one number a step"
+        is_one = name == REWARD or field.shape in ((), (1,))
+        if not (field.is_fixed and is_flag_or_number(field.dtype) and is_one):
+            wanted = "real numbers" if name == REWARD else "one real number a step"
             raise KabukiError(f"field {name!r} is {field.describe()}, where a transition needs {wanted}")
         found.append(name)
     return found

@@ -89,10 +89,7 @@ class Table:
     def _put(self, returns: Returns) -> None:
         """Puts returns in the place of rewards and discounts."""
         for path in RETURNS:
-            try:
-                self.fields[path] = returns.field(path, self.stored[path])
-            except KabukiError as e:
-                raise KabukiError(f"{self._sources[0].path}: {e}") from e
+            self.fields[path] = returns.field(self.stored[path])
         for source, readers in zip(self._sources, self._readers, strict=True):
             rewards, discounts = (readers[path] for path in RETURNS)
             assert isinstance(rewards, FixedReader) and isinstance(discounts, FixedReader)
