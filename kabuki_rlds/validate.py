@@ -23,8 +23,16 @@ from kabuki_rlds.convention import (
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
-from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader, metadata_datasets, step_datasets
+from kabuki_rlds.formats.hdf5.reader import (
+    READ_ERRORS,
+    ColumnReader,
+    column_reader,
+    entries,
+    metadata_datasets,
+    step_datasets,
+)
 from kabuki_rlds.formats.hdf5.variable import CompanionError
+from kabuki_rlds.formats.source import Origin, Skipped
 from kabuki_rlds.schema import Field
 
 #: Bytes of a column that are read at once, and rows where a row's size is not known.
@@ -246,13 +254,14 @@ class _Check:
         for name, count in counted.items():
             if name in attributes and count is not None and not np.array_equal(attributes[name], count):
                 self._note(7, name, f"{attributes[name]!s}, where the file holds {count}")
-        for name in ("features", "sources", "environment", "skipped"):
-            if not layout.text_attribute(self.file, name):
-                continue
-            if self._json(name) is None:
+        for name in ("features", "environment"):
+            if layout.text_attribute(self.file, name) and self._json(name) is None:
                 self._note(7, name, "not JSON")
-            elif name in ("sources", "skipped") and not isinstance(self._json(name), list):
-                self._note(7, name, "not a list")
+        for name, of_json in (("sources", Origin.from_json), ("skipped", Skipped.from_json)):
+            try:
+                entries(layout.text_attribute(self.file, name), of_json)
+            except ValueError as e:
+                self._note(7, name, str(e))
 
     def _json(self, attribute: str) -> object:
         try:

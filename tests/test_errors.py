@@ -85,6 +85,15 @@ def test_damaged_numbers_of_the_index_are_named(name, tmp_path):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
 
 
+@pytest.mark.parametrize("name", ["sources", "skipped"])
+def test_an_attribute_that_makes_no_sense_is_told_of(name, tmp_path, caplog):
+    attributes = {name: '[{"path": 3}]'}
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), attributes)
+    kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert f"f.hdf5: the attribute '{name}' is a list whose entry 0 is wrong: " in caplog.text
+    assert kabuki_rlds.inspect(tmp_path / "out.hdf5").skipped == []
+
+
 def test_a_conform_that_cannot_be(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", edited(discount=np.ones((8, 2))))
     with pytest.raises(kabuki_rlds.KabukiError, match="'discount' is not one value a step"):

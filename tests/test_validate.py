@@ -254,6 +254,13 @@ ATTRIBUTES = {
     "features that are not JSON": {"features": "{"},
     "sources that are not JSON": {"sources": "/a/path"},
     "sources that are no list": {"sources": "3"},
+    "a source that is no dict": {"sources": '["/a/path"]'},
+    "a source without a path": {"sources": '[{"path": "/a"}, {"name": "x"}]'},
+    "a source of which something unknown is said": {"sources": '[{"path": "/a", "size": "3"}]'},
+    "a source whose way is no list": {"sources": '[{"path": "/a", "via": "/b"}]'},
+    "a source whose split is a number": {"sources": '[{"path": "/a", "split": 1}]'},
+    "what was left out without a reason": {"skipped": '[{"path": "/a", "record": 0, "count": 1}]'},
+    "what was left out of no number": {"skipped": '[{"path": "/a", "record": 0, "count": true, "why": "x"}]'},
     "an environment that is not JSON": {"environment": "Hopper-v5"},
 }
 

@@ -35,6 +35,22 @@ class Origin:
     def to_json(self) -> dict[str, Any]:
         return {key: value for key, value in dataclasses.asdict(self).items() if value}
 
+    @classmethod
+    def from_json(cls, entry: Any) -> Origin:
+        """An entry of `sources`.
+
+        Raises:
+          ValueError: it is none.
+        """
+        texts = dict(entry) if isinstance(entry, dict) else {}
+        via = texts.pop("via", [])
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not ("path" in texts and texts.keys() <= known and isinstance(via, list)):
+            raise ValueError(f"not a dict of {', '.join(sorted(known))}")
+        if not all(isinstance(text, str) for text in (*texts.values(), *via)):
+            raise ValueError("what is in it is no text")
+        return cls(**texts, via=tuple(via))
+
 
 @dataclasses.dataclass(frozen=True)
 class Size:
@@ -77,6 +93,21 @@ class Skipped:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Skipped:
+        """An entry of `skipped`.
+
+        Raises:
+          ValueError: it is none.
+        """
+        known = {"path": str, "record": int, "count": int, "why": str}
+        if not isinstance(entry, dict) or entry.keys() != known.keys():
+            raise ValueError(f"not a dict of {', '.join(known)}")
+        for name, kind in known.items():
+            if type(entry[name]) is not kind:
+                raise ValueError(f"{name} is {entry[name]!r}")
+        return cls(**entry)
 
 
 class Source(Protocol):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import dataclasses
 import itertools
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
@@ -26,6 +27,8 @@ from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
+
+_Entry = TypeVar("_Entry")
 
 ColumnReader: TypeAlias = FixedReader | VariableReader
 
@@ -88,7 +91,7 @@ class KabukiSource:
                     f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
                 )
         self._read_origins()
-        self.skipped = self._read_skipped()
+        self.skipped = self._entries("skipped", Skipped.from_json)
 
     def _json_attribute(self, name: str) -> str:
         """An attribute that holds JSON; nothing, and a warning, where it does not."""
@@ -129,31 +132,23 @@ class KabukiSource:
             f"{self.path}: neither is_first nor is_last nor an index of episodes says where episodes begin"
         )
 
-    def _read_skipped(self) -> list[Skipped]:
-        """What was left out of the file when it was made, where it says so."""
+    def _entries(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
+        """What an attribute that is a list in JSON names; nothing, and a warning, where it is none."""
         try:
-            return [
-                Skipped(str(entry["path"]), int(entry["record"]), int(entry["count"]), str(entry["why"]))
-                for entry in json.loads(layout.text_attribute(self.file, "skipped", "[]"))
-            ]
-        except (TypeError, ValueError, KeyError, RecursionError):
+            return entries(layout.text_attribute(self.file, name), of_json)
+        except ValueError as e:
+            _log.warning("%s: the attribute %r is %s, and passed over", self.path, name, e)
             return []
 
     def _read_origins(self) -> None:
         self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
         self.origin_of = np.zeros(self.num_episodes, np.int64)
         index = self.file.get(f"{layout.EPISODES}/source")
-        try:
-            stated = json.loads(layout.text_attribute(self.file, "sources", "[]"))
-            origins = [
-                Origin(
-                    **{k: v for k, v in entry.items() if k != "via"},
-                    via=(os.path.realpath(self.path), *entry.get("via", ())),
-                )
-                for entry in stated
-            ]
-        except (TypeError, ValueError, AttributeError, RecursionError):
-            return
+        here = os.path.realpath(self.path)
+        origins = [
+            dataclasses.replace(origin, via=(here, *origin.via))
+            for origin in self._entries("sources", Origin.from_json)
+        ]
         if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
             if index.dtype.kind not in "iu":
                 return
@@ -277,6 +272,31 @@ class KabukiSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def entries(text: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
+    """The entries of a list in JSON.
+
+    Args:
+      text: the JSON; an empty list where it is empty.
+      of_json: makes an entry.
+
+    Raises:
+      ValueError: it is no such list, and why.
+    """
+    try:
+        stated = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(stated, list):
+        raise ValueError("not a list")
+    found = []
+    for i, entry in enumerate(stated):
+        try:
+            found.append(of_json(entry))
+        except ValueError as e:
+            raise ValueError(f"a list whose entry {i} is wrong: {e}") from e
+    return found
 
 
 def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h5py.Dataset]:
