@@ -199,6 +199,33 @@ def test_fields_get_features_that_hold_them(hand_file, tmp_path):
     assert observation["count"].to_json_content().encoding == "none"
 
 
+def test_the_names_that_hdf5_gives_values_are_those_of_classes(tmp_path, caplog):
+    phases = np.arange(8, dtype=np.int8) % 3
+    counted = h5py.enum_dtype({"reach": 0, "lift": 2, "grasp": 1}, "i1")
+    flags = h5py.enum_dtype({"none": 0, "slip": 4}, "u2")
+    rows = np.empty(8, object)
+    rows[:] = [phases[:i] for i in range(8)]
+    fields = {
+        "phase": handmade.Stored(phases, {"dtype": counted}),
+        "phases": handmade.Stored(rows, {"dtype": h5py.vlen_dtype(counted)}),
+        "trouble": handmade.Stored(phases // 2 * 4, {"dtype": flags}),
+    }
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | fields)
+    kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert caplog.text.count("f.hdf5: 'trouble': its values have names, which are left out") == 1
+    with h5py.File(tmp_path / "out.hdf5") as out:
+        assert out["phase"].dtype == np.int8 and h5py.check_enum_dtype(out["phase"].dtype) is None
+        assert out["phase"].attrs["class_names"].tolist() == ["reach", "grasp", "lift"]
+        assert out["trouble"][:].tolist() == [0, 0, 4, 0, 0, 4, 0, 0]
+    for source in (file, tmp_path / "out.hdf5"):
+        built = kabuki_rlds.build(source, tmp_path / "data", name="x", overwrite=True)
+        steps = features_of(built.path)["steps"].feature
+        assert steps["phase"].names == steps["phases"].feature.names == ["reach", "grasp", "lift"]
+        got = module_expected(built.path).steps
+        assert [int(value) for value in got["phase"]] == phases.tolist()
+        assert [value.tolist() for value in got["phases"]] == [row.tolist() for row in rows]
+
+
 def test_jpeg_is_what_the_user_may_ask_for(hand_file, converted, tmp_path):
     built = kabuki_rlds.build(hand_file, tmp_path, images="jpeg")
     assert features_of(built.path)["steps"]["observation"]["camera"].encoding_format == "jpeg"

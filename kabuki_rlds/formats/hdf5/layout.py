@@ -16,6 +16,8 @@ its attributes:
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,6 +26,8 @@ import numpy as np
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+
+_log = logging.getLogger("kabuki_rlds")
 
 FORMAT = "kabuki"
 FORMAT_VERSION = "1.0"
@@ -82,6 +86,9 @@ def element_dtype(dataset: h5py.Dataset) -> np.dtype:
     if _is_bfloat16(hdf5_type):
         return BFLOAT16
     dtype = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
+    if h5py.check_enum_dtype(dtype) is not None:
+        # The numbers alone: h5py would write their names along.
+        dtype = np.dtype(dtype.str)
     return BYTES if h5py.check_string_dtype(dataset.dtype) else np.dtype(dtype).newbyteorder("=")
 
 
@@ -212,6 +219,13 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     if names is None and "companion" in attributes:
         stored = dataset.file.get(f"{attributes['companion']}/class_names")
         names = stored[:] if isinstance(stored, h5py.Dataset) else None
+    enumerated = h5py.check_enum_dtype(h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype)
+    if enumerated is not None and kind == "array":
+        # An enumeration of HDF5 names its values, as a label does its classes.
+        if sorted(enumerated.values()) == list(range(len(enumerated))):
+            kind, names = "label", sorted(enumerated, key=lambda name: enumerated[name])
+        else:
+            _tell_of_names(dataset.file.filename, dataset.name.rpartition("/")[2])
     return Field(
         dtype=dtype,
         shape=shape,
@@ -222,6 +236,12 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         file_format=_as_text(attributes.get("file_format", "")),
         derived=_as_text(attributes.get("derived", "")),
     )
+
+
+@functools.cache
+def _tell_of_names(path: str, name: str) -> None:
+    # Once for all the episodes of a file, each of which may have such a dataset.
+    _log.warning("%s: %r: its values have names, which are left out since they do not count from 0", path, name)
 
 
 def _has_files(dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
