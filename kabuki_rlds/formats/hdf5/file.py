@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 import h5py
@@ -29,12 +30,27 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     if os.access(path, os.R_OK):
         check_ends(os.fspath(path))
     with plugins.shut_out():
+        status = os.stat(path)
+        stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        _look_at(os.fspath(path), *stamp)
         return _open(path)
+
+
+@functools.lru_cache(256)
+def _look_at(path: str, *_stamp: int) -> None:
+    """Looks at how a file is built; one that has not changed since is not looked at again."""
+    file = _open(path)
+    try:
+        check_structure(file, path)
+    except (OSError, RuntimeError, ValueError, KeyError) as e:
+        raise KabukiError(f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})") from e
+    finally:
+        file.close()
 
 
 def _open(path: str | os.PathLike[str]) -> h5py.File:
     try:
-        file = h5py.File(path, "r")
+        return h5py.File(path, "r")
     except OSError as e:
         if not os.access(path, os.R_OK):
             raise KabukiError(f"{path}: no permission to read it") from e
@@ -43,12 +59,3 @@ def _open(path: str | os.PathLike[str]) -> h5py.File:
         if not is_hdf5:
             raise KabukiError(f"{path}: not an HDF5 file") from e
         raise KabukiError(f"{path}: the HDF5 library cannot open this file, it is damaged or cut short ({e})") from e
-    try:
-        check_structure(file, os.fspath(path))
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
-        file.close()
-        raise KabukiError(f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})") from e
-    except BaseException:
-        file.close()
-        raise
-    return file
