@@ -211,3 +211,47 @@ def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
     (dest / "data" / "mine").rename(dest / "data" / "metadata.json")
     assert export(kabuki, dest, "minari", overwrite=True).episodes == 4
     assert sorted(path.name for path in (dest / "data").iterdir()) == ["main_data.hdf5", "metadata.json"]
+
+
+def test_demonstrations_of_several_files_are_named_by_number(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in "ab":
+        # Both have these names, and none of them is the number of the fourth in the other.
+        layout_files.robomimic(folder / f"{name}.hdf5", {0: 2, 3: 4}, masks={"valid": [3]})
+    convert(folder, tmp_path / "k.hdf5")
+    assert export(tmp_path / "k.hdf5", tmp_path / "back.hdf5", "robomimic").episodes == 4
+    with h5py.File(tmp_path / "back.hdf5") as new:
+        assert sorted(new["data"]) == ["demo_0", "demo_1", "demo_2", "demo_3"]
+        assert new["mask/valid"][:].tolist() == [b"demo_1", b"demo_3"]
+        for number, (name, demo) in enumerate([("a", "demo_0"), ("a", "demo_3"), ("b", "demo_0"), ("b", "demo_3")]):
+            with h5py.File(folder / f"{name}.hdf5") as old:
+                np.testing.assert_array_equal(new[f"data/demo_{number}/actions"], old[f"data/{demo}/actions"])
+                assert new[f"data/demo_{number}"].attrs["num_samples"] == len(old[f"data/{demo}/actions"])
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        # The first is called as the second is numbered.
+        ([b"demo_1", b"demo_0"], ["demo_1", "demo_0"]),
+        ([b"demo_1", b"demo_7"], ["demo_1", "demo_7"]),
+        ([b"demo_1", b"a run"], ["demo_0", "demo_1"]),
+        ([b"demo_1", b""], ["demo_0", "demo_1"]),
+        ([b"demo_5", b"demo_5"], ["demo_0", "demo_1"]),
+        # A group within the one before it.
+        ([b"demo_0", b"demo_0/obs"], ["demo_0", "demo_1"]),
+    ],
+)
+def test_demonstrations_are_named_as_episodes_say_where_all_can_be(tmp_path, said, names):
+    source = _kabuki(tmp_path / "k.hdf5", action=np.arange(4.0), **{
+        "episodes/start": [0, 2],
+        "episodes/length": [2, 2],
+        "episodes/metadata/episode": np.array(said, object).astype(h5py.string_dtype()),
+        "episodes/metadata/mask/valid": [False, True],
+    })  # fmt: skip
+    export(source, tmp_path / "out.hdf5", "robomimic")
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        assert sorted(file["data"]) == sorted(names)
+        assert [file[f"data/{name}/actions"][:].tolist() for name in names] == [[0], [2]]
+        assert file["mask/valid"][:].tolist() == [names[1].encode()]

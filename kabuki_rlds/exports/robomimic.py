@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import h5py
@@ -23,6 +24,7 @@ from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 
 _DONES = "dones"
+_DEMO = re.compile(r"demo_[0-9]{1,18}")
 _NAMES = {ACTION: "actions", REWARD: "rewards"}
 
 
@@ -40,14 +42,17 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
         raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can concatenate it")
     data = file.create_group("data")
     data.attrs["env_args"] = schema.info.environment or "{}"
-    masks: dict[str, list[bytes]] = {path: [] for path in schema.metadata if is_within(path, "mask")}
+    masks: dict[str, list[int]] = {path: [] for path in schema.metadata if is_within(path, "mask")}
+    names: list[str] = []
     actions = count = 0
     for piece in episodes:
         if piece.begins:
             demo = _Demo(data, piece, schema)
-            for path, names in masks.items():
+            said = piece.metadata.get("episode")
+            names.append(said.decode(errors="replace") if isinstance(said, bytes) else "")
+            for path, numbers in masks.items():
                 if bool(piece.metadata[path]):
-                    names.append(demo.name.encode())
+                    numbers.append(piece.episode)
         demo.append(piece)
         if piece.ends:
             if not demo.actions:
@@ -56,21 +61,31 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
             actions += demo.actions
             count += 1
     data.attrs["total"] = actions
-    for path, names in masks.items():
-        file[path] = np.array(names, "S") if names else np.array([], "S1")
+    names = _name(data, names)
+    for path, numbers in masks.items():
+        file[path] = np.array([names[i].encode() for i in numbers], "S") if numbers else np.array([], "S1")
     return count, actions
+
+
+def _name(data: h5py.Group, said: list[str]) -> list[str]:
+    """Names the demonstrations, which have their numbers until now, as the episodes say; returns the names."""
+    numbered = [f"demo_{i}" for i in range(len(said))]
+    if len(set(said)) < len(said) or not all(map(_DEMO.fullmatch, said)):
+        return numbered
+    moved = [(i, name) for i, name in enumerate(said) if name != numbered[i]]
+    # Out of the way first, since one may be called as another is numbered.
+    for i, _ in moved:
+        data.move(numbered[i], f"moved_{i}")
+    for i, name in moved:
+        data.move(f"moved_{i}", name)
+    return said
 
 
 class _Demo:
     """One demonstration in the making."""
 
     def __init__(self, data: h5py.Group, piece: Piece, schema: Schema):
-        said = piece.metadata.get("episode")
-        name = said.decode(errors="replace") if isinstance(said, bytes) else ""
-        self.name = name if name.startswith("demo_") and name not in data else f"demo_{piece.episode}"
-        if self.name in data:
-            raise KabukiError(f"episode {piece.episode}: there is a demonstration {self.name} already")
-        self.group = data.create_group(self.name)
+        self.group = data.create_group(f"demo_{piece.episode}")
         self.actions = 0
         self._terminal = False
         self._has_dones = _DONES in schema.steps
