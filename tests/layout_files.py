@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +122,50 @@ def minari(path: Path, lengths: Sequence[int], files: Sequence[bytes] = ()) -> P
             ended = np.arange(length) == length - 1
             episode["terminations"], episode["truncations"] = ended & (number % 2 == 0), ended & (number % 2 == 1)
     return path
+
+
+def minari_arrow(folder: Path, lengths: Sequence[int], data_format: str = "parquet") -> Path:
+    """Episodes of so many actions each, a folder for each, as Minari's Arrow storage lays them out."""
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    rng = np.random.default_rng(sum(lengths))
+    data = folder / "data"
+    for number, length in enumerate(lengths):
+        (data / str(number)).mkdir(parents=True)
+        seen = rng.normal(size=(length + 1, 3))
+        ended = np.arange(length + 1) == length - 1
+        columns = {
+            "observations": pa.FixedSizeListArray.from_arrays(seen.reshape(-1), 3),
+            "actions": pa.array(rng.integers(0, 5, length + 1)),
+            "rewards": pa.array(rng.normal(size=length + 1)),
+            "terminations": pa.array(ended & (number % 2 == 0)),
+            "truncations": pa.array(ended & (number % 2 == 1)),
+        }
+        pyarrow.dataset.write_dataset(pa.table(columns), data / str(number), format=data_format)
+        said = {"id": number, "total_steps": length}
+        (data / str(number) / "metadata.json").write_text(json.dumps(said))
+    box = {"type": "Box", "dtype": "float64", "shape": [3], "low": [-9] * 3, "high": [9] * 3}
+    metadata = {
+        "dataset_id": "lab/door-v0",
+        "data_format": data_format,
+        "total_episodes": len(lengths),
+        "total_steps": sum(lengths),
+        # The spaces are JSON within JSON.
+        "observation_space": json.dumps(box),
+        "action_space": json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": 5}),
+    }
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def change_table(folder: Path, data_format: str, change: Callable[[Any], Any]) -> None:
+    """Stores what is made of the table of an episode in its place; None stores nothing."""
+    import pyarrow.dataset
+
+    (file,) = folder.glob(f"*.{data_format}")
+    changed = change(pyarrow.dataset.dataset(file, format=data_format).to_table())
+    file.unlink()
+    if changed is not None:
+        pyarrow.dataset.write_dataset(changed, folder, format=data_format, existing_data_behavior="overwrite_or_ignore")

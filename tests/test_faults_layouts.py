@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -35,6 +38,11 @@ NOTHING = h5py.Empty("f4")
 
 CASES = {
     "a single value for actions": ("aloha", {"action": np.float32(3)}, "action"),
+    "observations of another length": (
+        "aloha",
+        {"observations/qpos": np.zeros((3, 14))},
+        "observations/qpos: 3 rows, where there are 4 actions",
+    ),
     "nothing for actions": ("d4rl", {"actions": NOTHING}, "no actions, so no steps"),
     "a single value for states": (
         "robosuite",
@@ -107,3 +115,184 @@ def test_there_are_no_image_files_of_what_is_no_image(dtype, attributes, tmp_pat
     ):
         with pytest.raises(kabuki_rlds.KabukiError, match="'/camera' has a type or attributes that make no sense"):
             read()
+
+
+# --- Minari ---
+
+
+def _minari(folder: Path, data_format: str) -> Path:
+    """The folder with the data of three episodes of Minari's, with `metadata.json`, in whichever of its storages."""
+    if data_format != "hdf5":
+        return layout_files.minari_arrow(folder / "door-v0", [4, 1, 3], data_format) / "data"
+    data = folder / "door-v0" / "data"
+    data.mkdir(parents=True)
+    layout_files.minari(data / "main_data.hdf5", [4, 1, 3])
+    (data / "metadata.json").write_text(json.dumps({"total_episodes": 3, "total_steps": 8, "data_format": "hdf5"}))
+    return data
+
+
+def _error(capsys: pytest.CaptureFixture[str], source: Path) -> str:
+    """The one line that `convert` says."""
+    out = source.parent / "out.hdf5"
+    assert main(["convert", str(source), str(out), "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kabuki-rlds: error: ")
+    assert "fault of the tool" not in line
+    assert not out.exists()
+    return line.removeprefix("kabuki-rlds: error: ")
+
+
+@pytest.mark.parametrize("key", ["total_episodes", "total_steps"])
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
+def test_episodes_that_are_missing_are_an_error(tmp_path, data_format, key, capsys):
+    data = _minari(tmp_path, data_format)
+    said = json.loads((data / "metadata.json").read_text())
+    (data / "metadata.json").write_text(json.dumps({**said, key: 9}))
+    count = {"total_episodes": 3, "total_steps": 8}[key]
+    assert _error(capsys, data.parent) == f"{data / 'metadata.json'}: says {key} 9, but there are {count}"
+
+
+@pytest.mark.parametrize("key", ["total_episodes", "total_steps"])
+def test_counts_that_a_file_says_by_itself_are_checked(tmp_path, key, capsys):
+    path = MADE["minari"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        file.attrs.update({"total_episodes": 2, "total_steps": 4, key: 9})
+    assert _error(capsys, path).startswith(f"{path}: says {key} 9, but there are ")
+    # `metadata.json` is the newer way to say it.
+    (tmp_path / "metadata.json").write_text(json.dumps({"total_episodes": 2, "total_steps": 4}))
+    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "it is no dict"),
+        ("{", "Expecting property name"),
+        ('{"observation_space": "{"}', "Expecting property name"),
+        ("{}" + " " * (16 << 20), "it is too large"),
+    ],
+)
+@pytest.mark.parametrize("data_format", ["hdf5", "parquet"])
+def test_metadata_that_make_no_sense(tmp_path, data_format, text, message, capsys):
+    data = _minari(tmp_path, data_format)
+    (data / "metadata.json").write_text(text)
+    assert _error(capsys, data.parent).startswith(f"{data / 'metadata.json'}: cannot be read: {message}")
+
+
+def test_metadata_of_others_are_passed_over(tmp_path):
+    """`metadata.json` is what other recorders write as well, and not always a dict."""
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    MADE["aloha"](folder / "episode_0.hdf5")
+    (folder / "metadata.json").write_text('[{"robot": "aloha"}]')
+    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", fill={"reward": 0}).episodes == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("terminations", 1.0, ": no terminations, one a step"),
+        ("terminations", np.array([b"False"]), "/terminations is of type |S5, and no flag"),
+        ("actions", [1, 2, 3, 4], "/actions: 4 rows, where there are 1 steps"),
+        ("observations/joints", [1], "/observations/joints: 1 rows, where there are 1 steps"),
+        ("observations/joints", 1.0, "/observations/joints: no rows, where there are 1 steps"),
+        ("total_steps", 4, ": says total_steps 4, but has 1 terminations"),
+        ("total_steps", [4, 4], ": says total_steps [4 4], but has 1 terminations"),
+    ],
+)
+def test_episodes_that_make_no_sense(tmp_path, path, value, message, capsys):
+    source = MADE["minari"](tmp_path / "f.hdf5")
+    with h5py.File(source, "r+") as file:
+        if path == "total_steps":
+            file["episode_1"].attrs[path] = value
+        else:
+            del file[f"episode_1/{path}"]
+            file[f"episode_1/{path}"] = value
+    assert _error(capsys, source) == f"{source}: episode_1{message}"
+
+
+def _with(name: str, values: Any) -> Callable[[Any], Any]:
+    import pyarrow as pa
+
+    return lambda table: table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: None, "data/1: no .{} file"),
+        (lambda table: table.slice(0, 1), "data/1: a table of 1 rows, so no steps"),
+        (lambda table: table.slice(0, 2).take([0, 0, 1]), "data/1: says total_steps 1, but has 3 rows, the last of"),
+        (lambda table: table.drop_columns(["rewards"]), "data/1: the table has no column for reward"),
+        (_with("rewards", [None, 0.5]), "data/1: rewards: 1 rows without a value"),
+        (_with("rewards", [[1.0, None], [2.0, 3.0]]), "'reward' is float64 in .*0, but float64 .*in .*1"),
+        (_with("observations", [[1, 2], [3, 4]]), "'observation' is float64 .3,. in .* but int64"),
+        (_with("actions", np.zeros(2, "datetime64[s]")), "data/1: actions: timestamp.* is no type of a field"),
+        (_with("terminations", [{"a": 1}, {"a": 0}]), "data/1: terminations is of type struct.*, and no flag"),
+        (_with("terminations", ["False", "False"]), "data/1: terminations is of type string, and no flag"),
+    ],
+)
+def test_tables_that_make_no_sense(tmp_path, capsys, data_format, change, message):
+    data = _minari(tmp_path, data_format)
+    layout_files.change_table(data / "1", data_format, change)
+    line = _error(capsys, data.parent)
+    assert re.search(message.format(data_format), line), line
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_elements_without_a_value(tmp_path, capsys, data_format):
+    data = layout_files.minari_arrow(tmp_path / "door-v0", [1], data_format) / "data"
+    layout_files.change_table(data / "0", data_format, _with("rewards", [[1.0, None], [2.0, 3.0]]))
+    assert _error(capsys, data.parent) == (
+        f"{data / '0'}: rewards: 1 elements without a value, for which there is no form"
+    )
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_a_table_that_is_damaged(tmp_path, capsys, data_format):
+    data = _minari(tmp_path, data_format)
+    (file,) = (data / "1").glob(f"*.{data_format}")
+    file.write_bytes(file.read_bytes()[:-20])
+    line = _error(capsys, data.parent)
+    assert line.startswith(f"{data}: cannot be read as minari: ")
+    assert str(file) in line
+
+
+def test_a_dataset_of_no_episodes(tmp_path, capsys):
+    data = layout_files.minari_arrow(tmp_path / "door-v0", []) / "data"
+    assert _error(capsys, data.parent) == f"{data}: holds no episode"
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"type": "Box", "shape": [4]}, "lists of 3 values, where its shape is (4,)"),
+        ({"type": "Box", "shape": [-1, -3]}, "lists of 3 values, where its shape is (-1, -3)"),
+        ({"type": "MultiBinary", "n": [2, 2]}, "lists of 3 values, where its shape is (2, 2)"),
+        ({"type": "MultiDiscrete", "nvec": [5]}, "lists of 3 values, where its shape is (1,)"),
+        ({"type": "Box"}, "its space in metadata.json has no shape that makes sense: 'shape'"),
+        ({"type": "Box", "shape": [1.5, 2]}, "its space in metadata.json has no shape that makes sense: 'float'"),
+        ({"type": "Box", "shape": None}, "its space in metadata.json has no shape that makes sense: 'NoneType'"),
+        ({"type": "MultiDiscrete", "nvec": [[1], [1, 2]]}, "its space in metadata.json has no shape that makes sense"),
+    ],
+)
+def test_a_space_that_does_not_fit_its_lists(tmp_path, capsys, space, message):
+    data = _minari(tmp_path, "parquet")
+    said = json.loads((data / "metadata.json").read_text())
+    (data / "metadata.json").write_text(json.dumps({**said, "observation_space": json.dumps(space)}))
+    assert _error(capsys, data.parent).startswith(f"{data / '0'}: observations: {message}")
+
+
+@pytest.mark.parametrize("shape", ["3", "2,x", "-3"])
+def test_a_shape_that_does_not_fit_the_lists_of_infos(tmp_path, capsys, shape):
+    import pyarrow as pa
+
+    def change(table: Any) -> Any:
+        place = pa.field("place", pa.list_(pa.float64(), 2), metadata={"shape": shape})
+        infos = pa.StructArray.from_arrays([pa.array([[1.0, 2.0]] * len(table), place.type)], fields=[place])
+        return table.append_column("infos", infos)
+
+    data = layout_files.minari_arrow(tmp_path / "door-v0", [1]) / "data"
+    layout_files.change_table(data / "0", "parquet", change)
+    assert _error(capsys, data.parent).startswith(f"{data / '0'}: infos/place: lists of 2 values, where its shape is ")

@@ -26,6 +26,7 @@ the attributes of the file, where versions before 0.5 had them.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -45,6 +46,7 @@ from kabuki_rlds.formats.layouts.episode import (
     attributes_within,
     fields_of,
     is_image_files,
+    is_true,
     rows_of,
     warn_of_rest,
 )
@@ -54,7 +56,8 @@ from kabuki_rlds.schema import Info
 
 #: What stands beside the data.
 METADATA = "metadata.json"
-_EPISODE = re.compile(r"episode_(\d+)$")
+#: No one counts further, and Python reads no number of thousands of digits.
+_EPISODE = re.compile(r"episode_(\d{1,18})")
 #: What becomes of the names of columns.
 NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
 #: The largest `metadata.json` that is read.
@@ -76,28 +79,36 @@ class Minari(Hdf5Files):
 
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         groups = _groups(file)
-        folder = pathlib.Path(file.filename).parent
-        metadata = _metadata(file)
+        stated = read_metadata(pathlib.Path(file.filename).parent)
+        of_file = {name: value for name, value in _of_file(file).items() if name not in stated}
+        may_be_jpeg = {**of_file, **stated}.get("jpeg_encoding", True) is not False
         steps = 0
         for name, group in groups:
-            episode = _episode(name, group, metadata.get("jpeg_encoding", True) is not False)
+            episode = _episode(name, group, may_be_jpeg)
             steps += episode.length - 1
             yield episode
-        check_counts(folder, metadata, len(groups), steps)
+        check_counts(pathlib.Path(file.filename).parent / METADATA, stated, len(groups), steps)
+        check_counts(file.filename, of_file, len(groups), steps)
 
     def info(self, file: h5py.File) -> Info:
-        return info_of(_metadata(file))
+        return info_of({**_of_file(file), **read_metadata(pathlib.Path(file.filename).parent)})
 
 
-def check_counts(folder: pathlib.Path, metadata: Mapping[str, Any], episodes: int, steps: int) -> None:
-    """Holds what `metadata.json` says against what is there.
+def check_counts(label: str | os.PathLike[str], stated: Mapping[str, Any], episodes: int, steps: int) -> None:
+    """Holds what is said of a dataset against what is there.
+
+    Args:
+      label: the file that says it.
+      stated: what it says.
+      episodes: how many there are.
+      steps: how many they have.
 
     Raises:
       KabukiError: it says other numbers.
     """
     for key, count in (("total_episodes", episodes), ("total_steps", steps)):
-        if metadata.get(key, count) != count:
-            raise KabukiError(f"{folder / METADATA}: says {key} {metadata[key]}, but there are {count}")
+        if stated.get(key, count) != count:
+            raise KabukiError(f"{os.fspath(label)}: says {key} {stated[key]}, but there are {count}")
 
 
 def info_of(metadata: Mapping[str, Any]) -> Info:
@@ -112,18 +123,14 @@ def info_of(metadata: Mapping[str, Any]) -> Info:
 
 
 def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
-    named = [(int(found[1]), name) for name in file if (found := _EPISODE.match(name))]
+    named = [(int(found[1]), name) for name in file if (found := _EPISODE.fullmatch(name))]
     groups = [(name, file.get(name)) for _, name in sorted(named)]
     return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
 
 
-def _metadata(file: h5py.File) -> dict[str, Any]:
-    """What is said of all episodes: by the attributes of the file, as before Minari 0.5, and by `metadata.json`."""
-    said = {path.removeprefix("/"): value for path, value in attributes(file, "").items()}
-    return {
-        **{name: as_json(value) for name, value in said.items()},
-        **read_metadata(pathlib.Path(file.filename).parent),
-    }
+def _of_file(file: h5py.File) -> dict[str, Any]:
+    """What the attributes of the file say of all episodes, as before Minari 0.5 had `metadata.json`."""
+    return {path.removeprefix("/"): as_json(value) for path, value in attributes(file, "").items()}
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
             steps[target] = ImageFiles(dataset, "" if whole else "repeat")
         else:
             steps[target] = Stored(dataset, "" if whole else "zero")
-    steps["is_terminal"] = ends(count + 1, bool(terminations[-1]))
+    steps["is_terminal"] = ends(count + 1, is_true(terminations, -1))
     metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
         **attributes_within(group, fields, "attributes"),
         "file_path": group.file.filename,

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -62,8 +63,7 @@ class MinariArrow:
     @contextlib.contextmanager
     def open(self, path: str) -> Iterator[_Folder]:
         folder = pathlib.Path(path)
-        numbered = sorted((int(each.name), each) for each in folder.iterdir() if re.fullmatch(r"\d+", each.name))
-        yield _Folder(folder, read_metadata(folder), [each for _, each in numbered])
+        yield _Folder(folder, read_metadata(folder), _numbered(folder))
 
     def files(self, path: str) -> list[str]:
         return sorted(os.fspath(file) for file in pathlib.Path(path).rglob("*") if file.is_file())
@@ -77,7 +77,7 @@ class MinariArrow:
             episode = _episode(folder, file.metadata)
             steps += episode.length - 1
             yield episode
-        check_counts(file.path, file.metadata, len(file.episodes), steps)
+        check_counts(file.path / METADATA, file.metadata, len(file.episodes), steps)
 
     def info(self, file: _Folder) -> Info:
         return info_of(file.metadata)
@@ -90,7 +90,21 @@ def recognises(folder: pathlib.Path) -> bool:
       KabukiError: its `metadata.json` cannot be read.
     """
     # TFDS writes a file of this name too, beside one with features.
-    return not (folder / "features.json").exists() and read_metadata(folder).get("data_format") in _FORMATS
+    if (folder / "features.json").exists():
+        return False
+    try:
+        return read_metadata(folder).get("data_format") in _FORMATS
+    except KabukiError:
+        if _numbered(folder):
+            raise
+        # Others write one too, and of another form.
+        return False
+
+
+def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What stands in a folder under a number, in the order of those."""
+    numbered = sorted((int(each.name), each) for each in folder.iterdir() if re.fullmatch(r"\d+", each.name))
+    return [each for _, each in numbered]
 
 
 def find(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -118,26 +132,28 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> Episode:
     dataset = pyarrow.dataset.dataset(files, format=data_format)
     length = dataset.count_rows()
     said = read_metadata(folder)
+    if length < 2:
+        raise KabukiError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
     count = said.get("total_steps", length - 1)
-    if count != length - 1 or length < 2:
-        raise KabukiError(f"{folder}: says total_steps {count}, but has {length} rows, one more than steps")
+    if count != length - 1:
+        raise KabukiError(f"{folder}: says total_steps {count}, but has {length} rows, the last of which is none")
     table = functools.cache(lambda: _whole_table(dataset))
     steps: dict[str, Rows] = {}
     for column in dataset.schema:
         if column.name == "episode_id":
             continue
         space = metadata.get({"observations": "observation_space", "actions": "action_space"}.get(column.name, ""))
-        for path, leaf in _leaves((column.name,), column, space):
+        for path, leaf in _leaves(folder, (column.name,), column, space):
             of_action = column.name not in ("observations", "infos")
             first, *rest = path
-            steps["/".join([NAMES.get(first, first), *rest])] = _Rows(folder, leaf, length, of_action, table)
+            label = f"{folder}: {'/'.join(path)}"
+            steps["/".join([NAMES.get(first, first), *rest])] = _Rows(label, leaf, length, of_action, table)
     lacking = {"observation", "action", "reward", "terminations", "truncations"} - {
         name.split("/")[0] for name in steps
     }
     if lacking:
         raise KabukiError(f"{folder}: the table has no column for {sorted(lacking)[0]}")
-    terminations = dataset.to_table(columns=["terminations"])["terminations"].to_pylist()
-    steps["is_terminal"] = ends(length, bool(terminations[-2]))
+    steps["is_terminal"] = ends(length, _is_terminal(folder, dataset))
     return Episode(folder.name, length, steps, {**dict(_said("attributes", said)), "file_path": os.fspath(folder)})
 
 
@@ -162,8 +178,19 @@ def _is_plain(value: list[Any]) -> bool:
         return False
 
 
-def _whole_table(dataset: Any) -> Any:
-    table = dataset.to_table()
+def _is_terminal(folder: pathlib.Path, dataset: Any) -> bool:
+    """Whether the last step ended terminal: the row after it is padding."""
+    import pyarrow as pa
+
+    kind = dataset.schema.field("terminations").type
+    # All else would be true: a text whatever it says.
+    if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise KabukiError(f"{folder}: terminations is of type {kind}, and no flag")
+    return bool(_whole_table(dataset, ["terminations"])["terminations"][-2].as_py())
+
+
+def _whole_table(dataset: Any, columns: list[str] | None = None) -> Any:
+    table = dataset.to_table(columns=columns)
     # Lengths and places within an Arrow file are believed otherwise.
     table.validate(full=True)
     return table
@@ -182,7 +209,9 @@ class _Leaf:
     field: Field
 
 
-def _leaves(path: tuple[str, ...], column: Any, space: Any, places: tuple[str | int, ...] = ()) -> Iterator[Any]:
+def _leaves(
+    folder: pathlib.Path, path: tuple[str, ...], column: Any, space: Any, places: tuple[str | int, ...] = ()
+) -> Iterator[Any]:
     """Path and leaf of all that an Arrow field holds, with its space in Minari's JSON, or None where there is none."""
     import pyarrow as pa
 
@@ -196,9 +225,9 @@ def _leaves(path: tuple[str, ...], column: Any, space: Any, places: tuple[str | 
                 name, inner = f"_index_{name}", below[int(name)]
             elif kind == "Dict" and isinstance(below, dict):
                 inner = below.get(name)
-            yield from _leaves((*path, name), child, inner, (*places, i))
+            yield from _leaves(folder, (*path, name), child, inner, (*places, i))
         return
-    yield path, _Leaf(places, _field("/".join(path), column, space if kind else None))
+    yield path, _Leaf(places, _field(f"{folder}: {'/'.join(path)}", column, space if kind else None))
 
 
 def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
@@ -209,7 +238,7 @@ def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         if space is None or space.get("type") != "Box":
             return Field(BYTES, (), "text")
-        height, width, *channels = space["shape"]
+        height, width, *channels = _stated_shape(label, space)
         return Field(np.dtype(np.uint8), (height, width, *(channels or [1])), "image", encoded=True)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Field(BYTES, (), "text")
@@ -231,34 +260,42 @@ def _shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[in
     size = column.type.list_size
     stated = (column.metadata or {}).get(b"shape")
     if stated is not None:
-        shape = [int(d) for d in stated.decode().split(",") if d]
+        shape = tuple(int(d) if d.isdecimal() else -1 for d in stated.decode(errors="replace").split(",") if d)
     elif space is None:
-        shape = [size]
-    elif space["type"] == "MultiDiscrete":
-        shape = list(np.shape(space["nvec"]))
-    elif space["type"] == "MultiBinary":
-        shape = list(np.atleast_1d(space["n"]))
+        shape = (size,)
     else:
-        shape = list(space["shape"])
+        shape = _stated_shape(label, space)
     if math.prod(shape) != size or any(d < 0 for d in shape):
-        raise KabukiError(f"{label}: lists of {size} values, where its shape is {tuple(shape)}")
-    return tuple(int(d) for d in shape)
+        raise KabukiError(f"{label}: lists of {size} values, where its shape is {shape}")
+    return shape
+
+
+def _stated_shape(label: str, space: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of what a space holds."""
+    try:
+        if space["type"] == "MultiDiscrete":
+            return np.shape(space["nvec"])
+        if space["type"] == "MultiBinary":
+            return tuple(operator.index(d) for d in np.atleast_1d(space["n"]))
+        return tuple(operator.index(d) for d in space["shape"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise KabukiError(f"{label}: its space in {METADATA} has no shape that makes sense: {e}") from e
 
 
 class _Rows:
     """The rows of one leaf of an episode's table.
 
     Args:
-      folder: the folder of the episode.
+      label: the folder of the episode and the name of the leaf, for a message.
       leaf: the leaf.
       length: how many rows the table has.
       of_action: whether the last row is padding.
       table: reads the table.
     """
 
-    def __init__(self, folder: pathlib.Path, leaf: _Leaf, length: int, of_action: bool, table: Any):
+    def __init__(self, label: str, leaf: _Leaf, length: int, of_action: bool, table: Any):
         self.field = leaf.field
-        self._folder = folder
+        self._label = label
         self._places = leaf.places
         self._length = length
         self._of_action = of_action
@@ -278,7 +315,7 @@ class _Rows:
 
     def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
         stored = min(stop, self._length - self._of_action)
-        column = _column(self._array.slice(start, max(stored - start, 0)), self.field, str(self._folder))
+        column = _column(self._array.slice(start, max(stored - start, 0)), self.field, self._label)
         return column if stored == stop else concatenate([column, padding(self.field)])
 
 
