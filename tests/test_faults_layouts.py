@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,188 @@ def test_there_are_no_image_files_of_what_is_no_image(dtype, attributes, tmp_pat
     ):
         with pytest.raises(kabuki_rlds.KabukiError, match="'/camera' has a type or attributes that make no sense"):
             read()
+
+
+# --- damaged ---
+
+
+def _damaged(path: Path, name: str) -> Path:
+    """Stores a dataset anew, as one chunk that nothing unpacks."""
+    with h5py.File(path, "r+") as file:
+        values = file[name][()]
+        attributes = dict(file[name].attrs)
+        del file[name]
+        dataset = file.create_dataset(name, data=values, chunks=values.shape, compression="gzip")
+        dataset.attrs.update(attributes)
+    return handmade.put_chunk(path, name, b"no chunk")
+
+
+def _with_more(path: Path, layout: str) -> Path:
+    with h5py.File(path, "r+") as file:
+        if layout == "d4rl":
+            file["metadata/returns"] = np.zeros(9)
+        if layout == "robomimic":
+            file["data/demo_0/gains"] = file["data/demo_1/gains"] = np.zeros(9)
+            file["mask/train"] = np.array([b"demo_0"])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "says"),
+    [
+        ("d4rl", "terminals", "cannot be read as D4RL's: terminals: "),
+        ("d4rl", "metadata/returns", "cannot be read as D4RL's: metadata/returns: "),
+        ("d4rl", "observations", "'observations': rows 0 to 3 cannot be read: "),
+        ("minari", "episode_1/terminations", "cannot be read as minari: episode_1/terminations: "),
+        ("minari", "episode_1/actions", "episode_1: field 'action': rows 0 to 1 cannot be read: "),
+        ("robomimic", "data/demo_1/dones", "cannot be read as robomimic: data/demo_1/dones: "),
+        ("robomimic", "data/demo_1/gains", "cannot be read as robomimic: data/demo_1/gains: "),
+        ("robomimic", "mask/train", "cannot be read as robomimic: mask/train: "),
+        (
+            "robomimic",
+            "data/demo_1/obs/eef_pos",
+            "data/demo_1: field 'observation/eef_pos': rows 0 to 2 cannot be read",
+        ),
+        ("robosuite", "data/demo_0/states", "data/demo_0: field 'observation/states': rows 0 to 2 cannot be read: "),
+        ("aloha", "observations/qpos", "the episode: field 'observation/qpos': rows 0 to 3 cannot be read: "),
+    ],
+)
+def test_a_damaged_chunk_is_named(layout, name, says, tmp_path, capsys):
+    path = _damaged(_with_more(MADE[layout](tmp_path / "f.hdf5"), layout), name)
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0", "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: {says}"), line
+    assert [each.name for each in tmp_path.iterdir()] == ["f.hdf5"]
+
+
+@pytest.mark.parametrize(("layout", "where"), [("d4rl", "/"), ("minari", "/episode_1"), ("robomimic", "/data/demo_1")])
+def test_an_attribute_of_a_type_that_numpy_lacks_is_named(layout, where, tmp_path, capsys):
+    path = MADE[layout](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        h5py.h5a.create(file[where].id, b"when", h5py.h5t.UNIX_D32LE, h5py.h5s.create(h5py.h5s.SCALAR))
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: cannot be read as ")
+    assert f": the attribute 'when' of {where}: " in line
+
+
+def test_a_time_of_hdf5_s_is_no_format_and_no_field(tmp_path, capsys):
+    path = MADE["aloha"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        h5py.h5d.create(file.id, b"when", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((5,)))
+        h5py.h5a.create(file.id, b"format", h5py.h5t.UNIX_D32LE, h5py.h5s.create(h5py.h5s.SCALAR))
+    assert main(["inspect", str(path)]) == 1
+    assert "laid out as aloha's" in capsys.readouterr().err
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: cannot be read as aloha: ")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["format"]
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: cannot be read as aloha: when: ")
+
+
+# --- what an episode says of itself ---
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.zeros(5, [("x", "f4")]), "calibration is of type [('x', '<f4')], and has not a row for each action"),
+        (
+            np.array([np.zeros(2, "f4"), np.zeros(3, "f4")], object),
+            "calibration is arrays that vary in length",
+        ),
+    ],
+)
+def test_what_no_episode_can_say_is_refused(values, says, tmp_path, capsys):
+    path = MADE["aloha"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        dtype = h5py.vlen_dtype("f4") if values.dtype == object else values.dtype
+        file.create_dataset("calibration", values.shape, dtype)[:] = values
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: {says}"), line
+
+
+def test_text_of_an_episode_is_text_however_it_is_stored(tmp_path):
+    path = MADE["aloha"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["names"], file["nothing"] = np.array([b"left", b"right"]), NOTHING
+        file["words"] = np.array(["é", "b", "c"], h5py.string_dtype())
+    out = kabuki_rlds.convert(path, tmp_path / "out.hdf5", fill={"reward": 0}).path
+    assert not kabuki_rlds.validate(out)
+    with h5py.File(out) as file:
+        said = file["episodes/metadata/file"]
+        assert said["names"][0].tolist() == [b"left", b"right"]
+        assert said["words"].asstr()[0].tolist() == ["é", "b", "c"]
+        assert said["nothing"][0] == b""
+        assert h5py.check_string_dtype(said["names"].dtype).length is None
+
+
+def test_arrays_that_say_they_are_longer_than_their_file_are_refused(tmp_path, capsys):
+    path = MADE["d4rl"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        layers = file.create_dataset("metadata/layers", (2,), h5py.vlen_dtype("f4"))
+        layers[0], layers[1] = np.zeros(2), np.zeros(3)
+        at = layers.id.get_offset()
+    stored = bytearray(path.read_bytes())
+    stored[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(stored)
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "metadata/layers: they say that they hold 4,294,967,308 bytes, but the file has " in line
+
+
+def test_image_files_where_the_layout_has_none(tmp_path, capsys):
+    path = MADE["aloha"](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        files = file.create_dataset("observations/camera", (4,), h5py.vlen_dtype("u1"))
+        files.attrs.update({"kind": "image", "encoded": True, "shape": [48, 64, 3], "dtype": "uint8"})
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kabuki-rlds: error: {path}: observations/camera: an attribute of Kabuki's says")
+
+
+# --- episodes without steps ---
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+@pytest.mark.parametrize(
+    ("make", "label"),
+    [
+        (robomimic, ": data/demo_1"),
+        (lambda path: layout_files.robomimic(path, {0: 3, 1: 2}, next_obs=False), ": data/demo_1"),
+        (lambda path: layout_files.robosuite(path, {0: 3, 1: 2}), ": data/demo_1"),
+        (MADE["aloha"], ""),
+    ],
+)
+def test_an_episode_without_actions_is_refused(make, label, repeat, tmp_path, capsys):
+    path = make(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        group = file["data/demo_1"] if label else file
+        names: list[str] = []
+        group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        for name in names:
+            none = group[name][:0]
+            del group[name]
+            group[name] = none
+        if label:
+            group.attrs["num_samples"] = 0
+            file["data"].attrs["total"] = 3
+    assume = ["--assume", "last_observation=repeat"] if repeat else []
+    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0", *assume]) == 1
+    assert capsys.readouterr().err == f"kabuki-rlds: error: {path}{label}: no actions, so no steps\n"
+
+
+@pytest.mark.parametrize(("layout", "group"), [("robomimic", "data/demo_"), ("minari", "episode_")])
+def test_a_number_of_thousands_of_digits_is_none(layout, group, tmp_path, caplog):
+    path = MADE[layout](tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        file.create_group(group + "1" * 5000)
+    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").episodes == 2
+    assert f"{group}{'1' * 5000}: not in the layout, and left out" in caplog.text
 
 
 # --- Minari ---

@@ -124,7 +124,12 @@ def check_step_path(path: str) -> None:
 
 def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
     """An attribute as text. Files of other writers may have it as an HDF5 string of fixed length, `bytes` to h5py."""
-    return _as_text(item.attrs.get(name, default))
+    try:
+        value = item.attrs.get(name, default)
+    except TypeError:
+        # Of a type that NumPy does not have, so no text.
+        value = default
+    return _as_text(value)
 
 
 def flag_attribute(item: h5py.HLObject, name: str, default: bool) -> bool:

@@ -61,7 +61,9 @@ class Aloha(Hdf5Files):
         yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
 
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
-        count = rows_of(file["action"]) or 0
+        count = rows_of(file["action"])
+        if not count:
+            raise KabukiError(f"{file.filename}: no actions, so no steps")
         terminal = assume["ends"] == "terminal"
         extra = has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}

@@ -52,6 +52,7 @@ from kabuki_rlds.formats.layouts.episode import (
     empty_row,
     fields_of,
     rows_of,
+    value_of,
 )
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
@@ -175,7 +176,7 @@ class D4rlSource:
 
     def _flags(self, name: str, count: int) -> np.ndarray:
         check_flag(self._datasets[name])
-        flags = np.asarray(self._datasets[name][:])
+        flags = np.asarray(value_of(self._datasets[name]))
         if flags.size != count:
             raise KabukiError(f"{self._path}: {name} is not one value a step")
         return flags.reshape(count).astype(bool)
@@ -199,7 +200,7 @@ class D4rlSource:
             if dataset.size is None or dataset.size > _MAX_ELEMENTS:
                 _log.warning("%s: %s, %s values, is left out", self._path, name, f"{dataset.size or 0:,}")
                 continue
-            said[name] = as_json(dataset[()])
+            said[name] = as_json(value_of(dataset))
         said |= {name: as_json(value) for name, value in attributes(self._file, "file").items()}
         return Info(environment=json.dumps(said) if said else "")
 

@@ -250,10 +250,41 @@ def rows_of(dataset: h5py.Dataset) -> int | None:
     return int(dataset.shape[0]) if dataset.shape else None
 
 
+def value_of(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
+    """A row of a dataset, or all that it holds.
+
+    Raises:
+      ValueError: it cannot be read, and which it is.
+    """
+    try:
+        if dataset.shape and dataset.dtype.kind == "O":
+            claims.check_claims(dataset, 0, len(dataset))
+        return dataset[at]
+    except LAYOUT_ERRORS as e:
+        raise ValueError(f"{dataset.name[1:]}: {e}") from e
+
+
 def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
-    """All that a dataset holds, as an episode field."""
-    value = dataset[()]
-    return value if isinstance(value, (str, bytes, np.generic, np.ndarray)) else str(value)
+    """All that a dataset holds, as an episode field.
+
+    Raises:
+      KabukiError: it is of a type that no field has.
+      ValueError: it cannot be read.
+    """
+    value = value_of(dataset)
+    if dataset.shape is None:
+        return ""
+    if dataset.dtype.kind not in "biufc" and not h5py.check_string_dtype(dataset.dtype):
+        varies = h5py.check_vlen_dtype(dataset.dtype) is not None
+        what = "arrays that vary in length" if varies else f"of type {dataset.dtype}"
+        raise KabukiError(
+            f"{dataset.file.filename}: {dataset.name[1:]} is {what}, and has not a row for each action; of an episode "
+            "numbers, booleans and text can be kept"
+        )
+    if isinstance(value, np.ndarray) and value.dtype.kind == "S":
+        value = value.astype(object)
+    assert isinstance(value, (bytes, np.generic, np.ndarray))
+    return value
 
 
 def text_bytes(text: str) -> bytes:
@@ -262,9 +293,17 @@ def text_bytes(text: str) -> bytes:
 
 
 def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.generic | np.ndarray]:
-    """The attributes of a group or a file, as fields of an episode under a prefix."""
+    """The attributes of a group or a file, as fields of an episode under a prefix.
+
+    Raises:
+      ValueError: one cannot be read, and which it is.
+    """
     found: dict[str, str | bytes | np.generic | np.ndarray] = {}
-    for name, value in item.attrs.items():
+    for name in item.attrs:
+        try:
+            value = item.attrs[name]
+        except LAYOUT_ERRORS as e:
+            raise ValueError(f"the attribute {name!r} of {item.name}: {e}") from e
         if isinstance(value, h5py.Empty):
             value = ""
         elif isinstance(value, np.ndarray) and value.dtype.kind in "OSU":
@@ -322,9 +361,11 @@ def is_true(dataset: h5py.Dataset, row: int) -> bool:
 
     Raises:
       KabukiError: it is no flag.
+      ValueError: it cannot be read.
     """
+    value = value_of(dataset, row)
     check_flag(dataset)
-    return bool(np.any(dataset[row]))
+    return bool(np.any(value))
 
 
 def check_flag(dataset: h5py.Dataset) -> None:

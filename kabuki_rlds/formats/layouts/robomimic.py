@@ -56,13 +56,15 @@ from kabuki_rlds.formats.layouts.episode import (
     fields_of,
     is_true,
     rows_of,
+    value_of,
     warn_of_rest,
     whole,
 )
 from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
 
-_DEMO = re.compile(r"demo_(\d+)$")
+#: No one counts further, and Python reads no number of thousands of digits.
+_DEMO = re.compile(r"demo_(\d{1,18})")
 #: What always has a row for each action, beside the observations.
 _OF_STEPS = ("rewards", "dones", "states")
 _STEP_NAMES = {"actions": "action", "rewards": "reward"}
@@ -132,8 +134,8 @@ class Robomimic(Hdf5Files):
     def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         label = f"{group.file.filename}: data/{name}"
         fields = fields_of(group, f"data/{name}")
-        if "actions" not in fields or not fields["actions"].shape:
-            raise KabukiError(f"{label}: no actions")
+        if "actions" not in fields or not rows_of(fields["actions"]):
+            raise KabukiError(f"{label}: no actions, so no steps")
         count = len(fields["actions"])
         if not np.array_equal(group.attrs.get("num_samples", count), count):
             raise KabukiError(f"{label}: says num_samples {group.attrs['num_samples']}, but has {count} actions")
@@ -174,7 +176,7 @@ def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
     data = file.get("data")
     if not isinstance(data, h5py.Group):
         return []
-    named = [(int(found[1]), name) for name in data if (found := _DEMO.match(name))]
+    named = [(int(found[1]), name) for name in data if (found := _DEMO.fullmatch(name))]
     groups = [(name, data.get(name)) for _, name in sorted(named)]
     return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
 
@@ -211,7 +213,7 @@ def _masks(file: h5py.File, names: list[str]) -> dict[str, set[str]]:
     for key, dataset in (fields_of(group, "mask") if isinstance(group, h5py.Group) else {}).items():
         if dataset.ndim != 1:
             raise KabukiError(f"{file.filename}: mask/{key} is no list of demonstrations")
-        listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in dataset[:]]
+        listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in value_of(dataset)]
         unknown = sorted(set(listed) - set(names))
         if unknown:
             raise KabukiError(f"{file.filename}: mask/{key} lists {unknown[0]!r}, which data does not hold")
