@@ -300,6 +300,87 @@ def test_a_number_of_thousands_of_digits_is_none(layout, group, tmp_path, caplog
     assert f"{group}{'1' * 5000}: not in the layout, and left out" in caplog.text
 
 
+# --- files that change ---
+
+
+def _two(folder: Path, layout: str) -> tuple[Path, Path]:
+    """Two datasets in one layout, and the file of the first that is to change."""
+    if layout == "minari in Parquet":
+        first, _ = (layout_files.minari_arrow(folder / f"{name}-v0", [3, 2]) for name in "ab")
+        return first / "data", next((first / "data" / "1").glob("*.parquet"))
+    first, _ = (MADE[layout](folder / f"{name}.hdf5") for name in "ab")
+    return first, first
+
+
+def _swap(file: Path) -> None:
+    """Swaps the lengths of two episodes, which leaves the size as it is."""
+    if file.suffix == ".parquet":
+        other = next(file.parents[1].joinpath("0").glob("*.parquet"))
+        for name in (file.name, "metadata.json"):
+            one, two = file.parent / name, other.parent / name
+            one.rename(file.parent / "moved")
+            two.rename(one)
+            (file.parent / "moved").rename(two)
+        return
+    with h5py.File(file, "r+") as h5:
+        group, names = (h5["data"], ("demo_0", "demo_1")) if "data" in h5 else (h5, ("episode_0", "episode_1"))
+        for old, new in ((names[0], "moved"), (names[1], names[0]), ("moved", names[1])):
+            group.move(old, new)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "touched": lambda file: os.utime(file, ns=(0, file.stat().st_mtime_ns + 1)),
+    "cut": lambda file: os.truncate(file, 100),
+    "gone": os.unlink,
+    "other lengths at the same time": _swap,
+}
+
+
+@pytest.mark.parametrize("layout", ["robomimic", "minari", "minari in Parquet"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_between_a_look_at_it_and_its_reading(change, layout, tmp_path, monkeypatch):
+    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+
+    made = tmp_path / "made"
+    made.mkdir()
+    path, file = _two(made, layout)
+    begin = KabukiWriter.__enter__
+
+    def change_it(self):
+        # All files were looked at by now, and a first block was read to learn how large it is.
+        times = {each: each.stat().st_mtime_ns for each in made.rglob("*")}
+        CHANGES[change](file)
+        if change == "other lengths at the same time":
+            for each, time in times.items():
+                os.utime(each, ns=(time, time))
+        return begin(self)
+
+    monkeypatch.setattr(KabukiWriter, "__enter__", change_it)
+    with pytest.raises(kabuki_rlds.KabukiError, match=re.escape(f"{path}: changed while it was read")):
+        kabuki_rlds.convert(made, tmp_path / "out.hdf5")
+    assert [each.name for each in tmp_path.iterdir()] == ["made"]
+
+
+# Its layout is found out the first time, then what it has, and then how long its episodes are.
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_file_that_changes_while_the_next_is_looked_at(times, tmp_path, monkeypatch):
+    made = tmp_path / "made"
+    made.mkdir()
+    first, second = (layout_files.aloha(made / f"episode_{number}.hdf5", 4) for number in range(2))
+    begin = h5py.File.__init__
+    opened: list[str] = []
+
+    def change_it(self, name, *args, **kwargs):
+        begin(self, name, *args, **kwargs)
+        opened.append(str(name))
+        if opened[-1] == str(second) and opened.count(str(second)) == times:
+            layout_files.aloha(first.with_suffix(".new"), 5).replace(first)
+
+    monkeypatch.setattr(h5py.File, "__init__", change_it)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"episode_0.hdf5: changed while it was read"):
+        kabuki_rlds.convert(made, tmp_path / "out.hdf5", fill={"reward": 0})
+
+
 # --- Minari ---
 
 

@@ -153,7 +153,7 @@ class Stamps:
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = sources
-        self._files = {path: _stamp(path) for source in sources for path in source.files}
+        self._files = {path: stamp(path) for source in sources for path in source.files}
 
     def check(self) -> None:
         """Holds them against what the files are by now.
@@ -161,8 +161,8 @@ class Stamps:
         Raises:
           KabukiError: one has changed.
         """
-        for path, stamp in self._files.items():
-            if _stamp(path) != stamp:
+        for path, before in self._files.items():
+            if stamp(path) != before:
                 raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
 
     def to_json(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Stamps:
         }
 
 
-def _stamp(path: str) -> list[int] | None:
+def stamp(path: str) -> list[int] | None:
     """Size, and nanoseconds of the last change; None where the file is gone."""
     try:
         status = os.stat(path)

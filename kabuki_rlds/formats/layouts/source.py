@@ -19,7 +19,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, Episode, empty_row, text_bytes
-from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.training.images import ImageDecoder, decoded
 
@@ -130,6 +130,7 @@ class EpisodesSource:
         self._open = contextlib.ExitStack()
         self._open_path = ""
         self._opened: Any = None
+        self._stamps: dict[str, dict[str, list[int] | None]] = {}
         self._steps = _Fields("step field")
         self._metadata = _Fields("episode field", may_lack=True)
         self._masks: set[str] = set()
@@ -183,13 +184,8 @@ class EpisodesSource:
             if self._split is not None and self._split not in episode.masks:
                 continue
             label = f"{path}: {episode.label}"
-            for name, rows in episode.steps.items():
-                if len(rows) != episode.length:
-                    raise KabukiError(
-                        f"{label}: field {name!r} has {len(rows)} rows, where the episode has {episode.length}"
-                    )
-            if not episode.length:
-                raise KabukiError(f"{label}: an episode without steps")
+            # Each layout refuses what is not so, and says how; one that did not would shift all rows that follow.
+            assert episode.length and all(len(rows) == episode.length for rows in episode.steps.values()), label
             self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label)
             self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
             taken.append(number)
@@ -224,13 +220,12 @@ class EpisodesSource:
         for survey in self._surveys:
             if not survey.taken:
                 continue
-            taken = dict(zip(survey.taken, survey.lengths, strict=True))
+            taken, lengths = set(survey.taken), []
             file = self._file(survey.path)
             for number, episode in enumerate(self._episodes(survey.path, file)):
                 if number not in taken:
                     continue
-                if episode.length != taken.pop(number):
-                    raise KabukiError(f"{survey.path}: changed while it was read; run again when nothing writes to it")
+                lengths.append(episode.length)
                 for start in range(0, episode.length, rows):
                     interruption.check()
                     stop = min(start + rows, episode.length)
@@ -238,8 +233,7 @@ class EpisodesSource:
                     waiting.add(columns, stop - start, episode if start == 0 else None)
                     if waiting.nbytes >= num_bytes:
                         yield waiting.block()
-            if taken:
-                raise KabukiError(f"{survey.path}: changed while it was read; run again when nothing writes to it")
+            self._check_unchanged(survey.path, lengths == survey.lengths)
         if waiting.num_steps:
             yield waiting.block()
 
@@ -265,9 +259,20 @@ class EpisodesSource:
         if self._open_path != path:
             self._open.close()
             self._open_path = ""
+            self._check_unchanged(path)
             self._opened = self._open.enter_context(self._layout.open(path))
             self._open_path = path
         return self._opened
+
+    def _check_unchanged(self, path: str, fits: bool = True) -> None:
+        """Refuses files that are not what they were when they were first opened, or in which other episodes were read.
+
+        Raises:
+          KabukiError: they are not.
+        """
+        stamps = {file: stamp(file) for file in self._layout.files(path)}
+        if not fits or self._stamps.setdefault(path, stamps) != stamps:
+            raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
