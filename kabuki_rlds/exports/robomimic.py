@@ -7,7 +7,8 @@
 * `mask/<key>` lists the episodes whose field `mask/<key>` is true. Attributes of `data` and of a demonstration are the
   episode fields `file/…` (those of the first) and `attributes/…`; what else an episode says of itself are attributes
   too. `env_args` is there always, `{}` where nobody knows it.
-* Demonstrations are named as the episode field `episode` says, where all differ, else by their number.
+* Demonstrations are named as the episode field `episode` says, where all are names like `demo_3` and differ, else by
+  their number.
 """
 
 from __future__ import annotations
