@@ -7,7 +7,6 @@ functions' time: `prepare` is called before the clock starts.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import pathlib
@@ -18,23 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import demonstrations
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-    """What a method did.
-
-    Attributes:
-      steps: how many steps it read.
-      reading: seconds of it that were reading, for methods that read all and then write.
-      seconds: how long it took, for methods that do more than is to be timed.
-    """
-
-    steps: int
-    reading: float | None = None
-    seconds: float | None = None
-
+from benchmarks import robomimic
+from benchmarks.done import Done
 
 Method = Callable[[pathlib.Path, pathlib.Path, int | None], Done]
 
@@ -287,8 +271,8 @@ METHODS: Mapping[str, Method] = {
     "build_tfds": build_tfds,
     "build_by_tfds": build_by_tfds,
     "build_project": build_project,
-    "robomimic_template": demonstrations.template,
-    "robomimic_project": demonstrations.project,
+    "robomimic_template": robomimic.template,
+    "robomimic_project": robomimic.project,
     "load_tfds": load_tfds,
     "load_tfds_in_graph": load_tfds_in_graph,
     "load_tfds_cached": load_tfds_cached,

@@ -12,10 +12,10 @@ import numpy as np
 from kabuki_rlds.block import Block, Column, take
 from kabuki_rlds.convention import FLAGS, OBSERVATION, REQUIRED
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
 from kabuki_rlds.formats.source import Size, Source
 from kabuki_rlds.recipes.recipe import Made, Recipe
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
-from kabuki_rlds.training.images import ImageDecoder, decoded
 
 _NEEDED = tuple(name for name in REQUIRED if name != OBSERVATION)
 
