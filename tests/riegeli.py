@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kabuki_rlds.formats.envlogger.highwayhash import hash_all
 from kabuki_rlds.formats.varint import varint
@@ -35,6 +36,42 @@ def simple(records: Sequence[bytes]) -> bytes:
     sizes = b"".join(varint(len(record)) for record in records)
     whole = b"".join(records)
     return chunk(SIMPLE, b"\0" + varint(len(sizes)) + sizes + whole, len(records), len(whole))
+
+
+class Node(NamedTuple):
+    """A node of the state machine of a transposed chunk.
+
+    Attributes:
+      tag: of its field, or what it is instead.
+      after: the node after it.
+      buffer: where its values are.
+      implicit: going to it takes no transition.
+    """
+
+    tag: int
+    after: int
+    buffer: int | None = None
+    implicit: bool = False
+
+
+def transposed(
+    nodes: Sequence[Node], buffers: Sequence[bytes], transitions: bytes, records: int, decoded: int = 0
+) -> bytes:
+    """A chunk whose records a state machine puts together, the last of them first; without varints."""
+    header = b"".join(
+        map(
+            varint,
+            (
+                *(1, len(buffers), sum(map(len, buffers)), *map(len, buffers)),
+                *(len(nodes), *(node.tag for node in nodes)),
+                *(node.after + len(nodes) * node.implicit for node in nodes),
+                *(node.buffer for node in nodes if node.buffer is not None),
+                0,
+            ),
+        )
+    )
+    data = b"\0" + varint(len(header)) + header + b"".join(buffers) + transitions
+    return chunk(TRANSPOSED, data, records, decoded)
 
 
 def field(number: int, value: bytes) -> bytes:

@@ -13,7 +13,7 @@ import kabuki_rlds
 from kabuki_rlds.formats.envlogger import chunks
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from tests import riegeli
-from tests.riegeli import datum, field, items, scalar
+from tests.riegeli import Node, datum, field, items, scalar
 
 LOGS = Path(__file__).parent / "data" / "envlogger_versions"
 
@@ -123,6 +123,124 @@ def test_a_chunk_that_is_not_what_it_says_is_named(case, tmp_path):
         kabuki_rlds.convert(log, tmp_path / "out.hdf5")
     assert says in str(error.value)
     assert str(error.value).startswith(f"{shard}/steps.riegeli: the chunk at byte 64 ")
+
+
+#: What a node of a state machine is: the beginning of a message or a record, or a field 3 of some kind.
+RECORD, MESSAGE, RAW = 3, 2, 1
+TEXT, FIXED, MESSAGE_END = 3 << 3 | 2, 3 << 3 | 5, 3 << 3 | 6
+
+
+def steps_of(records: int) -> tuple[list[bytes], list[bytes]]:
+    """Steps, and each with its length instead of its tag and its length."""
+    steps = [riegeli.step(min(i, 1), scalar(i)) for i in range(records)]
+    return steps, [step[1:] for step in steps]
+
+
+@pytest.mark.parametrize("records", [2, 20])
+def test_a_transposed_chunk_that_is_as_it_should_be(records, tmp_path):
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    steps, strings = steps_of(records)
+    chunk = riegeli.transposed(
+        [Node(TEXT, 1, 0), Node(RECORD, 0)],
+        [b"".join(reversed(strings))],
+        bytes(2 * records - 1),
+        records,
+        sum(map(len, steps)),
+    )
+    riegeli.write(shard / "steps.riegeli", [chunk])
+    kabuki_rlds.convert(log, tmp_path / "out.hdf5")
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        assert file["observation"][:].tolist() == list(range(records))
+
+
+#: Nodes, buffers, and transitions of one record, and what is wrong with them.
+MACHINES = {
+    "nodes in a circle": (
+        [Node(TEXT, 1, 0), Node(RECORD, 2), Node(0, 3, implicit=True), Node(0, 2, implicit=True)],
+        b"\1a",
+        b"\0\0",
+        "its state machine never ends",
+    ),
+    # Records that begin of themselves, of which there would be no end.
+    "a circle of records": ([Node(RECORD, 0, implicit=True)], b"", b"", "its state machine never ends"),
+    "more than is taken": ([Node(TEXT, 1, 0), Node(RECORD, 0)], b"\1a\0", b"\0\0", "a buffer is not used up"),
+    "less than is taken": ([Node(FIXED, 1, 0), Node(RECORD, 0)], b"abc", b"\0\0", "a buffer is not used up, or too"),
+    "strings and numbers": (
+        [Node(TEXT, 1, 0), Node(FIXED, 2, 0), Node(RECORD, 0)],
+        b"\1aabcd",
+        b"\0\0\0",
+        "a buffer holds both strings and numbers",
+    ),
+    "a message that only begins": (
+        [Node(TEXT, 1, 0), Node(MESSAGE, 2), Node(RECORD, 0)],
+        b"\1a",
+        b"\0\0\0",
+        "its messages do not end as they begin",
+    ),
+    "a message that only ends": (
+        [Node(MESSAGE_END, 1), Node(TEXT, 2, 0), Node(RECORD, 0)],
+        b"\1a",
+        b"\0\0\0",
+        "its messages do not end as they begin",
+    ),
+    "a message that ends in one record and begins in the next": (
+        [Node(MESSAGE_END, 1), Node(TEXT, 2, 0), Node(RECORD, 3), Node(TEXT, 4, 0), Node(MESSAGE, 5), Node(RECORD, 0)],
+        b"\1a\1b",
+        bytes(6),
+        "its messages do not end as they begin",
+    ),
+    # What is not transposed lies in the last buffer but one, and its lengths in the last.
+    "a field that is of no record": (
+        [Node(RAW, 1, 0), Node(0, 0)],
+        b"ab",
+        b"\0\0",
+        "its last record does not begin",
+    ),
+}
+
+
+@pytest.mark.parametrize("records", [1, 16])
+@pytest.mark.parametrize("case", MACHINES)
+def test_a_state_machine_that_makes_no_records_is_named(case, records, tmp_path):
+    nodes, values, transitions, says = MACHINES[case]
+    buffers = [values * records]
+    if nodes[0].tag == RAW:
+        buffers.append(bytes([len(values)]) * records)
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    # The first node takes no transition.
+    chunk = riegeli.transposed(nodes, buffers, (transitions * records)[1:], records)
+    riegeli.write(shard / "steps.riegeli", [chunk])
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(log, tmp_path / "out.hdf5")
+    assert str(error.value).startswith(f"{shard}/steps.riegeli: the chunk at byte 64 cannot be decoded: {says}")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_strings_and_numbers_in_one_buffer_are_named_whatever_their_sizes(tmp_path):
+    """As many bytes as the strings of all records have, and the number of one."""
+    nodes = [Node(TEXT, 1, 0), Node(FIXED, 2, 0), Node(RECORD, 0)]
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    chunk = riegeli.transposed(nodes, [b"\1a" * 16 + b"abcd"], bytes(3 * 16 - 1), 16, 16 * (2 + 1 + 5))
+    riegeli.write(shard / "steps.riegeli", [chunk])
+    with pytest.raises(kabuki_rlds.KabukiError, match="a buffer holds both strings and numbers"):
+        kabuki_rlds.convert(log, tmp_path / "out.hdf5")
+
+
+@pytest.mark.parametrize("records", [1, 16])
+def test_a_number_that_never_ends_is_named(records, tmp_path):
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    # In what a chunk says of itself, and in the length of a text.
+    for made in (
+        riegeli.chunk(riegeli.TRANSPOSED, b"\0" + b"\xff" * 20000, records, 1),
+        riegeli.transposed([Node(TEXT, 1, 0), Node(RECORD, 0)], [b"\1a" + b"\xff" * 20000], bytes(7), records),
+    ):
+        riegeli.write(shard / "steps.riegeli", [made])
+        with pytest.raises(kabuki_rlds.KabukiError, match="byte 64 cannot be decoded: a number is longer than 64 bits"):
+            kabuki_rlds.convert(log, tmp_path / "out.hdf5")
 
 
 #: What each of these changes to a chunk is found by is another line.

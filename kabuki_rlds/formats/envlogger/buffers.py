@@ -36,6 +36,8 @@ class Reader:
             if byte < 0x80:
                 return value
             shift += 7
+            if shift > 63:
+                raise ValueError("a number is longer than 64 bits")
 
     def take(self, count: int) -> bytes:
         if self._at + count > len(self._data):
@@ -117,6 +119,8 @@ def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:
             if byte < 0x80:
                 break
             shift += 7
+            if shift > 63:
+                raise ValueError("a number is longer than 64 bits")
         at += value
         sizes.append(at - begin)
     return np.array(sizes, np.int64)

@@ -82,9 +82,26 @@ def parse(data: bytes) -> Machine:
     following = [header.varint() for _ in range(count)]
     subtypes = Reader(header.take(sum(tag >= 8 and tag & 7 == _VARINT for tag in tags)))
     nodes = [_node(tag, subtypes, header) for tag in tags]
+    next_node, is_implicit = [n % count for n in following], [n >= count for n in following]
+    if _is_endless(next_node, is_implicit):
+        raise ValueError("its state machine never ends")
     first = header.varint()
     transitions = decompress(compression, reader.rest())
-    return Machine(nodes, [n % count for n in following], [n >= count for n in following], first, transitions, buffers)
+    return Machine(nodes, next_node, is_implicit, first, transitions, buffers)
+
+
+def _is_endless(next_node: list[int], is_implicit: list[bool]) -> bool:
+    """Whether nodes that take no transition follow each other in a circle."""
+    # The walk on which each was first met.
+    met = [-1] * len(next_node)
+    for walk in range(len(next_node)):
+        node = walk
+        while is_implicit[node] and met[node] < 0:
+            met[node] = walk
+            node = next_node[node]
+        if is_implicit[node] and met[node] == walk:
+            return True
+    return False
 
 
 def _node(tag: int, subtypes: Reader, header: Reader) -> Node:

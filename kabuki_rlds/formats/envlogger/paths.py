@@ -110,8 +110,6 @@ def _walk(machine: Machine, state: _State | None, at: int) -> tuple[list[int], _
     going = state is not None
     if state is not None:
         node, more = state
-    # A record takes a transition for each four nodes or fewer, or ends.
-    longest = 5 * (len(machine.nodes) + len(machine.transitions))
     while True:
         if going:
             node = machine.next_node[node]
@@ -125,8 +123,6 @@ def _walk(machine: Machine, state: _State | None, at: int) -> tuple[list[int], _
         way.append(node)
         if machine.nodes[node].kind == RECORD_START:
             return way, (node, more), at
-        if len(way) > longest * len(machine.nodes):
-            raise ValueError("its state machine never ends")
 
 
 class _Values:
@@ -157,6 +153,8 @@ class _Values:
                 elif node.buffer is not None:
                     numbers[node.buffer, way] += node.size
         for index, buffer in enumerate(machine.buffers):
+            if strings[index].any() and numbers[index].any():
+                raise ValueError("a buffer holds both strings and numbers")
             if strings[index].any():
                 splits = splits_of(strings[index][taken])
                 self.firsts[index] = splits[:-1]
@@ -164,7 +162,7 @@ class _Values:
                 splits = self.splits[index][splits]
             else:
                 splits = splits_of(numbers[index][taken])
-            if splits[-1] + (numbers[index].sum() if index in self.splits else 0) != len(buffer):
+            if splits[-1] != len(buffer):
                 raise ValueError("a buffer is not used up, or too short")
             self.begins.append(splits)
 

@@ -58,8 +58,6 @@ def _run(machine: Machine, node: int, more: int) -> tuple[list[int], int]:
         node = machine.next_node[node]
         more -= not machine.is_implicit[node]
         nodes.append(node)
-        if len(nodes) > len(machine.nodes) * 5:
-            raise ValueError("its state machine never ends")
     return nodes, node
 
 
@@ -154,7 +152,9 @@ def _close_messages(
     # The end of a message is visited first, and its tag is written where it starts.
     sizes[is_end] = 0
     depth = np.cumsum(is_end.astype(np.int64) - is_start)
-    if len(depth) and (depth.min() < 0 or depth[-1]):
+    is_record = np.array([node.kind in (RECORD_START, NON_PROTO) for node in nodes], bool)[visits]
+    # One that ended in a record begins in it too.
+    if len(depth) and (depth.min() < 0 or depth[-1] or depth[is_record].any()):
         raise ValueError("its messages do not end as they begin")
     end_rows, start_rows = np.flatnonzero(is_end), np.flatnonzero(is_start)
     end_depth, start_depth = depth[end_rows], depth[start_rows] + 1
