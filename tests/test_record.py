@@ -256,6 +256,16 @@ def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
     assert [v.item() for v in found.episodes["score/a"]] == [0.1, 0.2, 0.3, 0.0]
 
 
+def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        with pytest.raises(KabukiError, match="metadata of an episode, but none is open"):
+            logger.set_episode_metadata({"goal": "red"})
+        log(logger, 1)
+    with pytest.raises(KabukiError, match="the recording was closed"):
+        logger.set_episode_metadata({"goal": "red"})
+    assert read(tmp_path / "x").episodes == {}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -281,6 +291,73 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
 
 
 @pytest.mark.parametrize(
+    ("first", "later", "message"),
+    [
+        ("go", 3, "field 'observation' does not fit the recording: it is int 3, where all before were text"),
+        (["a", "b"], ["a"], r"its shape is \(1,\), where all before were texts of shape \(2,\)"),
+        (0, 2**63, "field 'observation': 9223372036854775808 does not fit int64"),
+    ],
+)
+def test_an_observation_of_another_kind_cuts_the_episode_short(tmp_path, first, later, message):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(first)
+        logger.step(0, 0.0, first)
+        with pytest.raises(KabukiError, match=message):
+            logger.step(0, 0.0, later)
+    assert read(tmp_path / "x").lengths == [2]
+
+
+def test_metadata_of_a_step_is_that_of_the_first(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        for later, message in (
+            ({"speed": 1.0}, "step 2 of the episode has no 7, which the steps before had"),
+            ({7: 1, "speed": 1.0, "more": 1}, "'more' was not in the first step of the recording, but 7, speed"),
+            ({7: "one", "speed": 1.0}, "field '7' does not fit the recording: it is str 'one', where all before"),
+        ):
+            logger.reset(0)
+            logger.step(0, 0.0, 0, metadata={7: 1, "speed": 0.5})
+            with pytest.raises(KabukiError, match=message):
+                logger.step(0, 0.0, 0, metadata=later)
+    found = read(tmp_path / "x")
+    assert found.lengths == [2, 2, 2]
+    assert [v.item() for v in found.steps["7"]] == [0, 1] * 3
+
+
+def test_a_name_of_metadata_that_is_none_is_refused(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(0)
+        with pytest.raises(KabukiError, match=r"^'' cannot be the name of a field; rename it"):
+            logger.step(0, 0.0, 0, metadata={"": 1})
+        logger.reset(0)
+        for name in ("steps", "steps/more"):
+            with pytest.raises(KabukiError, match="field 'steps' of an episode: this is where its steps are"):
+                logger.set_episode_metadata({name: 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "a/b"}, "^'a/b' cannot be the name of a split: letters, digits, _ and -"),
+        ({"images": "gif"}, "^images: 'gif' is neither 'png' nor 'jpeg'"),
+        ({"images": {"observation": "jpg"}}, "^images: 'jpg' is neither 'png' nor 'jpeg'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_made(tmp_path, options, message):
+    with pytest.raises(KabukiError, match=message):
+        Logger(tmp_path / "x", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_a_field_that_there_is_not_are_refused(tmp_path):
+    with Logger(tmp_path / "x", images={"observation/top": "png"}) as logger:
+        logger.reset(1.0)
+        with pytest.raises(KabukiError, match=r"images: there is no step field 'observation/top', but action, dis.*"):
+            logger.step(0, 0.0, 1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("observation", "message"),
     [
         (None, "field 'observation': a NoneType"),
@@ -288,6 +365,8 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
         ({"x": {}}, "field 'observation/x': an empty dict"),
         (np.complex64(1), "field 'observation': complex64 cannot be recorded"),
         ({"a": {"b": 1}, "a/b": 2}, "field 'observation/a/b': there is another"),
+        ({"a": 1, "": 2}, "field 'observation': '' in it cannot be the name of a field"),
+        ({"a": {"b//c": 1}}, "field 'observation/a': 'b//c' in it cannot be the name of a field"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_by_name(tmp_path, observation, message):
@@ -354,6 +433,40 @@ def test_a_config_says_the_features(tmp_path):
     assert [v.tolist() for v in found.steps["observation"]] == [[0.5], [0.5, 1]]
     assert [list(v) for v in found.steps["words"]] == [[], [b"a", b"b"]]
     assert found.episodes["who"] == [b"me"]
+
+
+def config(**infos):
+    """A dataset whose features are said beforehand, the observation a list of any length."""
+    plain = {"observation_info": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding="bytes")}
+    plain |= {"action_info": np.int64, "reward_info": np.float64, "discount_info": np.float64}
+    return tfds.rlds.rlds_base.DatasetConfig(name="mine", overall_description="", **plain | infos)
+
+
+LISTS_OF_LISTS = tfds.features.Sequence(tfds.features.Sequence(tfds.features.Scalar(np.int64)))
+
+
+def test_a_list_of_another_rank_cuts_the_episode_short(tmp_path):
+    with Logger(tmp_path / "x", config=config()) as logger:
+        logger.reset([1.0])
+        logger.step(0, 0.0, [1.0, 2.0])
+        with pytest.raises(KabukiError, match=r"its shape is \(1, 1\), where all before were float32 \(\?,\)"):
+            logger.step(0, 0.0, [[1.0]])
+    assert read(tmp_path / "x").lengths == [2]
+
+
+def test_lists_of_lists_are_not_recorded(tmp_path):
+    says = r"field '{}': int64 \(\?, \?\) in lists of lists cannot be recorded"
+    with Logger(tmp_path / "x", config=config(observation_info=LISTS_OF_LISTS)) as logger:
+        logger.reset([[1], [2, 3]])
+        with pytest.raises(KabukiError, match=says.format("observation")):
+            logger.step(0, 0.0, [[1], [2, 3]])
+    of_episodes = config(episode_metadata_info={"path": LISTS_OF_LISTS})
+    with pytest.raises(KabukiError, match=says.format("path")) as error:
+        Logger(tmp_path / "x", config=of_episodes)
+    assert str(error.value).startswith(f"{tmp_path / 'x'}: ")
+    assert list(tmp_path.iterdir()) == []
+    # And no lock is left, though the error still is.
+    Logger(tmp_path / "x").close()
 
 
 # --- whatever it is ---
@@ -472,6 +585,23 @@ def test_two_cannot_record_at_once(tmp_path):
         Logger(tmp_path / "x")
     with Logger(tmp_path / "x") as logger:
         log(logger)
+
+
+def test_a_place_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    long = "x" * 300
+    for path, message in (
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b/1.0.0: cannot be made (Not a directory)"),
+        (tmp_path / "file" / "x.hdf5", f"{tmp_path}/file/x.hdf5.recording/1.0.0: cannot be made (Not a directory)"),
+        # The folder above it can be made, and does not stay.
+        (tmp_path / "new" / long, f"{tmp_path}/new/{long}/1.0.0: cannot be made (File name too long)"),
+        (tmp_path / long, f"{tmp_path}/{long}: nothing can be recorded there (File name too long)"),
+        (tmp_path / f"{long}.h5", f"{tmp_path}/{long}.h5: nothing can be recorded there (File name too long)"),
+    ):
+        with pytest.raises(KabukiError) as error:
+            Logger(path)
+        assert str(error.value) == message
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_array_record_shards_are_not_appended_to(dataset):

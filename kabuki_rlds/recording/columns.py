@@ -47,8 +47,8 @@ def rows_of(field: Field, path: str, image_format: str | None = None) -> Rows:
     Raises:
       KabukiError: a field of this kind cannot be recorded.
     """
-    if field.nested or (field.kind == "image" and field.encoded):
-        raise KabukiError(f"field {path!r}: {field.describe()} in lists of lists, or encoded, cannot be recorded")
+    if field.nested:
+        raise KabukiError(f"field {path!r}: {field.describe()} in lists of lists cannot be recorded")
     if field.dtype == BYTES:
         return TextRows(field, path)
     if image_format is not None and field.is_fixed and len(field.shape) == 3:

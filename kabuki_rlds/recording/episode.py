@@ -87,5 +87,7 @@ class Episode:
                 rows.pad(row)
         unknown = metadata.keys() - self._metadata.keys()
         if unknown:
-            have = ", ".join(self._metadata) or "none"
-            raise KabukiError(f"step metadata {min(unknown)!r} was not in the first step of the recording, but {have}")
+            have = ", ".join(map(str, self._metadata)) or "none"
+            raise KabukiError(
+                f"step metadata {min(map(str, unknown))!r} was not in the first step of the recording, but {have}"
+            )

@@ -142,7 +142,8 @@ def _is_array(value: Any) -> bool:
 def _join(path: str, key: Any) -> str:
     name = str(key)
     if not name or "" in name.split("/"):
-        raise KabukiError(f"field {path!r}: {key!r} in it cannot be the name of a field; rename it")
+        within = f"field {path!r}: {key!r} in it" if path else repr(key)
+        raise KabukiError(f"{within} cannot be the name of a field; rename it")
     return f"{path}/{name}" if path else name
 
 

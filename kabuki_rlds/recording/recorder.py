@@ -82,6 +82,9 @@ class Recorder:
             raise KabukiError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
         if options.unfinished not in ("keep", "drop"):
             raise KabukiError(f"unfinished: {options.unfinished!r} is neither 'keep' nor 'drop'")
+        for chosen in options.images.values() if isinstance(options.images, Mapping) else [options.images]:
+            if chosen not in ("png", "jpeg"):
+                raise KabukiError(f"images: {chosen!r} is neither 'png' nor 'jpeg'")
         self.keeps_unfinished = options.unfinished == "keep"
         self._options = options
         self._destination = destination(path, options.split)
@@ -97,13 +100,16 @@ class Recorder:
                     {leaf.path: leaf.field for leaf in found if leaf.in_steps and leaf.path not in FLAGS},
                     {leaf.path: leaf.field for leaf in found if not leaf.in_steps},
                 )
+            self._episode_fields = EpisodeFields(None if self._declared is None else self._declared[1])
+        except KabukiError as e:
+            self._recording.close()
+            raise KabukiError(f"{path}: {e}") from e
         except BaseException:
             self._recording.close()
             raise
         self._learner: Learner | None = None
         self._first: tuple[Any, ...] = ()
         self._image_formats: dict[str, str] = {}
-        self._episode_fields = EpisodeFields(None if self._declared is None else self._declared[1])
         self._encoder: ExampleEncoder | None = None
         #: The last episode that was written, while it can be changed: how it ended, and its fields.
         self._last: tuple[Episode, bool, Mapping[str, Any]] | None = None
@@ -138,7 +144,7 @@ class Recorder:
             # What a dataset without discounts cannot hold is left out when it is encoded.
             learner.fields[DISCOUNT] = Field(np.dtype(np.float64))
         for name in metadata or {}:
-            if name.split("/")[0] in REQUIRED:
+            if str(name).split("/")[0] in REQUIRED:
                 raise KabukiError(f"step metadata {name!r}: a field that every step has; rename it")
         learner.learn(dict(metadata or {}), "")
         learner.check_complete()
@@ -156,7 +162,7 @@ class Recorder:
         return Episode(
             rows(observation, OBSERVATION),
             (rows(action, ACTION), rows(reward, REWARD), rows(discount, DISCOUNT)),
-            {name: rows(value, name) for name, value in metadata.items()},
+            {name: rows(value, str(name)) for name, value in metadata.items()},
         )
 
     def learn_metadata(self, metadata: Mapping[str, Any]) -> None:

@@ -99,14 +99,14 @@ class EpisodeStream:
         """
         if self._is_discarded:
             return
-        self._recorder.learn_metadata(metadata)
-        if self._is_open:
-            self._metadata = dict(metadata)
-        elif self._episode is not None and self._recorder.can_change(self._episode):
-            self._metadata = dict(metadata)
-            self._recorder.write_again(self._episode, self._is_terminal, self._metadata)
-        else:
+        self._check_not_closed()
+        if not self._is_open and (self._episode is None or not self._recorder.can_change(self._episode)):
             raise KabukiError("metadata of an episode, but none is open: set it before the next episode begins")
+        self._recorder.learn_metadata(metadata)
+        self._metadata = dict(metadata)
+        if not self._is_open:
+            assert self._episode is not None
+            self._recorder.write_again(self._episode, self._is_terminal, self._metadata)
 
     def discard(self) -> None:
         """Forgets the episode that is open, with what is to come of it, or removes the one that has just ended.
