@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import signal
@@ -194,6 +196,167 @@ def test_a_full_disk_loses_one_episode_and_says_so(tmp_path, monkeypatch):
                 log(logger, [1])
         log(logger, [2])
     assert numbers(folder) == [0, 2]
+
+
+@pytest.mark.parametrize(("suffix", "failing"), [*(("", n) for n in range(1, 11)), *((".hdf5", n) for n in (1, 3, 11))])
+def test_a_disk_that_fills_up_loses_no_episode_that_was_written(tmp_path, monkeypatch, suffix, failing):
+    """Whichever of the waits for the disk it is that fails, here and when the recording ends."""
+    path = tmp_path / f"x{suffix}"
+    monkeypatch.setattr(recorded_dataset, "_SHARD_BYTES", 600)
+    sync, waits = os.fsync, 0
+
+    def full(file):
+        nonlocal waits
+        waits += 1
+        if waits == failing:
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    written, said = [], []
+    logger = Logger(path)
+    for n in range(8):
+        try:
+            log(logger, [n])
+            written.append(n)
+        except KabukiError as e:
+            said.append(str(e))
+    try:
+        logger.close()
+    except KabukiError as e:
+        said.append(str(e))
+    monkeypatch.undo()
+    (message,) = said
+    assert message.startswith(str(path))
+    assert "No space left on device" in message
+    Logger(path).close()
+    folder = path / "1.0.0"
+    if suffix:
+        folder = path.with_name("again") / "1.0.0"
+        kabuki_rlds.build(path, folder.parent.parent, name="again")
+    assert numbers(folder) == written
+
+
+def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monkeypatch):
+    folder = tmp_path / "plain" / "1.0.0"
+    shutil.copytree(dataset("plain"), folder)
+    taken = folder / "plain-train.tfrecord-00000"
+    taken.write_bytes(b"of another")
+    with pytest.raises(KabukiError, match=r"plain-train.tfrecord-00000: there, but not listed in dataset_info.json"):
+        Logger(folder)
+    assert taken.read_bytes() == b"of another"
+    taken.unlink()
+
+    def refuses(*paths):
+        raise PermissionError(1, "Operation not permitted")
+
+    # As a file system without hard links does.
+    monkeypatch.setattr(os, "link", refuses)
+    with pytest.raises(KabukiError, match=r"cannot be given the name plain-train.tfrecord-00000 too \(Operation not"):
+        Logger(folder)
+    monkeypatch.undo()
+    assert expected.read(folder).lengths
+    Logger(folder).close()
+
+
+def test_a_journal_of_nobody_knows_what_is_left_alone(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    (folder / "dataset_info.json").unlink()
+    before = (folder / "x-train.recording").read_bytes()
+    with pytest.raises(KabukiError) as error:
+        Logger(folder)
+    assert str(error.value) == f"{folder}: has x-train.recording, but no dataset_info.json that says what is in it"
+    assert (folder / "x-train.recording").read_bytes() == before
+
+
+def _splits(**changes):
+    return lambda info: info["splits"][0].update(changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (None, ": TFDS cannot open this dataset: Failed to load JSON: "),
+        (lambda info: info.update(version="x"), ": TFDS cannot open this dataset: Invalid version 'x'"),
+        (_splits(filepathTemplate="x{NOPE}"), "/dataset_info.json: shards of 'train': Could not format template"),
+        (_splits(filepathTemplate="../{SHARD_INDEX}"), "/dataset_info.json: names the shard '.*', which is outside"),
+        (lambda info: info.update(name="../x"), "/dataset_info.json: names the shard '.*', which is outside"),
+    ],
+)
+def test_a_dataset_that_makes_no_sense_is_left_as_it_is(killed, tmp_path, change, says):
+    folder = copy_of(killed, tmp_path)
+    # What would be linked or be made a shard of, from outside.
+    (folder.parent / "00000").write_bytes(b"of another")
+    file = folder / "dataset_info.json"
+    info = json.loads(file.read_text())
+    if change is not None:
+        change(info)
+    file.write_text("{" if change is None else json.dumps(info))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # Again, since no lock may be left.
+    for _ in range(2):
+        with pytest.raises(KabukiError, match=says) as error:
+            Logger(folder)
+        assert str(error.value).startswith(str(folder))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_dataset_that_is_not_of_episodes_is_named(killed, tmp_path):
+    folder = copy_of(killed, tmp_path)
+    features = json.loads((folder / "features.json").read_text())
+    inner = features["featuresDict"]["features"]
+    inner["stairs"] = inner.pop("steps")
+    (folder / "features.json").write_text(json.dumps(features))
+    for _ in range(2):
+        with pytest.raises(KabukiError, match=f"^{folder}: this is no RLDS dataset: its features have no 'steps'"):
+            Logger(folder)
+
+
+@pytest.mark.parametrize("when", ["mkdir", "flock"])
+def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch, when):
+    """One that recorded nothing removes the folder that it made."""
+    folder = tmp_path / "x" / "1.0.0"
+    module = {"mkdir": Path, "flock": fcntl}[when]
+    call = getattr(module, when)
+
+    def late(*args, **options):
+        if when == "mkdir":
+            call(*args, **options)
+        folder.rmdir()
+        if when == "flock":
+            call(*args, **options)
+
+    folder.parent.mkdir()
+    monkeypatch.setattr(module, when, late)
+    with pytest.raises(KabukiError) as error:
+        Logger(folder)
+    assert str(error.value) == f"{folder}: another process has just ended a recording there; run again"
+    monkeypatch.undo()
+    with Logger(folder) as logger:
+        log(logger, [0])
+    assert numbers(folder) == [0]
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+    def refuses(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    with pytest.raises(KabukiError, match=r"x/1.0.0: cannot be locked \(No locks available\)"):
+        Logger(tmp_path / "x")
+
+
+def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
+    path = tmp_path / "x.hdf5"
+    logger = Logger(path)
+    log(logger, [0])
+    (tmp_path / "x.hdf5.recording" / "notes").touch()
+    with pytest.raises(
+        KabukiError, match=r"x.hdf5.recording: cannot be removed \(.* not empty\); what was recorded is"
+    ):
+        logger.close()
+    assert kabuki_rlds.inspect(path).episodes == 1
+    assert [p.name for p in (tmp_path / "x.hdf5.recording").iterdir()] == ["notes"]
 
 
 _RECORDER = """

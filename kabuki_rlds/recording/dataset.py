@@ -15,19 +15,21 @@ with half a record at its end; or a shard that is not listed yet.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds import features as rlds_features
-from kabuki_rlds.formats.rlds import journal, writer
+from kabuki_rlds.formats.rlds import directory, journal, writer
 from kabuki_rlds.formats.rlds.journal import Journal, Scan
 from kabuki_rlds.formats.rlds.staging import sync
+from kabuki_rlds.formats.rlds.triage import one_line
 from kabuki_rlds.schema import Info
 
 if TYPE_CHECKING:
@@ -88,11 +90,13 @@ class Recording:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
+            self._remove_made()
             raise KabukiError(f"{folder}: cannot be made ({e.strerror})") from e
         self._lock = self._locked()
         try:
             if (folder / _INFO).exists():
-                self._open()
+                with self._writing():
+                    self._open()
             elif journals := sorted(p.name for p in folder.glob("*.recording")):
                 raise KabukiError(f"{folder}: has {journals[0]}, but no {_INFO} that says what is in it")
         except BaseException:
@@ -111,7 +115,15 @@ class Recording:
         """Says what the episodes hold: for a new dataset, before the first of them.
 
         Until there is a second one it can be said anew, with no episode written.
+
+        Raises:
+          KabukiError: it cannot be written.
         """
+        with self._writing():
+            self._declare(features, info)
+        self.features = self._info.features
+
+    def _declare(self, features: tfds.features.FeaturesDict, info: Info) -> None:
         if self._journal is not None:
             self._journal.close()
             self._journal.path.unlink()
@@ -126,7 +138,6 @@ class Recording:
         staging.rmdir()
         self._sync()
         self._open()
-        self.features = self._info.features
 
     def append(self, record: bytes) -> None:
         """Adds an episode, which is on the disk when this returns.
@@ -159,24 +170,36 @@ class Recording:
         return sum(self._lengths)
 
     def publish(self) -> None:
-        """Makes the journal a shard."""
-        ended, self._journal, self._last = self._journal, None, None
-        if ended is not None:
+        """Makes the journal a shard.
+
+        Raises:
+          KabukiError: the disk is full, or the like. All episodes are kept.
+        """
+        ended, self._last = self._journal, None
+        if ended is None:
+            return
+        with self._writing():
+            ended.sync()
+            scan = self._make_shard(ended.path)
+            # Not before: the next episode begins the journal anew.
+            self._journal = None
             ended.close()
-            self._publish(ended.path)
+            self._list_shard(scan)
 
     def close(self) -> None:
         """Lets others record here."""
         if self._lock < 0:
             return
         if self._info is None:
-            for folder in self._made:
-                try:
-                    folder.rmdir()
-                except OSError:
-                    break
+            self._remove_made()
         lock, self._lock = self._lock, -1
         os.close(lock)
+
+    def _remove_made(self) -> None:
+        for folder in self._made:
+            # It was not made after all, or others use it by now.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     # --- the shards ---
 
@@ -193,16 +216,18 @@ class Recording:
     def _shard_path(self, index: int) -> pathlib.Path:
         return journal.shard_path(self.folder, self.name, self._split, index)
 
-    def _publish(self, path: pathlib.Path) -> None:
+    def _make_shard(self, path: pathlib.Path) -> Scan:
+        """Gives a journal the name of the next shard, if it holds anything."""
         scan = Scan(path)
-        if not scan.records:
+        if scan.records:
+            os.rename(path, self._shard_path(len(self._lengths)))
+        else:
             path.unlink()
-            return
-        shard = self._shard_path(len(self._lengths))
-        os.rename(path, shard)
-        self._list_shard(scan)
+        return scan
 
     def _list_shard(self, scan: Scan) -> None:
+        if not scan.records:
+            return
         num_bytes = self._info.splits[self._split].num_bytes if self._split in self._info.splits else 0
         self._commit(self._split_info(self.name, [*self._lengths, scan.records], num_bytes + scan.num_bytes))
 
@@ -234,14 +259,9 @@ class Recording:
 
     def _open(self) -> None:
         """Reads what is there already, and makes it whole."""
-        import tensorflow_datasets as tfds
-
-        features_json = self.folder / "features.json"
-        try:
-            rlds_features.check_class_names(features_json.read_text(), str(features_json))
-            self._info = tfds.builder_from_directory(self.folder).info
-        except (OSError, ValueError, AssertionError) as e:
-            raise KabukiError(f"{self.folder}: TFDS cannot open what is there: {e}") from e
+        self._info = directory.open_info(self.folder)
+        # What is written takes its name from the dataset's.
+        directory.check_inside(os.fspath(self._shard_path(0)), self.folder)
         file_format = self._info.file_format.value if self._info.file_format else "tfrecord"
         if file_format != "tfrecord":
             raise KabukiError(f"{self.folder}: its shards are {file_format}; only to tfrecord can be appended")
@@ -259,7 +279,7 @@ class Recording:
         if left.exists():
             cut = journal.repair(left)
             before = self.num_episodes
-            self._publish(left)
+            self._list_shard(self._make_shard(left))
             _log.info(
                 "%s: took up %d episodes that a recording left behind%s",
                 self.folder,
@@ -275,7 +295,11 @@ class Recording:
         if split.filename_template.template != journal.SHARD_TEMPLATE:
             count = len(split.shard_lengths)
             for index in range(count):
-                old = split.filename_template.sharded_filepath(shard_index=index, num_shards=count)
+                try:
+                    old = split.filename_template.sharded_filepath(shard_index=index, num_shards=count)
+                except ValueError as e:
+                    raise KabukiError(f"{self.folder / _INFO}: shards of {self._split!r}: {one_line(e)}") from e
+                directory.check_inside(os.fspath(old), self.folder)
                 self._link(pathlib.Path(old), self._shard_path(index))
             self._commit(self._split_info(self.name, list(split.shard_lengths), split.num_bytes))
         # Now each shard has two names, of which the old ones go.
@@ -302,16 +326,31 @@ class Recording:
         return staging
 
     def _locked(self) -> int:
-        lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        ended = f"{self.folder}: another process has just ended a recording there; run again"
+        try:
+            lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise KabukiError(ended) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        except BlockingIOError as e:
             os.close(lock)
             raise KabukiError(f"{self.folder}: another process records there; wait for it, or name another") from e
+        except OSError as e:
+            os.close(lock)
+            raise KabukiError(f"{self.folder}: cannot be locked ({e.strerror}); record to another disk") from e
         if not self.folder.exists() or not os.path.samestat(os.stat(self.folder), os.fstat(lock)):
             os.close(lock)
-            raise KabukiError(f"{self.folder}: another process has just ended a recording there; run again")
+            raise KabukiError(ended)
         return lock
 
     def _sync(self) -> None:
         os.fsync(self._lock)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            where = e.filename or self.folder
+            raise KabukiError(f"{where}: cannot be written ({e.strerror}); the episodes before are kept") from e

@@ -99,10 +99,16 @@ class Hdf5Destination(Destination):
                         images="encoded" if self._images_are_files else "arrays",
                         overwrite=bool(before),
                     )
-                except KabukiError as e:
-                    raise KabukiError(f"{e}; what was recorded is safe in {folder}, which convert reads") from e
-            shutil.rmtree(folder)
-            folder.parent.rmdir()
+                except (KabukiError, OSError) as e:
+                    why = f"{self._path}: cannot be written ({e.strerror})" if isinstance(e, OSError) else e
+                    raise KabukiError(f"{why}; what was recorded is safe in {folder}, which convert reads") from e
+            try:
+                shutil.rmtree(folder)
+                folder.parent.rmdir()
+            except OSError as e:
+                raise KabukiError(
+                    f"{folder.parent}: cannot be removed ({e.strerror}); what was recorded is in {self._path}"
+                ) from e
         finally:
             self.recording.close()
 
@@ -123,4 +129,7 @@ class Hdf5Destination(Destination):
 def destination(path: str | os.PathLike[str], split: str) -> Destination:
     """An HDF5 file where the path ends like one, else an RLDS dataset."""
     is_file = pathlib.Path(path).suffix in _SUFFIXES
-    return Hdf5Destination(path, split) if is_file else Destination(path, split)
+    try:
+        return Hdf5Destination(path, split) if is_file else Destination(path, split)
+    except OSError as e:
+        raise KabukiError(f"{path}: nothing can be recorded there ({e.strerror or e})") from e

@@ -108,7 +108,7 @@ def shards(
     skipped: list[Skipped] = []
     for part in instructions:
         path = os.fspath(part.filename)
-        _check_inside(path, folder)
+        check_inside(path, folder)
         rest = part.examples_in_shard - part.skip
         expected = rest if part.take == -1 else part.take
         if not os.path.isfile(path):
@@ -151,7 +151,7 @@ def _absolute(info: Any, split: str) -> list[Any]:
     return parts
 
 
-def _check_inside(path: str, folder: pathlib.Path) -> None:
+def check_inside(path: str, folder: pathlib.Path) -> None:
     """Refuses the name of a shard that leads out of the dataset's folder."""
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
     if inside.split(os.sep)[0] == os.pardir or os.pardir in pathlib.Path(path).parts[len(folder.parts) :]:

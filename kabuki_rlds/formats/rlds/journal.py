@@ -159,9 +159,12 @@ class Journal:
         self.size = start
         self.records -= 1
 
-    def close(self) -> None:
-        """Closes the file. What it holds is on the disk when this returns."""
+    def sync(self) -> None:
+        """Waits until what it holds is on the disk."""
         os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file."""
         os.close(self._file)
 
     def _write(self, data: bytes, at: int) -> None:
