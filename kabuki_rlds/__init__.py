@@ -27,7 +27,8 @@ from kabuki_rlds.training import load_steps, load_transitions, load_windows
 from kabuki_rlds.validate import validate
 
 if TYPE_CHECKING:
-    from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+    # Not in `__all__`: `import *` would fail where EnvLogger is not.
+    from kabuki_rlds.recording.envlogger import EnvLoggerBackend as EnvLoggerBackend
 
 __version__ = "0.1.0"
 
@@ -35,7 +36,6 @@ __all__ = [
     "Built",
     "Conversion",
     "Difference",
-    "EnvLoggerBackend",
     "KabukiError",
     "Logger",
     "Summary",

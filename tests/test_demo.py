@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 
+import gymnasium
 import h5py
 import numpy as np
 import pytest
 
 import kabuki_rlds
+from kabuki_rlds.cli.main import main
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,41 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=re.escape(str(tmp_path / "thesis.tex"))):
         demo.run(tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_gymnasium_without_hopper_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(gymnasium.registry, "Hopper-v5")
+    assert main(["demo", str(tmp_path / "demo")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the demo needs MuJoCo's Hopper" in line
+    assert line.endswith("pip install 'kabuki_rlds[environments]'")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Praise(gymnasium.Env):
+    """Its rewards are words."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (11,), np.float64)
+    action_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(11), {}
+
+    def step(self, action):
+        return np.zeros(11), "good", True, False, {}
+
+
+def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, capsys):
+    from kabuki_rlds import demo
+
+    spec = gymnasium.envs.registration.EnvSpec("Hopper-v5", entry_point=Praise, disable_env_checker=True)
+    monkeypatch.setitem(gymnasium.registry, "Hopper-v5", spec)
+    monkeypatch.setitem(sys.modules, "envlogger", None)
+    monkeypatch.setattr(demo, "_STEPS", 10)
+    assert main(["demo", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert "hopper.hdf5: the recording breaks 1 rules of the format" in err.splitlines()[-1]
+    assert "reward" in out.splitlines()[-1]
 
 
 def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -162,6 +164,21 @@ def test_the_environment_is_as_it_was(tmp_path):
         assert env.reward_spec() == inner.reward_spec()
 
 
+def test_a_copy_of_the_environment_is_one_too(tmp_path):
+    inner = Catch()
+    inner.colour = "red"
+    with record(inner, tmp_path / "x") as env:
+        assert copy.copy(env).colour == "red"
+        with pytest.raises(AttributeError, match="no attribute 'taste'"):
+            _ = copy.copy(env).taste
+
+
+def test_an_environment_of_dm_env_has_no_info(tmp_path):
+    with pytest.raises(KabukiError, match="info: an environment of dm_env has none, only those of Gymnasium do"):
+        record(Catch(), tmp_path / "x", info=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_task_of_dm_control_is_recorded_to_the_bit(tmp_path):
     try:
         from dm_control import suite
@@ -263,6 +280,40 @@ def test_a_backend_that_could_not_be_made_is_forgotten_in_silence(tmp_path, recw
     with pytest.raises(KabukiError, match="a file; name a folder"):
         backend()(tmp_path / "x")
     assert not recwarn.list
+
+
+@pytest.mark.reference
+def test_what_step_fn_gives_is_a_dict(tmp_path, envlogger):
+    logged = envlogger.EnvLogger(Catch(), step_fn=lambda *_: 1.5, backend=backend(), path=tmp_path / "x")
+    with logged as env, pytest.raises(KabukiError, match="what step_fn returns is a float, where a dict names the fi"):
+        env.reset()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.reference
+def test_a_backend_that_was_closed_records_no_more(tmp_path, envlogger):
+    made = backend()(tmp_path / "x")
+    env = envlogger.EnvLogger(Catch(), backend=made)
+    act(env, of_catch(), 1, Episodes())
+    made.close()
+    for further in (env.reset, made.discard_episode, lambda: made.set_episode_metadata({"n": 1})):
+        with pytest.raises(KabukiError, match="the recording was closed"):
+            further()
+    assert read(tmp_path / "x").lengths == [10]
+
+
+def test_without_envlogger_its_backend_is_said_to_need_it(monkeypatch):
+    for name in ("envlogger", "envlogger.backends"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger", raising=False)
+    with pytest.raises(
+        KabukiError, match=r"EnvLogger is not there \(.*\): pip install 'kabuki_rlds\[envlogger\]', for"
+    ):
+        _ = kabuki_rlds.EnvLoggerBackend
+    # All the rest is to be had.
+    names: dict = {}
+    exec("from kabuki_rlds import *", names)
+    assert names["record"] is record
 
 
 @pytest.mark.reference
