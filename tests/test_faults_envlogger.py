@@ -200,6 +200,23 @@ MACHINES = {
 }
 
 
+@pytest.mark.parametrize("records", [3, 16])
+def test_a_buffer_of_no_field_is_named(records, tmp_path):
+    steps, strings = steps_of(records)
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    chunk = riegeli.transposed(
+        [Node(TEXT, 1, 0), Node(RECORD, 0)],
+        [b"".join(reversed(strings)), b"lost"],
+        bytes(2 * records - 1),
+        records,
+        sum(map(len, steps)),
+    )
+    riegeli.write(shard / "steps.riegeli", [chunk])
+    with pytest.raises(kabuki_rlds.KabukiError, match="a buffer is not used up, or too short"):
+        kabuki_rlds.convert(log, tmp_path / "out.hdf5")
+
+
 @pytest.mark.parametrize("records", [1, 16])
 @pytest.mark.parametrize("case", MACHINES)
 def test_a_state_machine_that_makes_no_records_is_named(case, records, tmp_path):

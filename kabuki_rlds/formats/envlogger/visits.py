@@ -110,6 +110,12 @@ def _places(machine: Machine, rows_of: list[np.ndarray], sizes: np.ndarray) -> l
     for number, node in enumerate(machine.nodes):
         if node.buffer is not None and len(rows_of[number]):
             users.setdefault(node.buffer, []).append(number)
+    used = set(users)
+    if any(machine.nodes[number].kind == NON_PROTO for numbers in users.values() for number in numbers):
+        # The lengths of what is not transposed.
+        used.add(len(machine.buffers) - 1)
+    if any(len(buffer) for index, buffer in enumerate(machine.buffers) if index not in used):
+        raise ValueError("a buffer is not used up, or too short")
     found = []
     for index, numbers in users.items():
         buffer = machine.buffers[index]
