@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import kabuki_rlds
+from kabuki_rlds.export import export
 from tests import datasets, handmade
 
 OLD = b"the old file, which need not be HDF5"
@@ -335,6 +337,30 @@ def test_a_new_file_has_the_permissions_that_the_umask_gives(small, tmp_path):
 
 
 # --- a disk that is full, folders that cannot be written ---
+
+
+@pytest.mark.parametrize("call", ["fsync", "flock"])
+@pytest.mark.parametrize("made", ["convert", "build", "export"])
+def test_a_disk_that_fails_at_the_end_or_has_no_locks_is_said(made, call, small, tmp_path, monkeypatch):
+    file = handmade.write(tmp_path / "in.hdf5", handmade.fields([3, 4], [True, False]))
+    calls: dict[str, Callable[[Path], object]] = {
+        "convert": lambda dest: kabuki_rlds.convert(small, dest),
+        "build": lambda dest: kabuki_rlds.build(file, dest, name="x"),
+        "export": lambda dest: export(file, dest, "robomimic"),
+    }
+
+    def fails(*args):
+        number = errno.EIO if call == "fsync" else errno.ENOLCK
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os if call == "fsync" else fcntl, call, fails)
+    says = {"fsync": "cannot be written .Input/output error.", "flock": "cannot be locked .No locks available."}[call]
+    (tmp_path / "out").mkdir()
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"^{tmp_path}/out/.*: {says}"):
+        calls[made](tmp_path / "out" / "x.hdf5")
+    left = [path.name for path in (tmp_path / "out").rglob("*")]
+    # Without a lock nobody can know whose a partial file or folder is, so it stays.
+    assert not left if call == "fsync" else left[-1].endswith(".partial")
 
 
 def test_what_the_disk_cannot_hold_is_refused_beforehand(small, dest, monkeypatch):

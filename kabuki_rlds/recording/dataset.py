@@ -16,7 +16,6 @@ with half a record at its end; or a shard that is not listed yet.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import pathlib
@@ -25,10 +24,10 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from kabuki_rlds import filesystem
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import directory, journal, writer
 from kabuki_rlds.formats.rlds.journal import Journal, Scan
-from kabuki_rlds.formats.rlds.staging import sync
 from kabuki_rlds.formats.rlds.triage import one_line
 from kabuki_rlds.schema import Info
 
@@ -239,7 +238,7 @@ class Recording:
         self._info.set_splits(tfds.core.SplitDict([*others, split]))
         staging = self._staging()
         self._info.write_dataset_info_json(staging)
-        sync(staging / _INFO)
+        filesystem.sync(staging / _INFO)
         os.replace(staging / _INFO, self.folder / _INFO)
         staging.rmdir()
         self._sync()
@@ -331,14 +330,7 @@ class Recording:
             lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             raise KabukiError(ended) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            os.close(lock)
-            raise KabukiError(f"{self.folder}: another process records there; wait for it, or name another") from e
-        except OSError as e:
-            os.close(lock)
-            raise KabukiError(f"{self.folder}: cannot be locked ({e.strerror}); record to another disk") from e
+        filesystem.lock(lock, self.folder, "another process records there; wait for it, or name another")
         if not self.folder.exists() or not os.path.samestat(os.stat(self.folder), os.fstat(lock)):
             os.close(lock)
             raise KabukiError(ended)

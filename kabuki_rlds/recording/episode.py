@@ -15,7 +15,7 @@ import numpy as np
 from kabuki_rlds.block import Column
 from kabuki_rlds.convention import IS_FIRST, IS_LAST, IS_TERMINAL
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.recording.columns import Rows
+from kabuki_rlds.recording.rows import Rows
 
 
 class Episode:

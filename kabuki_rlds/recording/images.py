@@ -15,7 +15,7 @@ import numpy as np
 
 from kabuki_rlds.block import Column
 from kabuki_rlds.formats.rlds import payload
-from kabuki_rlds.recording.columns import ArrayRows
+from kabuki_rlds.recording.rows import ArrayRows
 from kabuki_rlds.schema import BYTES, Field
 
 #: How many images are encoded in one go.

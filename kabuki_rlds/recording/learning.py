@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.recording.columns import Group, Rows, rows_of
+from kabuki_rlds.recording.columns import Group, rows_of
+from kabuki_rlds.recording.rows import Rows
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
 #: Path to what is known of the field.

@@ -8,8 +8,9 @@ from typing import Any
 from kabuki_rlds.block import Column
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.features import STEPS
-from kabuki_rlds.recording.columns import Rows, rows_of
+from kabuki_rlds.recording.columns import rows_of
 from kabuki_rlds.recording.learning import Fields, Learner, leaves
+from kabuki_rlds.recording.rows import Rows
 from kabuki_rlds.schema import Field
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import pathlib
 
+from kabuki_rlds import filesystem
 from kabuki_rlds.errors import KabukiError
 
 
@@ -52,11 +52,7 @@ class StagedFile:
         except OSError as e:
             why = "it is a link" if e.errno == errno.ELOOP else e.strerror
             raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(lock)
-            raise KabukiError(f"{self.destination}: another process is writing this file; wait for it to end") from e
+        filesystem.lock(lock, self.destination, "another process is writing this file; wait for it to end")
         if not self._is(lock):
             os.close(lock)
             raise KabukiError(
@@ -81,17 +77,20 @@ class StagedFile:
         os.ftruncate(self._lock, min(size, os.fstat(self._lock).st_size))
 
     def commit(self) -> None:
-        """Gives the file its name. It is on the disk when this returns."""
-        os.fsync(self._lock)
-        if self._overwrite:
-            os.replace(self.partial, self.destination)
-        else:
-            self._rename_to_new()
-        folder = os.open(self.destination.parent, os.O_RDONLY)
+        """Gives the file its name. It is on the disk when this returns.
+
+        Raises:
+          KabukiError: the disk does not take it, or somebody else made the file meanwhile.
+        """
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            os.fsync(self._lock)
+            if self._overwrite:
+                os.replace(self.partial, self.destination)
+            else:
+                self._rename_to_new()
+            filesystem.sync(self.destination.parent)
+        except OSError as e:
+            raise KabukiError(f"{self.destination}: cannot be written ({e.strerror})") from e
 
     def abort(self) -> None:
         """Removes the partial file, unless it was committed."""

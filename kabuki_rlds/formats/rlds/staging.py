@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import pathlib
 import shutil
 from types import TracebackType
 
+from kabuki_rlds import filesystem
 from kabuki_rlds.errors import KabukiError
 
 
@@ -65,11 +65,7 @@ class StagedFolder:
         self.partial.mkdir(exist_ok=True)
         # What lies in it is removed, so that it must not be a link to another.
         lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(lock)
-            raise KabukiError(f"{self.destination}: another process is writing this dataset; wait for it to end") from e
+        filesystem.lock(lock, self.destination, "another process is writing this dataset; wait for it to end")
         self._lock = lock
         if not self._is_there():
             raise KabukiError(
@@ -85,9 +81,19 @@ class StagedFolder:
                 os.rename(self._old, self.destination)
 
     def commit(self) -> None:
-        """Gives the folder its name. It is on the disk when this returns."""
+        """Gives the folder its name. It is on the disk when this returns.
+
+        Raises:
+          KabukiError: the disk does not take it, or somebody else made the folder meanwhile.
+        """
+        try:
+            self._commit()
+        except OSError as e:
+            raise KabukiError(f"{self.destination}: cannot be written ({e.strerror})") from e
+
+    def _commit(self) -> None:
         for path in (*self.partial.iterdir(), self.partial):
-            sync(path)
+            filesystem.sync(path)
         self._check_free()
         if self.destination.exists():
             # A folder cannot take the place of one that is not empty.
@@ -98,7 +104,7 @@ class StagedFolder:
             if self._old.exists():
                 os.rename(self._old, self.destination)
             raise
-        sync(self.destination.parent)
+        filesystem.sync(self.destination.parent)
         self._made = []
         if self._old.exists():
             shutil.rmtree(self._old)
@@ -142,12 +148,3 @@ class StagedFolder:
             raise KabukiError(
                 f"{self.destination}: there, but no {self._what}; remove it, or have the new one written elsewhere"
             )
-
-
-def sync(path: pathlib.Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
