@@ -27,9 +27,11 @@ from kabuki_rlds.recording.logger import Logger
 from tests import expected
 
 
-def log(logger, numbers, steps=3):
+def log(logger, numbers, steps=3, metadata=None):
     for n in numbers:
         logger.reset(np.int64(n))
+        if metadata is not None:
+            logger.set_episode_metadata(metadata)
         for t in range(steps):
             logger.step(0, 0.1 * t, np.int64(n), last=t == steps - 1)
 
@@ -430,3 +432,66 @@ def _masked_by_tensorflow(data):
         with tf.io.TFRecordWriter(file.name) as writer:
             writer.write(data)
         return struct.unpack("<I", Path(file.name).read_bytes()[-4:])[0]
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["fields that were there", "new fields"])
+def test_an_episode_outlives_a_kill_while_it_gets_its_fields(tmp_path, monkeypatch, is_new):
+    """The folder is copied at each of the calls that write, before it and after half of it, as a kill leaves it."""
+    folder = tmp_path / "x" / "1.0.0"
+    copies: list[Path] = []
+
+    def copied() -> None:
+        copies.append(tmp_path / f"copy{len(copies)}" / "1.0.0")
+        shutil.copytree(folder, copies[-1])
+
+    def watched(call):
+        def watching(*args, **options):
+            copied()
+            if call is write:
+                file, data, at = args
+                call(file, data[: len(data) // 2], at)
+                copied()
+            return call(*args, **options)
+
+        return watching
+
+    write = os.pwrite
+    with Logger(folder) as logger:
+        if not is_new:
+            log(logger, [0], metadata={"place": "a"})
+        log(logger, [1])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwrite", watched(os.pwrite))
+            patched.setattr(os, "replace", watched(os.replace))
+            patched.setattr(Path, "write_bytes", watched(Path.write_bytes))
+            patched.setattr(Path, "unlink", watched(Path.unlink))
+            logger.set_episode_metadata({"place": "a place whose name is so long that its record is longer"})
+    assert len(copies) > 1
+    for copy in copies:
+        Logger(copy).close()
+        assert numbers(copy) == ([1] if is_new else [0, 1])
+        assert not list(copy.glob("*.kept"))
+    assert numbers(folder) == ([1] if is_new else [0, 1])
+    assert expected.read(folder).episodes["place"][-1].startswith(b"a place whose")
+
+
+def test_an_episode_that_cannot_be_written_anew_stays(tmp_path, monkeypatch):
+    folder = tmp_path / "x" / "1.0.0"
+    write = os.pwrite
+    with Logger(folder) as logger:
+        log(logger, [0], metadata={"place": "a"})
+        log(logger, [1], metadata={"place": "b"})
+        with monkeypatch.context() as patched:
+
+            def full(file, data, at):
+                if b"another" in bytes(data):
+                    write(file, data[: len(data) // 2], at)
+                    raise OSError(28, "No space left on device")
+                return write(file, data, at)
+
+            patched.setattr(os, "pwrite", full)
+            with pytest.raises(KabukiError, match=r"cannot be written anew \(the disk is full\); it stays as it was"):
+                logger.set_episode_metadata({"place": "another, of which there is more"})
+        log(logger, [2], metadata={"place": "c"})
+    assert numbers(folder) == [0, 1, 2]
+    assert expected.read(folder).episodes["place"] == [b"a", b"b", b"c"]

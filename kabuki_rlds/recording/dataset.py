@@ -113,7 +113,7 @@ class Recording:
     def declare(self, features: tfds.features.FeaturesDict, info: Info) -> None:
         """Says what the episodes hold: for a new dataset, before the first of them.
 
-        Until there is a second one it can be said anew, with no episode written.
+        Until there is a second one it can be said anew, once the first has what is new.
 
         Raises:
           KabukiError: it cannot be written.
@@ -123,10 +123,6 @@ class Recording:
         self.features = self._info.features
 
     def _declare(self, features: tfds.features.FeaturesDict, info: Info) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal.path.unlink()
-            self._journal = None
         version = self.folder.name if _VERSION.fullmatch(self.folder.name) else writer.valid_version(info.version)
         staging = self._staging()
         empty = self._split_info(self.name, [], 0)
@@ -136,7 +132,10 @@ class Recording:
             os.replace(file, self.folder / file.name)
         staging.rmdir()
         self._sync()
-        self._open()
+        if self._journal is None:
+            self._open()
+        else:
+            self._info = directory.open_info(self.folder)
 
     def append(self, record: bytes) -> None:
         """Adds an episode, which is on the disk when this returns.

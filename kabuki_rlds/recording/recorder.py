@@ -172,13 +172,11 @@ class Recorder:
           KabukiError: one is not of the dataset, or not of its kind.
         """
         if self._episode_fields.learn(metadata) and self._recording.features is not None:
-            # The one episode that there is gets them too.
-            last = self._last
-            if last is not None:
-                self.take_back()
-            self._declare()
-            if last is not None:
-                self.write(*last)
+            info = self._learn_features()
+            if self._last is not None:
+                # The one episode that there is gets them too, and first: who does not know of them passes over them.
+                self.write_again(*self._last)
+            self._recording.declare(self._features, info)
 
     def write(self, episode: Episode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
         """Writes an episode, which is on the disk when this returns.
@@ -187,7 +185,8 @@ class Recorder:
           KabukiError: a value cannot be stored as the dataset's features say, or not be written.
         """
         if self._recording.features is None:
-            self._declare()
+            info = self._learn_features()
+            self._recording.declare(self._features, info)
         self._settle_last()
         self._recording.append(self._encode(episode, is_terminal, metadata))
         self._last = (episode, is_terminal, metadata)
@@ -234,8 +233,8 @@ class Recorder:
         self._episode_fields.are_fixed = True
         self._last = None
 
-    def _declare(self) -> None:
-        """Tells a new dataset what its fields are."""
+    def _learn_features(self) -> Info:
+        """Learns the features of a new dataset from its fields, and returns what it says of itself."""
         info, config = self._options.info, self._options.config
         if self._declared is None:
             assert self._learner is not None
@@ -245,9 +244,8 @@ class Recorder:
             info = dataclasses.replace(
                 info, description=config.overall_description, citation=config.citation, homepage=config.homepage
             )
-        assert self._features is not None
-        self._recording.declare(self._features, info)
         self._encoder = None
+        return info
 
     def _encode(self, episode: Episode, is_terminal: bool, metadata: Mapping[str, Any]) -> bytes:
         if self._encoder is None:

@@ -4,6 +4,9 @@ It is a TFRecord file that only grows: a record is its length (8 bytes, the lowe
 first), a checksum of that, the data, and a checksum of it. The recorder makes it
 the next shard by giving it another name. A process that is killed leaves at worst a
 record at the end that is not whole. (Source: TensorFlow's `record_writer.h`.)
+
+While the last record is replaced, it is kept in a file of its own, from which a
+killed process's is put back: where it begins (8 bytes), and the record.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ def path_of(folder: pathlib.Path, dataset: str, split: str) -> pathlib.Path:
 def shard_path(folder: pathlib.Path, dataset: str, split: str, index: int) -> pathlib.Path:
     """Where a recorded shard is: its name does not tell how many there are, for that grows."""
     return folder / f"{dataset}-{split}.tfrecord-{index:05d}"
+
+
+def _kept_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the last record of a journal is kept while it is replaced."""
+    return path.with_name(f"{path.name}.kept")
 
 
 #: `shard_path` as TFDS writes it in `dataset_info.json`: the name of a shard while their number is not known.
@@ -82,7 +90,11 @@ def unlisted(folder: pathlib.Path, dataset: str, split: str, num_shards: int) ->
 
 
 def repair(path: pathlib.Path) -> int:
-    """Cuts off what is no whole record at the end of a file, and says how many bytes that was."""
+    """Cuts off what is no whole record at the end of a file, and says how many bytes that was.
+
+    A record that was about to be replaced is put back first.
+    """
+    _put_back(path)
     scan = Scan(path)
     end = _readable_end(path, scan.end)
     if end < scan.size:
@@ -90,6 +102,33 @@ def repair(path: pathlib.Path) -> int:
             file.truncate(end)
             os.fsync(file.fileno())
     return scan.size - end
+
+
+def _put_back(path: pathlib.Path) -> None:
+    kept = _kept_path(path)
+    if not kept.exists():
+        return
+    stored = kept.read_bytes()
+    start, record = stored[: _LENGTH.size], stored[_LENGTH.size :]
+    # Else the process was killed while it was kept, and the one in the journal is as it was.
+    if _is_whole(record):
+        with open(path, "rb+") as file:
+            file.seek(_LENGTH.unpack(start)[0])
+            file.write(record)
+            file.truncate()
+            os.fsync(file.fileno())
+    kept.unlink()
+
+
+def _is_whole(record: bytes) -> bool:
+    data = record[HEAD.size : -FOOT.size]
+    return len(record) >= RECORD_FRAME and record == _framed(data)
+
+
+def _framed(data: bytes) -> bytes:
+    length = _LENGTH.pack(len(data))
+    head = length + FOOT.pack(crc32c.masked(length))
+    return b"".join((head, data, FOOT.pack(crc32c.masked(data))))
 
 
 def _readable_end(path: pathlib.Path, end: int) -> int:
@@ -123,7 +162,7 @@ class Journal:
         self.path = path
         self.size = self.records = 0
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         except OSError as e:
             raise KabukiError(f"{path}: cannot be written ({e.strerror})") from e
 
@@ -134,24 +173,41 @@ class Journal:
           KabukiError: the disk is full, or the like; the records before are as they were.
         """
         start = self.size
-        self.replace(start, data)
+        try:
+            self._write(_framed(data), start)
+        except OSError as e:
+            os.ftruncate(self._file, start)
+            self.size = start
+            raise KabukiError(
+                f"{self.path}: the episode cannot be written ({_reason(e)}); those before it are safe, this one is lost"
+            ) from e
         self.records += 1
         return start
 
     def replace(self, start: int, data: bytes) -> None:
-        """Writes a record in the place of the last, which begins at `start`."""
-        length = _LENGTH.pack(len(data))
-        head = length + FOOT.pack(crc32c.masked(length))
-        record = b"".join((head, data, FOOT.pack(crc32c.masked(data))))
+        """Writes a record in the place of the last, which begins at `start`.
+
+        However the process ends, one of the two is there.
+
+        Raises:
+          KabukiError: the disk is full, or the like; the record is as it was.
+        """
+        before = os.pread(self._file, self.size - start, start)
+        kept = _kept_path(self.path)
         try:
-            self._write(record, start)
+            kept.write_bytes(_LENGTH.pack(start) + before)
+            try:
+                self._write(_framed(data), start)
+            except OSError:
+                # Its place is still there.
+                self._write(before, start)
+                raise
         except OSError as e:
-            os.ftruncate(self._file, start)
-            self.size = start
-            reason = "the disk is full" if e.errno == errno.ENOSPC else e.strerror
+            kept.unlink(missing_ok=True)
             raise KabukiError(
-                f"{self.path}: the episode cannot be written ({reason}); those before it are safe, this one is lost"
+                f"{self.path}: the episode cannot be written anew ({_reason(e)}); it stays as it was"
             ) from e
+        kept.unlink()
 
     def take_back(self, start: int) -> None:
         """Removes the last record, which begins at `start`."""
@@ -177,3 +233,7 @@ class Journal:
         if at < self.size:
             os.ftruncate(self._file, at)
         self.size = at
+
+
+def _reason(error: OSError) -> str | None:
+    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror
