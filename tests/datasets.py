@@ -595,6 +595,17 @@ def uncovered() -> Recipe:
             tff.Dataset({"x": np.int32, "y": tff.Tensor(shape=(2,), dtype=np.float32)}),
             _in_turn([[{"x": i, "y": np.float32([i, 0.5])} for i in range(n)] for n in (2, 1, 3)]),
         ),
+        "dataset_of_lists_of_images": Field(
+            tff.Dataset({"camera": tff.Sequence(tff.Image(shape=(3, 4, 1), encoding_format="png"))}),
+            _in_turn([[{"camera": [_picture(rng, (3, 4, 1))] * n}, {"camera": []}] for n in (2, 1)]),
+        ),
+        "dataset_of_audio": Field(
+            tff.Dataset(tff.Audio(shape=(4,))), _in_turn([list(rng.integers(-9, 9, (n, 4))) for n in (2, 1)])
+        ),
+        "lists_of_lists_of_dicts": Field(
+            tff.Sequence(tff.Sequence({"id": np.int32, "name": tff.Text()})),
+            _in_turn([[[{"id": 1, "name": "a"}, {"id": 2, "name": ""}], []], [], [[{"id": 3, "name": "ä"}]]]),
+        ),
         "lists_of_images": Field(  # Some steps have none.
             tff.Sequence(tff.Sequence(tff.Image(shape=(3, 4, 1), encoding_format="png"))),
             _in_turn([[[_picture(rng, (3, 4, 1))] * n, []] for n in (2, 0)] + [[]]),

@@ -110,10 +110,11 @@ def _add(result: Expected, source: Iterable[dict[str, Any]], features: tfds.feat
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Path and value of every leaf of a nested dict."""
     for name, value in tree.items():
-        if isinstance(value, tf.data.Dataset):  # Within a step: as a Sequence of dicts.
-            elements = [dict(_leaves(element)) for element in value]
+        if isinstance(value, tf.data.Dataset):  # Within a step: as a Sequence.
+            elements = [dict(_leaves({name: element}, prefix)) for element in value]
             for path in elements[0]:
-                yield f"{prefix}{name}/{path}", np.stack([e[path] for e in elements])
+                rows = [e[path] for e in elements]
+                yield path, np.stack(rows) if len({row.shape for row in rows}) == 1 else rows
         elif isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}/")
         else:
@@ -128,7 +129,7 @@ def _to_numpy(value: Any, info: tfds.features.TensorInfo) -> Any:
         value = value.numpy()
     if info.np_dtype == np.object_:  # Strings.
         return _to_bytes(value)
-    if isinstance(value, list) and any(isinstance(row, (list, np.ndarray)) for row in value):
+    if isinstance(value, list) and any(isinstance(row, (list, np.ndarray, tf.Tensor)) for row in value):
         return [_to_numpy(row, info) for row in value]
     return np.asarray(value, info.np_dtype)
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kabuki_rlds.block import Block, Column, Nested, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length
+from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length, without_dataset
+from kabuki_rlds.formats.rlds.image_headers import check_sizes
+from kabuki_rlds.formats.rlds.triage import one_line
 from kabuki_rlds.schema import BYTES, Field
 
 
@@ -45,6 +47,7 @@ class Reader:
     def __init__(self, leaves: Sequence[Leaf], features: Any):
         self._leaves = leaves
         self._features = _chosen(leaves, features)
+        self._images = [leaf for leaf in leaves if leaf.field.kind == "image"]
 
     def __bool__(self) -> bool:
         return bool(self._leaves)
@@ -55,12 +58,13 @@ class Reader:
         lengths = []
         for record in records:
             try:
+                self._check_images(record)
                 lengths.append(self._decode(record, rows))
             except KabukiError:
                 raise
             except Exception as e:
                 paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
-                raise KabukiError(f"TFDS cannot decode an episode's {paths}: {str(e).strip().splitlines()[0]}") from e
+                raise KabukiError(f"TFDS cannot decode an episode's {paths}: {one_line(e)}") from e
         columns = {
             (leaf.in_steps, leaf.path): _column(rows[leaf.in_steps, leaf.path], leaf.field, leaf.path)
             for leaf in self._leaves
@@ -71,19 +75,30 @@ class Reader:
             np.array(lengths, np.int64) if STEPS in self._features else None,
         )
 
+    def _check_images(self, record: bytes) -> None:
+        """Looks at the headers of image files: TFDS decodes them, however large they are."""
+        import tensorflow as tf
+
+        if not self._images:
+            return
+        features = tf.train.Example.FromString(record).features.feature
+        for leaf in self._images:
+            key = f"{STEPS}/{leaf.path}" if leaf.in_steps else leaf.path
+            for each in (key, f"{key}/ragged_flat_values"):
+                if each in features:
+                    check_sizes(features[each].bytes_list.value, leaf.field.shape[-3:], leaf.path)
+
     def _decode(self, record: bytes, rows: dict[tuple[bool, str], list[Any]]) -> int:
         """Adds the rows of one episode, and returns how many steps it has."""
         episode = self._features.deserialize_example(record)
         steps = episode.pop(STEPS, ())
-        for (in_steps, path), column in rows.items():
-            if not in_steps:
-                column.append(_at(episode, path))
+        for path, value in _flat(episode):
+            rows[False, path].append(value)
         count = 0
         for step in steps:
             count += 1
-            for (in_steps, path), column in rows.items():
-                if in_steps:
-                    column.append(_at(step, path))
+            for path, value in _flat(step):
+                rows[True, path].append(value)
         return count
 
 
@@ -138,7 +153,7 @@ class Writer:
             example = self._serializer.get_tf_example(self._features.encode_example(episode))
         except Exception as e:
             paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
-            raise KabukiError(f"TFDS cannot encode an episode's {paths}: {str(e).strip().splitlines()[0]}") from e
+            raise KabukiError(f"TFDS cannot encode an episode's {paths}: {one_line(e)}") from e
         entries: bytes = example.features.SerializeToString()
         return entries
 
@@ -178,7 +193,9 @@ def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in
     if (in_steps, path) in rows:
         found = rows[in_steps, path]
         return found if in_steps else found[0]
-    inner = feature if isinstance(feature, tfds.features.FeaturesDict) else feature.feature
+    inner = feature
+    while not isinstance(inner, tfds.features.FeaturesDict):
+        inner = inner.feature
     return {name: _filled(f, f"{path}/{name}" if path else name, rows, in_steps) for name, f in inner.items()}
 
 
@@ -203,13 +220,15 @@ def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
     """The part of a feature that holds `paths`, or None."""
     import tensorflow_datasets as tfds
 
+    # TFDS decodes it at once then, and not as a dataset.
+    feature = without_dataset(feature)
     if path in paths:
         return feature
     if isinstance(feature, tfds.features.FeaturesDict):
         return _subset(feature, paths, path) or None
-    if is_list(feature) and isinstance(feature.feature, tfds.features.FeaturesDict):
-        inner = _subset(feature.feature, paths, path)
-        return tfds.features.Sequence(inner, sequence_length(feature)) if inner else None
+    if is_list(feature):
+        inner = _subset_of(feature.feature, paths, path)
+        return None if inner is None else tfds.features.Sequence(inner, sequence_length(feature))
     return None
 
 
@@ -222,16 +241,14 @@ def _subset(features: Any, paths: set[str], path: str) -> dict[str, Any]:
     return kept
 
 
-def _at(tree: Any, path: str) -> Any:
-    """The value at a path. A name may itself hold a slash, so the longest that fits is taken."""
-    if not path:
-        return tree
-    for name in sorted(tree, key=len, reverse=True):
-        if path == name:
-            return tree[name]
-        if path.startswith(f"{name}/") and isinstance(tree[name], dict):
-            return _at(tree[name], path[len(name) + 1 :])
-    raise KabukiError(f"field {path!r} is missing from what TFDS decodes")
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The path of each value in a dict of dicts. A name may itself hold a slash."""
+    for name, inner in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{path}/")
+        else:
+            yield path, inner
 
 
 def _column(rows: list[Any], field: Field, path: str) -> Column:
@@ -243,16 +260,18 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
         ragged = [
             r if isinstance(r, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(r, ragged_rank=depth - 1) for r in rows
         ]
+        shape = tuple(d for d in field.shape[depth:] if d is not None)
         levels: list[list[np.ndarray]] = [[] for _ in range(depth)]
         values = []
         for row in ragged:
             levels[0].append(np.array([int(row.nrows())], np.int64))
             for level, lengths in zip(levels[1:], row.nested_row_lengths(), strict=False):
                 level.append(lengths.numpy().astype(np.int64))
-            values.append(row.flat_values.numpy())
-        shape = tuple(d for d in field.shape[depth:] if d is not None)
-        # TFDS forgets the shape of the items where a row has none.
-        items = [v.reshape(0, *shape) if not v.size else v.astype(field.dtype, copy=False) for v in values]
+            found = row.flat_values.numpy()
+            # TFDS forgets the shape of the items where a row has none.
+            values.append(found if found.size else found.reshape(0, *shape))
+            _check_shape(values[-1].shape[1:], shape, path)
+        items = [v.astype(field.dtype, copy=False) for v in values]
         return Nested(
             np.concatenate([np.empty((0, *shape), field.dtype), *items]),
             tuple(np.concatenate([np.zeros(0, np.int64), *level]) for level in levels),
@@ -260,14 +279,11 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
     arrays = []
     for row in rows:
         value = row.to_tensor() if isinstance(row, tf.RaggedTensor) else row
-        if isinstance(value, tf.data.Dataset):
-            raise KabukiError(f"field {path!r} is a dataset within a step, which an RLDS episode does not hold")
         array = np.asarray(value.numpy())
         if array.shape == (0,):
             # TFDS forgets the shape of the items of a list that has none.
             array = array.reshape(0, *(d or 0 for d in field.shape[1:]))
-        if len(array.shape) != len(field.shape):
-            raise KabukiError(f"field {path!r}: TFDS decodes shape {array.shape} where its feature says {field.shape}")
+        _check_shape(array.shape, field.shape, path)
         arrays.append(array.astype(field.dtype, copy=False) if field.dtype != BYTES else array.astype(object))
     if field.is_fixed:
         shape = tuple(d for d in field.shape if d is not None)
@@ -275,3 +291,8 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
     shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), len(field.shape))
     flat = [a.reshape(-1) for a in arrays]
     return Ragged(np.concatenate([np.empty(0, field.dtype), *flat]), shapes)
+
+
+def _check_shape(found: tuple[int, ...], stated: tuple[int | None, ...], path: str) -> None:
+    if len(found) != len(stated) or any(b not in (None, a) for a, b in zip(found, stated, strict=True)):
+        raise KabukiError(f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 STEPS = "steps"
+
+#: What has more elements is beyond what NumPy counts.
+_MAX_ELEMENTS = 1 << 48
 
 _ENCODINGS: dict[str, Encoding] = {"none": "none", "bytes": "bytes", "zlib": "zlib"}
 
@@ -71,22 +75,24 @@ def read(features: tfds.features.FeaturesDict) -> list[Leaf]:
 def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
     import tensorflow_datasets as tfds
 
-    if isinstance(feature, tfds.features.Dataset):
-        # A dataset within a step, or beside the steps, is written as a Sequence is.
-        feature = tfds.features.Sequence(feature.feature)
+    feature = without_dataset(feature)
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, inner in sorted(feature.items()):
             yield from _leaves(inner, f"{path}/{name}" if path else name, in_steps)
         return
-    if is_list(feature) and isinstance(feature.feature, tfds.features.FeaturesDict):
-        # A list of dicts is a dict of lists, in TFDS's records and in ours.
-        for name, inner in sorted(feature.feature.items()):
-            yield from _leaves(tfds.features.Sequence(inner, sequence_length(feature)), f"{path}/{name}", in_steps)
-        return
-    info = feature.get_tensor_info()
-    if isinstance(info, dict):
-        raise KabukiError(f"field {path!r}: features of {type(feature).__name__} are not known to this tool")
     lengths, item = _unwrap(feature)
+    if isinstance(item, tfds.features.FeaturesDict):
+        # A list of dicts is a dict of lists, in TFDS's records and in ours.
+        for name, inner in sorted(item.items()):
+            for length in reversed(lengths):
+                inner = tfds.features.Sequence(inner, length)
+            yield from _leaves(inner, f"{path}/{name}", in_steps)
+        return
+    if isinstance(item, tfds.features.Dataset):
+        raise KabukiError(f"field {path!r}: a Dataset in a Sequence or in another Dataset is not known to this tool")
+    info = feature.get_tensor_info()
+    if math.prod(d for d in info.shape if d is not None) > _MAX_ELEMENTS:
+        raise KabukiError(f"field {path!r}: no memory holds an array of shape {tuple(info.shape)}")
     dtype = np.dtype(info.np_dtype)
     nested = info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0
     if nested and None in info.shape[nested:]:
@@ -104,6 +110,13 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
     yield Leaf(path, in_steps, field, wire, feature if wire is None else item)
 
 
+def without_dataset(feature: Any) -> Any:
+    """A Sequence in the place of a dataset within a step, or beside the steps: it is written as one is."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.Sequence(feature.feature) if isinstance(feature, tfds.features.Dataset) else feature
+
+
 def is_list(feature: Any) -> bool:
     """Whether a feature is a Sequence, and adds nothing to it that changes how it is stored."""
     import tensorflow_datasets as tfds
@@ -116,8 +129,8 @@ def sequence_length(sequence: Any) -> int | None:
     """The fixed length of a Sequence, or None: TFDS tells it only as the first dimension."""
     info = sequence.get_tensor_info()
     while isinstance(info, dict):
-        info = next(iter(info.values()))
-    length: int | None = info.shape[0]
+        info = next(iter(info.values()), None)
+    length: int | None = info.shape[0] if info is not None else None
     return length
 
 
