@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.formats.rlds.shards import check_lengths
 from tests import datasets, tfrecords
 
 #: "plain" has its ten training episodes in three shards of these many.
@@ -199,6 +200,37 @@ def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
     shard.write_bytes(b"no ArrayRecord")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True, overwrite=True)
     assert result.episodes + sum(loss.count for loss in result.skipped) == EPISODES
+
+
+def test_the_first_record_is_looked_at_before_all_and_may_be_damaged(damaged, dataset, tmp_path):
+    shard = tfrecords.shards(damaged)[0]
+    tfrecords.flip(shard, 30)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 0: the data is damaged, by its checksum"):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+    folder = Path(shutil.copytree(dataset("array_record"), tmp_path / "copy" / "array_record" / "1.0.0"))
+    shard = tfrecords.shards(folder)[0]
+    shard.write_bytes(b"no ArrayRecord")
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: records 0 to .*: the shard cannot be"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_length_beyond_the_file_is_seen_before_tensorflow_reads_it(damaged):
+    """By itself, since it is done in a thread of TensorFlow's, into which coverage does not follow."""
+    a_length_beyond_all_memory(damaged)
+    shard = tfrecords.shards(damaged)[1]
+    check_lengths(str(shard), 1)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: the shard is cut short"):
+        check_lengths(str(shard), 2)
+
+
+def test_a_split_that_begins_behind_the_last_record_of_its_shard(damaged, tmp_path):
+    shard = tfrecords.shards(damaged)[0]
+    tfrecords.write(shard, [tfrecords.read(shard)[0].data])
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", split="train[1:2]")
+    says = f"{shard}: record 1: dataset_info.json says more episodes than the 1 here"
+    assert str(error.value).startswith(says)
 
 
 def test_damage_outside_of_the_split_is_none_of_it(damaged, first_of, tmp_path):
@@ -416,9 +448,10 @@ def tensor(shape: tuple[int | None, ...]) -> tuple[Any, np.ndarray]:
         (zlib.compress(bytes(300 << 20)), "unpacks to more than"),
         (zlib.compress(bytes(96))[:-6], "a zlib stream that is cut short"),
         (b"no zlib", "no zlib stream, or a damaged one"),
-        (zlib.compress(bytes(95)), "bytes"),
+        (zlib.compress(bytes(95)), "field 'observation/depth': the bytes of an item are not those of"),
+        (zlib.compress(bytes(88)), "field 'observation/depth': the bytes of an item are not those of"),
     ],
-    ids=["a bomb", "cut short", "no stream", "half a number"],
+    ids=["a bomb", "cut short", "no stream", "half a number", "a number too few"],
 )
 def test_an_encoded_tensor_that_is_not_what_it_should_be_is_refused(item, says, shape, tmp_path):
     folder = datasets.write(with_pictures(depth=tensor(shape)), tmp_path)
@@ -488,7 +521,97 @@ def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert [(loss.record, loss.count) for loss in result.skipped] == [(0, 1), (1, 1)]
-    assert "field 'observation/pictures': 7 images where 8 should be" in result.skipped[1].why
+    assert "field 'observation/pictures': 7 images in an episode where 8 should be" in result.skipped[1].why
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("text", "field 'text': 2 elements in an episode where 1 should be"),
+        ("tensor", "field 'tensor': 2 items in an episode where 1 should be"),
+        ("lists/ragged_row_lengths_1", "field 'lists': 2 lists in an episode where 1 should be"),
+        ("lists/ragged_flat_values", "field 'lists': 3 elements in an episode where 2 should be"),
+        ("steps/list/ragged_flat_values", "field 'list': 5 elements in an episode where 4 should be"),
+        ("steps/depth/shape", "field 'depth': 9 dimensions in an episode where 8 should be"),
+    ],
+)
+def test_what_one_episode_has_too_many_and_the_next_too_few_does_not_go_to_the_next(key, says, tmp_path):
+    recipe = with_pictures()
+    steps = {
+        "list": tfds.features.Sequence(np.int32),
+        "depth": tfds.features.Tensor(shape=(None, None), dtype=np.float32, encoding="bytes"),
+    }
+    metadata = {
+        "text": tfds.features.Text(),
+        "tensor": tfds.features.Tensor(shape=(2,), dtype=np.float64, encoding="bytes"),
+        "lists": tfds.features.Sequence(tfds.features.Sequence(tfds.features.Sequence(np.int32))),
+    }
+    features = {**recipe.features, **metadata, "steps": {**recipe.features["steps"].feature, **steps}}
+    features["steps"] = tfds.features.Dataset(features["steps"])
+    episodes = [
+        {
+            "steps": [{**step, "list": [number], "depth": np.ones((1, 1), np.float32)} for step in episode["steps"]],
+            "text": f"episode {number}",
+            "tensor": np.full(2, number, float),
+            "lists": [[[number, number]]],
+        }
+        for number, episode in enumerate(recipe.splits["train"])
+    ]
+    recipe = dataclasses.replace(
+        recipe, features=tfds.features.FeaturesDict(features), splits={"train": episodes}, in_order=True
+    )
+    folder = datasets.write(recipe, tmp_path)
+    (shard,) = folder.glob("*-train*")
+
+    def values(example: Any) -> Any:
+        feature = example.features.feature[key]
+        return getattr(feature, feature.WhichOneof("kind")).value
+
+    tfrecords.edit(shard, 0, lambda example: values(example).append(values(example)[0]))
+    tfrecords.edit(shard, 1, lambda example: values(example).pop())
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert str(error.value).startswith(f"{shard}: record 0: {says}; ")
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert [loss.record for loss in result.skipped] == [0, 1]
+    with h5py.File(result.path) as file:
+        assert file["episodes/metadata/text"].asstr()[:].tolist() == ["episode 2"]
+
+
+# --- fields that TFDS decodes ---
+
+
+@pytest.mark.parametrize("kind", ["Sequence", "Dataset"])
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (png(LARGE, LARGE), f"field 'observation/pictures': image 3 is {LARGE} x {LARGE} pixels, where its feature"),
+        (b"", "field 'observation/pictures': image 3 is no PNG"),
+        (png(8, 8)[:60], "TFDS cannot decode an episode's 'observation/pictures': "),
+    ],
+    ids=["huge", "nothing", "cut short"],
+)
+def test_an_image_in_lists_of_lists_that_is_none_is_refused(file, says, kind, tmp_path):
+    image = tfds.features.Image(shape=(8, 8, 3))
+    pictures = getattr(tfds.features, kind)(tfds.features.Sequence(image))
+    folder = datasets.write(with_pictures(pictures=(pictures, [[np.zeros((8, 8, 3), np.uint8)]])), tmp_path)
+    (shard,) = folder.glob("*-train*")
+    tfrecords.edit(shard, 1, lambda e: e.features.feature[FILES].bytes_list.value.__setitem__(3, file))
+    with pytest.raises(kabuki_rlds.KabukiError) as error:
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+    assert str(error.value).startswith(f"{shard}: record 1: {says}")
+    assert "\n" not in str(error.value) and "{{" not in str(error.value)
+    result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, result.skipped[0].record) == (2, 1)
+
+
+def test_what_tfds_decodes_to_another_shape_is_refused(tmp_path, monkeypatch):
+    folder = datasets.write(with_pictures(sound=(tfds.features.Audio(shape=(2,)), [1, 2])), tmp_path)
+    decode = tfds.features.Audio.decode_example
+    monkeypatch.setattr(tfds.features.Audio, "decode_example", lambda self, value: decode(self, value)[:, None])
+    says = r"field 'observation/sound': TFDS decodes shape \(2, 1\) where its feature says \(2,\)"
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
 @pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (-4, -3), (12,), (4, 4)])
@@ -544,12 +667,21 @@ def test_a_description_without_end_is_refused(name, damaged, tmp_path):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
 
 
-def test_features_of_absurd_size_are_refused(tmp_path):
-    folder = datasets.write(with_pictures(), tmp_path)
+@pytest.mark.parametrize(
+    ("size", "count", "says"),
+    [
+        ("8", 1, "features.json: fields that cannot be read"),
+        ("8", 2, "field 'observation/image': no memory holds an array of shape"),
+        ("7", 2, "field 'observation/more': no memory holds an array of shape"),
+    ],
+)
+def test_features_of_absurd_size_are_refused(size, count, says, tmp_path):
+    more = tfds.features.Tensor(shape=(7, 7), dtype=np.float32)
+    folder = datasets.write(with_pictures(more=(more, np.zeros((7, 7), np.float32))), tmp_path)
     text = (folder / "features.json").read_text()
-    (folder / "features.json").write_text(text.replace('"8"', '"1099511627776"', 1))
+    (folder / "features.json").write_text(text.replace(f'"{size}"', '"1099511627776"', count))
     assert (folder / "features.json").read_text() != text
-    with pytest.raises(kabuki_rlds.KabukiError):
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 

@@ -84,6 +84,8 @@ class RldsSource:
         self._wires = {leaf.path: leaf.wire for leaf in self._leaves if leaf.in_steps and leaf.wire}
         self._metadata_wires = {leaf.path: leaf.wire for leaf in self._leaves if not leaf.in_steps and leaf.wire}
         self._all_wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
+        if not any(leaf.in_steps and (leaf.wire is None or leaf.wire.tells_steps) for leaf in self._leaves):
+            raise KabukiError("no field says how many steps an episode has")
         self._fallback = fallback.Reader([leaf for leaf in self._leaves if leaf.wire is None], info.features)
         # One image a step is decoded in the pipeline; lists of images and images of episodes are few.
         self._images: dict[str, pipeline.Images] = {}
@@ -179,12 +181,13 @@ class RldsSource:
         row = 0
         for element in elements:
             if element.is_batch_start:
-                _check_images(row, batch)
+                assert row == batch.num_steps
                 batch, row = self._batch(element), 0
             block = self._window(element, batch, row)
             row += block.num_steps
             yield element, batch, block
-        _check_images(row, batch)
+        # `_batch` saw to it that there is an image for each step; one that the pipeline drops would be lost.
+        assert row == batch.num_steps
 
     def _readable(self, error: Exception, shards: list[ShardSlice]) -> Exception:
         """An error in reading, with the shard, the record and the field.
@@ -239,8 +242,7 @@ class RldsSource:
                 raise KabukiError(
                     f"an episode has {lengths[episode]} steps by field {by!r} and {counts[episode]} by field {path!r}"
                 )
-        if lengths is None:
-            raise KabukiError("no field says how many steps an episode has")
+        assert lengths is not None, "the fields were looked at when they were opened"
         starts = splits_of(lengths)
         steps = {
             path: self._column(wire, element, int(starts[-1]))
@@ -274,8 +276,7 @@ class RldsSource:
             column = images[path] if path in images else batch.steps[path]
             if path not in images and (row or stop != batch.num_steps):
                 column = column[row:stop]
-            if len(column) != stop - row:
-                raise KabukiError(f"field {path!r} has not as many images as its episodes have steps")
+            assert len(column) == stop - row, path
             steps[path] = column
         # An episode without a step begins where the next one does, or at the end of the batch.
         begins, end = batch.starts[:-1], batch.num_episodes
@@ -315,11 +316,6 @@ class _Batch:
     @property
     def num_episodes(self) -> int:
         return len(self.starts) - 1
-
-
-def _check_images(row: int, batch: _Batch) -> None:
-    if row != batch.num_steps:
-        raise KabukiError(f"{row} images where the episodes have {batch.num_steps} steps")
 
 
 def _pixels(images: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray | Ragged:

@@ -16,6 +16,7 @@ episodes, and nothing loops over steps.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -23,7 +24,7 @@ from typing import Literal
 import numpy as np
 from isal import isal_zlib
 
-from kabuki_rlds.block import Column, Nested, Ragged
+from kabuki_rlds.block import Column, Nested, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.schema import BYTES, Field
 
@@ -115,19 +116,24 @@ class Wire:
             return "string"
         return "int64" if self.field.dtype.kind in "iub" else "float32"
 
+    @property
+    def tells_steps(self) -> bool:
+        """Whether it says how many steps an episode has, which items without elements do not."""
+        return bool(self._length_keys) or self._item_is_bytes or _size(self.item_shape) > 0
+
     def steps_per_episode(self, lists: Mapping[str, Lists]) -> np.ndarray | None:
         """How many steps each example has, by this field: int64, (examples,).
 
-        None where the field cannot say, since its items hold no elements.
+        None where the field does not tell.
         """
+        if not self.tells_steps:
+            return None
         if self._length_keys:
             return lists[self._length_keys[0]].counts
         counts = lists[self.value_key].counts
         if self._item_is_bytes:
             return counts
-        size = math.prod(d for d in self.item_shape if d is not None)
-        if size == 0:
-            return None
+        size = _size(self.item_shape)
         if (counts % size).any():
             raise KabukiError(f"field {self.path!r}: the number of elements is no multiple of its size, {size}")
         return counts // size
@@ -156,10 +162,8 @@ class Wire:
             lengths.insert(0, outermost.counts // max(size, 1))
         if any((level < 0).any() for level in lengths):
             raise KabukiError(f"field {self.path!r}: the length of a list is less than 0")
-        count = int(lengths[-1].sum()) if lengths else rows
-        if lengths and len(lengths[0]) != rows:
-            raise KabukiError(f"field {self.path!r}: {len(lengths[0])} lists where there are {rows} rows")
-        items = self._items(lists, count)
+        self._check_counts(lists)
+        items = self._items(lists, int(lengths[-1].sum()) if lengths else rows)
         if not lengths:
             return items
         assert isinstance(items, np.ndarray), "lists of ragged items are read by TFDS"
@@ -175,12 +179,36 @@ class Wire:
         inner = np.broadcast_to(np.array(items.shape[1:], np.int64), (rows, items.ndim - 1))
         return Ragged(items.reshape(-1), np.column_stack([lengths[0], inner]))
 
+    def _check_counts(self, lists: Mapping[str, Lists]) -> None:
+        """Refuses an example whose lists are not as long as one another say.
+
+        Each is looked at: what one has too many and the next too few would go from the one to the other.
+        """
+        values = lists[self.value_key].counts
+        size = 1 if self._item_is_bytes else _size(self.item_shape)
+        items = values // max(size, 1) if self.in_steps or self.list_lengths else np.ones_like(values)
+        for outer, inner in itertools.pairwise([*self._length_keys, self.value_key]):
+            items = np.diff(splits_of(lists[outer].values)[lists[outer].splits])
+            if inner != self.value_key:
+                self._check_count(lists[inner].counts, items, "lists")
+        if self._item_is_bytes or None not in self.item_shape:
+            what = "images" if self.field.kind == "image" else "items" if self._item_is_bytes else "elements"
+            self._check_count(values, items * size, what)
+        if self._is_dynamic:
+            self._check_count(lists[f"{self.key}/shape"].counts, items * len(self.item_shape), "dimensions")
+
+    def _check_count(self, found: np.ndarray, expected: np.ndarray, what: str) -> None:
+        wrong = np.flatnonzero(found != expected)
+        if len(wrong):
+            first = wrong[0]
+            raise KabukiError(
+                f"field {self.path!r}: {found[first]} {what} in an episode where {expected[first]} should be"
+            )
+
     def _items(self, lists: Mapping[str, Lists], count: int) -> Column:
         """All items end to end, as the rows of a column."""
         found = lists[self.value_key]
         if self.field.kind == "image":
-            if len(found.values) != count:
-                raise KabukiError(f"field {self.path!r}: {len(found.values)} images where {count} should be")
             return found.values
         if self.encoding != "none":
             return self._decoded(found.values, lists)
@@ -188,36 +216,27 @@ class Wire:
         if None in self.item_shape:
             shapes = np.array([self._shape_of(n) for n in found.counts], np.int64).reshape(-1, len(self.item_shape))
             return Ragged(values, shapes)
-        if len(values) != count * _size(self.item_shape):
-            raise KabukiError(
-                f"field {self.path!r}: {len(values)} elements where {count} items of shape {self.item_shape} should be"
-            )
         return values.reshape(count, *(d for d in self.item_shape if d is not None))
 
     def _decoded(self, values: np.ndarray, lists: Mapping[str, Lists]) -> Column:
         if self.encoding == "zlib":
             values = self._inflated(values)
-        elements = _from_bytes(values, self.field.dtype)
+        sizes = np.fromiter(map(len, values), np.int64, len(values))
+        itemsize = self.field.dtype.itemsize
         if None not in self.item_shape:
-            size = _size(self.item_shape)
-            sizes = np.fromiter(map(len, values), np.int64, len(values))
-            if (sizes != size * self.field.dtype.itemsize).any():
+            if (sizes != _size(self.item_shape) * itemsize).any():
                 raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of shape {self.item_shape}")
+            elements = _from_bytes(values, self.field.dtype)
             return elements.reshape(len(values), *(d for d in self.item_shape if d is not None))
         if self._is_dynamic:
-            stated = lists[f"{self.key}/shape"].values
-            if len(stated) != len(values) * len(self.item_shape):
-                raise KabukiError(f"field {self.path!r}: it has not as many shapes as items")
-            shapes = stated.reshape(-1, len(self.item_shape))
+            shapes = lists[f"{self.key}/shape"].values.reshape(-1, len(self.item_shape))
         else:
-            sizes = np.fromiter(map(len, values), np.int64, len(values)) // self.field.dtype.itemsize
             known = _size(self.item_shape)
-            unknown = sizes // known if known else np.zeros_like(sizes)
+            unknown = sizes // itemsize // known if known else np.zeros_like(sizes)
             shapes = np.column_stack([unknown if d is None else np.full_like(sizes, d) for d in self.item_shape])
-        sizes = np.fromiter(map(len, values), np.int64, len(values))
-        if len(shapes) != len(sizes) or (shapes.prod(axis=1) * self.field.dtype.itemsize != sizes).any():
+        if (shapes.prod(axis=1) * itemsize != sizes).any():
             raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of its shape")
-        return Ragged(elements, shapes)
+        return Ragged(_from_bytes(values, self.field.dtype), shapes)
 
     def _inflated(self, values: np.ndarray) -> np.ndarray:
         """The items unpacked: no more bytes than their shape has, or, where it varies, than is sensible."""
@@ -257,8 +276,5 @@ def _size(shape: tuple[int | None, ...]) -> int:
 
 def _from_bytes(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The elements in byte strings, end to end."""
-    joined = b"".join(values.tolist())
-    if len(joined) % dtype.itemsize:
-        raise KabukiError(f"{len(joined)} bytes are not a whole number of {dtype.name}")
     # Through uint8: NumPy's frombuffer does not take bfloat16 from an empty buffer.
-    return np.frombuffer(joined, np.uint8).view(dtype)
+    return np.frombuffer(b"".join(values.tolist()), np.uint8).view(dtype)
