@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,23 @@ def test_a_read_only_disk_is_said(small, other_disk, capsys):
         assert main([*map(str, command), "--quiet"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "cannot be written (Read-only file system)" in line
+    assert list(other_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+@pytest.mark.parametrize("lengths", [(300_000,), (1_000,) * 300])
+def test_a_disk_that_another_fills_is_said(lengths, file_format, other_disk, tmp_path, capsys, monkeypatch):
+    fields = handmade.fields(lengths, (True,) * len(lengths))
+    fields["observation"] = np.random.default_rng(0).random((300_000, 8), np.float32)
+    file = handmade.write(tmp_path / "large.hdf5", fields)
+    free = shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    command = ["build", str(file), "--data-dir", str(other_disk), "--file-format", file_format, "--quiet"]
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    shard = other_disk / "large" / "1.0.0.partial" / f"large-train.{file_format}-00000"
+    assert line.startswith(f"kabuki-rlds: error: {shard}: cannot be written (")
+    assert "No space left on device" in line
     assert list(other_disk.iterdir()) == []
 
 

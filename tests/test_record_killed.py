@@ -361,6 +361,23 @@ def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
     assert [p.name for p in (tmp_path / "x.hdf5.recording").iterdir()] == ["notes"]
 
 
+def test_a_journal_that_cannot_be_made_is_said(tmp_path):
+    folder = tmp_path / "x" / "1.0.0"
+    with Logger(folder) as logger:
+        log(logger, [0])
+    journal = folder / "x-train.recording"
+    with Logger(folder) as logger:
+        journal.mkdir()
+        with pytest.raises(KabukiError, match=rf"{journal}: cannot be written \(Is a directory\)"):
+            log(logger, [1])
+    with pytest.raises(KabukiError, match=rf"{journal}: what is there cannot be taken up \(Is a directory\)"):
+        Logger(folder)
+    journal.rmdir()
+    with Logger(folder) as logger:
+        log(logger, [2])
+    assert numbers(folder) == [0, 2]
+
+
 _RECORDER = """
 import sys, numpy as np
 from kabuki_rlds.recording.logger import Logger

@@ -98,6 +98,9 @@ class Recording:
                     self._open()
             elif journals := sorted(p.name for p in folder.glob("*.recording")):
                 raise KabukiError(f"{folder}: has {journals[0]}, but no {_INFO} that says what is in it")
+        except OSError as e:
+            self.close()
+            raise KabukiError(f"{e.filename or folder}: what is there cannot be taken up ({e.strerror})") from e
         except BaseException:
             self.close()
             raise
