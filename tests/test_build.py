@@ -29,7 +29,7 @@ from tensorflow_datasets import features as tff
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.cli.main import main
-from tests import datasets, expected, handmade
+from tests import datasets, expected, handmade, layout_files
 from tests.test_datasets import assert_same, same
 
 BUILDER = Path(__file__).parent.parent / "builders" / "kabuki_hdf5"
@@ -396,6 +396,33 @@ def test_tfds_options_do_what_they_do(converted, dataset, expected, tmp_path, mo
     assert_same(module_expected(folder, "test"), expected("plain"))
 
 
+def test_more_shards_than_episodes_are_refused(hand_file, tmp_path):
+    with pytest.raises(KabukiError, match="4 shards cannot be filled with 3 episodes; ask for fewer shards"):
+        run_tfds("--config", config(str(hand_file)), "--data_dir", tmp_path, "--num_shards=4")
+    assert not list(tmp_path.rglob("*tfrecord*"))
+
+
+@pytest.mark.parametrize("beam", [False, True])
+def test_a_file_that_changes_while_tfds_builds_of_it_is_said(beam, tmp_path, monkeypatch):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    if beam:
+        apache_beam = pytest.importorskip("apache_beam", reason="needs the extra `build`")
+        changed, name = apache_beam, "Pipeline"
+    else:
+        changed, name = tfds.core.utils, "tqdm"
+    make = getattr(changed, name)
+
+    def later(*args: Any, **options: Any) -> Any:
+        file.touch()
+        return make(*args, **options)
+
+    monkeypatch.setattr(changed, name, later)
+    options = ["--beam_pipeline_options=runner=DirectRunner"] if beam else []
+    with pytest.raises(KabukiError, match=f"{file}: changed while it was read"):
+        run_tfds("--config", config(str(file)), "--data_dir", tmp_path / "data", *options)
+    assert not list((tmp_path / "data").rglob("*tfrecord*"))
+
+
 def info_of(folder: Path) -> tfds.core.DatasetInfo:
     return tfds.builder_from_directory(folder).info
 
@@ -427,6 +454,36 @@ def test_beam_shares_the_episodes_among_processes(tmp_path, hand_file):
     actions = [np.array(e.features.feature["steps/action"].int64_list.value) for e in examples]
     assert [len(column) for column in actions] == list(lengths)
     assert np.array_equal(np.concatenate(actions), np.arange(sum(lengths)))
+
+
+def test_beam_that_finds_fewer_episodes_than_there_were_says_so(tmp_path, monkeypatch):
+    beam = pytest.importorskip("apache_beam", reason="needs the extra `build`")
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    shorter = handmade.write(tmp_path / "shorter.hdf5", handmade.fields((3, 1), (True, False)))
+    pipeline = beam.Pipeline
+
+    def later(*args: Any, **options: Any) -> Any:
+        shorter.replace(file)
+        return pipeline(*args, **options)
+
+    monkeypatch.setattr(beam, "Pipeline", later)
+    with pytest.raises(KabukiError, match="split 'train': 3 episodes to write, but 2 were written"):
+        run_tfds(
+            *("--config", config(str(file)), "--data_dir", tmp_path / "data"),
+            "--beam_pipeline_options=runner=DirectRunner",
+        )
+    assert not list((tmp_path / "data").rglob("*tfrecord*"))
+
+
+def test_beam_reads_kabuki_files_alone(tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra `build`")
+    file = layout_files.d4rl(tmp_path / "d4rl.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
+    options = ("--config", config(str(file), "hopper"), "--data_dir", tmp_path / "data")
+    with pytest.raises(KabukiError, match=f"{file}: Beam reads Kabuki files alone; `convert` makes one of it"):
+        run_tfds(*options, "--beam_pipeline_options=runner=DirectRunner")
+    assert not list((tmp_path / "data").rglob("*tfrecord*"))
+    run_tfds(*options)
+    assert len(records(tmp_path / "data" / "kabuki_hdf5" / "hopper" / "1.0.0")) == 1
 
 
 def test_ranges_hold_every_episode_once(tmp_path):
@@ -515,6 +572,63 @@ def test_what_cannot_be_kept_is_refused_and_named(change, message, converted, tm
         kabuki_rlds.build(file, tmp_path / "data")
     assert "\n" not in str(e.value)
     assert str(file) in str(e.value) or change in (lossy, no_class)
+    assert not (tmp_path / "data").exists()
+
+
+def other_boxes(f: h5py.File) -> None:
+    shapes = f["companion/observation/ragged/bytes/boxes/shape"]
+    # As many elements as before.
+    shapes[...] = shapes[:][:, [1, 0, 2]]
+
+
+def other_pairs(f: h5py.File) -> None:
+    lengths = f["companion/observation/sequence/sequences_of_pairs/lengths_1"]
+    row = int(np.flatnonzero([list(row) == [2, 2] for row in lengths])[0])
+    lengths[row] = np.array([3, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_boxes, r"step field 'observation/ragged/bytes/boxes': row \d+ is of shape \(2, \d, \d\)"),
+        (other_pairs, r"step field 'observation/sequence/sequences_of_pairs': row \d+ is no list of 2"),
+    ],
+)
+def test_rows_that_are_not_of_the_shape_that_is_said_are_refused(change, message, converted, tmp_path):
+    file = tmp_path / "broken.hdf5"
+    shutil.copy(converted("every_kind"), file)
+    with h5py.File(file, "a") as f:
+        change(f)
+    with pytest.raises(KabukiError, match=message) as e:
+        kabuki_rlds.build(file, tmp_path / "data")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "data").exists()
+
+
+def sounds() -> handmade.Stored:
+    rows = np.empty(8, object)
+    rows[:] = [np.arange(i) for i in range(8)]
+    return handmade.Stored(rows, {"dtype": h5py.vlen_dtype(np.int64)})
+
+
+@pytest.mark.parametrize(
+    ("feature", "column", "message"),
+    [
+        (tff.Audio(), sounds(), "TFDS cannot encode an episode's 'more': .* must have the same shape"),
+        (
+            tff.Tensor(shape=(), dtype=np.float64, optional=True),
+            np.arange(8) / 10,
+            "field 'more': TFDS stores float64 as float32, which cannot hold .*0.1",
+        ),
+    ],
+)
+def test_what_tfds_itself_cannot_keep_is_refused(feature, column, message, tmp_path):
+    features = tff.FeaturesDict({"steps": tff.Dataset({"more": feature})})
+    attributes = {"features": json.dumps(features.to_json())}
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | {"more": column}, attributes)
+    with pytest.raises(KabukiError, match=message) as e:
+        kabuki_rlds.build(file, tmp_path / "data")
+    assert "\n" not in str(e.value)
     assert not (tmp_path / "data").exists()
 
 

@@ -231,12 +231,76 @@ def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch):
         kabuki_rlds.build(file, tmp_path / "d", name="x")
 
 
-def test_two_classes_of_one_name_are_none_of_tfds(tmp_path):
-    names = np.array(["a", "a"], h5py.string_dtype())
-    label = handmade.Stored(np.arange(8) % 2, {}, {"kind": "label", "class_names": names})
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a", "a"], "two classes have the same name"),
+        (["a", " b"], "TFDS cannot keep ' b' as the name of a class; rename it"),
+        (["a", ""], "TFDS cannot keep '' as"),
+        (["a\nb", "c"], r"TFDS cannot keep 'a\\nb' as"),
+    ],
+)
+def test_names_of_classes_that_are_none_of_tfds(names, says, tmp_path):
+    stored = np.array(names, h5py.string_dtype())
+    label = handmade.Stored(np.arange(8) % 2, {}, {"kind": "label", "class_names": stored})
     file = handmade.write(tmp_path / "f.hdf5", edited(more=label))
-    with pytest.raises(kabuki_rlds.KabukiError, match="field 'more': two classes have the same name"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: field 'more': {says}"):
         kabuki_rlds.build(file, tmp_path / "d", name="x")
+    assert not (tmp_path / "d").exists()
+
+
+def lists() -> handmade.Stored:
+    rows = np.empty(8, object)
+    rows[:] = [np.arange(i) for i in range(8)]
+    return handmade.Stored(rows, {"dtype": h5py.vlen_dtype("i8")})
+
+
+LIST = {"more": tfds.features.Sequence({"a": np.int64})}
+NAMES = {
+    "within a list": (
+        {"features": json.dumps(tfds.features.FeaturesDict({"steps": tfds.features.Dataset(LIST)}).to_json())},
+        {"more/a": lists(), "more/b": np.zeros(8, int)},
+        "field 'more/b': TFDS cannot hold it within the field 'more'; rename it",
+    ),
+    "the steps": (
+        {},
+        {"episodes/metadata/steps": np.arange(3)},
+        "episode field 'steps': RLDS keeps the steps under this name",
+    ),
+    "within the steps": ({}, {"episodes/metadata/steps/more": np.arange(3)}, "episode field 'steps/more': RLDS keeps"),
+}
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_fields_that_have_no_place_in_a_dataset(case, tmp_path):
+    attributes, more, says = NAMES[case]
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | more, attributes)
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: {says}"):
+        kabuki_rlds.build(file, tmp_path / "d", name="x")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (("more", "more/b"), "field 'more/b': TFDS cannot hold it within the field 'more'; rename it"),
+        (("more/b", "more"), "field 'more': there is another of this name in RLDS; rename it"),
+    ],
+)
+def test_fields_of_a_recipe_that_are_within_one_another(fields, says, tmp_path):
+    file = layout_files.d4rl(tmp_path / "f.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("for: d4rl\nsteps:\n" + "".join(f"  {name}: {{from: action}}\n" for name in fields))
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: {says}"):
+        kabuki_rlds.build(file, tmp_path / "d", name="x", recipe=recipe)
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_step_field_of_the_name_steps_is_one_like_others(tmp_path):
+    file = handmade.write(tmp_path / "f.hdf5", edited(steps=np.arange(8)))
+    built = kabuki_rlds.build(file, tmp_path / "d", name="x")
+    (first, *_) = tfds.builder_from_directory(built.path).as_dataset(split="train")
+    assert [int(step["steps"]) for step in first["steps"]] == [0, 1, 2]
 
 
 def recorded(path: Path, text: object = "b", *, unfinished: str = "keep", metadata: dict | None = None) -> None:
@@ -366,4 +430,27 @@ def test_a_dataset_that_is_not_of_episodes_is_said(dataset, tmp_path):
     inner["stairs"] = inner.pop("steps")
     (folder / "features.json").write_text(json.dumps(features))
     with pytest.raises(kabuki_rlds.KabukiError, match="this is no RLDS dataset: its features have no 'steps'"):
+        kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
+
+
+def test_a_dataset_whose_fields_say_of_no_step_is_said(dataset, tmp_path):
+    folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
+    steps = tfds.features.Dataset({"nothing": tfds.features.Tensor(shape=(0,), dtype=np.float32)})
+    (folder / "features.json").write_text(json.dumps(tfds.features.FeaturesDict({"steps": steps}).to_json()))
+    fill = dict.fromkeys(("observation", "action", "reward", "discount", "is_terminal"), 0.0)
+    for skip in (False, True):
+        with pytest.raises(kabuki_rlds.KabukiError, match=f"{folder}: no field says how many steps an episode has"):
+            kabuki_rlds.convert(folder, tmp_path / "out.hdf5", fill=fill, skip_bad_episodes=skip)
+
+
+@pytest.mark.parametrize("kind", [tfds.features.Sequence, tfds.features.Dataset])
+def test_a_kind_of_feature_that_is_not_known_is_named(kind, dataset, tmp_path):
+    folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
+    features = tfds.builder_from_directory(folder).info.features
+    steps = tfds.features.Dataset(
+        {**features["steps"].feature, "more": {"inner": kind(tfds.features.Dataset({"x": np.int32}))}}
+    )
+    features = tfds.features.FeaturesDict({**features, "steps": steps})
+    (folder / "features.json").write_text(json.dumps(features.to_json()))
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{folder}: field 'more/inner': a Dataset in a Sequence or in"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")

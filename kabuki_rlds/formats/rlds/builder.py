@@ -18,9 +18,11 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from kabuki_rlds.build import OpenedSplits, open_splits, paths_of
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.rlds import parallel, writer
 from kabuki_rlds.formats.rlds.derived import ImageFormat
+from kabuki_rlds.formats.source import Stamps
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,8 +46,10 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
         if self.path and self.version is None:
             # TFDS asks for it before it asks for anything else.
             first = next(iter(paths_of(self.path).values()))[0]
-            with KabukiSource(first) as source:
-                self.version = writer.valid_version(source.schema.info.version)
+            sources = open_sources([first])
+            self.version = writer.valid_version(sources[0].schema.info.version)
+            for source in sources:
+                source.close()
 
 
 class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
@@ -68,6 +72,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             # As in TFDS: a dataset without splits.
             return
         with self._opened() as opened:
+            stamps = Stamps([source for of_split in opened.sources.values() for source in of_split])
             templates = {split: self._get_filename_template(split) for split in opened.sources}
             shard_config = download_config.get_shard_config()
             if download_config.beam_options or download_config.beam_runner:
@@ -79,6 +84,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                         opened.write(split, template, limit=limit, shard_config=shard_config, bar=bar)
                         for split, template in templates.items()
                     ]
+            stamps.check()
         self.info.set_splits(tfds.core.SplitDict(splits))
 
     def _write_by_beam(

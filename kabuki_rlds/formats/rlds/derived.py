@@ -68,6 +68,7 @@ def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.Fe
     if not schema.features:
         steps = {path: _feature(field, path, images) for path, field in schema.steps.items()}
         metadata = {path: _feature(field, path, images) for path, field in schema.metadata.items()}
+        _check_free(metadata)
         return tfds.features.FeaturesDict({**_nested(metadata), STEPS: tfds.features.Dataset(_nested(steps))})
     listed = _parse(schema.features)
     leaves = _leaves(listed)
@@ -189,6 +190,7 @@ def _with_unlisted(
     )
     if not steps and not metadata:
         return features
+    _check_free(metadata)
     known = dict(features.items())
     known_steps = _tree(known.pop(STEPS).feature)
     tree = {name: _tree(feature) for name, feature in known.items()}
@@ -216,10 +218,16 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
             at = at.setdefault(group, {})
             if not isinstance(at, dict):
                 raise KabukiError(f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it")
-        if name in at or (at is tree and name == STEPS):
+        if name in at:
             raise KabukiError(f"field {path!r}: there is another of this name in RLDS; rename it")
         at[name] = feature
     return tree
+
+
+def _check_free(metadata: Mapping[str, Any]) -> None:
+    for path in metadata:
+        if path.partition("/")[0] == STEPS:
+            raise KabukiError(f"episode field {path!r}: RLDS keeps the steps under this name; rename it")
 
 
 def _feature(field: Field, path: str, images: ImageFormat) -> Any:

@@ -71,8 +71,8 @@ class ExampleEncoder:
                 self._open = _Episode([[] for _ in steps], [p[i - 1] for p in metadata])
                 self._slow.begin(block, i - 1)
             if stop > start:
-                if self._open is None:
-                    raise KabukiError(f"{stop} steps come before the first episode begins")
+                # Every source begins with an episode; without one these steps would be lost.
+                assert self._open is not None
                 for pieces, made in zip(self._open.steps, steps, strict=True):
                     pieces.append(made[i])
                 self._slow.add(block, start, stop)
