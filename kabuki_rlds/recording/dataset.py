@@ -94,8 +94,7 @@ class Recording:
         self._lock = self._locked()
         try:
             if (folder / _INFO).exists():
-                with self._writing():
-                    self._open()
+                self._open()
             elif journals := sorted(p.name for p in folder.glob("*.recording")):
                 raise KabukiError(f"{folder}: has {journals[0]}, but no {_INFO} that says what is in it")
         except OSError as e:
