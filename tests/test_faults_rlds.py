@@ -269,6 +269,14 @@ def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
         )
 
 
+def test_a_shard_of_less_than_no_episodes_is_named(damaged, tmp_path):
+    tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["1", "-5", "1"]))
+    with pytest.raises(
+        kabuki_rlds.KabukiError, match=r"dataset_info.json: a shard of 'train' has less than no episodes"
+    ):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
+
+
 def test_a_split_that_is_said_to_hold_nothing_and_does_is_refused(damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["0", "0", "0"]))
     with pytest.raises(kabuki_rlds.KabukiError, match=r"more episodes than dataset_info.json says: 0 expected"):

@@ -87,6 +87,9 @@ def shards(
     """
     if not info.splits:
         raise KabukiError(f"{folder}: the dataset says of no split, so it is not whole or was never finished")
+    for name, each in info.splits.items():
+        if min(each.shard_lengths, default=0) < 0:
+            raise KabukiError(f"{folder / _INFO}: a shard of {name!r} has less than no episodes")
     try:
         found = info.splits[split]
         # An empty split has no files, and TFDS then fails to say so.
@@ -101,9 +104,6 @@ def shards(
                 f"{folder}: split {split!r} ends before it begins: of {part.splitname!r}, "
                 f"at episode {part.to}, where it begins at {part.from_}"
             )
-    for name, each in info.splits.items():
-        if min(each.shard_lengths, default=0) < 0:
-            raise KabukiError(f"{folder / _INFO}: a shard of {name!r} has less than no episodes")
     slices: list[ShardSlice] = []
     skipped: list[Skipped] = []
     for part in instructions:
