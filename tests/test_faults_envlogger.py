@@ -235,6 +235,18 @@ def test_a_state_machine_that_makes_no_records_is_named(case, records, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
+@pytest.mark.parametrize("numbers", [b"abc", b"abcdefg"])
+def test_a_buffer_beside_a_record_that_is_not_transposed_is_named(numbers, tmp_path):
+    """Such a chunk is put together visit by visit."""
+    nodes = [Node(FIXED, 1, 0), Node(RECORD, 2), Node(RAW, 3, 1), Node(RECORD, 0)]
+    log = riegeli.log(tmp_path / "log", [], indexed=False)
+    (shard,) = log.iterdir()
+    chunk = riegeli.transposed(nodes, [numbers, b"ab", b"\2"], bytes(3), 2, 7)
+    riegeli.write(shard / "steps.riegeli", [chunk])
+    with pytest.raises(kabuki_rlds.KabukiError, match="a buffer is not used up, or too short"):
+        kabuki_rlds.convert(log, tmp_path / "out.hdf5")
+
+
 def test_strings_and_numbers_in_one_buffer_are_named_whatever_their_sizes(tmp_path):
     """As many bytes as the strings of all records have, and the number of one."""
     nodes = [Node(TEXT, 1, 0), Node(FIXED, 2, 0), Node(RECORD, 0)]
