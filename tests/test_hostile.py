@@ -268,6 +268,32 @@ def test_what_hdf5_would_never_return_from_is_not_given_to_it(signature, change,
         READERS[reader](file)
 
 
+@pytest.mark.parametrize("of", ["links", "attributes"])
+def test_many_names_of_which_some_are_damaged_do_not_end_the_process(of, tmp_path):
+    """HDF5 1.14 dies of them where it sorts them: so in a process of its own, in which memory is looked at."""
+    file = tmp_path / "f.hdf5"
+    with h5py.File(file, "w", libver="latest") as made:
+        for name, column in handmade.fields().items():
+            made[name] = column
+        for i in range(20):
+            if of == "links":
+                made[f"more_{i:02}"] = made["reward"]
+            else:
+                made.attrs[f"more_{i:02}"] = i
+    assert kabuki_rlds.validate(file) == []
+
+    def change(stored: bytearray, at: int) -> None:
+        at = stored.index(b"more_07", at)
+        stored[at : at + 30] = bytes(30)
+
+    code = f"import kabuki_rlds; kabuki_rlds.validate({str(in_bytes(file, b'FHDB', change))!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MALLOC_PERTURB_": "99"}
+    )
+    assert done.returncode == 1, done.stderr
+    assert "f.hdf5: the HDF5 library cannot read how this file is built, it is damaged" in done.stderr
+
+
 def test_what_only_looks_like_a_heap_or_a_tree_is_read(tmp_path):
     texts = np.array([b"GCOL", b"TREE", b"GCOL TREE", b"GCOL\x02"] * 2, "S12")
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {"text": texts})

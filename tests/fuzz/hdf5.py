@@ -178,7 +178,7 @@ def _values(file: h5py.File, name: str, rng: random.Random, secret: Path) -> Non
     if dataset.dtype.kind in "biuf" and dataset.size:
         at = tuple(rng.randrange(n) for n in dataset.shape)
         numbers = (-1, 0, 1, 5, 127) if dataset.dtype.kind != "f" else (0.0, -0.0, 1.0, np.nan, np.inf)
-        dataset[at] = rng.choice(numbers)
+        dataset[at] = np.array(rng.choice(numbers)).astype(dataset.dtype)
 
 
 def _another(file: h5py.File, name: str, rng: random.Random, secret: Path) -> None:

@@ -90,8 +90,10 @@ class _Walk:
         if self._count > _MAX_OBJECTS:
             raise self._refuse(name, f"more than {_MAX_OBJECTS:,} objects in one file")
         names: list[bytes] = []
-        links.iterate(names.append)
-        for raw in names:
+        # In the order in which they are stored: to sort them, HDF5 1.14 makes a table, of which it dies where one
+        # cannot be read.
+        links.iterate(names.append, order=h5py.h5.ITER_NATIVE)
+        for raw in sorted(names):
             try:
                 part = raw.decode()
             except UnicodeDecodeError:
@@ -134,14 +136,14 @@ class _Walk:
             claimed = claims.claimed_by_attributes(self._descriptor, self._base + h5py.h5o.get_info(item).addr)
             if claimed > self._file_bytes:
                 raise self._refuse(name, f"an attribute that says it holds {claimed:,} bytes, more than the file")
-        for i in range(count):
-            attribute = h5py.h5a.open(item, index=i)
-            raw = attribute.name
-            if isinstance(raw, bytes):
-                try:
-                    raw.decode()
-                except UnicodeDecodeError:
-                    raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
+        names: list[bytes] = []
+        h5py.h5a.iterate(item, names.append, order=h5py.h5.ITER_NATIVE)
+        for raw in sorted(names):
+            attribute = h5py.h5a.open(item, raw)
+            try:
+                raw.decode()
+            except UnicodeDecodeError:
+                raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
             # HDF5 takes it for an error that an attribute holds nothing.
             size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
