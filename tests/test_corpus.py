@@ -57,6 +57,10 @@ def unindexed(change: Callable[[h5py.File], None]) -> Callable[[h5py.File], None
 CORPUS: dict[str, tuple[int, Callable[[h5py.File], None]]] = {
     "rule 1, rows are lacking": (1, replace("action", np.zeros(7))),
     "rule 1, a dataset is a single value": (1, lambda file: file.create_dataset("single", data=3.0)),
+    "rule 1, rows of one length that say that they are lists of lists": (
+        1,
+        lambda file: file["action"].attrs.update(nested=2),
+    ),
     "rule 2, a field is lacking": (2, without("reward")),
     "rule 2, a flag is no boolean": (2, replace("is_first", handmade.fields()["is_first"].astype(np.int32))),
     "rule 2, a reward that is text": (2, replace("reward", np.array(["1"] * 8, h5py.string_dtype()))),
@@ -99,6 +103,7 @@ CORPUS: dict[str, tuple[int, Callable[[h5py.File], None]]] = {
         lambda file: (file.__delitem__("companion/boxes/shape"), file.create_group("companion/boxes/shape")),
     ),
     "rule 9, shapes that are no integers": (9, replace("companion/boxes/shape", np.zeros((8, 2), [("a", "i4")]))),
+    "rule 9, shapes of another rank": (9, replace("companion/boxes/shape", np.zeros((8, 3), int))),
     "rule 9, lengths that are no integers": (
         9,
         replace("companion/lists/lengths_1", None, shape=(8,), dtype=h5py.vlen_dtype(np.dtype([("a", "i4")]))),

@@ -212,6 +212,9 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
         name = _as_text(attributes.get("dtype", dtype.name))
         dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
+    nested = int(attributes.get("nested", 0))
+    if nested and not variable:
+        raise ValueError("rows that do not vary in length are no lists of lists")
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
     if kind not in ("array", "text", "label", "image"):
         kind = "array"
@@ -236,7 +239,7 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         shape=shape,
         kind=kind,  # type: ignore[arg-type]
         names=None if names is None else tuple(_as_text(n) for n in names),
-        nested=int(attributes.get("nested", 0)),
+        nested=nested,
         encoded=encoded,
         file_format=_as_text(attributes.get("file_format", "")),
         derived=_as_text(attributes.get("derived", "")),

@@ -214,8 +214,8 @@ class VariableReader:
             return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
         if self._companion is not None and "shape" in self._companion:
             shapes = self._of_companion("shape")
-            if shapes.dtype.kind not in "iu":
-                raise CompanionError("the shapes in its companion are no integers")
+            if shapes.dtype.kind not in "iu" or shapes.shape[1:] != (len(field.shape),):
+                raise CompanionError(f"the shapes in its companion are no {len(field.shape)} integers a row")
             return Ragged(values, shapes[start:stop].astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
