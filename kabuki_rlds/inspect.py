@@ -182,7 +182,7 @@ def to_text(summary: Summary) -> str:
     title = " ".join(part for part in (info.name, info.version) if part)
     kind = f"Kabuki {summary.format_version}" if summary.format_version else "no format stated"
     lines = [f"{summary.path}: {kind}{f', {title}' if title else ''}"]
-    if info.description:
+    if info.description.strip():
         lines.append(f"  {info.description.strip().splitlines()[0][:100]}")
     lines.append(f"  {summary.steps:,} steps in {summary.episodes:,} episodes")
     for name, values in (("lengths", summary.lengths), ("returns", summary.returns)):

@@ -203,6 +203,11 @@ def test_the_text_says_what_a_researcher_wants_to_know(tmp_path):
     assert "episodes/metadata/seed int64 24 bytes 24 bytes" in lines
 
 
+def test_a_description_of_nothing_but_space_is_none(tmp_path):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields(), {"description": " \n"})
+    assert "8 steps" in to_text(kabuki_rlds.inspect(file)).splitlines()[1]
+
+
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
@@ -213,6 +218,10 @@ def test_the_text_says_what_a_researcher_wants_to_know(tmp_path):
         ({"a": np.zeros(3), "episodes/start": [1, 2]}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": [0, 4]}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": [0, 2, 1]}, "episodes/start is not an ascending list"),
+        (
+            {"a": np.zeros(3), "episodes/start": [0, (1 << 63) - 2, 2 - (1 << 63), 1]},
+            "episodes/start is not an ascending list",
+        ),
         ({"a": np.zeros(3), "episodes/start": [[0, 2]]}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": np.int64(0)}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": np.array([], int)}, "episodes/start is empty"),

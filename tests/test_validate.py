@@ -222,6 +222,15 @@ INDEX = {
         "episodes/start",
     ),
     "the lengths are too short": ({"episodes/length": np.array([3, 1, 3])}, "episodes/length"),
+    "lengths too large to be summed": (
+        {
+            "episodes/start": (np.arange(5) << 62).astype(np.int64),
+            "episodes/length": np.array([1 << 62] * 4 + [8]),
+            "episodes/source": np.zeros(5, int),
+            "episodes/metadata/seed": None,
+        },
+        "episodes/start",
+    ),
     "the lengths are too long": ({"episodes/length": np.array([3, 1, 5])}, "episodes/length"),
     "a source is not among the sources": ({"episodes/source": np.array([0, 1, 0])}, "episodes/source"),
     "a source is negative": ({"episodes/source": np.array([0, -1, 0])}, "episodes/source"),
@@ -251,6 +260,9 @@ ATTRIBUTES = {
     "too many episodes": {"num_episodes": 4},
     "steps that are no number": {"num_steps": "many"},
     "steps that are several numbers": {"num_steps": np.array([8, 8])},
+    "steps that are nothing": {"num_steps": h5py.Empty("i8")},
+    "complete is nothing": {"complete": h5py.Empty("i8")},
+    "complete is text": {"complete": "true"},
     "features that are not JSON": {"features": "{"},
     "sources that are not JSON": {"sources": "/a/path"},
     "sources that are no list": {"sources": "3"},
@@ -270,6 +282,16 @@ def test_what_breaks_rule_7_is_named(case, tmp_path):
     changes = ATTRIBUTES[case]
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes() | changes)
     assert broken(file) == [(7, next(iter(changes)), (), 0)]
+
+
+def test_a_single_value_may_be_an_array_of_one_and_a_text_nothing(tmp_path):
+    root = handmade.attributes() | {"description": h5py.Empty("S1"), "environment": h5py.Empty("S1")}
+    root |= {name: np.array([root[name]]) for name in ("num_steps", "num_episodes", "complete")}
+    root["format"] = np.array(["kabuki"], h5py.string_dtype())
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), root)
+    assert broken(file) == []
+    copy = kabuki_rlds.convert(file, tmp_path / "copy.hdf5")
+    assert (copy.steps, kabuki_rlds.inspect(copy.path).info.description) == (8, "")
 
 
 def test_the_number_of_episodes_is_checked_without_an_index_too(tmp_path):
@@ -339,6 +361,16 @@ LACKING = {
     "text without its lengths": {"dtype": "text", "shape": [-1]},
 }
 STRANGE = {
+    "another dtype than is stored": {"dtype": "int64"},
+    "a dtype that is no field's": {"dtype": "M8[s]"},
+    "text stored as numbers": {"dtype": "text", "nested": 1},
+    "a shape in which nothing varies": {"shape": [0]},
+    "lists one deep": {"nested": 1},
+    "lists less than none deep": {"nested": -1},
+    "lists deeper than the shape": {"nested": 1 << 40},
+    "lists of items that vary": {"nested": 2, "shape": [-1, -1, -1]},
+    "class names that are numbers": {"class_names": [1, 2]},
+    "class names in a table": {"class_names": [[b"a"], [b"b"]]},
     "a dtype that there is not": {"dtype": "float7"},
     "a shape that is text": {"shape": "three"},
     "a shape that its rows have not": {"shape": [5]},

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -122,26 +122,57 @@ def check_step_path(path: str) -> None:
         )
 
 
-def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
-    """An attribute as text. Files of other writers may have it as an HDF5 string of fixed length, `bytes` to h5py."""
+def attribute(item: h5py.HLObject, name: str, default: object = None) -> object:
+    """What an attribute says, None where that is nothing.
+
+    An array of one element, as other writers have a single value, is its element.
+    """
     try:
         value = item.attrs.get(name, default)
     except TypeError:
-        # Of a type that NumPy does not have, so no text.
-        value = default
-    return _as_text(value)
+        # Of a type that NumPy does not have.
+        return None
+    return _single(value)
+
+
+def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
+    """An attribute as text. Files of other writers may have it as an HDF5 string of fixed length, `bytes` to h5py."""
+    value = attribute(item, name)
+    return default if value is None else _as_text(value)
 
 
 def flag_attribute(item: h5py.HLObject, name: str, default: bool) -> bool:
     """An attribute as a boolean. What is no single number is false."""
-    value = item.attrs.get(name, default)
+    return _is_true(attribute(item, name, default))
+
+
+def _single(value: object) -> object:
+    if isinstance(value, h5py.Empty):
+        return None
+    return value.reshape(-1)[0] if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
+def _is_true(value: object) -> bool:
+    value = _single(value)
     return isinstance(value, (bool, np.bool_, int, np.integer)) and bool(value)
 
 
 def _as_text(value: object) -> str:
+    value = _single(value)
+    if value is None:
+        return ""
     # h5py gives what is no UTF-8 as surrogates, which cannot be written again.
     raw = value if isinstance(value, bytes) else str(value).encode(errors="surrogateescape")
     return raw.decode(errors="replace")
+
+
+def holds_integers(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset holds integers."""
+    try:
+        return dataset.dtype.kind in "iu"
+    except TypeError:
+        # Of a type that NumPy does not have.
+        return False
 
 
 def check_no_clash(paths: Collection[str]) -> None:
@@ -207,7 +238,10 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         )
     variable = isinstance(dataset.id.get_type(), h5py.h5t.TypeVlenID)
     shape: tuple[int | None, ...] = dataset.shape[1:]
+    stored = dtype
     if variable:
+        if dataset.ndim > 1:
+            raise ValueError(f"a row is {dataset.shape[1:]} arrays of variable length, where it can be one")
         stated = attributes.get("shape")
         shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
         name = _as_text(attributes.get("dtype", dtype.name))
@@ -216,17 +250,23 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     if nested and not variable:
         raise ValueError("rows that do not vary in length are no lists of lists")
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
-    if kind not in ("array", "text", "label", "image"):
+    # What the type of the elements does not allow says nothing of them.
+    if kind not in ("array", "text", "label", "image") or (kind == "text" and dtype != BYTES):
         kind = "array"
-    encoded = bool(attributes.get("encoded", False))
+    encoded = _is_true(attributes.get("encoded", False))
     if encoded and (
         kind != "image" or h5py.check_vlen_dtype(dataset.dtype) != np.uint8 or not _has_files(dtype, shape)
     ):
         raise ValueError(f"there are no image files of {dtype} {shape}")
-    names = attributes.get("class_names")
-    if names is None and "companion" in attributes:
-        stored = dataset.file.get(f"{attributes['companion']}/class_names")
-        names = stored[:] if isinstance(stored, h5py.Dataset) else None
+    nested = int(attributes.get("nested", 0))
+    if nested and not (variable and 2 <= nested <= len(shape) and None not in shape[nested:]):
+        raise ValueError(f"rows of {shape} are not lists of lists, {nested} deep")
+    if variable and not encoded:
+        if None not in shape and not nested:
+            raise ValueError(f"rows of variable length whose shape is {shape}, in which no dimension varies")
+        if stored != (np.uint8 if dtype == BYTES else dtype):
+            raise ValueError(f"{stored} is stored, where the attribute `dtype` says {name}")
+    names = _names(dataset, attributes)
     enumerated = h5py.check_enum_dtype(h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype)
     if enumerated is not None and kind == "array":
         # An enumeration of HDF5 names its values, as a label does its classes.
@@ -244,6 +284,20 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         file_format=_as_text(attributes.get("file_format", "")),
         derived=_as_text(attributes.get("derived", "")),
     )
+
+
+def _names(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Sequence[Any] | None:
+    """The names of the classes of a label, by the attribute or the companion; None where there are none."""
+    names = attributes.get("class_names")
+    if names is None and "companion" in attributes:
+        companion = dataset.file.get(f"{_as_text(attributes['companion'])}/class_names")
+        names = companion[:] if isinstance(companion, h5py.Dataset) else None
+    if names is None or isinstance(names, h5py.Empty):
+        return None
+    texts = np.atleast_1d(names)
+    if texts.ndim > 1 or texts.dtype.kind not in "OSU":
+        raise ValueError("class_names are no list of texts")
+    return texts.tolist()
 
 
 @functools.cache

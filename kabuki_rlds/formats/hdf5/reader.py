@@ -33,7 +33,7 @@ _Entry = TypeVar("_Entry")
 ColumnReader: TypeAlias = FixedReader | VariableReader
 
 #: What a reader raises where a file is damaged.
-READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
+READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 #: A block takes about this many bytes, and has no more rows than:
 _BLOCK_BYTES = 16 << 20
@@ -107,13 +107,14 @@ class KabukiSource:
         """The row at which each episode begins, from the index or else from the flags."""
         index = self.file.get(f"{layout.EPISODES}/start")
         if isinstance(index, h5py.Dataset):
-            if index.ndim != 1 or index.dtype.kind not in "iu":
+            if index.ndim != 1 or not layout.holds_integers(index):
                 raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
             try:
                 starts = index[:].astype(np.int64)
             except READ_ERRORS as e:
                 raise KabukiError(f"{self.path}: episodes/start cannot be read: {e}") from e
-            if len(starts) and (starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > self.num_steps):
+            # Not by their differences, which may be too large for an integer.
+            if len(starts) and (starts[0] != 0 or (starts[1:] < starts[:-1]).any() or starts[-1] > self.num_steps):
                 raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
             if not len(starts) and self.num_steps:
                 raise KabukiError(f"{self.path}: episodes/start is empty but there are {self.num_steps} steps")
@@ -150,7 +151,7 @@ class KabukiSource:
             for origin in self._entries("sources", Origin.from_json)
         ]
         if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
-            if index.dtype.kind not in "iu":
+            if not layout.holds_integers(index):
                 return
             try:
                 origin_of = index[:].astype(np.int64)
@@ -165,20 +166,20 @@ class KabukiSource:
         Raises:
           KabukiError: it was never finished, or holds another number of steps or episodes.
         """
-        attributes = self.file.attrs
         if not layout.flag_attribute(self.file, "complete", True):
             raise KabukiError(f"{self.path}: says that it is not complete; make it again")
         for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
-            if not np.array_equal(attributes.get(name, count), count):
-                raise KabukiError(f"{self.path}: says {name} {attributes[name]!s}, but holds {count}")
+            stated = layout.attribute(self.file, name, count)
+            if not np.array_equal(stated, count):  # type: ignore[arg-type]  # whatever it is
+                raise KabukiError(f"{self.path}: says {name} {stated}, but holds {count}")
         lengths = self.file.get(f"{layout.EPISODES}/length")
         if not isinstance(lengths, h5py.Dataset):
             return
         try:
-            stated = lengths[:] if lengths.ndim == 1 else np.zeros(0)
+            in_file = lengths[:] if lengths.ndim == 1 else np.zeros(0)
         except READ_ERRORS as e:
             raise KabukiError(f"{self.path}: episodes/length cannot be read: {e}") from e
-        if lengths.ndim != 1 or not np.array_equal(stated, self.ends - self.starts):
+        if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
             raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
 
     def size(self) -> Size:

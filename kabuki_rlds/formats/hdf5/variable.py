@@ -214,7 +214,7 @@ class VariableReader:
             return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
         if self._companion is not None and "shape" in self._companion:
             shapes = self._of_companion("shape")
-            if shapes.dtype.kind not in "iu" or shapes.shape[1:] != (len(field.shape),):
+            if not layout.holds_integers(shapes) or shapes.shape[1:] != (len(field.shape),):
                 raise CompanionError(f"the shapes in its companion are no {len(field.shape)} integers a row")
             return Ragged(values, shapes[start:stop].astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
@@ -346,9 +346,9 @@ def _is_ragged(dataset: h5py.Dataset) -> bool:
 
 def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -> np.ndarray:
     """Which of a dataset's texts have a NUL, once it is held against how many such there are, and all of the texts."""
-    if row.ndim == 1 and row.dtype.kind in "iu" and _is_ragged(texts) and len(row) == len(texts):
+    if row.ndim == 1 and layout.holds_integers(row) and _is_ragged(texts) and len(row) == len(texts):
         rows = row[:].astype(np.int64)
-        if not len(rows) or (rows[0] >= 0 and rows[-1] < dataset.size and (np.diff(rows) > 0).all()):
+        if not len(rows) or (rows[0] >= 0 and rows[-1] < dataset.size and (rows[1:] > rows[:-1]).all()):
             return rows
     raise CompanionError("exact_row and exact_bytes in its companion do not fit its rows")
 
