@@ -132,7 +132,7 @@ class _Check:
         total = self._num_steps * len(self._readers)
         with tqdm(total=total, unit=" rows", unit_scale=True, disable=not progress, desc="reading") as bar:
             for path, reader in list(self._readers.items()):
-                step = _rows_at_once(self._fields[path])
+                step = _rows_at_once(self._datasets[path])
                 for start in range(0, self._num_steps, step):
                     interruption.check()
                     stop = min(start + step, self._num_steps)
@@ -230,7 +230,7 @@ class _Check:
         try:
             field = layout.read_field(dataset)
             reader = column_reader(dataset, field, self._executor)
-            step = _rows_at_once(field)
+            step = _rows_at_once(dataset)
             for start in range(0, episodes, step):
                 interruption.check()
                 reader.read(start, min(start + step, episodes))
@@ -276,6 +276,10 @@ def _rule_of(error: Exception) -> int:
     return 9 if isinstance(error, CompanionError) else 1
 
 
-def _rows_at_once(field: Field) -> int:
+def _rows_at_once(dataset: h5py.Dataset) -> int:
     """How many rows of a field to read at once."""
-    return max(1, _READ_BYTES // (field.row_nbytes or _READ_BYTES // _READ_ROWS))
+    size = layout.stored_row_nbytes(dataset)
+    if size is None:
+        # What varies is stored as it is, so the file's size bounds it.
+        size = max(dataset.file.id.get_filesize() // max(len(dataset), 1), _READ_BYTES // _READ_ROWS)
+    return max(1, _READ_BYTES // max(size, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import h5py
@@ -10,8 +11,14 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError
+from kabuki_rlds.formats.hdf5 import claims
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.hdf5.variable import VariableReader
 from tests import handmade
 from tests.handmade import Stored
+
+# The package has a function of this name.
+validation = importlib.import_module("kabuki_rlds.validate")
 
 
 def a_file(path: Path, **more) -> Path:
@@ -100,3 +107,106 @@ def test_several_arrays_a_row_are_named(tmp_path):
         opened.create_dataset("more", (8, 3), h5py.vlen_dtype("f4"))
     with pytest.raises(KabukiError, match=r"f.hdf5: dataset '/more' .*variable length"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+
+
+# --- more than a file holds ---
+
+
+def test_texts_that_are_all_one_and_the_same_are_not_as_large_as_they_say(tmp_path):
+    count = 20_000
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields((count,), (True,)))
+    with h5py.File(file, "r+") as opened:
+        texts = opened.create_dataset("more", (count,), h5py.string_dtype(), chunks=(count,))
+        texts[0] = "x" * (1 << 20)
+    with h5py.File(file, "r+") as opened:
+        _, stored = opened["more"].id.read_direct_chunk((0,))
+        opened["more"].id.write_direct_chunk((0,), stored[:16] * count)
+    with pytest.raises(KabukiError, match=r"'more': .* they say that they hold 20,971,520,000 bytes"):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert [violation.field for violation in kabuki_rlds.validate(file)] == ["more"]
+    with pytest.raises(KabukiError, match=r"'more': .* they say that they hold"):
+        next(iter(kabuki_rlds.load_steps(file, 1 << 14, as_numpy=True)))
+
+
+def test_texts_that_are_as_long_as_their_file_allows_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_UNCHECKED_TEXT_BYTES", 0)
+    rows = np.array([[f"{i} {'é' * 300}", ""] for i in range(8)], object)
+    options = {"dtype": h5py.string_dtype()}
+    for name, how in {"chunked": options | {"chunks": (3, 1), "compression": "gzip"}, "contiguous": options}.items():
+        file = a_file(tmp_path / f"{name}.hdf5", more=Stored(rows, how))
+        assert kabuki_rlds.validate(file) == []
+        (batch,) = kabuki_rlds.load_steps(file, 8, keep_last=True, as_numpy=True)
+        assert [text.decode() for text in batch["more"].reshape(-1)] == rows.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("read", [kabuki_rlds.validate, lambda path: len(list(KabukiSource(path).blocks()))])
+def test_text_that_is_gzipped_to_nothing_is_read_a_few_rows_at_a_time(read, tmp_path, monkeypatch):
+    most = []
+    whole = VariableReader.read
+    monkeypatch.setattr(
+        VariableReader, "read", lambda self, start, stop: most.append(stop - start) or whole(self, start, stop)
+    )
+    texts = Stored(np.full(64, b"x" * (1 << 20)), {"chunks": (1,), "compression": "gzip"})
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields((64,), (True,)) | {"more": texts})
+    read(file)
+    assert sum(most) == 64 and max(most) <= 16
+
+
+def test_image_files_are_validated_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "_READ_BYTES", 1 << 16)
+    monkeypatch.setattr(validation, "_READ_ROWS", 1 << 16)
+    most = []
+    whole = VariableReader.read
+    monkeypatch.setattr(
+        VariableReader, "read", lambda self, start, stop: most.append(stop - start) or whole(self, start, stop)
+    )
+    rows = np.empty(64, object)
+    rows[:] = [np.zeros(1 << 12, np.uint8)] * 64
+    image = {"kind": "image", "encoded": True, "dtype": "uint8", "shape": [-1, -1, 3]}
+    more = Stored(rows, {"dtype": h5py.vlen_dtype(np.uint8)}, image)
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields((64,), (True,)) | {"more": more})
+    assert kabuki_rlds.validate(file) == []
+    assert sum(most) == 64 and max(most) <= 16
+
+
+# --- links ---
+
+
+def test_links_that_multiply_the_groups_are_refused(tmp_path):
+    file = a_file(tmp_path / "f.hdf5")
+    with h5py.File(file, "r+") as opened:
+        for i in range(24):
+            for name in "ab":
+                opened[f"group{i}/{name}"] = h5py.SoftLink(f"/group{i + 1}")
+        opened["group24/more"] = np.zeros(8)
+    with pytest.raises(KabukiError, match="again and again"):
+        kabuki_rlds.inspect(file)
+
+
+def test_groups_that_all_link_to_each_other_are_refused(tmp_path):
+    file = a_file(tmp_path / "f.hdf5")
+    with h5py.File(file, "r+") as opened:
+        for i in range(12):
+            for j in range(12):
+                opened[f"group{i}/to{j}"] = h5py.SoftLink(f"/group{j}")
+    with pytest.raises(KabukiError, match="again and again"):
+        kabuki_rlds.inspect(file)
+
+
+def test_links_that_nest_groups_too_deep_are_refused(tmp_path):
+    file = a_file(tmp_path / "f.hdf5")
+    with h5py.File(file, "r+") as opened:
+        for i in range(2000):
+            opened[f"group{i}/on"] = h5py.SoftLink(f"/group{i + 1}")
+        opened["group2000/more"] = np.zeros(8)
+    with pytest.raises(KabukiError, match="more than 32 deep"):
+        kabuki_rlds.inspect(file)
+
+
+def test_a_link_to_a_group_is_read_as_the_group(tmp_path):
+    file = a_file(tmp_path / "f.hdf5", **{"images/front": np.arange(8), "images/back": np.arange(8)})
+    with h5py.File(file, "r+") as opened:
+        opened["more/pictures"] = h5py.SoftLink("/images")
+    copy = kabuki_rlds.convert(file, tmp_path / "out.hdf5").path
+    with h5py.File(copy) as opened:
+        assert opened["more/pictures/front"][3] == opened["images/back"][3] == 3

@@ -14,6 +14,7 @@ import numpy as np
 
 from kabuki_rlds.block import Column, concatenate, splits_of, take
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, KabukiSource, column_reader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
@@ -99,13 +100,21 @@ class Table:
     @functools.cached_property
     def row_nbytes(self) -> int:
         """About how many bytes a row of the selected fields takes, as it is stored before any gzip."""
-        sizes = [field.row_nbytes for field in self.fields.values()]
+        sizes = [self._row_nbytes(path, field) for path, field in self.fields.items()]
         known = sum(size or 0 for size in sizes)
         if None in sizes:
             # What varies is stored as it is, so the files' sizes bound it.
             stored = sum(source.file.id.get_filesize() for source in self._sources)
             known += stored // max(self.num_rows, 1) + _OBJECT_BYTES * sizes.count(None)
         return max(known, 1)
+
+    def _row_nbytes(self, path: str, field: Field) -> int | None:
+        """Bytes of a row of one field, None where rows differ in size."""
+        if _is_fixed(field):
+            return field.row_nbytes
+        stored = [layout.stored_row_nbytes(source.step_datasets[path]) for source in self._sources]
+        # Text of fixed length may be gzip'd to next to nothing.
+        return None if None in stored else _OBJECT_BYTES + max(size or 0 for size in stored)
 
     def begin(self, start: int, stop: int) -> Callable[[], dict[str, Column]]:
         """Begins to read rows `start` to `stop` of all fields; what it returns waits for them."""

@@ -19,6 +19,9 @@ from kabuki_rlds.formats.hdf5 import claims
 #: No file of steps nests deeper, or has more objects, than this.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 10_000_000
+#: By links a reader may meet an object more than once; so many in all, and so many times those that there are.
+_MAX_MET = 10_000
+_MAX_MET_RATIO = 4
 #: Attributes of one object, and the bytes of one.
 _MAX_ATTRIBUTES = 10_000
 _MAX_ATTRIBUTE_BYTES = 64 << 20
@@ -68,7 +71,8 @@ class _Walk:
         # Where an object stands is counted from the end of what others may keep before HDF5's own bytes.
         self._base = created.get_userblock()
         self._has_long_addresses = created.get_sizes() == (8, 8)
-        self._groups: set[object] = set()
+        #: Each group, with how many objects are in it, and the groups among them.
+        self._groups: dict[object, tuple[int, list[object]]] = {}
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
         self._count = 0
         self._promised = 0
@@ -81,7 +85,7 @@ class _Walk:
         token = _token(group)
         if token in self._groups:
             raise self._refuse(name, "a group that stands in the file twice, or within itself")
-        self._groups.add(token)
+        self._groups[token] = group.get_num_objs(), []
         if depth > _MAX_DEPTH:
             raise self._refuse(name, f"groups nested more than {_MAX_DEPTH} deep")
         self._attributes(group, name)
@@ -112,6 +116,7 @@ class _Walk:
             raise self._refuse(name, "a link of a kind that HDF5 does not define")
         item = h5py.h5o.open(group, raw)
         if isinstance(item, h5py.h5g.GroupID):
+            self._groups[_token(group)][1].append(_token(item))
             self.group(item, name, depth + 1)
         elif isinstance(item, h5py.h5d.DatasetID):
             self._attributes(item, name)
@@ -121,12 +126,29 @@ class _Walk:
         """Follows the soft links, once it is known that none of the links of this file leaves it."""
         for group, raw, name in self._soft:
             try:
-                h5py.h5o.open(group, raw)
+                item = h5py.h5o.open(group, raw)
             except KeyError:
                 # It leads nowhere, which is for those to say who need it.
                 continue
             except RuntimeError as e:
                 raise self._refuse(name, f"a link that leads to no end ({e})") from None
+            if isinstance(item, h5py.h5g.GroupID):
+                self._groups[_token(group)][1].append(_token(item))
+        self._budget = _MAX_MET + _MAX_MET_RATIO * self._count
+        self._meet(next(iter(self._groups)), ())
+
+    def _meet(self, group: object, above: tuple[object, ...]) -> None:
+        """Counts what a reader meets that goes where all links lead, but not into a group that it is in."""
+        if len(above) > _MAX_DEPTH:
+            raise self._refuse("", f"groups nested more than {_MAX_DEPTH} deep by links")
+        count, inner = self._groups[group]
+        self._budget -= count
+        if self._budget < 0:
+            raise self._refuse("", "links that lead to the same groups again and again")
+        above = (*above, group)
+        for other in inner:
+            if other not in above:
+                self._meet(other, above)
 
     def _attributes(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str) -> None:
         count = h5py.h5a.get_num_attrs(item)

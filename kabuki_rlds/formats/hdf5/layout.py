@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,14 @@ def element_dtype(dataset: h5py.Dataset) -> np.dtype:
         # The numbers alone: h5py would write their names along.
         dtype = np.dtype(dtype.str)
     return BYTES if h5py.check_string_dtype(dataset.dtype) else np.dtype(dtype).newbyteorder("=")
+
+
+def stored_row_nbytes(dataset: h5py.Dataset) -> int | None:
+    """Bytes of a row as HDF5 gives it; None where rows differ in size."""
+    kind = dataset.id.get_type()
+    if isinstance(kind, h5py.h5t.TypeVlenID) or (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
+        return None
+    return math.prod(dataset.shape[1:]) * kind.get_size()
 
 
 def _is_bfloat16(hdf5_type: h5py.h5t.TypeID) -> bool:

@@ -254,7 +254,7 @@ class KabukiSource:
             raise KabukiError(f"{self.path}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
 
     def _block_rows(self, paths: Collection[str]) -> int:
-        sizes = [self.schema.steps[path].row_nbytes for path in paths]
+        sizes = [layout.stored_row_nbytes(self.step_datasets[path]) for path in paths]
         known = sum(size or 0 for size in sizes)
         if None in sizes:
             # What varies is stored as it is, so the file's size bounds it.

@@ -249,6 +249,7 @@ class VariableReader:
         return found
 
     def _texts(self, start: int, stop: int) -> np.ndarray:
+        check_claims(self._dataset, start, stop)
         rows = np.asarray(self._dataset[start:stop])
         if rows.dtype != object:
             texts = np.empty(rows.size, object)
