@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds import KabukiError
-from kabuki_rlds.formats.hdf5 import claims
+from kabuki_rlds import KabukiError, schema
+from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from tests import handmade
@@ -62,6 +62,91 @@ def test_a_dataset_of_a_type_that_numpy_does_not_have(name, tmp_path):
         h5py.h5d.create(opened.id, name.encode(), h5py.h5t.UNIX_D32LE, space)
     read_all(file, tmp_path)
     assert name in [violation.field for violation in kabuki_rlds.validate(file)]
+
+
+# --- types whose bytes are not those that NumPy has ---
+
+
+def of_few_bits() -> h5py.h5t.TypeID:
+    kind = h5py.h5t.STD_I16LE.copy()
+    kind.set_precision(12)
+    return kind
+
+
+def of_few_bits_in_the_middle() -> h5py.h5t.TypeID:
+    kind = of_few_bits()
+    kind.set_offset(2)
+    return kind
+
+
+def of_another_exponent(kind: h5py.h5t.TypeID, bias: int) -> h5py.h5t.TypeID:
+    kind = kind.copy()
+    kind.set_ebias(bias)
+    return kind
+
+
+TYPES = {
+    "few bits": of_few_bits,
+    "few bits in the middle": of_few_bits_in_the_middle,
+    "a float of another exponent": lambda: of_another_exponent(h5py.h5t.IEEE_F32LE, 120),
+    "a short float of another exponent": lambda: of_another_exponent(h5py.h5t.IEEE_F16LE, 10),
+    "a bfloat16 of another exponent": lambda: of_another_exponent(layout.element_type(schema.BFLOAT16), 120),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_number_of_a_type_that_numpy_has_not_is_what_hdf5_makes_of_it(name, tmp_path):
+    values = np.array([-5, 3, -1, 7, 0, -100, 100, 1], np.int16)
+    file = a_file(tmp_path / "f.hdf5")
+    with h5py.File(file, "r+") as opened:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4,))
+        properties.set_deflate(1)
+        more = h5py.h5d.create(opened.id, b"more", TYPES[name](), h5py.h5s.create_simple((8,)), properties)
+        more.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    assert kabuki_rlds.validate(file) == []
+    with h5py.File(kabuki_rlds.convert(file, tmp_path / "out.hdf5").path) as opened:
+        assert opened["more"][:].tolist() == values.tolist()
+    (batch,) = kabuki_rlds.load_steps(file, 8, keep_last=True, shuffle=True, seed=1, as_numpy=True)
+    assert sorted(batch["more"].tolist()) == sorted(values.tolist())
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"fletcher32": True}], ids=str)
+def test_a_boolean_is_true_or_false(options, tmp_path):
+    more = np.zeros(8, bool)
+    more[3] = True
+    file = a_file(tmp_path / "f.hdf5", more=Stored(more, {"chunks": (8,), **options}))
+    with h5py.File(file, "r+") as opened:
+        # As numbers of a byte it can have any.
+        opened["more"].id.write(h5py.h5s.ALL, h5py.h5s.ALL, more * np.uint8(2), mtype=opened["more"].id.get_type())
+    assert [violation.field for violation in kabuki_rlds.validate(file)] == ["more"]
+    with pytest.raises(KabukiError, match=r"'more': .*neither true nor false"):
+        kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+
+
+@pytest.mark.parametrize("text", [np.array([b"False"] * 8), np.array([f"{i > 2}" for i in range(8)], object)])
+def test_text_does_not_say_where_episodes_begin(text, tmp_path):
+    texts = text if text.dtype.kind == "S" else Stored(text, {"dtype": h5py.string_dtype()})
+    fields = handmade.fields() | {"is_first": texts}
+    assert kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields)).episodes == len(handmade.LENGTHS)
+    with pytest.raises(KabukiError, match="says where episodes begin"):
+        kabuki_rlds.inspect(handmade.write(tmp_path / "g.hdf5", fields | {"is_last": texts}))
+
+
+def test_flags_in_one_column_say_where_episodes_begin(tmp_path):
+    fields = handmade.fields()
+    file = handmade.write(tmp_path / "f.hdf5", fields | {"is_first": fields["is_first"][:, None]})
+    assert kabuki_rlds.inspect(file).episodes == len(handmade.LENGTHS)
+
+
+def test_a_row_of_many_texts_is_read_again(tmp_path):
+    texts = np.zeros((8, 70_000), "S1")
+    texts[5, 69_999] = b"x"
+    file = a_file(tmp_path / "f.hdf5", more=Stored(texts, {"chunks": (1, 70_000), "compression": "gzip"}))
+    copy = kabuki_rlds.convert(file, tmp_path / "out.hdf5").path
+    assert kabuki_rlds.validate(copy) == []
+    with h5py.File(copy) as opened:
+        assert opened["more"][5, 69_998:].tolist() == [b"", b"x"]
 
 
 # --- attributes of fields ---

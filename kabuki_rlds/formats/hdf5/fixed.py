@@ -211,7 +211,7 @@ class FixedReader:
         nbytes = rows * self._row_nbytes
         shuffled, deflated = self._filters
         raw = chunks.unpack(stored, nbytes, itemsize, shuffled=shuffled, deflated=deflated)
-        return raw.view(self._dtype).reshape(rows, *self._shape)
+        return _check_booleans(raw.view(self._dtype).reshape(rows, *self._shape))
 
     def _read_by_hdf5(self, start: int, stop: int) -> np.ndarray:
         if self._dtype == BFLOAT16:
@@ -222,14 +222,14 @@ class FixedReader:
                 stored_type = self._dataset.id.get_type()
                 self._dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, mtype=stored_type)
             return rows.view(BFLOAT16)
-        return np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False)
+        return _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
 
 
 def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
     """(shuffled, deflated) where chunks can be unpacked here, else None."""
     if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape:
         return None
-    if not dataset.dtype.isnative:
+    if not _is_native(dataset):
         return None
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
@@ -242,6 +242,23 @@ def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
     if plain is None or dataset.id.get_num_chunks() != -(-dataset.shape[0] // dataset.chunks[0]):
         return None
     return plain
+
+
+def _is_native(dataset: h5py.Dataset) -> bool:
+    """Whether the bytes of an element are those that NumPy has."""
+    dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
+    if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
+        stored = stored.get_super()
+    # It may have fewer bits than fill its bytes, or another exponent than a float of IEEE's.
+    native: bool = stored.equal(layout.element_type(dtype))
+    return native
+
+
+def _check_booleans(rows: np.ndarray) -> np.ndarray:
+    """Refuses bytes that stand for neither, which NumPy would count as more than one."""
+    if rows.dtype.kind == "b" and rows.size and rows.view(np.uint8).max() > 1:
+        raise ValueError("they hold what is neither true nor false")
+    return rows
 
 
 def _as_stored(rows: np.ndarray) -> np.ndarray:

@@ -58,6 +58,11 @@ def chunk_rows(row_nbytes: int) -> int:
     return 1 << (rows.bit_length() - 1)
 
 
+def variable_chunk_rows(texts: int) -> int:
+    """Rows in a chunk of text, where so many texts are in a row."""
+    return max(1, VARIABLE_CHUNK_ROWS // (1 << max(texts - 1, 0).bit_length()))
+
+
 def long_class_names(field: Field) -> tuple[str, ...] | None:
     """The names of a label's classes where they are too many for an attribute, and are a companion."""
     return field.names if field.names is not None and len(field.names) > _MAX_ATTRIBUTE_NAMES else None
@@ -104,7 +109,7 @@ def stored_row_nbytes(dataset: h5py.Dataset) -> int | None:
 def _is_bfloat16(hdf5_type: h5py.h5t.TypeID) -> bool:
     if not isinstance(hdf5_type, h5py.h5t.TypeFloatID) or hdf5_type.get_size() != 2:
         return False
-    return tuple(hdf5_type.get_fields()) == (15, 7, 8, 0, 7)
+    return tuple(hdf5_type.get_fields()) == (15, 7, 8, 0, 7) and hdf5_type.get_ebias() == 127
 
 
 def check_path(path: str) -> None:

@@ -120,9 +120,11 @@ class KabukiSource:
                 raise KabukiError(f"{self.path}: episodes/start is empty but there are {self.num_steps} steps")
             return starts
         for name, shift in ((convention.IS_FIRST, 0), (convention.IS_LAST, 1)):
-            if name in self.step_datasets and self.step_datasets[name].ndim == 1:
+            field = self.schema.steps.get(name)
+            # Any text would be taken for true.
+            if field is not None and field.shape in ((), (1,)) and convention.is_flag_or_number(field.dtype):
                 try:
-                    flags = np.asarray(self.step_datasets[name][:]).astype(bool)
+                    flags = np.asarray(self.step_datasets[name][:]).reshape(-1).astype(bool)
                 except READ_ERRORS as e:
                     raise KabukiError(f"{self.path}: {name} cannot be read: {e}") from e
                 begins = np.roll(flags, shift)

@@ -50,7 +50,7 @@ class TextWriter:
             (0, *self._shape),
             h5py.string_dtype(),
             maxshape=(None, *(d or None for d in self._shape)),  # no fixed extent is smaller than a chunk
-            chunks=(layout.VARIABLE_CHUNK_ROWS, *(d or 1 for d in self._shape)),
+            chunks=(layout.variable_chunk_rows(math.prod(self._shape)), *(d or 1 for d in self._shape)),
             compression="gzip",
             compression_opts=1,
         )
@@ -161,12 +161,11 @@ class NestedWriter:
 class VariableReader:
     """Reads rows of a dataset of text or of variable length."""
 
-    #: How many rows are read at once at the most, where only some are wanted.
-    run_rows = layout.VARIABLE_CHUNK_ROWS
-
     def __init__(self, dataset: h5py.Dataset, field: Field):
         self._dataset = dataset
         self._field = field
+        #: How many rows are read at once at the most, where only some are wanted.
+        self.run_rows = layout.variable_chunk_rows(math.prod(dataset.shape[1:]))
         self._companion: h5py.Group | None = None
         path = layout.text_attribute(dataset, "companion")
         if path:
