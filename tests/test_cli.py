@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 
-from kabuki_rlds import __version__
+from kabuki_rlds import __version__, validate
 from kabuki_rlds.cli import inspect as inspect_command
 from kabuki_rlds.cli.main import main
 from tests import handmade
@@ -153,6 +153,22 @@ def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tm
     (tmp_path / "dataset" / "features.json").write_text("{}")
     assert_fails(light("convert", tmp_path / "dataset", tmp_path / "out.hdf5"), "already there", "--overwrite")
     assert (tmp_path / "out.hdf5").read_text() == "precious"
+
+
+def test_a_name_that_is_no_utf_8_is_printed_all_the_same(valid, tmp_path, monkeypatch):
+    name = tmp_path / os.fsdecode(b"caf\xe9.hdf5")
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    for arguments in (("convert", valid, name), ("validate", name), ("inspect", name)):
+        result = process(*arguments)
+        assert (result.code, "caf\\udce9.hdf5" in result.out) == (0, True), result
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_files_of_ours(streams, valid, tmp_path):
+    dest = tmp_path / "out.hdf5"
+    command = f'"{sys.executable}" -m kabuki_rlds.cli convert "{valid}" "{dest}" {streams}'
+    assert subprocess.run(command, shell=True, capture_output=True, check=False).returncode == 0
+    assert validate(dest) == []
 
 
 def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):

@@ -8,6 +8,7 @@ import sys
 
 from kabuki_rlds.cli.reading import add_assume, add_fill
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.detect import locate_all
 from kabuki_rlds.sizes import human_bytes
 
@@ -86,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not arguments.quiet:
         splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())
-        print(
-            f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), "
-            f"{human_bytes(result.num_bytes)}"
-        )
+        path = printable(str(result.path))
+        size = human_bytes(result.num_bytes)
+        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), {size}")
     return 0

@@ -109,5 +109,6 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(f"{field}: not in the source, {how}"))
         for field, count in result.changed.items():
             print(f"{field}: {count:,} rows changed to conform")
-        print(f"{result.path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
+        path = printable(str(result.path))
+        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
     return 0

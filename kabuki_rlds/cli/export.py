@@ -7,6 +7,7 @@ import sys
 
 from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.errors import printable
 
 
 def add(commands: Commands, common: Parser) -> None:
@@ -51,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
         progress=sys.stderr.isatty() and not arguments.quiet,
     )
     if not arguments.quiet:
-        print(f"{result.path}: {result.actions:,} actions in {result.episodes:,} episodes")
+        print(f"{printable(str(result.path))}: {result.actions:,} actions in {result.episodes:,} episodes")
     return 0

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       0 done, 1 it failed. Wrong usage exits with 2.
     """
+    _open_streams()
     arguments = _parser().parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())
@@ -73,8 +74,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _failed(message: str, arguments: argparse.Namespace) -> int:
     if arguments.debug:
         traceback.print_exc()
-    print(f"{PROG}: error: {message}", file=sys.stderr)
+    print(f"{PROG}: error: {printable(message)}", file=sys.stderr)
     return 1
+
+
+def _open_streams() -> None:
+    """Opens the streams that the caller closed, lest a file that is opened later takes what is printed."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It gets the lowest number that is free, so this one.
+            os.open(os.devnull, os.O_RDWR)
+    # Python has none for those.
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

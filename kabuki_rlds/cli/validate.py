@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     for violation in violations:
         print(printable(f"{arguments.file}: {violation}"))
     if not violations:
-        print(f"{arguments.file}: valid")
+        print(printable(f"{arguments.file}: valid"))
     if not arguments.against:
         return 1 if violations else 0
     if folder_among(arguments.against, arguments.data_dir):
@@ -65,5 +65,5 @@ def run(arguments: argparse.Namespace) -> int:
         with KabukiSource(arguments.file) as file:
             lost = sum(loss.count for loss in file.skipped)
         but = f", but for {lost:,} damaged episodes that were left out" if lost else ""
-        print(f"{arguments.file}: holds what its source holds{but}")
+        print(printable(f"{arguments.file}: holds what its source holds{but}"))
     return 1 if violations or differences else 0
