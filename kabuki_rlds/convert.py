@@ -26,10 +26,11 @@ from kabuki_rlds.convention import (
     one_per_row,
 )
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.detect import open_sources
+from kabuki_rlds.formats.detect import locate_all, open_sources
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.hdf5.staging import destination_of
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
 from kabuki_rlds.reading import Reading
@@ -126,7 +127,7 @@ def convert(
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not paths:
         raise KabukiError("no source to convert")
-    dest = pathlib.Path(dest).expanduser()
+    dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
         raise KabukiError(f"{dest}: already there; --overwrite replaces it")
     reading = Reading(recipe, assume, fill)
@@ -143,6 +144,7 @@ def convert(
         for source in opened:
             stack.callback(source.close)
         _check_applies(opened, split, images)
+        _check_apart(paths, data_dir, opened, dest)
         stamps = Stamps(opened)
         completed = [reading.complete(source, conform) for source in opened]
         schema = _common_schema(completed)
@@ -186,6 +188,21 @@ def convert(
     return Conversion(
         dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived, skipped
     )
+
+
+def _check_apart(paths: Sequence[Path], data_dir: Path | None, opened: list[Source], dest: pathlib.Path) -> None:
+    """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
+    for path in paths:
+        found = [os.path.realpath(file) for file in locate_all(path, data_dir)]
+        if os.path.realpath(dest) in found and os.path.realpath(os.path.expanduser(path)) not in found:
+            raise KabukiError(f"{dest}: is among the files of {path}, so its episodes would be there twice")
+    ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
+    for name in (os.path.realpath(file) for source in opened for file in source.files):
+        if name in ours or os.path.dirname(name) in ours:
+            raise KabukiError(
+                f"{name}: is what a conversion to {dest} keeps until it is done, and would be lost; "
+                "write to another file"
+            )
 
 
 def _check_applies(opened: list[Source], split: str | None, images: str) -> None:

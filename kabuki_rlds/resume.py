@@ -9,6 +9,7 @@ of the source.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,13 +25,19 @@ from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.source import Origin
 
 #: About so many bytes of a source make a part.
 _PART_BYTES = 128 << 20
 
 _PLAN = "plan.json"
 #: The files of a folder of parts.
+_PART = re.compile(r"\d{5,}\.hdf5")
 _OURS = re.compile(r"plan\.json(\.new)?|\d{5,}\.(json|hdf5(\.partial)?)")
+
+
+#: The way out.
+_ANEW = "without --resume the conversion begins anew"
 
 
 class Parts:
@@ -52,12 +59,12 @@ class Parts:
             self._folder.mkdir(exist_ok=True)
             if (self._folder / _PLAN).is_file():
                 self._check(json.loads((self._folder / _PLAN).read_text()), now)
+            elif any(_PART.fullmatch(path.name) for path in self._folder.iterdir()):
+                raise KabukiError(f"{self._folder}: holds parts of nobody knows what, without a {_PLAN}; remove it")
             else:
                 _write(self._folder / _PLAN, now)
-        except (OSError, ValueError) as e:
-            raise KabukiError(
-                f"{self._folder}: cannot be used ({e}); without --resume the conversion begins anew"
-            ) from e
+        except (OSError, ValueError, RecursionError) as e:
+            raise KabukiError(f"{self._folder}: cannot be used ({e}); {_ANEW}") from e
 
     def _check(self, before: Any, plan: dict[str, Any]) -> None:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
@@ -78,15 +85,19 @@ class Parts:
             path = self._folder / f"{self._next:05d}.hdf5"
             counts = path.with_suffix(".json")
             self._next += 1
-            if path.is_file():
-                yield from _blocks_of(path, whole)
-                changed = json.loads(counts.read_text())
+            if os.path.lexists(path):
+                changed = _counts(counts)
+                yield from _blocks_of(path, part)
             else:
-                with KabukiWriter(path, part.schema, []) as writer:
+                # Which one it is, should somebody move it.
+                with KabukiWriter(path, part.schema, [Origin(path.name)]) as writer:
                     for block in part.blocks():
                         writer.write(block, np.zeros(block.num_episodes, np.int32))
                         yield block
-                    _write(counts, part.changed)
+                    try:
+                        _write(counts, part.changed)
+                    except OSError as e:
+                        raise KabukiError(f"{counts}: cannot be written ({e.strerror})") from e
                     writer.commit()
                 changed = part.changed
             for name, count in changed.items():
@@ -98,27 +109,51 @@ def discard(dest: pathlib.Path) -> None:
     folder = _folder(dest)
     if not (folder / _PLAN).is_file():
         return
-    ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
-    # Parts before what belongs to them, and at last the plan, by which the folder is known.
-    for path in sorted(ours, key=lambda path: (path.name == _PLAN, path.suffix != ".hdf5")):
-        path.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    try:
+        ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+        # Parts before what belongs to them, and at last the plan, by which the folder is known.
+        for path in sorted(ours, key=lambda path: (path.name == _PLAN, path.suffix != ".hdf5")):
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    except OSError as e:
+        raise KabukiError(f"{e.filename}: cannot be removed ({e.strerror}); remove {folder} by hand") from e
 
 
 def _folder(dest: pathlib.Path) -> pathlib.Path:
     return dest.with_name(f"{dest.name}.parts")
 
 
-def _blocks_of(path: pathlib.Path, whole: CompletedSource) -> Iterator[Block]:
-    with KabukiSource(path) as part:
-        part.check_whole()
-        for block in part.blocks():
+def _counts(path: pathlib.Path) -> dict[str, int]:
+    """Field to number of rows that `conform` changed in a part."""
+    try:
+        counts = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise KabukiError(f"{path}: cannot be read ({e}); {_ANEW}") from e
+    if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
+        raise KabukiError(f"{path}: does not say how many rows were changed; {_ANEW}")
+    return counts
+
+
+def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
+    """The blocks of a part that is there already."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stored = stack.enter_context(KabukiSource(path))
+            stored.check_whole()
+        except KabukiError as e:
+            raise KabukiError(f"{e}; {_ANEW}") from e
+        misfit = part.schema.misfit(stored.schema)
+        if misfit is None and (stored.num_episodes, stored.origins[0].path) != (part.num_episodes, path.name):
+            misfit = "it is another part"
+        if misfit is not None:
+            raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_ANEW}")
+        for block in stored.blocks():
             yield Block(
-                {name: block.steps[name] for name in whole.schema.steps},
+                {name: block.steps[name] for name in part.schema.steps},
                 block.num_steps,
                 block.starts,
-                {name: block.metadata[name] for name in whole.schema.metadata},
+                {name: block.metadata[name] for name in part.schema.metadata},
             )
 
 

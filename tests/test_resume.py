@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -214,6 +215,94 @@ def test_a_plan_that_is_damaged_is_said(stopped, dataset):
     Path(f"{stopped}.parts", "plan.json").write_text("{")
     with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; without --resume"):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
+
+
+def damage_counts(text: str | None):
+    def damage(folder: Path) -> None:
+        (folder / "00001.json").unlink() if text is None else (folder / "00001.json").write_text(text)
+
+    return damage
+
+
+def swap(folder: Path) -> None:
+    for end in ("hdf5", "json"):
+        (folder / f"00000.{end}").rename(folder / "other")
+        (folder / f"00001.{end}").rename(folder / f"00000.{end}")
+        (folder / "other").rename(folder / f"00001.{end}")
+
+
+def lose_a_field(folder: Path) -> None:
+    with h5py.File(folder / "00001.hdf5", "r+") as part:
+        del part["action"]
+
+
+def become_a_folder(folder: Path) -> None:
+    (folder / "00001.hdf5").unlink()
+    (folder / "00001.hdf5").mkdir()
+
+
+DAMAGES = {
+    "no counts": damage_counts(None),
+    "counts cut short": damage_counts("{"),
+    "counts nested without end": damage_counts("[" * 100_000),
+    "counts that are a list": damage_counts("[1]"),
+    "counts that are text": damage_counts('{"reward": "1"}'),
+    "a part cut short": lambda folder: os.truncate(folder / "00001.hdf5", 500),
+    "parts in another order": swap,
+    "a part that lacks a field": lose_a_field,
+    "a part that is a folder": become_a_folder,
+    "a plan nested without end": lambda folder: (folder / "plan.json").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, dataset):
+    DAMAGES[damage](Path(f"{stopped}.parts"))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*without --resume the conversion begins anew"):
+        kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
+    assert not stopped.exists()
+
+
+def test_parts_without_a_plan_are_not_taken_for_ours(stopped, dataset):
+    Path(f"{stopped}.parts", "plan.json").unlink()
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts: holds parts .* remove it"):
+        kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
+
+
+def test_parts_that_are_the_source_are_kept(stopped):
+    # Of a source that is gone, say.
+    were = parts(stopped)
+    with pytest.raises(kabuki_rlds.KabukiError, match="would be lost; write to another file"):
+        kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped)
+    assert parts(stopped) == were
+    assert kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped.with_name("saved.hdf5")).episodes > 0
+
+
+def test_parts_in_the_folder_of_the_sources_are_none_of_them(small_parts, stop_after, tmp_path):
+    for name in "ab":
+        handmade.write(tmp_path / f"{name}.hdf5", handmade.fields((300, 300), (True, True)))
+    stop_after(2)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True)
+    stop_after(-1)
+    assert parts(tmp_path / "out.hdf5")
+    assert kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True).episodes == 4
+
+
+def test_a_full_disk_names_what_could_not_be_written(dataset, small_parts, tmp_path, monkeypatch):
+    def full(file: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").endswith("00000.json"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"00000.json: cannot be written \(No space"):
+        kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", resume=True)
+
+
+def test_parts_that_cannot_be_removed_are_said(stopped, dataset):
+    Path(f"{stopped}.parts", "00007.hdf5").mkdir()
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"00007.hdf5: cannot be removed .* by hand"):
+        kabuki_rlds.convert(dataset("plain"), stopped)
 
 
 def test_ctrl_c_says_how_to_go_on(dataset, small_parts, tmp_path, capfd, monkeypatch):

@@ -130,17 +130,25 @@ def locate_all(source: Path, data_dir: Path | None = None) -> list[pathlib.Path]
     if not os.fspath(source):
         # A path would take it for the working folder, and all the files in there.
         raise KabukiError("the name of a source is empty; give that of a file, a folder or a dataset")
-    path = pathlib.Path(source).expanduser()
-    if not path.exists() and any(c in path.name for c in "*?["):
+    path = pathlib.Path(os.path.expanduser(source))
+    # Not asked of the path, which fails where a name is longer than a name can be.
+    if not os.path.exists(path) and any(c in path.name for c in "*?["):
         files = [file for file in _glob(path) if file.is_file()]
         if not files:
             raise KabukiError(f"{source}: no file has such a name")
         return sorted(files, key=_by_number)
-    if path.is_dir() and not (path / _FEATURES).is_file():
-        files = [file for file in path.rglob("*") if file.suffix in _HDF5 and file.is_file()] + minari_arrow.find(path)
+    if os.path.isdir(path) and not (path / _FEATURES).is_file():
+        files = [file for file in path.rglob("*") if file.suffix in _HDF5 and file.is_file()]
+        files = [file for file in files if file.parent == path or not _holds_parts(file.parent)]
+        files += minari_arrow.find(path)
         if files:
             return sorted(files, key=_by_number)
     return [locate(source, data_dir)]
+
+
+def _holds_parts(folder: pathlib.Path) -> bool:
+    """Whether it is where `resume` keeps what is done of a file, which is no data of its own yet."""
+    return folder.suffix == ".parts" and (folder / "plan.json").is_file()
 
 
 def _glob(pattern: pathlib.Path) -> list[pathlib.Path]:
@@ -149,7 +157,7 @@ def _glob(pattern: pathlib.Path) -> list[pathlib.Path]:
 
 def _by_number(path: pathlib.Path) -> list[tuple[int, str]]:
     """Sorts `episode_2` before `episode_10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", os.fspath(path))]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", os.fspath(path))]
 
 
 def locate(source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -158,16 +166,16 @@ def locate(source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | No
     Raises:
       KabukiError: there is no such dataset.
     """
-    path = pathlib.Path(source).expanduser()
-    if path.is_file():
+    path = pathlib.Path(os.path.expanduser(source))
+    if os.path.isfile(path):
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         return _version_folder(path, f"{path}")
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR") or pathlib.Path.home() / "tensorflow_datasets"
     name, _, version = os.fspath(source).partition(":")
-    named = pathlib.Path(data_dir).expanduser() / name
-    if path.is_absolute() or path.suffix in (".h5", ".hdf5") or ".." in path.parts or not named.is_dir():
+    named = pathlib.Path(os.path.expanduser(data_dir)) / name
+    if path.is_absolute() or path.suffix in (".h5", ".hdf5") or ".." in path.parts or not os.path.isdir(named):
         raise KabukiError(
             f"{source}: no such file or folder, and no TFDS dataset of this name under {data_dir}; "
             "give the path of the dataset, or its name and --data-dir"

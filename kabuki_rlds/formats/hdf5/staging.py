@@ -26,16 +26,16 @@ class StagedFile:
     """
 
     def __init__(self, destination: str | os.PathLike[str], *, overwrite: bool):
-        self.destination = pathlib.Path(destination)
+        self.destination = destination_of(destination)
         self.partial = self.destination.with_name(self.destination.name + ".partial")
         self._overwrite = overwrite
         self._check_free()
-        if self.destination.is_dir():
+        if os.path.isdir(self.destination):
             raise KabukiError(f"{self.destination}: a folder; name the HDF5 file to write")
-        if self.destination.exists() and not self.destination.is_file():
+        if os.path.exists(self.destination) and not os.path.isfile(self.destination):
             # Whoever names /dev/null does not mean that it should be a file from now on.
             raise KabukiError(f"{self.destination}: not a regular file; name the HDF5 file to write")
-        if not self.destination.parent.is_dir():
+        if not os.path.isdir(self.destination.parent):
             raise KabukiError(f"{self.destination}: the folder {self.destination.parent} does not exist; make it first")
         self._lock = self._acquire()
         if os.fstat(self._lock).st_nlink > 1:
@@ -125,6 +125,19 @@ class StagedFile:
             # A file system without hard links.
             self._check_free()
             os.rename(self.partial, self.destination)
+
+
+def destination_of(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path of a file to make, `~` expanded.
+
+    Raises:
+      KabukiError: no file can have such a name.
+    """
+    path = pathlib.Path(os.path.expanduser(name))
+    # A path leaves out a slash at the end.
+    if path.name in ("", "..") or os.fspath(name).endswith("/"):
+        raise KabukiError(f"{os.fspath(name)!r}: the name of a folder; name the HDF5 file to write")
+    return path
 
 
 def reserve(file: int, start: int, nbytes: int, destination: pathlib.Path) -> None:
