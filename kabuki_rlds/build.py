@@ -108,7 +108,7 @@ def build(
         dataset, config = _dataset_name(name, opened)
         info = opened.first.schema.info
         version = writer.valid_version(info.version)
-        folder = pathlib.Path(data_dir).expanduser().joinpath(dataset, *filter(None, [config]), version)
+        folder = pathlib.Path(os.path.expanduser(data_dir)).joinpath(dataset, *filter(None, [config]), version)
         with (
             StagedFolder(folder, overwrite=overwrite) as staged,
             tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,

@@ -91,7 +91,7 @@ def export(
       KabukiError: the source cannot be read, or has a field or an episode that the layout has no form for, or `dest`
         exists or cannot be written.
     """
-    dest = pathlib.Path(dest).expanduser()
+    dest = pathlib.Path(os.path.expanduser(dest))
     if layout == "minari" and not _MINARI_NAME.fullmatch(dest.name):
         raise KabukiError(f"{dest}: Minari takes a dataset by a folder of a name like hopper-v0")
     reading = Reading(recipe, assume, fill)

@@ -327,6 +327,46 @@ def test_a_partial_file_or_folder_that_is_a_link_is_not_followed(small, tmp_path
     assert (precious / "file").read_bytes() == OLD
 
 
+def test_a_destination_among_the_sources_of_a_folder_is_refused(small, tmp_path):
+    for name in "ab":
+        shutil.copy(small, tmp_path / f"data-{name}.hdf5")
+    dest = tmp_path / "data-all.hdf5"
+    episodes = kabuki_rlds.convert(f"{tmp_path}/data-*.hdf5", dest).episodes
+    before = dest.read_bytes()
+    for source in (tmp_path, f"{tmp_path}/data-*.hdf5"):
+        with pytest.raises(kabuki_rlds.KabukiError, match=r"data-all.hdf5: is among the files of"):
+            kabuki_rlds.convert(source, dest, overwrite=True)
+    assert dest.read_bytes() == before
+    # Who names it means it.
+    assert kabuki_rlds.convert([dest, dest], dest, overwrite=True).episodes == 2 * episodes
+
+
+def test_a_partial_file_that_is_the_source_is_kept(small, tmp_path):
+    source = shutil.copy(small, tmp_path / "all.hdf5.partial")
+    with pytest.raises(kabuki_rlds.KabukiError, match="would be lost"):
+        kabuki_rlds.convert(source, tmp_path / "all.hdf5")
+    assert Path(source).read_bytes() == small.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/", "all/", "../"])
+def test_a_destination_that_only_a_folder_can_be_is_refused(name, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kabuki_rlds.KabukiError, match="the name of a folder; name the HDF5 file"):
+        kabuki_rlds.convert(small, name, overwrite=True)
+
+
+def test_names_that_are_too_long_or_of_nobody_s_home_are_said(small, tmp_path):
+    for name in ("x" * 250, "x" * 300):
+        with pytest.raises(kabuki_rlds.KabukiError, match="File name too long"):
+            kabuki_rlds.convert(small, tmp_path / name)
+        with pytest.raises(kabuki_rlds.KabukiError, match="no such file"):
+            kabuki_rlds.convert(name, tmp_path / "all.hdf5")
+    with pytest.raises(kabuki_rlds.KabukiError, match="~nobody-at-all does not exist"):
+        kabuki_rlds.convert(small, "~nobody-at-all/all.hdf5")
+    with pytest.raises(kabuki_rlds.KabukiError, match="no such file"):
+        kabuki_rlds.convert("~nobody-at-all/all.hdf5", tmp_path / "all.hdf5")
+
+
 def test_a_new_file_has_the_permissions_that_the_umask_gives(small, tmp_path):
     before = os.umask(0o027)
     try:

@@ -96,7 +96,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     Raises:
       KabukiError: there is none, or it is not one, and which line is why.
     """
-    path = pathlib.Path(recipe).expanduser()
+    path = pathlib.Path(os.path.expanduser(recipe))
     if not path.is_file():
         known = library()
         if os.fspath(recipe) not in known:

@@ -70,7 +70,7 @@ class Hdf5Destination(Destination):
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str):
-        self._path = pathlib.Path(path).expanduser().absolute()
+        self._path = pathlib.Path(os.path.expanduser(path)).absolute()
         self._images_are_files = False
         self._split = split
         beside = self._path.with_name(f"{self._path.name}.recording")

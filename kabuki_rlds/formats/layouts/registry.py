@@ -33,8 +33,8 @@ def layout_of(path: pathlib.Path) -> Layout | D4rl | None:
     Raises:
       KabukiError: it cannot be opened.
     """
-    if not path.is_file():
-        return _MINARI_ARROW if path.is_dir() and minari_arrow.recognises(path) else None
+    if not os.path.isfile(path):
+        return _MINARI_ARROW if os.path.isdir(path) and minari_arrow.recognises(path) else None
     with open_file(path) as file:
         if text_attribute(file, "format") == FORMAT:
             return None
@@ -47,7 +47,7 @@ def refuse(path: str | os.PathLike[str]) -> None:
     Raises:
       KabukiError: it is one, or cannot be opened.
     """
-    layout = layout_of(pathlib.Path(path).expanduser())
+    layout = layout_of(pathlib.Path(os.path.expanduser(path)))
     if layout is not None:
         raise KabukiError(
             f"{path}: laid out as {layout.name}'s, and no Kabuki file; `convert` makes one of it, and `recipe` prints "
