@@ -22,6 +22,9 @@ from kabuki_rlds.schema import BYTES, Field
 
 Path: TypeAlias = str | os.PathLike[str]
 
+#: A digest of each part of a column, so that it does not tell where blocks of rows end.
+_Digest: TypeAlias = "list[hashlib.blake2b]"
+
 #: How many episodes a difference names.
 _NAMED = 5
 
@@ -145,40 +148,53 @@ class _Digests:
     def take(self, blocks: Iterable[Block]) -> None:
         """Takes all episodes of a source."""
         # An episode may go on in the next block, so each field has a digest of its own.
-        digests = [hashlib.blake2b(digest_size=16) for _ in self._steps]
-        length, whole = -1, hashlib.blake2b(digest_size=16)
+        digests: list[_Digest] = [[] for _ in self._steps]
+        length, whole = -1, list[bytes]()
         for block in blocks:
             bounds = [0, *block.starts.tolist(), block.num_steps]
             for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
                 if i:
                     if length >= 0:
                         self._end(length, digests, whole)
-                    digests = [hashlib.blake2b(digest_size=16) for _ in self._steps]
-                    length, whole = 0, hashlib.blake2b(digest_size=16)
+                    digests = [[] for _ in self._steps]
+                    length, whole = 0, []
                     for path in self._metadata:
-                        _add(whole, block.metadata[path], i - 1, i)
+                        whole += _digests(block.metadata[path], i - 1, i)
                 length += stop - start
                 for digest, path in zip(digests, self._steps, strict=True):
                     _add(digest, block.steps[path], start, stop)
         if length >= 0:
             self._end(length, digests, whole)
 
-    def _end(self, length: int, digests: Sequence[hashlib.blake2b], whole: hashlib.blake2b) -> None:
-        for digest in digests:
-            whole.update(digest.digest())
-        self.of.append((length, whole.digest()))
+    def _end(self, length: int, digests: Sequence[_Digest], whole: Sequence[bytes]) -> None:
+        parts = [*whole, *(part.digest() for digest in digests for part in digest)]
+        self.of.append((length, hashlib.blake2b(b"".join(parts), digest_size=16).digest()))
 
 
-def _add(digest: hashlib.blake2b, column: Column, start: int, stop: int) -> None:
+def _digests(column: Column, start: int, stop: int) -> list[bytes]:
+    digest: _Digest = []
+    _add(digest, column, start, stop)
+    return [part.digest() for part in digest]
+
+
+def _add(digest: _Digest, column: Column, start: int, stop: int) -> None:
     if start == stop:
         return
-    for array in _arrays(column[start:stop]):
+    for i, data in enumerate(_streams(column[start:stop])):
+        if i == len(digest):
+            digest.append(hashlib.blake2b(digest_size=16))
+        digest[i].update(data)
+
+
+def _streams(column: Column) -> Iterator[bytes | memoryview]:
+    """The bytes of all that a column consists of, as many of them for any rows."""
+    for array in _arrays(column):
         if array.dtype == BYTES:
             texts = array.reshape(-1).tolist()
-            digest.update(np.array([len(text) for text in texts], np.int64).data)
-            digest.update(b"".join(texts))
-        elif array.size:
-            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            yield np.array([len(text) for text in texts], np.int64).data
+            yield b"".join(texts)
+        else:
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
 
 
 def _arrays(column: Column) -> Iterator[np.ndarray]:
@@ -284,8 +300,6 @@ def _unequal(ours: Column, right: Column) -> np.ndarray:
         return np.flatnonzero(differ)
     digests = []
     for column in (ours, right):
-        digests.append([hashlib.blake2b(digest_size=16) for _ in range(count)])
-        for row, digest in enumerate(digests[-1]):
-            _add(digest, column, row, row + 1)
+        digests.append([_digests(column, row, row + 1) for row in range(count)])
     pairs = zip(*digests, strict=True)
-    return np.array([row for row, (a, b) in enumerate(pairs) if a.digest() != b.digest()], np.int64)
+    return np.array([row for row, (a, b) in enumerate(pairs) if a != b], np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from tests import handmade
+from tests.handmade import Stored
 
 READABLE = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "no_metadata", "no_discount", "no_steps"]
 
@@ -68,6 +70,27 @@ def test_lost_episodes_are_named(dataset, tmp_path):
     (more,) = kabuki_rlds.compare(whole, file)
     assert (more.message, more.episodes) == ("in the file, but not in the source", (0,))
     assert str(more) == "episodes: in the file, but not in the source (1 episode: 0)"
+
+
+def test_where_blocks_end_is_no_difference(tmp_path, monkeypatch):
+    # Episodes of text and of rows that vary, which a block cuts at other rows once one of them is lost.
+    monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.reader"], "_BLOCK_ROWS", 64)
+    texts = np.array([f"{i}" * (i % 5) for i in range(400)], object)
+    rows = np.empty(400, object)
+    rows[:] = [np.arange(i % 3) for i in range(400)]
+    files = []
+    for name, first in (("all", 0), ("lost", 100)):
+        fields = handmade.fields((100,) * ((400 - first) // 100), (True,) * ((400 - first) // 100))
+        fields |= {
+            "observation": np.arange(first, 400),
+            "action": np.arange(first, 400),
+            "reward": np.arange(first, 400.0),
+            "text": Stored(texts[first:], {"dtype": h5py.string_dtype()}),
+            "rows": Stored(rows[first:], {"dtype": h5py.vlen_dtype(np.int64)}),
+        }
+        files.append(handmade.write(tmp_path / f"{name}.hdf5", fields))
+    (found,) = kabuki_rlds.compare(files[1], files[0])
+    assert str(found) == "episodes: in the source, but not in the file (1 episode: 0)"
 
 
 def test_fields_that_differ_are_named(tmp_path):

@@ -582,12 +582,28 @@ def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
         (lambda file: load_transitions(file, 2, gamma=float("nan")), "gamma is nan"),
         (lambda file: load_transitions(file, 2, gamma=float("inf")), "gamma is inf"),
         (lambda file: load_transitions(file, 2, gamma=-0.5), "gamma is -0.5"),
+        (lambda file: load_transitions(file, 2, gamma="0.9"), "gamma is 0.9; it is a number"),
         (lambda file: load_transitions(file, 2, fields=["rewards"]), "no step field 'rewards'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_at_once(call: Any, message: str, file: Path) -> None:
     with pytest.raises(KabukiError, match=message):
         call(file)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_numbers_of_few_bits_or_of_very_many_are_numbers(shuffle: bool, file: Path) -> None:
+    def rewards(load: Any, *numbers: Any, **options: Any) -> list[list[float]]:
+        return [b["reward"].tolist() for b in load(file, *numbers, shuffle=shuffle, seed=3, as_numpy=True, **options)]
+
+    assert rewards(load_steps, np.int8(100)) == rewards(load_steps, 100)
+    assert rewards(load_windows, np.uint8(200), np.int8(3)) == rewards(load_windows, 200, 3)
+    assert rewards(load_windows, 4, True) == rewards(load_windows, 4, 1)
+    assert rewards(load_transitions, 7, n_step=np.int8(3)) == rewards(load_transitions, 7, n_step=3)
+    for n in (1 << 63, 10**30):
+        assert rewards(load_transitions, 7, n_step=n) == rewards(load_transitions, 7, n_step=1000)
+        assert rewards(load_steps, n) == rewards(load_steps, 1000)
+        assert rewards(load_windows, 7, n) == []
 
 
 def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> None:

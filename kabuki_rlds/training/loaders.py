@@ -20,6 +20,9 @@ from kabuki_rlds.training.table import Select, Table
 if TYPE_CHECKING:
     import tensorflow as tf
 
+#: No episode has so many steps, and it can be added to a row's number.
+_LONGEST = 1 << 62
+
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -117,8 +120,9 @@ def load_transitions(
     Raises:
       KabukiError: as `load_steps`, or the file lacks a field that a transition needs.
     """
-    _check_count("n_step", n_step)
-    if not (math.isfinite(gamma) and gamma >= 0):
+    # No episode is longer.
+    n_step = min(_count("n_step", n_step), _LONGEST)
+    if not (isinstance(gamma, numbers.Real) and math.isfinite(gamma) and gamma >= 0):
         raise KabukiError(f"gamma is {gamma}; it is a number from 0 on")
     returns = Returns(n_step, gamma) if n_step > 1 else None
     make = functools.partial(Transitions, n_step=n_step)
@@ -164,7 +168,7 @@ def load_windows(
     Raises:
       KabukiError: as `load_steps`, or a field is called `mask`.
     """
-    _check_count("length", length)
+    length = _count("length", length)
     make = functools.partial(Windows, length=length, pad=pad)
     return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
 
@@ -180,11 +184,11 @@ def _loader(
     make: Callable[[Mapping[str, Field]], Samples],
     returns: Returns | None = None,
 ) -> tf.data.Dataset | Batches:
-    _check_count("batch_size", batch_size)
+    batch_size = _count("batch_size", batch_size)
     if epochs is not None:
-        _check_count("epochs", epochs)
+        epochs = _count("epochs", epochs)
     if seed is not None:
-        _check_count("seed", seed, least=0)
+        seed = _count("seed", seed, least=0)
     files = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not files:
         raise KabukiError("no files were given to load")
@@ -202,9 +206,11 @@ def _loader(
     return tensors.dataset(batches)
 
 
-def _check_count(name: str, value: int, least: int = 1) -> None:
+def _count(name: str, value: int, least: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or value < least:
         raise KabukiError(f"{name} is {value}; it is a whole number from {least} on")
+    # One of NumPy's few bits cannot be multiplied.
+    return int(value)
 
 
 def _select(fields: str | Sequence[str] | None) -> Select:
