@@ -14,6 +14,7 @@ from kabuki_rlds import KabukiError, schema
 from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from tests import handmade
 from tests.handmade import Stored
 
@@ -295,3 +296,47 @@ def test_a_link_to_a_group_is_read_as_the_group(tmp_path):
     copy = kabuki_rlds.convert(file, tmp_path / "out.hdf5").path
     with h5py.File(copy) as opened:
         assert opened["more/pictures/front"][3] == opened["images/back"][3] == 3
+
+
+# --- what is lost ---
+
+
+def test_what_the_format_has_no_place_for_is_told_of(tmp_path, caplog):
+    file = a_file(tmp_path / "f.hdf5", **{"episodes/task": np.arange(3), "companion": np.zeros(2)})
+    with h5py.File(file, "r+") as opened:
+        opened.attrs["license"] = "MIT"
+        opened["reward"].attrs["unit"] = "points"
+        opened["episodes/metadata/seed"].attrs["of"] = "the environment"
+    kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    (told,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert told.partition("for it: ")[2] == (
+        "'episodes/task', 'companion', the attribute 'license', the attribute 'unit' of 'reward', "
+        "the attribute 'of' of 'seed'"
+    )
+    caplog.clear()
+    kabuki_rlds.convert(tmp_path / "out.hdf5", tmp_path / "again.hdf5")
+    assert not [record for record in caplog.records if "left out" in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["episodes", "episodes/metadata"])
+def test_a_dataset_in_the_place_of_a_group_is_told_of(name, tmp_path, caplog):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {name: np.arange(3)})
+    kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert f"no place for it: {name!r}" in caplog.text
+
+
+def test_a_text_that_hdf5_cannot_hold_is_held_as_far_as_it_goes(tmp_path, caplog):
+    info = schema.Info(description="a\0b", citation="\ud800")
+    with KabukiWriter(tmp_path / "f.hdf5", schema.Schema({}, {}, info=info), []) as writer:
+        writer.commit()
+    with h5py.File(tmp_path / "f.hdf5") as file:
+        assert (file.attrs["description"], file.attrs["citation"]) == ("a\N{REPLACEMENT CHARACTER}b", "?")
+    assert "'description'" in caplog.text and "'citation'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_class_names_that_hdf5_cannot_hold_are_said(name, tmp_path):
+    label = schema.Field(np.dtype(int), kind="label", names=(name,))
+    with pytest.raises(KabukiError, match="field 'more': HDF5 cannot hold what is said of it"):
+        KabukiWriter(tmp_path / "f.hdf5", schema.Schema({"more": label}, {}), [])
+    assert not list(tmp_path.iterdir())

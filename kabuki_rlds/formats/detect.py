@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 import os
 import pathlib
 import re
@@ -18,6 +19,10 @@ from kabuki_rlds.formats.source import Source
 
 Path: TypeAlias = str | os.PathLike[str]
 
+_log = logging.getLogger("kabuki_rlds")
+
+#: How many things that are left out a warning names.
+_NAMED = 5
 #: A folder with this is a TFDS dataset.
 _FEATURES = "features.json"
 #: How the names of HDF5 files end.
@@ -105,9 +110,14 @@ def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "enco
             raise registry.unknown(path, e) from e
         try:
             source_file.check_whole()
+            left_out = source_file.left_out()
         except BaseException:
             source_file.close()
             raise
+        if left_out:
+            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
+            what = ", ".join(left_out[:_NAMED]) + more
+            _log.warning("%s: left out, since the format has no place for it: %s", path, what)
         return source_file
     if not (path / _FEATURES).is_file():
         from kabuki_rlds.formats.envlogger.source import EnvLoggerSource

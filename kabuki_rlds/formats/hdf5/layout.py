@@ -40,6 +40,15 @@ COMPANION = "companion"
 #: Names at the root that are not fields of the steps.
 RESERVED = (EPISODES, COMPANION)
 
+#: The attributes that the format knows, of the root and of a field.
+_ABOUT_THE_FILE = ("format", "format_version", "num_steps", "num_episodes", "complete", "features", "name", "version")
+_ABOUT_THE_DATA = ("description", "citation", "homepage", "environment", "sources", "skipped", "created_by")
+ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
+_ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
+# What HDF5 itself says of axes that have names.
+_ABOUT_AXES = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
+FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *_ABOUT_AXES)
+
 #: One chunk of a dataset is about this large: small enough to read one episode or
 #: one step at little cost, large enough to compress well and to stream.
 CHUNK_BYTES = 256 << 10

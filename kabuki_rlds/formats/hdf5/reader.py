@@ -184,6 +184,26 @@ class KabukiSource:
         if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
             raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
 
+    def left_out(self) -> list[str]:
+        """What stands in the file, and is none of its steps, episodes or attributes by the format."""
+        found = []
+        for name, known in (
+            (layout.EPISODES, ("start", "length", "source", "metadata")),
+            (layout.METADATA, None),
+            (layout.COMPANION, None),
+        ):
+            item = self.file.get(name)
+            if isinstance(item, h5py.Dataset):
+                found.append(repr(name))
+            elif item is not None and known is not None:
+                found += [repr(f"{name}/{inner}") for inner in item if inner not in known]
+        found += [f"the attribute {name!r}" for name in self.file.attrs if name not in layout.ROOT_ATTRIBUTES]
+        fields = [*self.step_datasets.items(), *self.metadata_datasets.items()]
+        for path, dataset in fields:
+            names = dataset.attrs if h5py.h5a.get_num_attrs(dataset.id) else ()
+            found += [f"the attribute {name!r} of {path!r}" for name in names if name not in layout.FIELD_ATTRIBUTES]
+        return found
+
     def size(self) -> Size:
         sample = next(self.blocks(), None)
         return Size(self.num_steps, True, os.path.getsize(self.path), sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -21,6 +22,8 @@ from kabuki_rlds.formats.hdf5.staging import StagedFile
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
 from kabuki_rlds.formats.source import Origin, Skipped
 from kabuki_rlds.schema import BYTES, Field, Schema
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: What HDF5 adds, at the most, to each row of variable length, and to each column for finding its chunks.
 _ROW_OVERHEAD = 64
@@ -111,7 +114,7 @@ class KabukiWriter:
         attributes["format_version"] = layout.FORMAT_VERSION
         attributes["features"] = schema.features
         for name, value in dataclasses.asdict(schema.info).items():
-            attributes[name] = value
+            attributes[name] = _as_stored(name, value)
         attributes["sources"] = json.dumps([origin.to_json() for origin in origins])
         if skipped:
             attributes["skipped"] = json.dumps([loss.to_json() for loss in skipped])
@@ -125,7 +128,10 @@ class KabukiWriter:
             raise KabukiError(f"field {path!r}: HDF5 cannot hold {field.describe()} ({e})") from e
         attributes = layout.field_attributes(field)
         if path in self._file:
-            self._file[path].attrs.update(attributes)
+            try:
+                self._file[path].attrs.update(attributes)
+            except ValueError as e:
+                raise KabukiError(f"field {path!r}: HDF5 cannot hold what is said of it ({e})") from e
         else:
             # A column without elements is made when its rows are known.
             self._described_later[path] = attributes
@@ -216,3 +222,11 @@ class KabukiWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _as_stored(name: str, text: str) -> str:
+    """What a dataset says of itself as HDF5 can hold it: no NUL, and all of it UTF-8."""
+    stored = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+    if stored != text:
+        _log.warning("the attribute %r: what HDF5 cannot hold of its text is replaced", name)
+    return stored
