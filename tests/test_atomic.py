@@ -403,6 +403,18 @@ def test_a_disk_that_fails_at_the_end_or_has_no_locks_is_said(made, call, small,
     assert not left if call == "fsync" else left[-1].endswith(".partial")
 
 
+def test_a_disk_that_fails_in_the_middle_is_said(incompressible, tmp_path, monkeypatch):
+    def fails(file: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    monkeypatch.setattr("kabuki_rlds.formats.hdf5.chunks._SYNC_BYTES", 1 << 10)
+    dest = tmp_path / "out.hdf5"
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"^{dest}: cannot be written .Input/output error."):
+        kabuki_rlds.convert(incompressible, dest)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_the_disk_cannot_hold_is_refused_beforehand(small, dest, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -156,6 +157,10 @@ class KabukiWriter:
     def write(self, block: Block, origin_of: np.ndarray) -> None:
         """Appends the steps of a block; its i-th new episode comes from `origins[origin_of[i]]`."""
         assert block.steps.keys() == self._steps.keys() and block.metadata.keys() == self._metadata.keys()
+        with self._naming():
+            self._write(block, origin_of)
+
+    def _write(self, block: Block, origin_of: np.ndarray) -> None:
         self._reserve(block.nbytes + _ROW_OVERHEAD * (block.num_steps + block.num_episodes) * self._num_variable)
         for path, column in block.steps.items():
             if len(column) != block.num_steps:
@@ -190,7 +195,16 @@ class KabukiWriter:
         self._num_bytes += nbytes
 
     def commit(self) -> None:
-        """Completes the file and gives it its name."""
+        """Completes the file and gives it its name.
+
+        Raises:
+          KabukiError: the disk does not take it, or somebody else made the file meanwhile.
+        """
+        with self._naming():
+            self._complete()
+        self._staged.commit()
+
+    def _complete(self) -> None:
         assert self._file is not None
         self._reserve(0)
         if self._last_start is not None:
@@ -208,7 +222,14 @@ class KabukiWriter:
         self._file.close()
         self._file = None
         self._staged.truncate(size)
-        self._staged.commit()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Says which file could not be written."""
+        try:
+            yield
+        except OSError as e:
+            raise KabukiError(f"{self._staged.destination}: cannot be written ({e.strerror or e})") from e
 
     def __enter__(self) -> KabukiWriter:
         return self
