@@ -20,7 +20,7 @@ from kabuki_rlds.training.table import Select, Table
 if TYPE_CHECKING:
     import tensorflow as tf
 
-#: No episode has so many steps, and it can be added to a row's number.
+#: No episode has so many steps, and it can be added to the number of a row.
 _LONGEST = 1 << 62
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -168,7 +168,7 @@ def load_windows(
     Raises:
       KabukiError: as `load_steps`, or a field is called `mask`.
     """
-    length = _count("length", length)
+    length = min(_count("length", length), _LONGEST)
     make = functools.partial(Windows, length=length, pad=pad)
     return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
 
