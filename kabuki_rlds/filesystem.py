@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 
 from kabuki_rlds.errors import KabukiError
 
@@ -36,3 +38,16 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says what could not be written, where the file system does not.
+
+    Raises:
+      KabukiError: it could not.
+    """
+    try:
+        yield
+    except OSError as e:
+        raise KabukiError(f"{os.fspath(path)}: cannot be written ({e.strerror or e})") from e

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import kabuki_rlds
+from kabuki_rlds import filesystem
 from kabuki_rlds.block import Block
 from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.errors import KabukiError
@@ -94,10 +95,8 @@ class Parts:
                     for block in part.blocks():
                         writer.write(block, np.zeros(block.num_episodes, np.int32))
                         yield block
-                    try:
+                    with filesystem.writing(counts):
                         _write(counts, part.changed)
-                    except OSError as e:
-                        raise KabukiError(f"{counts}: cannot be written ({e.strerror})") from e
                     writer.commit()
                 changed = part.changed
             for name, count in changed.items():

@@ -82,15 +82,13 @@ class StagedFile:
         Raises:
           KabukiError: the disk does not take it, or somebody else made the file meanwhile.
         """
-        try:
+        with filesystem.writing(self.destination):
             os.fsync(self._lock)
             if self._overwrite:
                 os.replace(self.partial, self.destination)
             else:
                 self._rename_to_new()
             filesystem.sync(self.destination.parent)
-        except OSError as e:
-            raise KabukiError(f"{self.destination}: cannot be written ({e.strerror})") from e
 
     def abort(self) -> None:
         """Removes the partial file, unless it was committed."""

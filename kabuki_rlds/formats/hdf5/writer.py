@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 import h5py
 import numpy as np
 
+from kabuki_rlds import filesystem
 from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
@@ -157,7 +157,7 @@ class KabukiWriter:
     def write(self, block: Block, origin_of: np.ndarray) -> None:
         """Appends the steps of a block; its i-th new episode comes from `origins[origin_of[i]]`."""
         assert block.steps.keys() == self._steps.keys() and block.metadata.keys() == self._metadata.keys()
-        with self._naming():
+        with filesystem.writing(self._staged.destination):
             self._write(block, origin_of)
 
     def _write(self, block: Block, origin_of: np.ndarray) -> None:
@@ -200,7 +200,7 @@ class KabukiWriter:
         Raises:
           KabukiError: the disk does not take it, or somebody else made the file meanwhile.
         """
-        with self._naming():
+        with filesystem.writing(self._staged.destination):
             self._complete()
         self._staged.commit()
 
@@ -222,14 +222,6 @@ class KabukiWriter:
         self._file.close()
         self._file = None
         self._staged.truncate(size)
-
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Says which file could not be written."""
-        try:
-            yield
-        except OSError as e:
-            raise KabukiError(f"{self._staged.destination}: cannot be written ({e.strerror or e})") from e
 
     def __enter__(self) -> KabukiWriter:
         return self

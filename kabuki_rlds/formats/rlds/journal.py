@@ -17,6 +17,7 @@ import pathlib
 import struct
 from typing import BinaryIO
 
+from kabuki_rlds import filesystem
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import crc32c
 from kabuki_rlds.formats.rlds.shards import FOOT, HEAD, RECORD_FRAME
@@ -161,10 +162,8 @@ class Journal:
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.size = self.records = 0
-        try:
+        with filesystem.writing(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        except OSError as e:
-            raise KabukiError(f"{path}: cannot be written ({e.strerror})") from e
 
     def append(self, data: bytes) -> int:
         """Adds a record, and returns where it begins.

@@ -86,28 +86,23 @@ class StagedFolder:
         Raises:
           KabukiError: the disk does not take it, or somebody else made the folder meanwhile.
         """
-        try:
-            self._commit()
-        except OSError as e:
-            raise KabukiError(f"{self.destination}: cannot be written ({e.strerror})") from e
-
-    def _commit(self) -> None:
-        for path in (*self.partial.iterdir(), self.partial):
-            filesystem.sync(path)
-        self._check_free()
-        if self.destination.exists():
-            # A folder cannot take the place of one that is not empty.
-            os.rename(self.destination, self._old)
-        try:
-            os.rename(self.partial, self.destination)
-        except BaseException:
+        with filesystem.writing(self.destination):
+            for path in (*self.partial.iterdir(), self.partial):
+                filesystem.sync(path)
+            self._check_free()
+            if self.destination.exists():
+                # A folder cannot take the place of one that is not empty.
+                os.rename(self.destination, self._old)
+            try:
+                os.rename(self.partial, self.destination)
+            except BaseException:
+                if self._old.exists():
+                    os.rename(self._old, self.destination)
+                raise
+            filesystem.sync(self.destination.parent)
+            self._made = []
             if self._old.exists():
-                os.rename(self._old, self.destination)
-            raise
-        filesystem.sync(self.destination.parent)
-        self._made = []
-        if self._old.exists():
-            shutil.rmtree(self._old)
+                shutil.rmtree(self._old)
 
     def abort(self) -> None:
         """Removes the partial folder, and those made for it, unless it was committed."""
