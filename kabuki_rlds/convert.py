@@ -192,7 +192,8 @@ def convert(
 
 def _check_apart(paths: Sequence[Path], data_dir: Path | None, opened: list[Source], dest: pathlib.Path) -> None:
     """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
-    for path in paths:
+    # Where there is no such file yet, the folders and patterns need not be looked through once more.
+    for path in paths if os.path.exists(dest) else ():
         found = [os.path.realpath(file) for file in locate_all(path, data_dir)]
         if os.path.realpath(dest) in found and os.path.realpath(os.path.expanduser(path)) not in found:
             raise KabukiError(f"{dest}: is among the files of {path}, so its episodes would be there twice")

@@ -14,7 +14,6 @@ before, HDF5 goes round in a circle.
 
 from __future__ import annotations
 
-import functools
 import os
 import struct
 from collections.abc import Iterator
@@ -37,17 +36,9 @@ _PIECE = 1 << 22
 def check_ends(path: str) -> None:
     """Looks at all that may be a heap or a B-tree in a file of at most `MAX_BYTES`.
 
-    A file that has not changed since is not looked through again.
-
     Raises:
       KabukiError: HDF5 would never return from one of them.
     """
-    status = os.stat(path)
-    _look_through(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@functools.lru_cache(256)
-def _look_through(path: str, *_stamp: int) -> None:
     following: dict[int, int] = {}
     heap_end: int | None = 0
     with open(path, "rb") as file:

@@ -27,28 +27,27 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     if not os.path.isfile(path):
         # A pipe, say, from which nothing may ever come.
         raise KabukiError(f"{path}: not a regular file")
-    if os.access(path, os.R_OK):
-        check_ends(os.fspath(path))
+    status = os.stat(path)
+    _look_at(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     with plugins.shut_out():
-        status = os.stat(path)
-        stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        _look_at(os.fspath(path), *stamp)
         return _open(path)
 
 
 @functools.lru_cache(256)
 def _look_at(path: str, *_stamp: int) -> None:
     """Looks at how a file is built; one that has not changed since is not looked at again."""
-    file = _open(path)
-    try:
-        check_structure(file, path)
-    except (OSError, RuntimeError, ValueError, KeyError) as e:
-        raise KabukiError(f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})") from e
-    finally:
-        file.close()
+    if os.access(path, os.R_OK):
+        check_ends(path)
+    with plugins.shut_out(), _open(path) as file:
+        try:
+            check_structure(file, path)
+        except (OSError, RuntimeError, ValueError, KeyError) as e:
+            raise KabukiError(
+                f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})"
+            ) from e
 
 
-def _open(path: str | os.PathLike[str]) -> h5py.File:
+def _open(path: str) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as e:

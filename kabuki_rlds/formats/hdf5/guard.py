@@ -73,7 +73,7 @@ class _Walk:
         self._has_long_addresses = created.get_sizes() == (8, 8)
         #: Each group, with how many objects are in it, and the groups among them.
         self._groups: dict[object, tuple[int, list[object]]] = {}
-        self._soft: list[tuple[h5py.h5g.GroupID, bytes, str]] = []
+        self._soft: list[tuple[h5py.h5g.GroupID, bytes, str, list[object]]] = []
         self._count = 0
         self._promised = 0
         self._large_chunks = 0
@@ -81,11 +81,13 @@ class _Walk:
     def _refuse(self, name: str, why: str) -> KabukiError:
         return KabukiError(f"{self._path}: {name or '/'}: {why}; the file is not read")
 
-    def group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> None:
+    def group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> object:
+        """Looks at a group and all that is in it, and returns its token."""
         token = _token(group)
         if token in self._groups:
             raise self._refuse(name, "a group that stands in the file twice, or within itself")
-        self._groups[token] = group.get_num_objs(), []
+        inner: list[object] = []
+        self._groups[token] = group.get_num_objs(), inner
         if depth > _MAX_DEPTH:
             raise self._refuse(name, f"groups nested more than {_MAX_DEPTH} deep")
         self._attributes(group, name)
@@ -102,29 +104,31 @@ class _Walk:
                 part = raw.decode()
             except UnicodeDecodeError:
                 raise self._refuse(f"{name}/{raw!r}", "a name that is not UTF-8") from None
-            self._link(group, links, raw, f"{name}/{part}", depth)
+            self._link(group, links, raw, f"{name}/{part}", depth, inner)
+        return token
 
-    def _link(self, group: h5py.h5g.GroupID, links: object, raw: bytes, name: str, depth: int) -> None:
+    def _link(
+        self, group: h5py.h5g.GroupID, links: object, raw: bytes, name: str, depth: int, inner: list[object]
+    ) -> None:
         kind = links.get_info(raw).type  # type: ignore[attr-defined]
         if kind == h5py.h5l.TYPE_EXTERNAL:
             other = links.get_val(raw)[0].decode(errors="replace")  # type: ignore[attr-defined]
             raise self._refuse(name, f"a link into another file, {other!r}")
         if kind == h5py.h5l.TYPE_SOFT:
-            self._soft.append((group, raw, name))
+            self._soft.append((group, raw, name, inner))
             return
         if kind != h5py.h5l.TYPE_HARD:
             raise self._refuse(name, "a link of a kind that HDF5 does not define")
         item = h5py.h5o.open(group, raw)
         if isinstance(item, h5py.h5g.GroupID):
-            self._groups[_token(group)][1].append(_token(item))
-            self.group(item, name, depth + 1)
+            inner.append(self.group(item, name, depth + 1))
         elif isinstance(item, h5py.h5d.DatasetID):
             self._attributes(item, name)
             self._dataset(item, name)
 
     def soft_links(self) -> None:
         """Follows the soft links, once it is known that none of the links of this file leaves it."""
-        for group, raw, name in self._soft:
+        for group, raw, name, inner in self._soft:
             try:
                 item = h5py.h5o.open(group, raw)
             except KeyError:
@@ -133,7 +137,7 @@ class _Walk:
             except RuntimeError as e:
                 raise self._refuse(name, f"a link that leads to no end ({e})") from None
             if isinstance(item, h5py.h5g.GroupID):
-                self._groups[_token(group)][1].append(_token(item))
+                inner.append(_token(item))
         self._budget = _MAX_MET + _MAX_MET_RATIO * self._count
         self._meet(next(iter(self._groups)), ())
 
