@@ -38,7 +38,7 @@ def check_claims(dataset: h5py.Dataset, start: int, stop: int) -> None:
     count = (stop - start) * math.prod(dataset.shape[1:])
     if is_text and (not kind.is_variable_str() or count * size <= _UNCHECKED_TEXT_BYTES):
         return
-    claimed = sum(int(part["elements"].sum(dtype=np.int64)) for part in _references(dataset, start, stop))
+    claimed = int(_references(dataset, start, stop)["elements"].sum(dtype=np.int64))
     nbytes = claimed if is_text else claimed * int(kind.get_super().get_size())
     if nbytes > size:
         raise ValueError(f"they say that they hold {nbytes:,} bytes, but the file has {size:,}")
@@ -48,12 +48,17 @@ def claimed_by_attributes(file: int, address: int) -> int:
     """The bytes that the attributes of an object say that they hold, but for those that are not in its header."""
     claimed = 0
     for element, stored in headers.variable_attributes(file, address):
-        references = np.frombuffer(stored[: len(stored) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)
-        claimed = max(claimed, element * int(references["elements"].sum(dtype=np.int64)))
+        claimed = max(claimed, element * int(_whole_references(stored)["elements"].sum(dtype=np.int64)))
     return claimed
 
 
-def _references(dataset: h5py.Dataset, start: int, stop: int) -> list[np.ndarray]:
+def _whole_references(stored: bytes) -> np.ndarray:
+    return np.frombuffer(stored, _REFERENCE, len(stored) // _REFERENCE.itemsize)
+
+
+def _references(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """What stands in the dataset for each element of some rows; nothing where HDF5 has it in another form."""
+    nothing = np.empty(0, _REFERENCE)
     kind = dataset.id.get_type()
     # Of text HDF5 says how large it is in memory, so that addresses have to tell.
     if isinstance(kind, h5py.h5t.TypeStringID):
@@ -61,17 +66,15 @@ def _references(dataset: h5py.Dataset, start: int, stop: int) -> list[np.ndarray
     else:
         is_known = kind.get_size() == _REFERENCE.itemsize
     if not is_known or 0 in dataset.shape or start >= stop:
-        return []
-    per_row = int(np.prod(dataset.shape[1:], dtype=np.int64))
+        return nothing
     if dataset.chunks is not None:
-        return [_in_chunks(dataset, start, stop)]
+        return _in_chunks(dataset, start, stop)
     offset = dataset.id.get_offset()
     if offset is None:
-        return []
+        return nothing
     with open(dataset.file.filename, "rb") as file:
-        row_bytes = per_row * _REFERENCE.itemsize
-        stored = os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes)
-    return [np.frombuffer(stored[: len(stored) // _REFERENCE.itemsize * _REFERENCE.itemsize], _REFERENCE)]
+        row_bytes = math.prod(dataset.shape[1:]) * _REFERENCE.itemsize
+        return _whole_references(os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes))
 
 
 def _in_chunks(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:

@@ -269,9 +269,6 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
         name = _as_text(attributes.get("dtype", dtype.name))
         dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
-    nested = int(attributes.get("nested", 0))
-    if nested and not variable:
-        raise ValueError("rows that do not vary in length are no lists of lists")
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
     # What the type of the elements does not allow says nothing of them.
     if kind not in ("array", "text", "label", "image") or (kind == "text" and dtype != BYTES):

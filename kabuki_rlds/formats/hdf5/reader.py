@@ -32,7 +32,7 @@ _Entry = TypeVar("_Entry")
 
 ColumnReader: TypeAlias = FixedReader | VariableReader
 
-#: What a reader raises where a file is damaged.
+#: What a reader raises where a file is damaged, or holds a thing of another type than there should be.
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 #: A block takes about this many bytes, and has no more rows than:

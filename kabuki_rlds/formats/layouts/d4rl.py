@@ -45,7 +45,6 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.layouts.episode import (
-    LAYOUT_ERRORS,
     as_json,
     attributes,
     check_flag,
@@ -108,7 +107,7 @@ class D4rlSource:
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
             self._open()
-        except LAYOUT_ERRORS as e:
+        except READ_ERRORS as e:
             self.close()
             raise KabukiError(f"{self._path}: cannot be read as D4RL's: {e}") from e
         except BaseException:

@@ -23,9 +23,6 @@ from kabuki_rlds.schema import BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: What a layout raises where a file is damaged, or holds a thing of another type than the layout has in its place.
-LAYOUT_ERRORS = (*READ_ERRORS, TypeError)
-
 #: What stands in the row of the last observation of an episode, if its layout stores no such row:
 #: "zero" (padding), or "repeat" (the row before).
 Final: TypeAlias = Literal["", "zero", "repeat"]
@@ -260,7 +257,7 @@ def value_of(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
         if dataset.shape and dataset.dtype.kind == "O":
             claims.check_claims(dataset, 0, len(dataset))
         return dataset[at]
-    except LAYOUT_ERRORS as e:
+    except READ_ERRORS as e:
         raise ValueError(f"{dataset.name[1:]}: {e}") from e
 
 
@@ -302,7 +299,7 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
     for name in item.attrs:
         try:
             value = item.attrs[name]
-        except LAYOUT_ERRORS as e:
+        except READ_ERRORS as e:
             raise ValueError(f"the attribute {name!r} of {item.name}: {e}") from e
         if isinstance(value, h5py.Empty):
             value = ""

@@ -18,7 +18,7 @@ from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
-from kabuki_rlds.formats.layouts.episode import LAYOUT_ERRORS, Episode, empty_row, text_bytes
+from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
 from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
@@ -202,7 +202,7 @@ class EpisodesSource:
     def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except LAYOUT_ERRORS as e:
+        except READ_ERRORS as e:
             raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
 
     def size(self) -> Size:
