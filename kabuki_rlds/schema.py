@@ -165,6 +165,11 @@ class Schema:
             raise KabukiError(f"{other_label} does not fit {label}: {misfit}")
 
 
+def has_shape(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
+    """Whether an array has the shape that a field states, in which None is any size."""
+    return len(found) == len(stated) and all(b in (None, a) for a, b in zip(found, stated, strict=True))
+
+
 def is_within(path: str, name: str) -> bool:
     """Whether the field at this path is the one of that name, or of the group of that name."""
     return path == name or path.startswith(f"{name}/")

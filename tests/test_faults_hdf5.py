@@ -258,34 +258,29 @@ def test_image_files_are_validated_a_few_rows_at_a_time(tmp_path, monkeypatch):
 # --- links ---
 
 
-def test_links_that_multiply_the_groups_are_refused(tmp_path):
+#: Links to groups, the last of which holds a field, and what is wrong with them.
+LINKS = {
+    "they multiply the groups": (
+        {f"group{i}/{name}": f"/group{i + 1}" for i in range(24) for name in "ab"},
+        "again and again",
+    ),
+    "all link to each other": (
+        {f"group{i}/to{j}": f"/group{j}" for i in range(12) for j in range(12)},
+        "again and again",
+    ),
+    "they nest too deep": ({f"group{i}/on": f"/group{i + 1}" for i in range(2000)}, "more than 32 deep"),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_links_that_lead_to_more_than_a_reader_can_take_are_refused(case, tmp_path):
+    links, says = LINKS[case]
     file = a_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
-        for i in range(24):
-            for name in "ab":
-                opened[f"group{i}/{name}"] = h5py.SoftLink(f"/group{i + 1}")
-        opened["group24/more"] = np.zeros(8)
-    with pytest.raises(KabukiError, match="again and again"):
-        kabuki_rlds.inspect(file)
-
-
-def test_groups_that_all_link_to_each_other_are_refused(tmp_path):
-    file = a_file(tmp_path / "f.hdf5")
-    with h5py.File(file, "r+") as opened:
-        for i in range(12):
-            for j in range(12):
-                opened[f"group{i}/to{j}"] = h5py.SoftLink(f"/group{j}")
-    with pytest.raises(KabukiError, match="again and again"):
-        kabuki_rlds.inspect(file)
-
-
-def test_links_that_nest_groups_too_deep_are_refused(tmp_path):
-    file = a_file(tmp_path / "f.hdf5")
-    with h5py.File(file, "r+") as opened:
-        for i in range(2000):
-            opened[f"group{i}/on"] = h5py.SoftLink(f"/group{i + 1}")
-        opened["group2000/more"] = np.zeros(8)
-    with pytest.raises(KabukiError, match="more than 32 deep"):
+        for path, target in links.items():
+            opened[path] = h5py.SoftLink(target)
+        opened.require_group(target)["more"] = np.zeros(8)
+    with pytest.raises(KabukiError, match=says):
         kabuki_rlds.inspect(file)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Ragged
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.schema import Field
+from kabuki_rlds.schema import Field, has_shape
 
 #: Python's own numbers, which fit a column of this type as they are.
 _PYTHON_TYPE = {"float64": float, "bool": bool, "int64": int}
@@ -89,11 +89,7 @@ class VariableRows:
 
     def put(self, row: int, value: Any) -> None:
         array = exact(value, self._field.dtype, self._path)
-        shape = self._field.shape
-        fits = len(array.shape) == len(shape) and all(
-            b is None or a == b for a, b in zip(array.shape, shape, strict=True)
-        )
-        if not fits:
+        if not has_shape(array.shape, self._field.shape):
             raise misfit(self._path, f"its shape is {array.shape}", self._field.describe())
         del self._values[row:]
         self._values.append(array.copy() if array is value else array)
@@ -123,9 +119,7 @@ class TextRows:
             self._values.append(_bytes(value, self._path))
             return
         array = np.asarray(value, object)
-        if len(array.shape) != self._rank or any(
-            b is not None and a != b for a, b in zip(array.shape, self._shape, strict=True)
-        ):
+        if not has_shape(array.shape, self._shape):
             raise misfit(self._path, f"its shape is {array.shape}", f"texts of shape {self._shape}")
         made = np.empty(array.shape, object)
         for at, text in np.ndenumerate(array):

@@ -18,7 +18,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length, without_dataset
 from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.triage import one_line
-from kabuki_rlds.schema import BYTES, Field
+from kabuki_rlds.schema import BYTES, Field, has_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,5 +294,5 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
 
 
 def _check_shape(found: tuple[int, ...], stated: tuple[int | None, ...], path: str) -> None:
-    if len(found) != len(stated) or any(b not in (None, a) for a, b in zip(found, stated, strict=True)):
+    if not has_shape(found, stated):
         raise KabukiError(f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}")
