@@ -32,7 +32,22 @@ from kabuki_rlds.convention import (
 )
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.source import Size, Source
-from kabuki_rlds.schema import Field
+from kabuki_rlds.schema import LEFT_OUT, Field
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Why a recipe keeps nothing of a field that every file needs and that the source has.
+
+    Attributes:
+      where: the line of the recipe, for a message.
+      remedy: what to change in the recipe to keep the field.
+      is_stated: whether the recipe names the field, or a group that it is in: to drop it, or to make another of it.
+    """
+
+    where: str
+    remedy: str
+    is_stated: bool
 
 
 class CompletedSource:
@@ -42,6 +57,7 @@ class CompletedSource:
       source: what to complete.
       fill: constants for fields that the source lacks: {"reward": 0.0}.
       conform: change values that break rules 4 and 5 to what the rules say.
+      left_out: fields that a recipe took from the source.
 
     Attributes:
       schema: the source's, with the added fields.
@@ -51,10 +67,17 @@ class CompletedSource:
       KabukiError: a field is lacking that cannot be derived and is not filled.
     """
 
-    def __init__(self, source: Source, fill: Mapping[str, float] | None = None, conform: bool = False):
+    def __init__(
+        self,
+        source: Source,
+        fill: Mapping[str, float] | None = None,
+        conform: bool = False,
+        left_out: Mapping[str, LeftOut] | None = None,
+    ):
         self._source = source
         self._constants = fill
         self._conform = conform
+        self._left_out = left_out or {}
         self.changed: dict[str, int] = {}
         self.origins = source.origins
         self.origin_of = source.origin_of
@@ -73,27 +96,41 @@ class CompletedSource:
         self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
         self._missing = [name for name in REQUIRED if not has_field(have, name)]
         for name in self._missing:
-            if name in self._fill:
-                continue
-            if name in (OBSERVATION, ACTION, REWARD):
-                example = "0" if name != OBSERVATION else "nan"
-                raise KabukiError(
-                    f"{source.label}: the steps have no {name!r} (they have {', '.join(sorted(have))}); "
-                    f"--fill {name}={example} puts a constant in its place"
-                )
-            if name == IS_TERMINAL and DISCOUNT not in have:
-                raise KabukiError(
-                    f"{source.label}: the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
-                    "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended"
-                )
+            self._check_may_be_missing(name)
         for name in (*FLAGS, DISCOUNT):
             if name not in have and name not in self._missing:
                 raise KabukiError(f"{source.label}: {name!r} is a dict of fields, and not one value a step")
         added = {name: self._new_field(name) for name in self._missing}
         self.schema = dataclasses.replace(source.schema, steps=have | added)
 
+    def _check_may_be_missing(self, name: str) -> None:
+        """Refuses what would need a value that neither the source nor the user gives."""
+        have = self._source.schema.steps
+        gone = self._left_out.get(name)
+        is_derivable = name not in (OBSERVATION, ACTION, REWARD) and (name != IS_TERMINAL or DISCOUNT in have)
+        if gone is not None and not (gone.is_stated if name in self._fill else is_derivable):
+            raise KabukiError(
+                f"{gone.where}: the recipe leaves out {name!r}, which {self.label} has and every file needs; "
+                f"to keep it, {gone.remedy}"
+            )
+        if name in self._fill or is_derivable:
+            return
+        if name == IS_TERMINAL:
+            raise KabukiError(
+                f"{self.label}: the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
+                "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended"
+            )
+        example = "0" if name != OBSERVATION else "nan"
+        raise KabukiError(
+            f"{self.label}: the steps have no {name!r} (they have {', '.join(sorted(have))}); "
+            f"--fill {name}={example} puts a constant in its place"
+        )
+
     def _new_field(self, name: str) -> Field:
         how = f"filled with {self._fill[name]}" if name in self._fill else f"by the rules for {name}"
+        gone = self._left_out.get(name)
+        if gone is not None:
+            how = f"{LEFT_OUT} ({gone.where}), {how}"
         return Field(np.dtype(bool) if name in FLAGS else np.dtype(np.float32), derived=how)
 
     def size(self) -> Size:
@@ -101,11 +138,14 @@ class CompletedSource:
         if size.sample is None:
             return size
         # By another one, since what it would change is counted when it is read.
-        completed = CompletedSource(self._source, self._constants)._completed(iter([size.sample]))
+        completed = CompletedSource(self._source, self._constants, left_out=self._left_out)._completed(
+            iter([size.sample])
+        )
         return dataclasses.replace(size, sample=next(completed, None))
 
     def pieces(self, num_bytes: int) -> list[CompletedSource]:
-        return [CompletedSource(piece, self._constants, self._conform) for piece in self._source.pieces(num_bytes)]
+        pieces = self._source.pieces(num_bytes)
+        return [CompletedSource(piece, self._constants, self._conform, self._left_out) for piece in pieces]
 
     def close(self) -> None:
         self._source.close()

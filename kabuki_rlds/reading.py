@@ -80,7 +80,12 @@ class Reading:
         Raises:
           KabukiError: the recipe does not fit it, or it lacks a field still.
         """
-        return CompletedSource(self.shape(source), self.fill, conform)
+        if self.recipe is None:
+            return CompletedSource(source, self.fill, conform)
+        from kabuki_rlds.recipes.source import RecipeSource
+
+        shaped = RecipeSource(source, self.recipe)
+        return CompletedSource(shaped, self.fill, conform, shaped.left_out)
 
     def to_json(self) -> dict[str, Any]:
         """All that the result depends on."""

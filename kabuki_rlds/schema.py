@@ -21,6 +21,9 @@ Kind = Literal["array", "text", "label", "image"]
 #: Between how a column was made and where, if it was not made everywhere: some of its sources had it.
 DERIVED_IN_PART = " in the episodes of "
 
+#: How a column was made begins with this if a recipe dropped or renamed the column of the source.
+LEFT_OUT = "left out by the recipe"
+
 #: The dtype of text and bytes: one Python `bytes` an element.
 BYTES = np.dtype(object)
 

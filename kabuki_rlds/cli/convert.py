@@ -10,6 +10,7 @@ from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import printable
+from kabuki_rlds.schema import LEFT_OUT
 from kabuki_rlds.sizes import human_bytes
 
 
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{PROG}: warning: {what} left out; inspect names them", file=sys.stderr)
     if not arguments.quiet:
         for field, how in result.derived.items():
-            print(printable(f"{field}: not in the source, {how}"))
+            print(printable(f"{field}: {how}" if LEFT_OUT in how else f"{field}: not in the source, {how}"))
         for field, count in result.changed.items():
             print(f"{field}: {count:,} rows changed to conform")
         path = printable(str(result.path))

@@ -65,6 +65,7 @@ class Recipe:
       episode: the episode fields.
       drop: fields or groups of the source to leave out, each with where it says so.
       keeps_rest: whether what it does not name is kept.
+      rest_where: the file and the line of `rest`, for a message; the file where it is not given.
     """
 
     text: str
@@ -78,6 +79,7 @@ class Recipe:
     episode: tuple[Made, ...]
     drop: tuple[tuple[str, str], ...]
     keeps_rest: bool
+    rest_where: str
 
 
 def library() -> dict[str, Recipe]:
@@ -166,10 +168,11 @@ class _Parser:
             assume={key: self._text(node, f"assume: {key}") for key, node in self._optional(parts, "assume")},
             fill={key: self._number(node, f"fill: {key}") for key, node in self._optional(parts, "fill")},
             splits=self._splits(parts.get("split")),
-            steps=tuple(self._made(key, node) for key, node in self._optional(parts, "steps")),
-            episode=tuple(self._made(key, node) for key, node in self._optional(parts, "episode")),
+            steps=tuple(self._made(*entry) for entry in self._placed(parts, "steps")),
+            episode=tuple(self._made(*entry) for entry in self._placed(parts, "episode")),
             drop=tuple((name, self._where(node)) for name, node in self._texts(parts.get("drop"), "drop")),
             keeps_rest=rest == "keep",
+            rest_where=self._where(parts["rest"]) if "rest" in parts else self._label,
         )
 
     def _splits(self, node: yaml.Node | None) -> dict[str, str]:
@@ -177,19 +180,23 @@ class _Parser:
             return {key: self._text(value, f"split: {key}") for key, value in self._entries(node, "split")}
         return {name: name for name, _ in self._texts(node, "split")}
 
-    def _made(self, path: str, node: yaml.Node) -> Made:
+    def _made(self, path: str, where: str, node: yaml.Node) -> Made:
+        if "" in path.split("/"):
+            raise KabukiError(
+                f"{where}: {path!r} is not the path of a field; `/` separates names, like observation/state"
+            )
         sources: tuple[str, ...] = (path,)
         operations: list[Operation] = []
         # `action:` alone keeps a field as it is.
         entries = [] if self._value(node) is None else list(self._entries(node, path))
         for number, (name, argument) in enumerate(entries):
-            where = f"{path}: {name}"
+            what = f"{path}: {name}"
             if name in ("from", "concatenate", "constant") and number:
-                raise self._error(argument, f"{where}: stands first, since it says what the field is made from")
+                raise self._error(argument, f"{what}: stands first, since it says what the field is made from")
             if name in ("from", "concatenate"):
-                sources = tuple(text for text, _ in self._texts(argument, where))
+                sources = tuple(text for text, _ in self._texts(argument, what))
                 if name == "from" and len(sources) != 1:
-                    raise self._error(argument, f"{where}: the path of one field")
+                    raise self._error(argument, f"{what}: the path of one field")
             if name == "constant":
                 sources = ()
             if name == "from":
@@ -199,12 +206,19 @@ class _Parser:
             try:
                 operations.append(OPERATIONS[name](self._value(argument)))
             except (KabukiError, ValueError, TypeError, KeyError) as e:
-                raise self._error(argument, f"{where}: {e}") from e
-        return Made(path, f"{self._where(node)}: {path}", sources, tuple(operations))
+                raise self._error(argument, f"{what}: {e}") from e
+        return Made(path, f"{where}: {path}", sources, tuple(operations))
 
     def _optional(self, parts: Mapping[str, yaml.Node], name: str) -> Iterator[tuple[str, yaml.Node]]:
         if name in parts:
             yield from self._entries(parts[name], name)
+
+    def _placed(self, parts: Mapping[str, yaml.Node], name: str) -> Iterator[tuple[str, str, yaml.Node]]:
+        """The entries of a part of the recipe that may be absent: the key, the line that it is on, and its value."""
+        if name in parts:
+            node = parts[name]
+            for (key, value), (key_node, _) in zip(self._entries(node, name), node.value, strict=True):
+                yield key, self._where(key_node), value
 
     def _entries(self, node: yaml.Node, what: str) -> Iterator[tuple[str, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):

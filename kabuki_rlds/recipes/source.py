@@ -5,19 +5,23 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from kabuki_rlds.block import Block, Column, take
-from kabuki_rlds.convention import FLAGS, OBSERVATION, REQUIRED
+from kabuki_rlds.completion import LeftOut
+from kabuki_rlds.convention import FLAGS, OBSERVATION, REQUIRED, has_field
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
 from kabuki_rlds.formats.source import Size, Source
 from kabuki_rlds.recipes.recipe import Made, Recipe
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 
 _NEEDED = tuple(name for name in REQUIRED if name != OBSERVATION)
+#: How many fields a message names.
+_NAMED = 4
 
 
 class RecipeSource:
@@ -26,6 +30,9 @@ class RecipeSource:
     Args:
       source: what is to be read.
       recipe: what becomes of its fields.
+
+    Attributes:
+      left_out: the required fields that the source has and the recipe does not keep.
 
     Raises:
       KabukiError: the recipe does not fit the source, and which line is why.
@@ -60,6 +67,12 @@ class RecipeSource:
         self._fields = have.steps | {path: decoded(field) for path, field in pixels.items()}
         self._steps = self._kept(have.steps, recipe.steps, FLAGS)
         self._metadata = self._kept(have.metadata, recipe.episode, ())
+        _check_apart(self._steps, recipe.steps)
+        _check_apart(self._metadata, recipe.episode)
+        for made in recipe.steps:
+            _check_name(made, layout.check_step_path)
+        for made in recipe.episode:
+            _check_name(made, layout.check_path)
         # An episode field that a step field was made from is there already, on each step.
         steps = {made.path: self._field(made, self._fields | have.metadata) for made in recipe.steps}
         metadata = {made.path: self._field(made, have.metadata) for made in recipe.episode}
@@ -68,21 +81,44 @@ class RecipeSource:
             {path: have.metadata[path] for path in self._metadata} | metadata,
             info=have.info,
         )
+        self.left_out = {
+            name: self._left_out(name)
+            for name in REQUIRED
+            if has_field(have.steps, name) and not has_field(self.schema.steps, name)
+        }
+
+    def _left_out(self, name: str) -> LeftOut:
+        """Why the recipe keeps nothing of a required field that the source has."""
+        recipe = self._recipe
+        paths = [path for path in self._source.schema.steps if is_within(path, name)]
+        drops = [(dropped, where) for dropped, where in recipe.drop if any(is_within(path, dropped) for path in paths)]
+        uses = [made for made in recipe.steps if any(path in made.sources for path in paths)]
+        stated = {path for dropped, _ in drops for path in paths if is_within(path, dropped)}
+        stated |= {path for made in uses for path in made.sources}
+        remedy = f"add {' and '.join(f'`{path}:`' for path in paths[:_NAMED])} under `steps`"
+        if not stated.issuperset(paths):
+            return LeftOut(f"{recipe.rest_where}: rest: drop", remedy, is_stated=False)
+        if drops:
+            return LeftOut(f"{drops[0][1]}: drop", f"remove {drops[0][0]!r} from `drop`", is_stated=True)
+        return LeftOut(uses[0].where, remedy, is_stated=True)
 
     def _kept(self, have: Collection[str], made: tuple[Made, ...], always: Collection[str]) -> list[str]:
         """The fields that stay as they are."""
         recipe = self._recipe
         gone = {each.path for each in made}
         gone |= {path for path in have for name, _ in recipe.drop if is_within(path, name)}
-        # What something else was made from is not kept beside it, unless no file can do without.
-        used = {path for each in made for path in each.sources if not any(is_within(path, n) for n in _NEEDED)}
+        # What something else was made from is not kept beside it, unless it is required and nothing takes its place.
+        replaced = {_top(each.path) for each in made}
+        used = {path for each in made for path in each.sources if _top(path) not in _NEEDED or _top(path) in replaced}
         return [p for p in have if p not in gone and (p in always or (recipe.keeps_rest and p not in used))]
 
     def _field(self, made: Made, have: Mapping[str, Field]) -> Field:
         """What a recipe makes of the fields that there are."""
         lacking = next((path for path in made.sources if path not in have), None)
         if lacking is not None:
-            raise KabukiError(f"{made.where}: {self.label} has no {lacking!r} (it has {', '.join(have)})")
+            itself = lacking in [each.path for each in (*self._recipe.steps, *self._recipe.episode)]
+            hint = "; the recipe makes it, and a field can be made only from fields of the source" if itself else ""
+            raise KabukiError(f"{made.where}: {self.label} has no {lacking!r} (it has {', '.join(have)}){hint}")
         fields = [have[path] for path in made.sources]
         of_steps = self._source.schema.steps
         if len({path in of_steps for path in made.sources}) > 1:
@@ -151,3 +187,39 @@ class RecipeSource:
         except ValueError as e:
             raise KabukiError(f"{made.where}: {self.label}: {e}") from e
         return np.ascontiguousarray(arrays[0])
+
+
+def _top(path: str) -> str:
+    """The first name of a path."""
+    return path.partition("/")[0]
+
+
+def _check_name(made: Made, check: Callable[[str], None]) -> None:
+    """Refuses a name that no file can hold.
+
+    Raises:
+      KabukiError: it is one, and which line gives it.
+    """
+    try:
+        check(made.path)
+    except KabukiError as e:
+        raise KabukiError(f"{made.where}: {e}") from e
+
+
+def _check_apart(kept: Collection[str], made: Sequence[Made]) -> None:
+    """Refuses a field at the path of a group: HDF5 holds `action` or `action/arm`, not both.
+
+    Raises:
+      KabukiError: there is one, and which line makes it.
+    """
+    for number, each in enumerate(made):
+        for path in (*kept, *(other.path for other in made[:number])):
+            if not (is_within(path, each.path) or is_within(each.path, path)):
+                continue
+            remedy = "give this field another name"
+            if path in kept and is_within(path, each.path):
+                remedy = f"keep the other under another name, `{path.replace('/', '_')}: {{from: {path}}}`"
+            raise KabukiError(
+                f"{each.where}: a file cannot hold both {each.path!r} and {path!r}, since a path is either a field or "
+                f"a group; {remedy}"
+            )

@@ -129,7 +129,7 @@ def check_path(path: str) -> None:
     """
     parts = path.split("/")
     if any(part in ("", ".") for part in parts) or "\0" in path:
-        raise KabukiError(f"field {path!r}: HDF5 cannot hold a field of this name; rename it in the source")
+        raise KabukiError(f"field {path!r}: HDF5 cannot hold a field of this name; a recipe can give it another")
 
 
 def check_step_path(path: str) -> None:
@@ -141,7 +141,8 @@ def check_step_path(path: str) -> None:
     check_path(path)
     if path.split("/")[0] in RESERVED:
         raise KabukiError(
-            f"step field {path!r}: the Kabuki format keeps {path.split('/')[0]!r} for itself; rename it in the source"
+            f"step field {path!r}: the Kabuki format keeps {path.split('/')[0]!r} for itself; a recipe can give the "
+            "field another name"
         )
 
 
@@ -210,7 +211,7 @@ def check_no_clash(paths: Collection[str]) -> None:
             if "/".join(parts[:i]) in paths:
                 raise KabukiError(
                     f"field {path!r}: HDF5 cannot hold it beside the field {'/'.join(parts[:i])!r}; "
-                    "rename one of them in the source"
+                    "a recipe can rename one of them"
                 )
 
 
