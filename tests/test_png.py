@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from kabuki_rlds.formats.rlds import png
+from kabuki_rlds.images import png
 
 
 @hypothesis.given(st.data())

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kabuki_rlds import KabukiError
-from kabuki_rlds.formats.rlds import image_decoder
+from kabuki_rlds.images import decode
 from kabuki_rlds.training import batches, load_steps, load_transitions, load_windows, order
 from tests import datasets, handmade
 from tests.expected import Expected
@@ -809,18 +809,18 @@ def test_a_file_of_other_fields_than_before_is_named(change: dict[str, Any], tmp
 def test_an_image_in_several_windows_is_decoded_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = converted("oxe_style", "encoded")
     decoded = []
-    make = image_decoder._function
+    make_decoder = decode._function
 
     def counting(field: Any, name: str) -> Any:
-        decode = make(field, name)
+        decode_files = make_decoder(field, name)
 
         def counted(files: tf.Tensor) -> Any:
             decoded.extend(files.numpy().tolist())
-            return decode(files)
+            return decode_files(files)
 
         return counted
 
-    monkeypatch.setattr(image_decoder, "_function", counting)
+    monkeypatch.setattr(decode, "_function", counting)
     (batch,) = load_windows(path, 100, 3, fields=["observation/image", "reward"], as_numpy=True)
     rows = set(map(bytes, batch["observation"]["image"].reshape(-1, *batch["observation"]["image"].shape[2:])))
     assert batch["mask"].size > len(rows)

@@ -213,7 +213,7 @@ class Encode(_Pixels):
         return dataclasses.replace(made, encoded=True, file_format=self._format)
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
-        from kabuki_rlds.formats.rlds.payload import image_files
+        from kabuki_rlds.images.encode import image_files
 
         files = np.empty(count, object)
         files[:] = image_files(list(columns[0]), self._format, self._quality)

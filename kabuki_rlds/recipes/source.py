@@ -14,8 +14,8 @@ from kabuki_rlds.completion import LeftOut
 from kabuki_rlds.convention import FLAGS, OBSERVATION, REQUIRED, has_field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
-from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
 from kabuki_rlds.formats.source import Size, Source
+from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.recipes.recipe import Made, Recipe
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 

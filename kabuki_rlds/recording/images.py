@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds.block import Column
-from kabuki_rlds.formats.rlds import payload
+from kabuki_rlds.images.encode import image_files
 from kabuki_rlds.recording.rows import ArrayRows
 from kabuki_rlds.schema import BYTES, Field
 
@@ -52,7 +52,7 @@ class ImageRows:
 
     def columns(self, rows: int) -> dict[str, Column]:
         files = [file for batch in self._batches for file in batch.result()]
-        files += payload.image_files(list(self._pixels(rows - len(files))), self._format)
+        files += image_files(list(self._pixels(rows - len(files))), self._format)
         column = np.empty(rows, BYTES)
         column[:] = files
         return {self._path: column}
@@ -64,7 +64,7 @@ class ImageRows:
 
     def _encode(self) -> None:
         """Hands the full batch over, and begins another."""
-        batch = _encoder().submit(payload.image_files, list(self._pixels(_BATCH)), self._format)
+        batch = _encoder().submit(image_files, list(self._pixels(_BATCH)), self._format)
         self._batches.append(batch)
         self._waiting.append(batch)
         if len(self._waiting) > _WAITING:

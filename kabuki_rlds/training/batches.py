@@ -25,7 +25,7 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Nested, Ragged
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
+from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.schema import Field, Schema
 from kabuki_rlds.training.order import Permutation
 from kabuki_rlds.training.returns import Returns

@@ -25,7 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kabuki_rlds.formats.rlds import png
+from kabuki_rlds.images import png
 from tests import handmade, layout_files
 from tests.fuzz.watched import Verdict, try_all
 

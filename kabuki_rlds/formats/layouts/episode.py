@@ -18,7 +18,7 @@ from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, column_reader, datasets_in
 from kabuki_rlds.formats.hdf5.variable import VariableReader
-from kabuki_rlds.formats.rlds import image_headers
+from kabuki_rlds.images import headers
 from kabuki_rlds.schema import BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
@@ -181,8 +181,8 @@ class ImageFiles:
 
     def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
         file = _first_row(dataset)
-        height, width = image_headers.size_of(file) or (None, None)
-        shape = (height, width, image_headers.channels_of(file))
+        height, width = headers.size_of(file) or (None, None)
+        shape = (height, width, headers.channels_of(file))
         self.field = Field(np.dtype(np.uint8), shape, "image", encoded=True)
         self._dataset = dataset
         self._final = final
@@ -213,7 +213,7 @@ def is_image_files(dataset: h5py.Dataset) -> bool:
     if not (flat or padded) or not len(dataset):
         return False
     file = _first_row(dataset)
-    return image_headers.size_of(file) is not None and image_headers.channels_of(file) is not None
+    return headers.size_of(file) is not None and headers.channels_of(file) is not None
 
 
 def _first_row(dataset: h5py.Dataset) -> bytes:

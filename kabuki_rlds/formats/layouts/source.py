@@ -19,8 +19,8 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
-from kabuki_rlds.formats.rlds.image_decoder import ImageDecoder, decoded
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
+from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")

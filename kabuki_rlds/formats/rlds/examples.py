@@ -24,6 +24,7 @@ from kabuki_rlds.formats.rlds.fallback import Writer
 from kabuki_rlds.formats.rlds.features import Leaf
 from kabuki_rlds.formats.rlds.payload import Payload
 from kabuki_rlds.formats.rlds.wire import ListType, Wire
+from kabuki_rlds.images.encode import image_files
 from kabuki_rlds.schema import BYTES
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class _FieldEncoder:
         if wire.field.kind == "image":
             if isinstance(items, np.ndarray) and _are_files(items):
                 return payload.byte_strings(items.tolist(), at)
-            return payload.byte_strings(payload.image_files(_rows(items), self._file_format), at)
+            return payload.byte_strings(image_files(_rows(items), self._file_format), at)
         if wire.encoding == "bytes" and isinstance(items, np.ndarray):
             return payload.arrays_as_bytes(items, at)
         if wire.encoding != "none":

@@ -16,8 +16,8 @@ import numpy as np
 from kabuki_rlds.block import Block, Column, Nested, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length, without_dataset
-from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.triage import one_line
+from kabuki_rlds.images.headers import check_sizes
 from kabuki_rlds.schema import BYTES, Field, has_shape
 
 

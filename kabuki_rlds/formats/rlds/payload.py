@@ -10,16 +10,13 @@ TensorFlow.)
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
-import os
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from kabuki_rlds.block import splits_of
-from kabuki_rlds.formats.rlds import png
 from kabuki_rlds.formats.rlds.wire import ListType
 from kabuki_rlds.formats.varint import varint
 
@@ -27,8 +24,6 @@ from kabuki_rlds.formats.varint import varint
 _LIST_TAGS: dict[ListType, bytes] = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
 #: The tag of a length-delimited field of number 1: of all that is repeated here.
 _TAG_1 = b"\x0a"
-
-_THREADS = os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,29 +90,6 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> Payload:
     if raw is not None:
         data[:, len(head) :] = raw
     return Payload(data.tobytes(), (at * data.shape[1]).tolist())
-
-
-def image_files(images: Sequence[np.ndarray], file_format: str, quality: int = 95) -> list[bytes]:
-    """The PNG or JPEG file of each image, (height, width, channels) of uint8, uint16 or float32.
-
-    They decode to what those decode to that TFDS writes: it views a float32 as four channels of uint8.
-    The quality is of JPEG; 95 is TFDS's.
-    """
-
-    def file(image: np.ndarray) -> bytes:
-        pixels = image.view(np.uint8) if image.dtype == np.float32 else image
-        return _jpeg_file(pixels, quality) if file_format == "jpeg" else png.file(pixels)
-
-    # Both let go of the interpreter while they encode.
-    with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-encode") as pool:
-        return list(pool.map(file, images))
-
-
-def _jpeg_file(pixels: np.ndarray, quality: int) -> bytes:
-    import tensorflow as tf
-
-    encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels), quality=quality).numpy()
-    return encoded
 
 
 def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> bytes:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.formats.rlds.wire import Lists, ListType
+from kabuki_rlds.images.headers import check_sizes
 from kabuki_rlds.schema import Field
 
 if TYPE_CHECKING:

@@ -17,13 +17,14 @@ import numpy as np
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds import directory, fallback, pictures, pipeline
+from kabuki_rlds.formats.rlds import directory, fallback, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
-from kabuki_rlds.formats.rlds.image_headers import check_sizes
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
 from kabuki_rlds.formats.rlds.triage import Triage, one_line
 from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.images.decode import Decode, decode_files
+from kabuki_rlds.images.headers import check_sizes
 from kabuki_rlds.schema import Field, Schema
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class RldsSource:
         self._fallback = fallback.Reader([leaf for leaf in self._leaves if leaf.wire is None], info.features)
         # One image a step is decoded in the pipeline; lists of images and images of episodes are few.
         self._images: dict[str, pipeline.Images] = {}
-        self._decoders: dict[tuple[bool, str], pictures.Decode] = {}
+        self._decoders: dict[tuple[bool, str], Decode] = {}
         steps: dict[str, Field] = {}
         metadata: dict[str, Field] = {}
         for leaf in self._leaves:
@@ -261,7 +262,7 @@ class RldsSource:
             return column
         decode = self._decoders.get((wire.in_steps, wire.path))
         if decode is not None:
-            return pictures.decode_files(column, wire.field, wire.path, decode)
+            return decode_files(column, wire.field, wire.path, decode)
         files = column if isinstance(column, np.ndarray) else column.values
         # What is not decoded may be of any size that its feature leaves open.
         check_sizes(files.tolist(), wire.field.shape, wire.path, math.inf)

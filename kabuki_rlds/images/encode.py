@@ -1,0 +1,36 @@
+"""Encodes arrays as PNG and JPEG files."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from kabuki_rlds.images import png
+
+_THREADS = os.cpu_count() or 1
+
+
+def image_files(images: Sequence[np.ndarray], file_format: str, quality: int = 95) -> list[bytes]:
+    """The PNG or JPEG file of each image, (height, width, channels) of uint8, uint16 or float32.
+
+    They decode to what those decode to that TFDS writes: it views a float32 as four channels of uint8.
+    The quality is of JPEG; 95 is TFDS's.
+    """
+
+    def file(image: np.ndarray) -> bytes:
+        pixels = image.view(np.uint8) if image.dtype == np.float32 else image
+        return _jpeg_file(pixels, quality) if file_format == "jpeg" else png.file(pixels)
+
+    # Both let go of the interpreter while they encode.
+    with concurrent.futures.ThreadPoolExecutor(_THREADS, "kabuki-encode") as pool:
+        return list(pool.map(file, images))
+
+
+def _jpeg_file(pixels: np.ndarray, quality: int) -> bytes:
+    import tensorflow as tf
+
+    encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels), quality=quality).numpy()
+    return encoded
