@@ -250,7 +250,13 @@ def open_splits(files: Files, images: ImageFormat = "png", reading: Reading | No
     with contextlib.ExitStack() as stack:
         sources: dict[str, list[Source]] = {}
         for split, paths in by_split.items():
-            opened = open_sources(paths, split=masks[split], images="encoded", assume=reading.assume)
+            opened = open_sources(
+                paths,
+                split=masks[split],
+                images="encoded",
+                assume=reading.assume,
+                recipe_assume=reading.recipe_assume,
+            )
             for source in opened:
                 stack.callback(source.close)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.

@@ -95,6 +95,7 @@ def compare(
             # What was left out of the file is no difference.
             skip_bad=bool(mine.skipped),
             assume=reading.assume,
+            recipe_assume=reading.recipe_assume,
         )
         for source in opened:
             stack.callback(source.close)

@@ -140,6 +140,7 @@ def convert(
             images=images,
             skip_bad=skip_bad_episodes,
             assume=reading.assume,
+            recipe_assume=reading.recipe_assume,
         )
         for source in opened:
             stack.callback(source.close)

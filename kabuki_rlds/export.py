@@ -97,7 +97,12 @@ def export(
     reading = Reading(recipe, assume, fill)
     with contextlib.ExitStack() as stack:
         opened = open_sources(
-            [source], split=reading.split_of(split), data_dir=data_dir, images="arrays", assume=reading.assume
+            [source],
+            split=reading.split_of(split),
+            data_dir=data_dir,
+            images="arrays",
+            assume=reading.assume,
+            recipe_assume=reading.recipe_assume,
         )
         for each in opened:
             stack.callback(each.close)

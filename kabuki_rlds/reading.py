@@ -24,7 +24,8 @@ class Reading:
 
     Attributes:
       recipe: the recipe, if there is one.
-      assume: all that is assumed: of the recipe, and of the user, who has the last word.
+      assume: what the user assumes.
+      recipe_assume: what the recipe assumes, and the user does not say otherwise.
       fill: all that is filled in, likewise.
       splits: the splits that the recipe makes, each with the split or the mask of the sources that it is.
 
@@ -41,12 +42,13 @@ class Reading:
         self.recipe: Recipe | None = None
         self.assume = dict(assume or {})
         self.fill = dict(fill or {})
+        self.recipe_assume: Mapping[str, str] = {}
         self.splits: Mapping[str, str] = {}
         if recipe is not None:
             from kabuki_rlds.recipes.recipe import load_recipe
 
             self.recipe = load_recipe(recipe)
-            self.assume = {**self.recipe.assume, **self.assume}
+            self.recipe_assume = {k: v for k, v in self.recipe.assume.items() if k not in self.assume}
             self.fill = {**self.recipe.fill, **self.fill}
             self.splits = self.recipe.splits
 
@@ -91,6 +93,6 @@ class Reading:
         """All that the result depends on."""
         return {
             "recipe": None if self.recipe is None else self.recipe.text,
-            "assume": self.assume,
+            "assume": {**self.recipe_assume, **self.assume},
             "fill": self.fill,
         }

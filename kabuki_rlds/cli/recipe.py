@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import os
 
 from kabuki_rlds.cli.reading import add_assume, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
@@ -11,26 +13,37 @@ from kabuki_rlds.formats.detect import open_source
 from kabuki_rlds.recipes.draft import draft
 from kabuki_rlds.recipes.recipe import library
 
+_log = logging.getLogger("kabuki_rlds")
+
 
 def add(commands: Commands, common: Parser) -> None:
     """Adds the command, with all that it takes."""
     command = commands.add_parser(
         "recipe",
         parents=[common],
-        help="list the recipes, or draft one for a file",
-        description="Lists the recipes that come along, or prints a first draft of one for a source that it has never "
-        "seen: all its fields, what they are, and what could be done with them.",
+        help="list or print the built-in recipes, or draft one for a file",
+        description="Lists the built-in recipes, prints one, or prints a first draft of a recipe for a source: all its "
+        "fields, what they are, and what could be done with them.",
         epilog="Example: kabuki-rlds recipe demo.hdf5 > lab.yaml; kabuki-rlds build demo.hdf5 --recipe lab.yaml …",
     )
-    command.add_argument("source", metavar="SOURCE", nargs="?", help="any source of convert")
+    command.add_argument(
+        "source", metavar="NAME|SOURCE", nargs="?", help="a built-in recipe, or any source that convert takes"
+    )
     add_assume(command, recipe=False)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, fail=command.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
+    known = library()
+    if arguments.source in (None, *known) and arguments.assume:
+        arguments.fail("--assume is for the files that a recipe is drafted for")
+    if arguments.source in known:
+        if os.path.lexists(arguments.source):
+            _log.info("printing the built-in recipe %s; ./%s is the file or folder", arguments.source, arguments.source)
+        print(known[arguments.source].text, end="")
+        return 0
     if arguments.source is None:
-        known = library()
         width = max(map(len, known))
         for name, recipe in known.items():
             print(f"{name:{width}}  {recipe.about}")

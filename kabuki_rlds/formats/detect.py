@@ -44,6 +44,7 @@ def open_sources(
     images: Literal["arrays", "encoded"] = "arrays",
     skip_bad: bool = False,
     assume: Mapping[str, str] | None = None,
+    recipe_assume: Mapping[str, str] | None = None,
 ) -> list[Source]:
     """Opens datasets, whatever they are.
 
@@ -58,6 +59,7 @@ def open_sources(
       images: how images that are stored as image files are read.
       skip_bad: leave out the damaged episodes of a TFDS dataset or a log.
       assume: what files in a layout of others do not say: {"dones": "reward"}; see its module.
+      recipe_assume: the same according to a recipe, which may be used for files that need no assumption.
 
     Returns:
       the sources in order. Files that follow each other in one layout of others are one source.
@@ -67,7 +69,7 @@ def open_sources(
     """
     opened: list[Source] = []
     try:
-        for source in _opened(sources, split, data_dir, images, skip_bad, assume):
+        for source in _opened(sources, split, data_dir, images, skip_bad, assume, recipe_assume):
             opened.append(source)
     except BaseException:
         for source in opened:
@@ -83,6 +85,7 @@ def _opened(
     images: Literal["arrays", "encoded"],
     skip_bad: bool,
     assume: Mapping[str, str] | None,
+    recipe_assume: Mapping[str, str] | None,
 ) -> Iterator[Source]:
     from kabuki_rlds.formats.layouts import registry
 
@@ -90,10 +93,11 @@ def _opened(
     found = [(path, registry.layout_of(path)) for path in paths]
     if assume and not any(layout for _, layout in found):
         raise KabukiError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
+    assumed = {**(recipe_assume or {}), **(assume or {})}
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]
         if layout is not None:
-            yield from registry.open_files(layout, files, split=split, assume=assume or {}, images=images)
+            yield from registry.open_files(layout, files, split=split, assume=assumed, images=images)
             continue
         for path in files:
             yield _open(path, split, images, skip_bad)

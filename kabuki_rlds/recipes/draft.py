@@ -27,7 +27,9 @@ def draft(source: Source) -> str:
             lines += _entry(path, field)
     if source.schema.metadata:
         lines += ["  # A text on each step, of an episode field:"]
-        lines += ["  # language_instruction: {from: file_path, match: '([^/]+)[.]hdf5$', replace: {_: ' '}}"]
+        from_name = "{from: file_path, match: '([^/]+)[.]hdf5$', replace: {_: ' '}}"
+        known = "language_instruction" in source.schema.metadata
+        lines += [f"  # language_instruction: {'{from: language_instruction}' if known else from_name}"]
         lines.append("episode:")
         for path, field in source.schema.metadata.items():
             lines += _entry(path, field)

@@ -21,10 +21,14 @@ Rule by rule:
   work of a recipe.
 
 Of an episode: `file/…` are the attributes of the file (`sim`) and of what is in it, `file_path` its file.
+`language_instruction` is there if the file or a JSON file next to it has an instruction; `--assume instruction=TEXT`
+gives it otherwise, and `--assume instruction=name` takes the name of the folder (see `instruction`).
 """
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Collection, Iterator, Mapping
 
 import h5py
@@ -41,6 +45,15 @@ from kabuki_rlds.formats.layouts.episode import (
     rows_of,
     whole,
 )
+from kabuki_rlds.formats.layouts.instruction import (
+    ASSUMPTION,
+    FIELD,
+    NAME,
+    instruction,
+    json_files,
+    stated_in,
+    warn_once,
+)
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, ends, has_last_row
 from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
 from kabuki_rlds.schema import Info
@@ -50,10 +63,17 @@ class Aloha(Hdf5Files):
     """ALOHA's layout."""
 
     name = "aloha"
-    assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
+    assumptions: Mapping[str, tuple[str, ...]] = {
+        "ends": ("cut", "terminal"),
+        "last_observation": LAST_OBSERVATION,
+        ASSUMPTION: (),
+    }
 
     def recognises(self, file: h5py.File) -> bool:
         return isinstance(file.get("action"), h5py.Dataset) and isinstance(file.get("observations/qpos"), h5py.Dataset)
+
+    def files(self, path: str) -> list[str]:
+        return [path, *json_files(path)]
 
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
         fields = fields_of(file, "", skip=("action", "observations", "compress_len"))
@@ -68,7 +88,14 @@ class Aloha(Hdf5Files):
         extra = has_last_row(terminal, assume)
         steps: dict[str, Rows] = {}
         fields = fields_of(file, "")
-        metadata = {**attributes_within(file, fields, "file"), "file_path": file.filename}
+        stated, folder = stated_in(file, count), pathlib.Path(os.path.realpath(file.filename)).parent
+        told = instruction(stated, folder.name, assume, file.filename)
+        if told and not stated and assume[ASSUMPTION] == NAME:
+            warn_once(
+                f"{folder}: the name of the folder is taken as the instruction, {told[FIELD]!r}; "
+                f"--assume {ASSUMPTION}=TEXT gives another"
+            )
+        metadata = {**attributes_within(file, fields, "file"), "file_path": file.filename, **told}
         for path, dataset in fields.items():
             if path == "compress_len":
                 continue

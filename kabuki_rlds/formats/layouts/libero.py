@@ -8,21 +8,58 @@ As in `robomimic`, whose rules hold, with these differences:
   row has the last action and the reward, as in the data that OpenVLA reads.
 * Pictures are upside down in these files, and stay so: turning them by 180 degrees is the
   work of a recipe.
-* What the task is stands in `file/problem_info`, JSON with `language_instruction`, and in the
-  file's name.
+* `language_instruction`, an episode field, is that of `problem_info`, a JSON attribute of `data`. Files without
+  attributes, as OpenVLA's script writes them without idle steps, have it in their name:
+  `--assume instruction=name` takes it from there (see `instruction`). They are recognised by the names of their
+  observations.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import pathlib
+from collections.abc import Collection, Iterator, Mapping
+
 import h5py
 
-from kabuki_rlds.formats.layouts.robomimic import Robomimic
+from kabuki_rlds.formats.hdf5.layout import text_attribute
+from kabuki_rlds.formats.layouts.episode import Episode
+from kabuki_rlds.formats.layouts.instruction import ASSUMPTION, FIELD, instruction
+from kabuki_rlds.formats.layouts.robomimic import Robomimic, demonstrations
+from kabuki_rlds.formats.layouts.source import Assumptions
+
+#: Observations that LIBERO's files have, and robomimic's call otherwise.
+_OBSERVATIONS = {"agentview_rgb", "eye_in_hand_rgb", "gripper_states", "joint_states"}
 
 
 class Libero(Robomimic):
     """LIBERO's layout."""
 
     name = "libero"
+    assumptions: Mapping[str, tuple[str, ...]] = {**Robomimic.assumptions, ASSUMPTION: ()}
 
     def recognises(self, file: h5py.File) -> bool:
-        return super().recognises(file) and not {"problem_info", "bddl_file_name"}.isdisjoint(file["data"].attrs)
+        if not super().recognises(file):
+            return False
+        if not {"problem_info", "bddl_file_name"}.isdisjoint(file["data"].attrs):
+            return True
+        _, first = demonstrations(file)[0]
+        return isinstance(first.get("obs"), h5py.Group) and set(first["obs"]) >= _OBSERVATIONS
+
+    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+        told = instruction(_stated(file["data"]), pathlib.Path(file.filename).stem, assume, file.filename)
+        for episode in super().episodes(file, assume, of_episode):
+            yield dataclasses.replace(episode, metadata={**episode.metadata, **told})
+
+
+def _stated(data: h5py.Group) -> str:
+    """The instruction according to the attributes; "" if they have none."""
+    try:
+        problem = json.loads(text_attribute(data, "problem_info"))
+    except (ValueError, RecursionError):
+        return ""
+    said = problem.get(FIELD) if isinstance(problem, dict) else None
+    # Some versions have it as a list of words.
+    text = " ".join(map(str, said)) if isinstance(said, list) else said if isinstance(said, str) else ""
+    return text.strip(' "')
