@@ -4,10 +4,12 @@ import pathlib
 import re
 import shlex
 import shutil
+import textwrap
 
 import numpy as np
 import pytest
 
+import kabuki_rlds
 from kabuki_rlds import build, convert
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.export import export
@@ -63,3 +65,28 @@ def test_the_command_works(home, capsys, command):
     if words[:3] == ["export", "lift.hdf5", "demo.hdf5"]:
         (home / "demo.hdf5").unlink()
     assert main(words) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("success_at", [3, None])
+def test_the_robot_loop_tells_episodes_that_ended_from_those_cut_short(tmp_path, monkeypatch, success_at):
+    (block,) = re.findall(r"\*\*A robot\*\*.*?\n\n((?:    .*\n)+)", (ROOT / "README.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    steps = iter(range(1, 1000))
+
+    class Robot:
+        def move(self, action):
+            done = next(steps) == success_at
+            return float(done), done
+
+    names = {
+        "kabuki_rlds": kabuki_rlds,
+        "camera": lambda: np.zeros((32, 32, 3), np.uint8),
+        "joints": lambda: np.zeros(7),
+        "policy": lambda observation: np.zeros(7),
+        "robot": Robot(),
+    }
+    exec(textwrap.dedent(block), names)
+    summary = kabuki_rlds.inspect("runs/robot.hdf5")
+    assert (summary.terminal, summary.truncated) == ((1, 0) if success_at else (0, 1))
+    assert summary.steps == (success_at or 200) + 1
+    assert kabuki_rlds.validate("runs/robot.hdf5") == []

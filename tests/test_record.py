@@ -291,6 +291,45 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
 
 
 @pytest.mark.parametrize(
+    ("reset", "step", "message"),
+    [
+        (
+            (np.zeros(3), None),
+            (np.zeros(4), None),
+            r"'observation' .*its shape is \(4,\), where all before were \(3,\)",
+        ),
+        ((np.zeros(3), None), ("go", None), r"'observation' .*it is str 'go', where all before were float64"),
+        (({"a": 0, "b": 0}, None), ({"a": 0}, None), r"'observation' .*it has a, where all before were a, b"),
+        (({"a": 0}, None), ({"a": 0, "b": 0}, None), r"'observation' .*it has a, b, where all before were a"),
+        ((0, {"skill": 1}), (0, {"skill": "grasp"}), r"'skill' .*it is str 'grasp', where all before were int64"),
+        ((0, {"skill": 1}), (0, None), r"step 1 of the episode has no 'skill', which the steps before had"),
+    ],
+)
+def test_a_first_step_that_does_not_fit_its_reset_is_the_one_at_fault(tmp_path, reset, step, message):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(reset[0], metadata=reset[1])
+        with pytest.raises(KabukiError, match=message):
+            logger.step(0.0, 0.0, step[0], metadata=step[1])
+        logger.reset(reset[0], metadata=reset[1])
+        logger.step(0.0, 0.0, reset[0], metadata=reset[1], last=True)
+    assert read(tmp_path / "x").lengths == [2]
+
+
+def test_the_fields_hold_the_first_observation_and_the_step_after_it(tmp_path):
+    with Logger(tmp_path / "x") as logger:
+        logger.reset(np.full(3, 0.1))
+        logger.step(0.0, 0.0, np.ones(3, np.int8), last=True)
+        logger.reset(np.ones(3, np.int8))
+        logger.step(0.0, 0.0, np.full(3, 0.1), last=True)
+    assert [value.tolist() for value in read(tmp_path / "x").steps["observation"]] == [
+        [0.1] * 3,
+        [1] * 3,
+        [1] * 3,
+        [0.1] * 3,
+    ]
+
+
+@pytest.mark.parametrize(
     ("first", "later", "message"),
     [
         ("go", 3, "field 'observation' does not fit the recording: it is int 3, where all before were text"),

@@ -22,9 +22,11 @@ class Logger(OneStream):
 
         with kabuki_rlds.Logger("runs/robot") as logger:
             logger.reset(observation)
-            while not done:
+            for t in range(1, limit + 1):
                 ...
-                logger.step(action, reward, observation, last=done)
+                logger.step(action, reward, observation, terminal=done, last=t == limit)
+                if done:
+                    break
 
     The first step tells what the fields are: any nested dict, tuple or list of
     numbers, arrays, texts and byte strings. Every later step must be like it.

@@ -79,9 +79,10 @@ class EpisodeStream:
             raise KabukiError("a step, but no episode has begun: reset first")
         try:
             if self._first is not None:
-                if not self._recorder.has_learned:
-                    self._recorder.learn(observation, action, reward, discount, metadata)
-                self._begin(*self._first)
+                if self._recorder.has_learned:
+                    self._begin(*self._first)
+                else:
+                    self._begin_first(action, reward, discount, observation, metadata)
                 self._first = None
             assert self._episode is not None
             self._episode.step(action, reward, discount, observation, metadata)
@@ -137,6 +138,20 @@ class EpisodeStream:
     def _check_not_closed(self) -> None:
         if self._recorder.is_closed:
             raise KabukiError("the recording was closed, so nothing more can be recorded in it")
+
+    def _begin_first(self, action: Any, reward: Any, discount: Any, observation: Any, metadata: Metadata) -> None:
+        """Learns the fields from the first step of the recording, and begins its episode."""
+        assert self._first is not None
+        self._recorder.learn(observation, action, reward, discount, metadata)
+        try:
+            self._begin(*self._first)
+        except KabukiError:
+            # The reset has other values than the step, and came first. The fields are those of the reset, and the step
+            # is what does not fit, if it does not.
+            self._episode = None
+            first, first_metadata = self._first
+            self._recorder.learn(first, action, reward, discount, {**(metadata or {}), **(first_metadata or {})})
+            self._begin(*self._first)
 
     def _begin(self, observation: Any, metadata: Metadata) -> None:
         if self._episode is None:
