@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from kabuki_rlds import interruption
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Source, Stamps
@@ -101,6 +102,7 @@ def build(
         be stored as its feature says, a file changed meanwhile, or the dataset exists
         or cannot be written.
     """
+    data_dir = local_path(data_dir)
     with open_splits(files, images, Reading(recipe, assume, fill)) as opened:
         from kabuki_rlds.formats.rlds import writer
         from kabuki_rlds.formats.rlds.staging import StagedFolder
@@ -108,7 +110,7 @@ def build(
         dataset, config = _dataset_name(name, opened)
         info = opened.first.schema.info
         version = writer.valid_version(info.version)
-        folder = pathlib.Path(os.path.expanduser(data_dir)).joinpath(dataset, *filter(None, [config]), version)
+        folder = data_dir.joinpath(dataset, *filter(None, [config]), version)
         with (
             StagedFolder(folder, overwrite=overwrite) as staged,
             tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,

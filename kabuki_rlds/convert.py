@@ -26,12 +26,14 @@ from kabuki_rlds.convention import (
     one_per_row,
 )
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.detect import locate_all, open_sources
+from kabuki_rlds.filesystem import local_path
+from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.staging import destination_of
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.resume import Parts, discard
@@ -195,8 +197,8 @@ def _check_apart(paths: Sequence[Path], data_dir: Path | None, opened: list[Sour
     """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
     # Where there is no such file yet, the folders and patterns need not be looked through once more.
     for path in paths if os.path.exists(dest) else ():
-        found = [os.path.realpath(file) for file in locate_all(path, data_dir)]
-        if os.path.realpath(dest) in found and os.path.realpath(os.path.expanduser(path)) not in found:
+        found = [os.path.realpath(file) for file in locate(path, data_dir).paths]
+        if os.path.realpath(dest) in found and os.path.realpath(local_path(path)) not in found:
             raise KabukiError(f"{dest}: is among the files of {path}, so its episodes would be there twice")
     ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
     for name in (os.path.realpath(file) for source in opened for file in source.files):

@@ -14,6 +14,7 @@ import numpy as np
 
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.inspect import inspect, to_text
 from kabuki_rlds.sizes import human_bytes
 from kabuki_rlds.validate import validate
@@ -29,7 +30,7 @@ def run(folder: str | os.PathLike[str]) -> None:
     Raises:
       KabukiError: an extra is not installed, or the folder holds other things.
     """
-    folder = pathlib.Path(folder)
+    folder = local_path(folder)
     with_envlogger = _find_extras()
     if folder.exists() and not folder.is_dir():
         raise KabukiError(f"{folder}: a file; name a folder")

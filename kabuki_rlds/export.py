@@ -19,6 +19,7 @@ from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.exports import d4rl, minari, robomimic
 from kabuki_rlds.exports.pieces import Piece, pieces
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.staging import StagedFile, reserve
 from kabuki_rlds.formats.rlds.staging import StagedFolder
@@ -91,7 +92,7 @@ def export(
       KabukiError: the source cannot be read, or has a field or an episode that the layout has no form for, or `dest`
         exists or cannot be written.
     """
-    dest = pathlib.Path(os.path.expanduser(dest))
+    dest = local_path(dest)
     if layout == "minari" and not _MINARI_NAME.fullmatch(dest.name):
         raise KabukiError(f"{dest}: Minari takes a dataset by a folder of a name like hopper-v0")
     reading = Reading(recipe, assume, fill)

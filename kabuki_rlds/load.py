@@ -11,6 +11,7 @@ import numpy as np
 
 from kabuki_rlds.block import Block, concatenate, splits_of
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.schema import Schema
 
@@ -57,7 +58,7 @@ def load(path: Path | Sequence[Path], *, fields: str | Sequence[str] | None = No
     if not given:
         raise KabukiError("no file to load")
     # The working folder may be another one when the files are read.
-    paths = [os.path.abspath(os.path.expanduser(p)) for p in given]
+    paths = [os.path.abspath(local_path(p)) for p in given]
     schema, counts = _look_at(paths)
     steps, metadata = _elements(schema, fields, paths[0])
 

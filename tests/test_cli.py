@@ -144,7 +144,7 @@ def test_a_kabuki_file_is_converted_without_tensorflow(valid, tmp_path):
 
 def test_a_source_that_is_not_there_is_said_so_without_tensorflow(tmp_path):
     result = light("convert", "nowhere", tmp_path / "out.hdf5", "--data-dir", tmp_path)
-    assert_fails(result, "nowhere: no such file or folder", tmp_path, "--data-dir")
+    assert_fails(result, "nowhere: no such file or folder", tmp_path, "holds no dataset of this name")
 
 
 def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tmp_path):

@@ -138,7 +138,7 @@ def test_logs_that_differ_are_refused_by_field_and_place(tmp_path):
 
 def test_a_folder_without_logs_is_refused(tmp_path):
     (tmp_path / "empty" / "deeper").mkdir(parents=True)
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"no TFDS dataset here.*no log of EnvLogger's"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"holds no TFDS dataset .*no EnvLogger log and no HDF5 file"):
         convert(tmp_path / "empty", tmp_path)
 
 

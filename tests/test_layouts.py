@@ -247,7 +247,7 @@ def test_what_cannot_be_assumed_is_refused(tmp_path):
         convert(source, tmp_path / "k.hdf5", assume={"done": "end"})
     with pytest.raises(KabukiError, match=r"dones is terminal or reward or end, not 'success'"):
         convert(source, tmp_path / "k.hdf5", assume={"dones": "success"})
-    with pytest.raises(KabukiError, match=r"no file has such a name"):
+    with pytest.raises(KabukiError, match=r"no file or folder matches this pattern"):
         convert(tmp_path / "*.h5", tmp_path / "k.hdf5")
 
 

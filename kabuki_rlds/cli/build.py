@@ -9,7 +9,8 @@ import sys
 from kabuki_rlds.cli.reading import add_assume, add_fill
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.errors import printable
-from kabuki_rlds.formats.detect import locate_all
+from kabuki_rlds.filesystem import local_path
+from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.sizes import human_bytes
 
 
@@ -62,12 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     named = False
     for text in arguments.files:
         split, equals, file = text.partition("=")
-        # A file whose name has a = in it is no split.
-        if not equals or os.path.lexists(os.path.expanduser(text)):
+        # A name with a = in it may be that of a file.
+        if not equals or os.path.lexists(local_path(text)):
             split, file = "train", text
         else:
             named = True
-        locate_all(file)
+        locate(file)
         files.setdefault(split, []).append(file)
     with no_chatter():
         import tensorflow_datasets  # noqa: F401

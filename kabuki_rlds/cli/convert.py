@@ -10,6 +10,7 @@ from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import printable
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.schema import LEFT_OUT
 from kabuki_rlds.sizes import human_bytes
 
@@ -79,7 +80,7 @@ def add(commands: Commands, common: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     with_tensorflow = folder_among(arguments.sources, arguments.data_dir)
-    if with_tensorflow and (arguments.overwrite or not os.path.lexists(os.path.expanduser(arguments.dest))):
+    if with_tensorflow and (arguments.overwrite or not os.path.lexists(local_path(arguments.dest))):
         with no_chatter():
             import tensorflow_datasets  # noqa: F401
     result = convert(

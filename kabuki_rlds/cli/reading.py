@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from kabuki_rlds.convention import FILLABLE
-from kabuki_rlds.formats.detect import locate_all
+from kabuki_rlds.formats.locate import locate
 
 
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -46,7 +46,7 @@ def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
     Raises:
       KabukiError: there is no such source.
     """
-    return any(path.is_dir() for source in sources for path in locate_all(source, data_dir))
+    return any(path.is_dir() for source in sources for path in locate(source, data_dir).paths)
 
 
 def _assumption(text: str) -> tuple[str, str]:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import os
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.recipes.operations import OPERATIONS, Operation
 
 #: The largest recipe that is read.
@@ -98,7 +98,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     Raises:
       KabukiError: there is none, or it is not one, and which line is why.
     """
-    path = pathlib.Path(os.path.expanduser(recipe))
+    path = local_path(recipe)
     if not path.is_file():
         known = library()
         if os.fspath(recipe) not in known:

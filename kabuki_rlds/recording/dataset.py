@@ -47,7 +47,7 @@ _STAGING = ".recording.partial"
 
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
     """The folder of the dataset's version, for `runs/hopper`: `runs/hopper/1.0.0`, or the newest that is there."""
-    folder = pathlib.Path(os.path.expanduser(path)).absolute()
+    folder = filesystem.local_path(path).absolute()
     if _VERSION.fullmatch(folder.name) or (folder / _INFO).exists():
         return folder
     there = [p.name for p in folder.iterdir() if _VERSION.fullmatch(p.name)] if folder.is_dir() else []

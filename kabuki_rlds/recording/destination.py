@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.recording.dataset import Recording, folder_of
 
@@ -70,7 +71,7 @@ class Hdf5Destination(Destination):
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str):
-        self._path = pathlib.Path(os.path.expanduser(path)).absolute()
+        self._path = local_path(path).absolute()
         self._images_are_files = False
         self._split = split
         beside = self._path.with_name(f"{self._path.name}.recording")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from kabuki_rlds.convention import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.schema import Field, Schema, is_within
 from kabuki_rlds.training.batches import Batches
 from kabuki_rlds.training.returns import Returns
@@ -192,7 +193,7 @@ def _loader(
     files = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not files:
         raise KabukiError("no files were given to load")
-    paths = [os.path.abspath(os.path.expanduser(file)) for file in files]
+    paths = [os.path.abspath(local_path(file)) for file in files]
     with Table(paths, select, returns) as table:
         try:
             samples = make(table.fields)

@@ -12,6 +12,7 @@ import numpy as np
 
 from kabuki_rlds.block import splits_of
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import subfolders
 from kabuki_rlds.formats.envlogger import fields, messages, records, specs, wire
 from kabuki_rlds.formats.envlogger.messages import Leaves
 from kabuki_rlds.formats.envlogger.shard import EPISODE_METADATA, REMEDY, STEPS, Batch, Shard
@@ -31,7 +32,7 @@ def find(folder: pathlib.Path, depth: int = _DEPTH) -> Iterator[pathlib.Path]:
       folder: where to look: it may be a log itself.
       depth: how many folders deep to look.
     """
-    inside = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: _in_order(path.name))
+    inside = sorted(subfolders(folder), key=lambda path: _in_order(path.name))
     if (folder / _METADATA).is_file() or any((path / STEPS).is_file() for path in inside):
         yield folder
         return

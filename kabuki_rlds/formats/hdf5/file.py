@@ -8,6 +8,7 @@ import os
 import h5py
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5 import plugins
 from kabuki_rlds.formats.hdf5.endless import check_ends
 from kabuki_rlds.formats.hdf5.guard import check_structure
@@ -19,7 +20,7 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     Raises:
       KabukiError: there is no such file, it is not HDF5, or it is one that `guard` refuses.
     """
-    path = os.path.expanduser(path)
+    path = os.fspath(local_path(path))
     if not os.path.exists(path):
         raise KabukiError(f"{path}: no such file")
     if os.path.isdir(path):

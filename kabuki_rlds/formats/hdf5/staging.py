@@ -131,7 +131,7 @@ def destination_of(name: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       KabukiError: no file can have such a name.
     """
-    path = pathlib.Path(os.path.expanduser(name))
+    path = filesystem.local_path(name)
     # A path leaves out a slash at the end.
     if path.name in ("", "..") or os.fspath(name).endswith("/"):
         raise KabukiError(f"{os.fspath(name)!r}: the name of a folder; name the HDF5 file to write")

@@ -107,26 +107,12 @@ def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
     return [each for _, each in numbered]
 
 
-def find(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders with the data of such datasets, in a folder or below it.
-
-    Raises:
-      KabukiError: a `metadata.json` cannot be read.
-    """
-    found = []
-    for path, below, files in os.walk(folder):
-        # Those of the episodes have one too.
-        if METADATA in files and recognises(pathlib.Path(path)):
-            found.append(pathlib.Path(path))
-            below.clear()
-    return found
-
-
 def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> Episode:
     import pyarrow.dataset
 
     data_format = metadata["data_format"]
-    files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}"))
+    # macOS keeps attributes of a file in a file named `._<name>` beside it.
+    files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}") if not file.name.startswith("._"))
     if not files:
         raise KabukiError(f"{folder}: no .{data_format} file")
     dataset = pyarrow.dataset.dataset(files, format=data_format)

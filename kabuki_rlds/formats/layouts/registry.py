@@ -10,6 +10,7 @@ from typing import Literal
 
 from kabuki_rlds.convention import FLAGS
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.layout import EPISODES, FORMAT, text_attribute
 from kabuki_rlds.formats.layouts import minari_arrow
@@ -28,7 +29,7 @@ _MINARI_ARROW = minari_arrow.MinariArrow()
 
 
 def layout_of(path: pathlib.Path) -> Layout | D4rl | None:
-    """The layout of an HDF5 file, or of a folder that `minari_arrow.find` gives; None where it is none of these.
+    """The layout of an HDF5 file, or of a folder with a Minari dataset in Arrow or Parquet; None if it has none.
 
     Raises:
       KabukiError: it cannot be opened.
@@ -47,7 +48,7 @@ def refuse(path: str | os.PathLike[str]) -> None:
     Raises:
       KabukiError: it is one, or cannot be opened.
     """
-    layout = layout_of(pathlib.Path(os.path.expanduser(path)))
+    layout = layout_of(local_path(path))
     if layout is not None:
         raise KabukiError(
             f"{path}: laid out as {layout.name}'s, and no Kabuki file; `convert` makes one of it, and `recipe` prints "
