@@ -383,7 +383,7 @@ def test_features_of_a_file_that_are_none_of_a_dataset(case, tmp_path):
     features, says = FEATURES[case]
     attributes = {"features": json.dumps(features.to_json())}
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), attributes)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: {says}"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=says):
         kabuki_rlds.build(file, tmp_path / "d", name="x")
 
 
