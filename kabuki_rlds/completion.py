@@ -50,6 +50,15 @@ class LeftOut:
     is_stated: bool
 
 
+#: What fields that may be a required one under another name are called: a constant in its place would hide them.
+_SIMILAR = {
+    OBSERVATION: ("obs", "observations", "state", "states"),
+    ACTION: ("act", "actions", "control", "controls"),
+    REWARD: ("rew", "rewards"),
+    IS_TERMINAL: ("done", "dones", "is_done", "terminal", "terminals", "terminated", "terminations"),
+}
+
+
 class CompletedSource:
     """A source whose blocks have every required field.
 
@@ -115,6 +124,16 @@ class CompletedSource:
             )
         if name in self._fill or is_derivable:
             return
+        similar = next(
+            (top for path in have if (top := path.partition("/")[0]).lower() in _SIMILAR.get(name, ())), None
+        )
+        if similar is not None:
+            is_flag = similar in have and have[similar].dtype == bool
+            cast = ", cast: bool" if name == IS_TERMINAL and not is_flag else ""
+            raise KabukiError(
+                f"{self.label}: the steps have no {name!r}; if it is {similar!r}, a recipe can rename it: "
+                f"`steps: {{{name}: {{from: {similar}{cast}}}}}`"
+            )
         if name == IS_TERMINAL:
             raise KabukiError(
                 f"{self.label}: the steps have neither 'is_terminal' nor 'discount', so nothing says how an "

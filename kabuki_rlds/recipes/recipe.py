@@ -7,6 +7,7 @@ fill: {reward: 0}                   # constants for required fields that are lac
 split: {train: train, val: valid}   # split of the result: split or mask of the source
 steps:                              # step fields, each made by operations in this order
 observation/image: {from: observation/agentview_rgb, rotate: 180, encode: jpeg}
+action: {from: control}             # a group is renamed with all its fields
 episode:                            # episode fields likewise
 episode_metadata/file_path: {from: file_path}
 drop: [states]                      # fields to leave out, or groups

@@ -20,8 +20,6 @@ from kabuki_rlds.recipes.recipe import Made, Recipe
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 
 _NEEDED = tuple(name for name in REQUIRED if name != OBSERVATION)
-#: How many fields a message names.
-_NAMED = 4
 
 
 class RecipeSource:
@@ -40,7 +38,11 @@ class RecipeSource:
 
     def __init__(self, source: Source, recipe: Recipe):
         self._source = source
-        self._recipe = recipe
+        self._recipe = recipe = dataclasses.replace(
+            recipe,
+            steps=_each_field(recipe.steps, [*source.schema.steps, *source.schema.metadata]),
+            episode=_each_field(recipe.episode, source.schema.metadata),
+        )
         self.origins = source.origins
         self.origin_of = source.origin_of
         self.num_episodes = source.num_episodes
@@ -95,7 +97,7 @@ class RecipeSource:
         uses = [made for made in recipe.steps if any(path in made.sources for path in paths)]
         stated = {path for dropped, _ in drops for path in paths if is_within(path, dropped)}
         stated |= {path for made in uses for path in made.sources}
-        remedy = f"add {' and '.join(f'`{path}:`' for path in paths[:_NAMED])} under `steps`"
+        remedy = f"add `{name}:` under `steps`"
         if not stated.issuperset(paths):
             return LeftOut(f"{recipe.rest_where}: rest: drop", remedy, is_stated=False)
         if drops:
@@ -187,6 +189,21 @@ class RecipeSource:
         except ValueError as e:
             raise KabukiError(f"{made.where}: {self.label}: {e}") from e
         return np.ascontiguousarray(arrays[0])
+
+
+def _each_field(entries: Sequence[Made], have: Collection[str]) -> tuple[Made, ...]:
+    """The entries of a recipe, with one for each field of a group where an entry only renames or keeps the group."""
+    made: list[Made] = []
+    for each in entries:
+        (group,) = each.sources if len(each.sources) == 1 else ("",)
+        inner = [path for path in have if path != group and is_within(path, group)]
+        if each.operations or group in have or not inner:
+            made.append(each)
+            continue
+        for path in inner:
+            rest = path.removeprefix(group)
+            made.append(Made(f"{each.path}{rest}", f"{each.where}{rest}", (path,), ()))
+    return tuple(made)
 
 
 def _top(path: str) -> str:
