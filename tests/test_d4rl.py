@@ -186,6 +186,32 @@ def test_without_timeouts_the_limit_has_to_be_said(tmp_path):
         assert ours["episodes/length"][:].tolist() == [14, 12]
 
 
+def test_episode_terminals_of_d3rlpy_say_where_episodes_end(tmp_path):
+    # `episode_terminals` is true at the end of each episode, also of one that ended terminal.
+    source = layout_files.d4rl(
+        tmp_path / "d3rlpy.hdf5", terminals=_flags(10, 3), episode_terminals=_flags(10, 3, 6, 9), discrete_action=False
+    )
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [5, 3, 3]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [4]
+    with pytest.raises(KabukiError, match="max_episode_steps: there are episode_terminals, which say"):
+        convert(source, tmp_path / "l.hdf5", assume={"max_episode_steps": "none"})
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8])
+def test_flags_of_another_name_are_not_passed_over_where_there_are_no_timeouts(tmp_path, dtype):
+    source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(10, 3), truncated=_flags(10, 6, 9).astype(dtype))
+    with pytest.raises(KabukiError, match=r"no timeouts, but 'truncated'; .* copy it to a dataset 'timeouts'") as e:
+        convert(source, tmp_path / "k.hdf5")
+    assert "none" not in str(e.value)
+    with h5py.File(source, "a") as file:
+        file["timeouts"] = file["truncated"][:]
+    convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        assert ours["episodes/length"][:].tolist() == [5, 3, 3]
+
+
 def test_timeouts_of_maze2d_are_goals_where_it_is_said(tmp_path):
     source = layout_files.d4rl(tmp_path / "maze.hdf5", terminals=_flags(10), timeouts=_flags(10, 3, 7))
     convert(source, tmp_path / "k.hdf5")

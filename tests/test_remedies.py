@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError, build, convert
-from tests import handmade
+from tests import handmade, layout_files, tfrecords
 
 _ROWS = sum(handmade.LENGTHS)
 
@@ -66,3 +72,133 @@ def test_a_field_that_is_not_there_at_all_is_filled(tmp_path):
         name, _, value = str(e.value).partition("--fill ")[2].split()[0].partition("=")
         fill[name] = float(value)
     assert convert(source, tmp_path / "out.hdf5", fill=fill).steps == _ROWS
+
+
+# --- files that are there in place of data ---
+
+LFS = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+INSTEAD = {
+    "a Git LFS pointer": (LFS, "a Git LFS pointer; run `git lfs pull`"),
+    "a git-annex pointer": (b"/annex/objects/MD5E-s1--abc.hdf5\n", "a git-annex pointer; run `git annex get .`"),
+    "an HTML page": (b"\n<!DOCTYPE html>\n<html><title>Log in</title></html>", "a web page; download the data again"),
+    "an XML error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page; download"),
+    "a text": (b"Invalid username or password.", "text that begins with 'Invalid username or password.'"),
+    "a gzip file": (gzip.compress(b"x" * 1000), "a gzip file; decompress it first"),
+}
+
+
+def _hdf5(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    yield file, file
+    for number in range(2):
+        layout_files.aloha(tmp_path / f"episode_{number}.hdf5", 3)
+    yield tmp_path / "episode_*.hdf5", tmp_path / "episode_1.hdf5"
+
+
+def _rlds(tmp_path: Path, dataset: Callable[[str], Path]) -> Iterator[tuple[Path, Path]]:
+    for name in ("plain", "array_record"):
+        folder = shutil.copytree(dataset(name), tmp_path / name / "1.0.0")
+        yield folder, sorted(folder.glob("*train*"))[1]
+        for other in ("features.json", "dataset_info.json"):
+            yield folder, folder / other
+
+
+def _log(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    log = shutil.copytree(Path(__file__).parent / "data/acme_dqn_catch", tmp_path / "log")
+    yield log, next(log.rglob("steps.riegeli"))
+    yield log, next(log.rglob("metadata.riegeli"))
+
+
+def _minari(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    folder = layout_files.minari_arrow(tmp_path / "minari", [3, 4])
+    yield folder, next((folder / "data/1").glob("*.parquet"))
+    yield folder, folder / "data/metadata.json"
+
+
+@pytest.mark.parametrize("kind", INSTEAD)
+def test_a_file_in_place_of_the_data_is_named_and_copying_it_again_is_not_suggested(tmp_path, dataset, kind):
+    content, says = INSTEAD[kind]
+    for source, file in (*_hdf5(tmp_path), *_rlds(tmp_path, dataset), *_log(tmp_path), *_minari(tmp_path)):
+        if file.suffix == ".json" and kind in ("a text", "a gzip file"):
+            continue  # JSON is text itself, and TFDS says that it is none.
+        kept = file.read_bytes()
+        # A shard of as many bytes as before passes the check of its size.
+        for padded in (content, content + b"\n" * max(len(kept) - len(content), 0)):
+            file.write_bytes(padded)
+            with pytest.raises(KabukiError, match=f"{re.escape(file.name)}: .*but {says}") as e:
+                convert(source, tmp_path / "out.hdf5")
+            assert "copy" not in str(e.value) and "--skip-bad" not in str(e.value)
+        file.write_bytes(kept)
+
+
+def test_a_link_of_git_annex_that_leads_nowhere(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    shard = sorted(folder.glob("*train*"))[1]
+    shard.unlink()
+    shard.symlink_to("../../.git/annex/objects/aB/1d/MD5E-s1--abc/MD5E-s1--abc")
+    with pytest.raises(KabukiError, match=f"{shard.name}: not the data, but a git-annex pointer; run `git annex get"):
+        convert(folder, tmp_path / "out.hdf5")
+
+
+def test_a_shard_that_is_a_pointer_is_left_out_as_such(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    sorted(folder.glob("*train*"))[1].write_bytes(LFS)
+    result = convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    (loss,) = result.skipped
+    assert loss.why.startswith("not the data, but a Git LFS pointer") and result.episodes + loss.count == 10
+
+
+# --- RLDS datasets that lack shards, or whose features are not theirs ---
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
+def test_the_split_that_is_suggested_takes_the_shards_that_are_there(tmp_path, dataset, gone):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    shards = sorted(folder.glob("*train*"))
+    counts = [len(tfrecords.read(shard)) for shard in shards]
+    for number in gone:
+        shards[number].unlink()
+    with pytest.raises(KabukiError, match="this shard is missing; copy the whole dataset, then run again") as e:
+        convert(folder, tmp_path / "out.hdf5")
+    found = re.search(r"--split '(.*)'", str(e.value))
+    if len(gone) == 3:
+        assert found is None
+        return
+    assert convert(folder, tmp_path / "out.hdf5", split=found[1]).episodes == sum(counts) - sum(counts[n] for n in gone)
+
+
+def test_if_every_record_fails_on_the_same_field_the_features_are_at_fault(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    path = folder / "features.json"
+    text = path.read_text()
+    # A position of 3 numbers a step.
+    assert '"3"' in text
+    path.write_text(text.replace('"3"', '"7"'))
+    says = r"record 0: field 'observation/position': .*; all \d other records that were tried fail too"
+    with pytest.raises(KabukiError, match=says) as e:
+        convert(folder, tmp_path / "out.hdf5")
+    assert "copy" not in str(e.value) and "--skip-bad" not in str(e.value)
+    path.write_text(text)
+    assert convert(folder, tmp_path / "out.hdf5").episodes == 10
+
+
+def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    shard = sorted(folder.glob("*train*"))[1]
+    tfrecords.edit(shard, 1, lambda example: example.features.feature["steps/reward"].float_list.value.pop())
+    with pytest.raises(KabukiError, match="copy this shard again, or --skip-bad-episodes leaves out what is damaged"):
+        convert(folder, tmp_path / "out.hdf5")
+    assert convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 9
+
+
+def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    shard = sorted(folder.glob("*train*"))[0]
+    extra = shutil.copy(shard, folder / shard.name.replace("00000-of-00003", "00007-of-00009"))
+    with pytest.raises(KabukiError, match=r"none of those that dataset_info.json lists; move it to another folder"):
+        convert(folder, tmp_path / "out.hdf5")
+    shutil.move(extra, tmp_path)
+    assert convert(folder, tmp_path / "out.hdf5").episodes == 10

@@ -16,6 +16,7 @@ from kabuki_rlds.filesystem import subfolders
 from kabuki_rlds.formats.envlogger import fields, messages, records, specs, wire
 from kabuki_rlds.formats.envlogger.messages import Leaves
 from kabuki_rlds.formats.envlogger.shard import EPISODE_METADATA, REMEDY, STEPS, Batch, Shard
+from kabuki_rlds.formats.placeholders import check_is_data
 from kabuki_rlds.formats.source import Skipped
 
 _log = logging.getLogger("kabuki_rlds")
@@ -74,6 +75,8 @@ class Log:
         self.specs = specs.Specs(self.metadata)
         self._structure = fields.step_structure(self.specs)
         inside = sorted(path for path in folder.iterdir() if (path / STEPS).is_file())
+        for path in inside:
+            check_is_data(path / STEPS)
         self.shards = [Shard(path, verify=skip_bad) for path in inside]
         losses = [shard.losses for shard in self.shards if shard.losses]
         if losses and not skip_bad:
@@ -96,6 +99,7 @@ class Log:
         path = self.folder / _METADATA
         if not path.is_file():
             return None
+        check_is_data(path)
         found, wrong = records.read_small(path)
         if wrong:
             _log.warning("%s: %s: the log's metadata is lost", path, wrong)

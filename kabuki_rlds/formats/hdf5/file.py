@@ -12,6 +12,7 @@ from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5 import plugins
 from kabuki_rlds.formats.hdf5.endless import check_ends
 from kabuki_rlds.formats.hdf5.guard import check_structure
+from kabuki_rlds.formats.placeholders import placeholder
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
@@ -57,5 +58,6 @@ def _open(path: str) -> h5py.File:
         with open(path, "rb") as f:
             is_hdf5 = f.read(8) == b"\x89HDF\r\n\x1a\n"
         if not is_hdf5:
-            raise KabukiError(f"{path}: not an HDF5 file") from e
+            instead = placeholder(path)
+            raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}") from e
         raise KabukiError(f"{path}: the HDF5 library cannot open this file, it is damaged or cut short ({e})") from e

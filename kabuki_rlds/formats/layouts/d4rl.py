@@ -8,7 +8,8 @@ Rule by rule:
 * Rows. `observations` becomes `observation`, `actions` `action`, `rewards` `reward`; all else of N
   rows (`terminals`, `timeouts`, `infos/…`) keeps its name.
 * An episode ends where `terminals` or `timeouts` is true, and at the end of the file, which may cut one
-  short. Without `timeouts` nothing says where time was up. D4RL then cuts at the environment's own limit,
+  short. d3rlpy 1 writes `episode_terminals` instead of `timeouts`: true at the end of each episode, however it ended.
+  Without either, nothing says where time was up. D4RL then cuts at the environment's own limit,
   so `max_episode_steps` has to be said, or "none" where episodes end at `terminals` alone.
 * `is_terminal` is that of `terminals`, also where `timeouts` is true as well. In maze2d `timeouts` means that
   the goal was reached: `--assume timeouts=terminal` takes it so. Else they cut an episode short.
@@ -32,6 +33,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -63,7 +65,10 @@ _log = logging.getLogger("kabuki_rlds")
 _NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
 _NEXT = "next_observations"
 #: What always has a row for each action.
-_OF_STEPS = (*_NAMES, "terminals", "timeouts", _NEXT)
+_ENDS = ("timeouts", "episode_terminals")
+_OF_STEPS = (*_NAMES, "terminals", *_ENDS, _NEXT)
+#: Names of flags that may say where episodes end, in files of other projects.
+_LIKE_ENDS = re.compile("done|end|final|last|time|trunc", re.IGNORECASE)
 _BLOCK_BYTES = 16 << 20
 #: Larger arrays of `metadata` are left out.
 _MAX_ELEMENTS = 1000
@@ -154,15 +159,18 @@ class D4rlSource:
         """Where the stored rows end an episode as terminal, and where they cut it short."""
         terminal = self._flags("terminals", count)
         stated = self._assume.get("max_episode_steps")
-        if "timeouts" in self._datasets:
+        ends = [name for name in _ENDS if name in self._datasets]
+        if ends:
             if stated is not None:
-                raise KabukiError(f"{self._path}: max_episode_steps: there are timeouts, which say where time was up")
-            timeouts = self._flags("timeouts", count)
+                raise KabukiError(f"{self._path}: max_episode_steps: there are {ends[0]}, which say where time was up")
+            timeouts = np.logical_or.reduce([self._flags(name, count) for name in ends])
             if self._assume["timeouts"] == "terminal":
                 return terminal | timeouts, np.zeros(count, bool)
             return terminal, timeouts & ~terminal
         if stated == "none":
             return terminal, np.zeros(count, bool)
+        if stated is None:
+            self._check_no_other_ends()
         if stated is None or not stated.isdecimal() or int(stated) < 1:
             raise KabukiError(
                 f"{self._path}: no timeouts, so nothing says where time was up; --assume max_episode_steps=1000 cuts "
@@ -172,6 +180,16 @@ class D4rlSource:
         lengths = np.diff(np.append(starts, count))
         within = np.arange(count) - np.repeat(starts, lengths)
         return terminal, (within % int(stated) == int(stated) - 1) & ~terminal
+
+    def _check_no_other_ends(self) -> None:
+        """Refuses a file with flags of another name, by which its episodes may end."""
+        for name, dataset in self._datasets.items():
+            is_flag = dataset.dtype.kind in "bu" and dataset.size == rows_of(dataset)
+            if name not in _OF_STEPS and is_flag and _LIKE_ENDS.search(name):
+                raise KabukiError(
+                    f"{self._path}: no timeouts, but {name!r}; if it says where episodes end, copy it to a dataset "
+                    "'timeouts', else give --assume max_episode_steps=1000, the environment's limit"
+                )
 
     def _flags(self, name: str, count: int) -> np.ndarray:
         check_flag(self._datasets[name])

@@ -52,6 +52,7 @@ from kabuki_rlds.formats.layouts.episode import (
 )
 from kabuki_rlds.formats.layouts.robomimic import ends
 from kabuki_rlds.formats.layouts.source import Assumptions, Hdf5Files
+from kabuki_rlds.formats.placeholders import check_is_data
 from kabuki_rlds.schema import Info
 
 #: What stands beside the data.
@@ -142,6 +143,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     path = folder / METADATA
     if not path.is_file():
         return {}
+    check_is_data(path, may_be_text=True)
     try:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too large")

@@ -34,6 +34,7 @@ from kabuki_rlds.formats.layouts.episode import Episode, Rows, padding
 from kabuki_rlds.formats.layouts.minari import METADATA, NAMES, check_counts, info_of, read_metadata
 from kabuki_rlds.formats.layouts.robomimic import ends
 from kabuki_rlds.formats.layouts.source import Assumptions
+from kabuki_rlds.formats.placeholders import check_is_data
 from kabuki_rlds.schema import BYTES, Field, Info
 
 _FORMATS = ("arrow", "parquet")
@@ -115,6 +116,8 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> Episode:
     files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}") if not file.name.startswith("._"))
     if not files:
         raise KabukiError(f"{folder}: no .{data_format} file")
+    for file in files:
+        check_is_data(file)
     dataset = pyarrow.dataset.dataset(files, format=data_format)
     length = dataset.count_rows()
     said = read_metadata(folder)

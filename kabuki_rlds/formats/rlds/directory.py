@@ -15,6 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.placeholders import INSTEAD, check_is_data, placeholder
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds import journal
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
@@ -30,6 +31,8 @@ _log = logging.getLogger("kabuki_rlds")
 #: A folder with this is a TFDS dataset.
 FEATURES = "features.json"
 _INFO = "dataset_info.json"
+#: If the shards that are there are in more runs than this, no split is suggested that takes them.
+_RUNS_NAMED = 3
 #: No dataset needs so much to describe it.
 _MAX_JSON_BYTES = 64 << 20
 
@@ -46,6 +49,7 @@ def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
         path = folder / name
         if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
             raise KabukiError(f"{path}: {path.stat().st_size:,} bytes are too many to describe a dataset")
+        check_is_data(path, may_be_text=True)
     try:
         rlds_features.check_class_names((folder / FEATURES).read_text(), str(folder / FEATURES))
         return tfds.builder_from_directory(folder).info
@@ -113,11 +117,14 @@ def shards(
         expected = rest if part.take == -1 else part.take
         if not os.path.isfile(path):
             if not skip_bad:
-                raise KabukiError(f"{path}: {MISSING}; copy the whole dataset, then run again")
-            skipped.append(Skipped(path, part.skip, expected, MISSING))
+                check_is_data(path)
+                raise KabukiError(f"{path}: {MISSING}; {_remedy_for_missing(info, split)}")
+            instead = placeholder(path)
+            skipped.append(Skipped(path, part.skip, expected, INSTEAD + instead if instead else MISSING))
             continue
         size, least = os.path.getsize(path), RECORD_FRAME if shard_format == "tfrecord" else 1
         if (part.skip + expected) * least > size and not skip_bad:
+            check_is_data(path)
             raise KabukiError(
                 f"{path}: fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
                 f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong"
@@ -138,9 +145,27 @@ def shards(
         for path in _others(folder, f"{info.name}-{split}.{shard_format}", listed):
             why = "this shard is none of those that dataset_info.json lists"
             if not skip_bad:
-                raise KabukiError(f"{path}: {why}; remove it, or --skip-bad-episodes leaves it out")
+                raise KabukiError(f"{path}: {why}; move it to another folder, or --skip-bad-episodes leaves it out")
             skipped.append(Skipped(os.fspath(path), 0, journal.Scan(path).records, why))
     return slices, skipped
+
+
+def _remedy_for_missing(info: Any, split: str) -> str:
+    """What to do if a shard of a split is missing."""
+    remedy = "copy the whole dataset, then run again"
+    if split not in info.splits:
+        # A part of a split, or several: which shards to take of it is not as easily said.
+        return remedy
+    of_split = info.splits[split]
+    # A shard without episodes need not be there.
+    there = [not n or os.path.isfile(f) for f, n in zip(of_split.filepaths, of_split.shard_lengths, strict=True)]
+    edges = [i for i in range(len(there) + 1) if (i > 0 and there[i - 1]) != (i < len(there) and there[i])]
+    runs = list(zip(edges[::2], edges[1::2], strict=True))
+    if not runs or len(runs) > _RUNS_NAMED:
+        return remedy
+    bounds = [(f"{a}shard" if a else "", f"{b}shard" if b < len(there) else "") for a, b in runs]
+    parts = [f"{split}[{start}:{stop}]" for start, stop in bounds]
+    return f"{remedy}, or read the shards that are there: --split '{'+'.join(parts)}'"
 
 
 def _absolute(info: Any, split: str) -> list[Any]:

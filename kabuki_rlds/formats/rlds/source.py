@@ -203,7 +203,7 @@ class RldsSource:
         loss = self._triage.first_loss(shards)
         if loss is None:
             return KabukiError(f"{self.label}: {one_line(error)}")
-        return KabukiError(f"{loss}; copy this shard again, or --skip-bad-episodes leaves out what is damaged")
+        return KabukiError(self._triage.explain(loss, shards))
 
     def pieces(self, num_bytes: int) -> list[RldsSource]:
         runs: list[list[ShardSlice]] = [[]]

@@ -15,12 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kabuki_rlds import interruption
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.placeholders import INSTEAD, placeholder
 from kabuki_rlds.formats.rlds.pipeline import Images
 from kabuki_rlds.formats.rlds.shards import Damage, ShardSlice, survey
 from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Skipped
 
 _log = logging.getLogger("kabuki_rlds")
+
+#: If one record cannot be read, so many others are tried, to tell a damaged one from features that do not fit.
+_TRIED = 8
 
 #: What is wrong with a shard that is not there.
 MISSING = "this shard is missing"
@@ -56,6 +60,39 @@ class Triage:
         found = (each for shard in shards for each in self._look(shard))
         return next((each for each in found if isinstance(each, Skipped)), None)
 
+    def explain(self, loss: Skipped, shards: Sequence[ShardSlice]) -> str:
+        """What is wrong and what to do, for a loss that `first_loss` found in some shards."""
+        if loss.why.startswith(INSTEAD):
+            return f"{loss.path}: {loss.why}"
+        instead = placeholder(loss.path)
+        if instead:
+            return f"{loss}; the shard is {INSTEAD}{instead}"
+        if loss.count == 1:
+            others = self._others_that_fail(loss, shards)
+            if others:
+                return (
+                    f"{loss}; all {others} other records that were tried fail too, so features.json does not describe "
+                    "these shards: get the one that was written with them, or write the dataset again"
+                )
+        return f"{loss}; copy this shard again, or --skip-bad-episodes leaves out what is damaged"
+
+    def _others_that_fail(self, loss: Skipped, shards: Sequence[ShardSlice]) -> int:
+        """How many other records were tried, if none of them can be read; 0 if one can, or if a checksum is wrong."""
+        tried = 0
+        for shard in shards:
+            for found in survey(shard.path, self._file_format) if os.path.exists(shard.path) else ():
+                if isinstance(found, Damage):
+                    return 0
+                for number, data in found:
+                    if (shard.path, number) == (loss.path, loss.record):
+                        continue
+                    if not list(self._bad([(number, data)])):
+                        return 0
+                    tried += 1
+                    if tried == _TRIED:
+                        return tried
+        return tried
+
     def sift(self, shard: ShardSlice) -> tuple[ShardSlice, list[Skipped]]:
         """What can be read of a slice of a shard, and what cannot."""
         good = 0
@@ -81,8 +118,9 @@ class Triage:
 
     def _look(self, shard: ShardSlice) -> Iterator[int | Skipped]:
         """Numbers of records that can be read, and what cannot, in order."""
-        if not os.path.exists(shard.path):
-            yield Skipped(shard.path, shard.skip, shard.expected, MISSING)
+        instead = placeholder(shard.path, may_be_text=True)
+        if instead or not os.path.exists(shard.path):
+            yield Skipped(shard.path, shard.skip, shard.expected, INSTEAD + instead if instead else MISSING)
             return
         stop = shard.skip + shard.expected
         seen = 0
