@@ -32,6 +32,7 @@ from kabuki_rlds.convention import (
 )
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.source import Size, Source
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.schema import LEFT_OUT, Field
 
 
@@ -132,7 +133,7 @@ class CompletedSource:
             cast = ", cast: bool" if name == IS_TERMINAL and not is_flag else ""
             raise KabukiError(
                 f"{self.label}: the steps have no {name!r}; if it is {similar!r}, a recipe can rename it: "
-                f"`steps: {{{name}: {{from: {similar}{cast}}}}}`"
+                + inline.steps([inline.renamed(name, similar, cast)])
             )
         if name == IS_TERMINAL:
             raise KabukiError(

@@ -61,7 +61,7 @@ class Parts:
             if (self._folder / _PLAN).is_file():
                 self._check(json.loads((self._folder / _PLAN).read_text()), now)
             elif any(_PART.fullmatch(path.name) for path in self._folder.iterdir()):
-                raise KabukiError(f"{self._folder}: holds parts of nobody knows what, without a {_PLAN}; remove it")
+                raise KabukiError(f"{self._folder}: contains part files but no {_PLAN}; move it to another folder")
             else:
                 _write(self._folder / _PLAN, now)
         except (OSError, ValueError, RecursionError) as e:
@@ -71,8 +71,8 @@ class Parts:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
         if differ:
             raise KabukiError(
-                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
-                "call it as before, or without --resume to begin anew"
+                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; run that one "
+                "again to finish it, or run this one without --resume, which deletes these parts"
             )
 
     def blocks(self, whole: CompletedSource) -> Iterator[Block]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError, build, convert
+from kabuki_rlds.export import export
 from tests import handmade, layout_files, tfrecords
 
 _ROWS = sum(handmade.LENGTHS)
@@ -189,7 +191,9 @@ def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shard = sorted(folder.glob("*train*"))[1]
     tfrecords.edit(shard, 1, lambda example: example.features.feature["steps/reward"].float_list.value.pop())
-    with pytest.raises(KabukiError, match="copy this shard again, or --skip-bad-episodes leaves out what is damaged"):
+    with pytest.raises(
+        KabukiError, match="copy this shard again, or convert with --skip-bad-episodes, which leaves it"
+    ):
         convert(folder, tmp_path / "out.hdf5")
     assert convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 9
 
@@ -202,3 +206,59 @@ def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dat
         convert(folder, tmp_path / "out.hdf5")
     shutil.move(extra, tmp_path)
     assert convert(folder, tmp_path / "out.hdf5").episodes == 10
+
+
+# --- exports ---
+
+
+def _exported(tmp_path: Path, source: Path, layout: str, says: str) -> None:
+    """Exports with the recipe that the error without it suggests."""
+    with pytest.raises(KabukiError, match=says) as e:
+        export(source, tmp_path / "without.hdf5", layout)
+    recipe = tmp_path / f"{layout}.yaml"
+    recipe.write_text(quoted(e)[-1])
+    export(source, tmp_path / f"{layout}.hdf5", layout, recipe=recipe)
+
+
+def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):
+    fields = handmade.fields()
+    fields |= {
+        f"{name}/{part}": np.ones((_ROWS, 2)) for name in ("action", "observation") for part in ("arm", "hand 1")
+    }
+    fields["observation/camera"] = np.arange(_ROWS * 48, dtype=np.uint8).reshape(_ROWS, 4, 4, 3)
+    del fields["action"], fields["observation"]
+    source = handmade.write(tmp_path / "in.hdf5", fields)
+    _exported(tmp_path, source, "robomimic", "'action' is a dict, and robomimic takes one array")
+    (tmp_path / "action.yaml").write_text((tmp_path / "robomimic.yaml").read_text())
+    convert(source, tmp_path / "one_action.hdf5", recipe=tmp_path / "action.yaml")
+    _exported(tmp_path, tmp_path / "one_action.hdf5", "d4rl", "'observation' is a dict, and D4RL has one array")
+    with h5py.File(tmp_path / "d4rl.hdf5") as file:
+        assert (file["observations"].shape[1:], file["actions"].shape[1:]) == ((4,), (4,))
+        assert file["observation_camera"].shape[1:] == (4, 4, 3)
+
+
+def test_image_files_are_decoded_and_not_left_out(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    files = [tf.io.encode_png(picture).numpy() for picture in pictures]
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 4, files)
+    convert(source, tmp_path / "in.hdf5", images="encoded", fill={"reward": 0})
+    _exported(tmp_path, tmp_path / "in.hdf5", "robomimic", "'observation/images/top', encoded image .* has no form in")
+    with h5py.File(tmp_path / "robomimic.hdf5") as file:
+        np.testing.assert_array_equal(file["data/demo_0/obs/images/top"][:], pictures[:3])
+
+
+def test_next_obs_are_kept_under_another_name(tmp_path):
+    source = layout_files.robomimic(tmp_path / "in.hdf5", {0: 3, 1: 4})
+    convert(source, tmp_path / "k.hdf5", assume={"next_obs": "keep"})
+    _exported(tmp_path, tmp_path / "k.hdf5", "robomimic", "'next_obs/.*': next_obs are made anew here")
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "robomimic.hdf5") as ours:
+        np.testing.assert_array_equal(
+            ours["data/demo_0/stored_next_obs/eef_pos"][:], theirs["data/demo_0/next_obs/eef_pos"][:]
+        )
+
+
+def test_two_fields_of_one_name_are_kept(tmp_path):
+    source = handmade.write(tmp_path / "in.hdf5", handmade.fields() | {"actions": np.arange(_ROWS)})
+    _exported(tmp_path, source, "d4rl", "'action' and 'actions' would both be 'actions' in D4RL's layout")
+    with h5py.File(tmp_path / "d4rl.hdf5") as file:
+        assert "other_name" in file

@@ -16,6 +16,7 @@ import numpy as np
 from kabuki_rlds.convention import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.schema import BYTES, Field, Schema
 
 _NAMES = {OBSERVATION: "observations", ACTION: "actions", REWARD: "rewards"}
@@ -32,7 +33,8 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     check_plain(schema, label, "D4RL", _name_of)
     for name in (OBSERVATION, ACTION):
         if name not in schema.steps:
-            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe can concatenate it")
+            recipe = inline.one_array(name, schema.steps)
+            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe can make one: {recipe}")
     kept = {path: field for path, field in schema.steps.items() if _name_of(path)}
     rows = {path: Rows(file, _name_of(path), field) for path, field in kept.items()}
     following = Rows(file, "next_observations", schema.steps[OBSERVATION])
@@ -40,7 +42,10 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     said = {path: Rows(file, f"episodes/{path}", f) for path, f in schema.metadata.items() if f.is_fixed}
     lost = sorted(set(schema.metadata) - set(said))
     if lost:
-        raise KabukiError(f"{label}: episode field {lost[0]!r} varies in size, which D4RL's layout has no form for")
+        raise KabukiError(
+            f"{label}: episode field {lost[0]!r} varies in size, which D4RL's layout has no form for; a recipe can "
+            f"leave it out: `drop: [{lost[0]}]`"
+        )
     count = actions = of_episode = 0
     for piece in episodes:
         taken = piece.count - piece.ends

@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.block import Block, Column, Nested, Ragged
+from kabuki_rlds.convention import REQUIRED
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.schema import BYTES, Field, Schema
 
 
@@ -74,13 +76,19 @@ def check_plain(schema: Schema, label: str, layout: str, name_of: Callable[[str]
         for name in filter(None, above):
             other = taken.get(name)
             if other is not None and (name == above[-1] or name == name_of(other)):
-                raise KabukiError(f"{label}: {other!r} and {path!r} would both be {name!r} in {layout}'s layout")
+                moved = other if path.partition("/")[0] in REQUIRED else path
+                raise KabukiError(
+                    f"{label}: {other!r} and {path!r} would both be {name!r} in {layout}'s layout; a recipe can rename "
+                    f"one: {inline.steps([inline.renamed('other_name', moved)])}"
+                )
             taken.setdefault(name, path)
     for path, field in schema.steps.items():
         if not field.is_fixed:
+            remedy = f"a recipe can leave it out: `drop: [{path}]`"
+            if field.encoded and None not in field.shape and not field.nested:
+                remedy = f"a recipe can decode it: {inline.steps([inline.renamed(path, path, ', cast: uint8')])}"
             raise KabukiError(
-                f"{label}: step field {path!r}, {field.describe()}, has no form in {layout}'s layout; "
-                "a recipe can leave it out"
+                f"{label}: step field {path!r}, {field.describe()}, has no form in {layout}'s layout; {remedy}"
             )
 
 

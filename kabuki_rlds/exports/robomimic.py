@@ -22,6 +22,7 @@ import numpy as np
 from kabuki_rlds.convention import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.exports.pieces import Piece, Rows, check_plain
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 
 _DONES = "dones"
@@ -38,9 +39,16 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     check_plain(schema, label, "robomimic", _name_of)
     made = next((path for path in schema.steps if is_within(path, "next_obs")), None)
     if made is not None:
-        raise KabukiError(f"{label}: step field {made!r}: next_obs are made anew here; a recipe can leave it out")
+        recipe = inline.steps([inline.renamed("stored_next_obs", "next_obs")])
+        raise KabukiError(
+            f"{label}: step field {made!r}: next_obs are made anew here; a recipe can keep this one under another "
+            f"name: {recipe}"
+        )
     if ACTION not in schema.steps:
-        raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can concatenate it")
+        recipe = inline.one_array(ACTION, schema.steps)
+        raise KabukiError(
+            f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can make one: {recipe}"
+        )
     data = file.create_group("data")
     data.attrs["env_args"] = schema.info.environment or "{}"
     masks: dict[str, list[int]] = {path: [] for path in schema.metadata if is_within(path, "mask")}

@@ -149,9 +149,10 @@ def _named_dataset(source: Path, data_dir: pathlib.Path) -> pathlib.Path | None:
 
 def _not_found(source: Path, data_dir: pathlib.Path, is_given: bool) -> KabukiError:
     if not is_given:
+        # `build` and `recipe` have no option for it.
         return KabukiError(
-            f"{source}: no such file or folder, and no TFDS dataset of this name under {data_dir}; "
-            "give the path of the dataset, or its name and the folder that holds it (--data-dir)"
+            f"{source}: no such file or folder, and no TFDS dataset of this name under {data_dir}; give the path of "
+            "the dataset, or its name and the folder that holds it (TFDS_DATA_DIR, or --data-dir of convert and export)"
         )
     if not os.path.isdir(data_dir):
         return KabukiError(f"{source}: no such file or folder, and the folder {data_dir} does not exist")

@@ -16,6 +16,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.source import Size, Source
 from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.recipes.recipe import Made, Recipe
 from kabuki_rlds.schema import BYTES, Field, Schema, is_within
 
@@ -235,7 +236,7 @@ def _check_apart(kept: Collection[str], made: Sequence[Made]) -> None:
                 continue
             remedy = "give this field another name"
             if path in kept and is_within(path, each.path):
-                remedy = f"keep the other under another name, `{path.replace('/', '_')}: {{from: {path}}}`"
+                remedy = f"keep the other under another name, `{inline.renamed(path.replace('/', '_'), path)}`"
             raise KabukiError(
                 f"{each.where}: a file cannot hold both {each.path!r} and {path!r}, since a path is either a field or "
                 f"a group; {remedy}"

@@ -15,7 +15,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import subfolders
 from kabuki_rlds.formats.envlogger import fields, messages, records, specs, wire
 from kabuki_rlds.formats.envlogger.messages import Leaves
-from kabuki_rlds.formats.envlogger.shard import EPISODE_METADATA, REMEDY, STEPS, Batch, Shard
+from kabuki_rlds.formats.envlogger.shard import EPISODE_METADATA, REMEDY, REMEDY_WITHOUT_REST, STEPS, Batch, Shard
 from kabuki_rlds.formats.placeholders import check_is_data
 from kabuki_rlds.formats.source import Skipped
 
@@ -81,7 +81,8 @@ class Log:
         losses = [shard.losses for shard in self.shards if shard.losses]
         if losses and not skip_bad:
             more = f" (and {len(losses) - 1} more shards are damaged)" if len(losses) > 1 else ""
-            raise KabukiError(f"{losses[0]}{more}; {REMEDY}")
+            remedy = REMEDY if any(shard.is_whole.any() for shard in self.shards) else REMEDY_WITHOUT_REST
+            raise KabukiError(f"{losses[0]}{more}; {remedy}")
         for loss in losses:
             _log.warning("%s, and left out", loss)
         for shard in self.shards:

@@ -25,7 +25,8 @@ _STEP_OFFSETS = "step_offsets.riegeli"
 _EPISODE_INDEX = "episode_index.riegeli"
 
 #: What to do about a shard that is damaged.
-REMEDY = "copy the log again, or --skip-bad-episodes leaves these out"
+REMEDY = "copy the log again, or convert with --skip-bad-episodes, which leaves these out"
+REMEDY_WITHOUT_REST = "copy the log again"
 
 #: Where a record has its step type, and which one begins an episode.
 STEP_TYPE = ("0", "0")

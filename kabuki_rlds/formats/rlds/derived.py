@@ -118,7 +118,7 @@ def _field_of(schema: Schema, leaf: Leaf) -> Field:
 
 
 def _check_fit(schema: Schema, leaves: list[Leaf]) -> None:
-    remedy = "mend the one or the other, or delete the attribute 'features', and they are derived from the arrays"
+    remedy = "correct one of them, or delete the attribute 'features': they are then derived from the arrays"
     for leaf in leaves:
         what = "step field" if leaf.in_steps else "episode field"
         stored = (schema.steps if leaf.in_steps else schema.metadata).get(leaf.path)

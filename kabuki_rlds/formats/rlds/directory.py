@@ -145,7 +145,10 @@ def shards(
         for path in _others(folder, f"{info.name}-{split}.{shard_format}", listed):
             why = "this shard is none of those that dataset_info.json lists"
             if not skip_bad:
-                raise KabukiError(f"{path}: {why}; move it to another folder, or --skip-bad-episodes leaves it out")
+                raise KabukiError(
+                    f"{path}: {why}; move it to another folder, or convert with --skip-bad-episodes, which leaves "
+                    "it out"
+                )
             skipped.append(Skipped(os.fspath(path), 0, journal.Scan(path).records, why))
     return slices, skipped
 

@@ -74,7 +74,7 @@ class Triage:
                     f"{loss}; all {others} other records that were tried fail too, so features.json does not describe "
                     "these shards: get the one that was written with them, or write the dataset again"
                 )
-        return f"{loss}; copy this shard again, or --skip-bad-episodes leaves out what is damaged"
+        return f"{loss}; copy this shard again, or convert with --skip-bad-episodes, which leaves it out"
 
     def _others_that_fail(self, loss: Skipped, shards: Sequence[ShardSlice]) -> int:
         """How many other records were tried, if none of them can be read; 0 if one can, or if a checksum is wrong."""
