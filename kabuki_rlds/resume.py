@@ -61,7 +61,9 @@ class Parts:
             if (self._folder / _PLAN).is_file():
                 self._check(json.loads((self._folder / _PLAN).read_text()), now)
             elif any(_PART.fullmatch(path.name) for path in self._folder.iterdir()):
-                raise KabukiError(f"{self._folder}: contains part files but no {_PLAN}; move it to another folder")
+                raise KabukiError(
+                    f"{self._folder}: holds parts without a {_PLAN} that says of what; move it away, or remove it"
+                )
             else:
                 _write(self._folder / _PLAN, now)
         except (OSError, ValueError, RecursionError) as e:
@@ -71,8 +73,8 @@ class Parts:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
         if differ:
             raise KabukiError(
-                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; run that one "
-                "again to finish it, or run this one without --resume, which deletes these parts"
+                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
+                "call it as before, or without --resume, which deletes these parts"
             )
 
     def blocks(self, whole: CompletedSource) -> Iterator[Block]:

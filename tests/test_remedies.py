@@ -221,10 +221,9 @@ def _exported(tmp_path: Path, source: Path, layout: str, says: str) -> None:
 
 
 def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):
-    fields = handmade.fields()
-    fields |= {
-        f"{name}/{part}": np.ones((_ROWS, 2)) for name in ("action", "observation") for part in ("arm", "hand 1")
-    }
+    fields = handmade.fields((3, 5), (True, False))
+    for name in ("action", "observation"):
+        fields |= {f"{name}/{part}": np.ones((_ROWS, 2)) for part in ("arm", "hand 1")}
     fields["observation/camera"] = np.arange(_ROWS * 48, dtype=np.uint8).reshape(_ROWS, 4, 4, 3)
     del fields["action"], fields["observation"]
     source = handmade.write(tmp_path / "in.hdf5", fields)
@@ -258,7 +257,9 @@ def test_next_obs_are_kept_under_another_name(tmp_path):
 
 
 def test_two_fields_of_one_name_are_kept(tmp_path):
-    source = handmade.write(tmp_path / "in.hdf5", handmade.fields() | {"actions": np.arange(_ROWS)})
+    source = handmade.write(
+        tmp_path / "in.hdf5", handmade.fields((3, 5), (True, False)) | {"actions": np.arange(_ROWS)}
+    )
     _exported(tmp_path, source, "d4rl", "'action' and 'actions' would both be 'actions' in D4RL's layout")
     with h5py.File(tmp_path / "d4rl.hdf5") as file:
         assert "other_name" in file

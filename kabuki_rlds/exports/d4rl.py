@@ -34,7 +34,7 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     for name in (OBSERVATION, ACTION):
         if name not in schema.steps:
             recipe = inline.one_array(name, schema.steps)
-            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe can make one: {recipe}")
+            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe makes one: {recipe}")
     kept = {path: field for path, field in schema.steps.items() if _name_of(path)}
     rows = {path: Rows(file, _name_of(path), field) for path, field in kept.items()}
     following = Rows(file, "next_observations", schema.steps[OBSERVATION])

@@ -46,9 +46,7 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
         )
     if ACTION not in schema.steps:
         recipe = inline.one_array(ACTION, schema.steps)
-        raise KabukiError(
-            f"{label}: 'action' is a dict, and robomimic takes one array; a recipe can make one: {recipe}"
-        )
+        raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe makes one: {recipe}")
     data = file.create_group("data")
     data.attrs["env_args"] = schema.info.environment or "{}"
     masks: dict[str, list[int]] = {path: [] for path in schema.metadata if is_within(path, "mask")}

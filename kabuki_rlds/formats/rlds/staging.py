@@ -141,5 +141,5 @@ class StagedFolder:
             raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
         if not (self.destination / self._mark).is_file():
             raise KabukiError(
-                f"{self.destination}: there, but no {self._what}; remove it, or have the new one written elsewhere"
+                f"{self.destination}: there, but no {self._what}; move it away, or write the new one elsewhere"
             )
