@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Path: TypeAlias = str | os.PathLike[str]
 #: One file or several in order, all of the split `train`; or those of each split.
 Files: TypeAlias = Path | Sequence[Path] | Mapping[str, Path | Sequence[Path]]
+
+_log = logging.getLogger("kabuki_rlds")
 
 _NAME = re.compile(r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?")
 _SPLIT = re.compile(r"\w[\w-]*")
@@ -65,7 +68,7 @@ def build(
     *,
     name: str | None = None,
     file_format: Literal["tfrecord", "array_record"] = "tfrecord",
-    images: ImageFormat = "png",
+    images: ImageFormat | None = None,
     recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
@@ -88,8 +91,9 @@ def build(
       name: name of the dataset, with `/` that of a config; by default what the first
         file says, else its name.
       file_format: of the shards.
-      images: how images that are stored as arrays are encoded; "jpeg" is lossy. Those
-        that are stored as image files stay as they are.
+      images: how images that are stored as arrays are encoded; "jpeg" is lossy. None is the
+        format that their original files had, or PNG if it is not known. Those that are
+        stored as image files stay as they are.
       recipe: how the fields of the files become those of the dataset: a YAML file, or the
         name of a recipe that comes with the package.
       assume: what files in a layout of others do not say: see `convert`.
@@ -116,6 +120,7 @@ def build(
             tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,
         ):
             opened.check_disk(staged.partial)
+            opened.warn_of_loss()
             stamps = Stamps([source for of_split in opened.sources.values() for source in of_split])
             splits = [
                 opened.write(split, writer.shard_template(staged.partial, dataset, split, file_format), bar=bar)
@@ -137,8 +142,9 @@ class OpenedSplits:
       num_steps: how many steps were written so far.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat):
+    def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
         self.sources = sources
+        self._images = images
         self.features = _common_features([source for of_split in sources.values() for source in of_split], images)
         self.num_steps = 0
         self._sizes = {split: [source.size() for source in of_split] for split, of_split in sources.items()}
@@ -165,6 +171,18 @@ class OpenedSplits:
         needed, free = sum(self._num_bytes.values()), shutil.disk_usage(folder).free
         if needed > free:
             raise KabukiError(f"{folder}: needs about {human_bytes(needed)}, but the disk has {human_bytes(free)} free")
+
+    def warn_of_loss(self) -> None:
+        """Warns of images that were decoded from JPEG files and are encoded as such again."""
+        from kabuki_rlds.formats.rlds.derived import images_encoded_again
+
+        again = images_encoded_again(self.first.schema, self.features) if self._images is None else []
+        if again:
+            _log.warning(
+                "encoded as JPEG again, as their original files were, which changes pixels a little: %s; --images png "
+                "keeps them as they are",
+                ", ".join(again),
+            )
 
     def shard_lengths(self, split: str, limit: int | None = None, shard_config: Any = None) -> list[int]:
         """How many episodes each shard of a split gets.
@@ -231,7 +249,9 @@ class OpenedSplits:
 
 
 @contextlib.contextmanager
-def open_splits(files: Files, images: ImageFormat = "png", reading: Reading | None = None) -> Iterator[OpenedSplits]:
+def open_splits(
+    files: Files, images: ImageFormat | None = None, reading: Reading | None = None
+) -> Iterator[OpenedSplits]:
     """Opens the files of a dataset, and sees to it that they fit each other.
 
     Args:
@@ -287,14 +307,15 @@ def paths_of(files: Files) -> dict[str, list[Path]]:
     return paths
 
 
-def _common_features(sources: Sequence[Source], images: ImageFormat) -> tfds.features.FeaturesDict:
+def _common_features(sources: Sequence[Source], images: ImageFormat | None) -> tfds.features.FeaturesDict:
     from kabuki_rlds.formats.rlds.derived import features_of
 
+    schemas = [source.schema for source in sources]
     made = []
-    for source in sources:
+    for i, source in enumerate(sources):
         sources[0].schema.check_fit(source.schema, sources[0].label, source.label)
         try:
-            made.append(features_of(source.schema, images))
+            made.append(features_of(source.schema.with_common_formats(schemas[:i] + schemas[i + 1 :]), images))
         except KabukiError as e:
             raise KabukiError(f"{source.label}: {e}") from e
     for source, features in zip(sources[1:], made[1:], strict=True):

@@ -85,7 +85,7 @@ def compare(
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     with contextlib.ExitStack() as stack:
         reading = Reading(recipe, assume)
-        mine = stack.enter_context(contextlib.closing(open_source(file)))
+        mine = stack.enter_context(contextlib.closing(open_source(file, images="encoded")))
         keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
         opened = open_sources(
             paths,

@@ -237,7 +237,7 @@ def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
 
     A field that some sources have and others lack is `derived` in part, and says of which.
     """
-    first = completed[0].schema
+    first = completed[0].schema.with_common_formats([source.schema for source in completed[1:]])
     for source in completed[1:]:
         first.check_fit(source.schema, completed[0].label, source.label)
     steps = {}

@@ -1,4 +1,6 @@
-"""The one error that is meant for the person who runs the tool."""
+"""The one error that is meant for the person who runs the tool, and its text."""
+
+import re
 
 
 class KabukiError(Exception):
@@ -19,3 +21,10 @@ def printable(text: str) -> str:
     """Text as one line of characters that can be seen."""
     line = " ".join(text.splitlines())
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, without the place in its graph that TensorFlow adds."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", lines[0]) if lines else ""
+    return (line or type(error).__name__)[:400]

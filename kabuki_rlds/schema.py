@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import ml_dtypes
@@ -46,8 +46,9 @@ class Field:
         that is a plain array.
       encoded: the rows are image files, `bytes` objects, or lists of them; `dtype`
         and `shape` then say what a decoder makes of them.
-      file_format: of encoded rows, where all are known to be of one: "png" or "jpeg". It
-        says nothing of the pixels, so fields that differ in it are equal.
+      file_format: the format of the image files that are in the rows, or that they were
+        decoded from: "png" or "jpeg"; "" where it is not known, or they differ. It does
+        not describe the pixels, so fields that differ in it are equal.
       derived: how the column was made, where its source had no such field. It
         says nothing of what the rows are, so fields that differ in it are equal.
     """
@@ -125,6 +126,12 @@ class Schema:
     features: str = ""
     info: Info = Info()
 
+    def with_common_formats(self, others: Sequence[Schema]) -> Schema:
+        """This schema, with the formats of image files in which others that fit it agree."""
+        steps = _with_common_formats(self.steps, [other.steps for other in others])
+        metadata = _with_common_formats(self.metadata, [other.metadata for other in others])
+        return dataclasses.replace(self, steps=steps, metadata=metadata)
+
     def select(self, fields: str | Sequence[str] | None, label: str) -> list[str]:
         """The paths of the step fields that `fields` names, by path or by group, in order; None names all.
 
@@ -166,6 +173,14 @@ class Schema:
         misfit = self.misfit(other)
         if misfit is not None:
             raise KabukiError(f"{other_label} does not fit {label}: {misfit}")
+
+
+def _with_common_formats(fields: Mapping[str, Field], others: Sequence[Mapping[str, Field]]) -> dict[str, Field]:
+    made = dict(fields)
+    for path, field in fields.items():
+        if any(path in other and other[path].file_format != field.file_format for other in others):
+            made[path] = dataclasses.replace(field, file_format="")
+    return made
 
 
 def has_shape(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:

@@ -365,11 +365,11 @@ def with_pictures(shape: tuple[int | None, ...] = (8, 8, 3), **observation: Any)
     return datasets.Recipe("pictures", features, {"train": [{"steps": steps}] * 3}, in_order=True)
 
 
-def png(height: int, width: int) -> bytes:
-    """A file of few bytes, whatever the size that it says."""
+def png(height: int, width: int, pixels: bytes = zlib.compress(bytes(1000))) -> bytes:
+    """A file of few bytes, whatever the size that it states."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = b"IDAT" + zlib.compress(bytes(1000))
-    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, pixels, b"IEND"))
+    data = b"IDAT" + pixels
+    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data, b"IEND"))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
@@ -408,7 +408,7 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
     put_image(folder, BOMBS[kind](LARGE, LARGE))
     with pytest.raises(kabuki_rlds.KabukiError) as error:
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
-    assert f"record 1: field 'observation/image': image 2 is {LARGE} x {LARGE} pixels" in str(error.value)
+    assert f"record 1: field 'observation/image': row 2 is {LARGE} x {LARGE} pixels" in str(error.value)
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert (result.episodes, result.skipped[0].record) == (2, 1)
 
@@ -417,15 +417,22 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        (b"", "image 2 is no PNG, JPEG, GIF, BMP or WebP file"),
-        (b"\x89PNG\r\n\x1a\n", "image 2 is no PNG"),
-        (b"\xff\xd8\xff\xe0\0\x10", "image 2 is no PNG"),
-        (b"these are the bytes of no image", "image 2 is no PNG"),
-        (png(8, 9), "image 2 is 8 x 9 pixels, where its feature says 8 x 8"),
+        (b"", "row 2 is empty (0 bytes)"),
+        (b"\x89PNG\r\n\x1a\n", "row 2 is not a PNG, JPEG, GIF, BMP or WebP file, or its header is damaged"),
+        (b"\xff\xd8\xff\xe0\0\x10", "row 2 is not a PNG"),
+        (b"these are the bytes of no image", "row 2 is not a PNG"),
+        (png(8, 9), "row 2 is 8 x 9 pixels, not 8 x 8 as its field states"),
+        (png(8, 8)[:60], "row 2 is a truncated or damaged PNG file: 60 bytes, without an end"),
+        (png(8, 8)[:45] + b"\0" + png(8, 8)[46:], "row 2 is a damaged PNG file: the checksum of its chunk at byte 33"),
+        (jpeg(8, 8)[:-2], "row 2 is a truncated JPEG file: "),
+        (jpeg(8, 8)[:-20].ljust(2000, b"\0"), "row 2 is a truncated JPEG file: 2,000 bytes, without an end marker"),
     ],
-    ids=["nothing", "a PNG without a header", "a JPEG without a frame", "text", "another size"],
-)
-def test_an_image_that_is_none_or_of_another_size_is_refused(file, says, images, tmp_path):
+    ids=[
+        "empty", "a PNG without a header", "a JPEG without a frame", "text", "another size", "truncated PNG",
+        "changed PNG", "truncated JPEG", "JPEG with zeros at the end",
+    ],
+)  # fmt: skip
+def test_a_damaged_image_is_reported_with_episode_and_row(file, says, images, tmp_path):
     folder = datasets.write(with_pictures(), tmp_path)
     put_image(folder, file)
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -435,12 +442,11 @@ def test_an_image_that_is_none_or_of_another_size_is_refused(file, says, images,
     assert (result.episodes, result.skipped[0].record) == (2, 1)
 
 
-def test_an_image_that_does_not_decode_is_named(tmp_path):
+def test_an_image_that_does_not_decode_is_reported(tmp_path):
     folder = datasets.write(with_pictures(), tmp_path)
-    put_image(folder, png(8, 8)[:60])
-    with pytest.raises(
-        kabuki_rlds.KabukiError, match=r"record 1: field 'observation/image': image 2 cannot be decoded"
-    ):
+    # Its chunks are whole, but its pixels are not compressed.
+    put_image(folder, png(8, 8, b"no deflate stream"))
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"record 1: field 'observation/image': row 2 cannot be decoded"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 2
 
@@ -593,11 +599,12 @@ def test_what_one_episode_has_too_many_and_the_next_too_few_does_not_go_to_the_n
 @pytest.mark.parametrize(
     ("file", "says"),
     [
-        (png(LARGE, LARGE), f"field 'observation/pictures': image 3 is {LARGE} x {LARGE} pixels, where its feature"),
-        (b"", "field 'observation/pictures': image 3 is no PNG"),
-        (png(8, 8)[:60], "TFDS cannot decode an episode's 'observation/pictures': "),
+        (png(LARGE, LARGE), f"field 'observation/pictures': image 3 is {LARGE} x {LARGE} pixels, not 8 x 8"),
+        (b"", "field 'observation/pictures': image 3 is empty"),
+        (png(8, 8)[:60], "field 'observation/pictures': image 3 is a truncated"),
+        (png(8, 8, b"no deflate stream"), "TFDS cannot decode an episode's 'observation/pictures': "),
     ],
-    ids=["huge", "nothing", "cut short"],
+    ids=["huge", "empty", "truncated", "not decodable"],
 )
 def test_an_image_in_lists_of_lists_that_is_none_is_refused(file, says, kind, tmp_path):
     image = tfds.features.Image(shape=(8, 8, 3))

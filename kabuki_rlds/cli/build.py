@@ -49,8 +49,8 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument(
         "--images",
         choices=["png", "jpeg"],
-        default="png",
-        help="how images that are stored as arrays are encoded; jpeg is lossy (default: png)",
+        help="how images that are stored as arrays are encoded; jpeg is lossy (default: as their original files, or "
+        "png if these are not known)",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 done, 1 it failed. Wrong usage exits with 2.
     """
     _open_streams()
+    # TensorFlow is imported where it is needed, which may be to decode the images of an HDF5 file.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = _parser().parse_args(argv)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter())

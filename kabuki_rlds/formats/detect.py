@@ -98,7 +98,7 @@ def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "enco
     """Opens what is in no layout of others."""
     if path.is_file():
         try:
-            source_file = KabukiSource(path)
+            source_file = KabukiSource(path, images)
         except KabukiError as e:
             from kabuki_rlds.formats.layouts import registry
 

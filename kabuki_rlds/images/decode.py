@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from kabuki_rlds.block import Column, Ragged, concatenate, take
-from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.images.headers import check_sizes
+from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.schema import Field
 
 #: From the bytes of an image file to a tensor (height, width, channels): TFDS's own decoding.
@@ -50,26 +50,30 @@ class ImageDecoder:
         """The columns, with images in the place of their files. A file that comes several times is decoded once.
 
         Raises:
-          KabukiError: a file is not that of an image, or of one of another shape.
+          KabukiError: a file is damaged, or its image is of another shape than its field states.
         """
-        return columns | {path: self._decode(path, columns[path], threads) for path in self._fields}
+        made = dict(columns)
+        for path in self._fields:
+            try:
+                made[path] = self.decode_column(path, columns[path], threads)
+            except (DamagedImageError, KabukiError) as e:
+                raise KabukiError(f"{self._label}: field {path!r}: {e}") from e
+        return made
 
-    def _decode(self, path: str, column: Column, threads: concurrent.futures.Executor) -> Column:
-        import tensorflow as tf
+    def decode_column(self, path: str, column: Column, threads: concurrent.futures.Executor) -> Column:
+        """The images of the files of one column.
 
+        Raises:
+          DamagedImageError: a file is damaged, or its image is of another shape than its field states.
+          KabukiError: the images of one row differ in size.
+        """
         field, decode = self._fields[path], self._functions[path]
-        try:
-            if not field.is_list_of_images:
-                # As `decode_files` does: a file of a kilobyte can say that it takes all the memory there is.
-                check_sizes(np.asarray(column).tolist(), field.shape, path)
-                return self._decode_each(np.asarray(column), field, decode, threads)
+        if field.is_list_of_images:
             # Held for as long as the column is decoded.
-            return decode_files(column, field, path, functools.cache(decode), _REMEDY)
-        except tf.errors.OpError as e:
-            message = e.message.splitlines()[0]
-            raise KabukiError(f"{self._label}: field {path!r}: an image cannot be decoded: {message}") from e
-        except KabukiError as e:
-            raise KabukiError(f"{self._label}: {e}") from e
+            return decode_files(column, field, functools.cache(decode), _REMEDY)
+        files = np.asarray(column)
+        check_files(files.tolist(), field.shape, decodes=True)
+        return self._decode_each(files, field, decode, threads)
 
     def _decode_each(
         self, column: np.ndarray, field: Field, decode: Callable[[Any], Any], threads: concurrent.futures.Executor
@@ -80,7 +84,16 @@ class ImageDecoder:
         number_of = np.array([numbers[file] for file in column.tolist()], np.int64)
         files = tf.constant(list(numbers), tf.string)
         bounds = [*range(0, len(numbers), _FILES), len(numbers)]
-        images = threads.map(decode, [files[a:b] for a, b in itertools.pairwise(bounds)])
+
+        def decode_part(first: int, end: int) -> Any:
+            try:
+                return decode(files[first:end])
+            except tf.errors.OpError as e:
+                number, why = _first_failure(files, first, end, decode, e)
+                row = int(np.flatnonzero(number_of == number)[0])
+                raise DamagedImageError(row, f"cannot be decoded: {why}") from e
+
+        images = threads.map(decode_part, bounds[:-1], bounds[1:])
         if not field.is_fixed:
             parts = [Ragged(np.array(pixels), np.array(shapes)) for pixels, shapes in images]
             return take(concatenate(parts), number_of)
@@ -91,6 +104,18 @@ class ImageDecoder:
         for first, (a, b), part in zip(bounds, itertools.pairwise(cuts), images, strict=False):
             out[order[a:b]] = np.asarray(part)[number_of[order[a:b]] - first]
         return out
+
+
+def _first_failure(files: Any, first: int, end: int, decode: Callable[[Any], Any], error: Any) -> tuple[int, str]:
+    """Which of some files cannot be decoded, and why."""
+    import tensorflow as tf
+
+    for number in range(first, end):
+        try:
+            decode(files[number : number + 1])
+        except tf.errors.OpError as e:
+            return number, one_line(e)
+    return first, one_line(error)
 
 
 def _function(field: Field, path: str) -> Callable[[Any], Any]:
@@ -115,28 +140,31 @@ def _function(field: Field, path: str) -> Callable[[Any], Any]:
 
 
 def decode_files(
-    column: Column,
-    field: Field,
-    path: str,
-    decode: Decode,
-    remedy: str = "--images encoded keeps the image files",
+    column: Column, field: Field, decode: Decode, remedy: str = "--images encoded keeps the image files"
 ) -> Column:
     """Decodes a column of image files, or of lists of them.
 
     Args:
       column: the files.
       field: what they decode to.
-      path: of the field.
       decode: decodes one.
       remedy: what to do where the images of a row are no array.
 
     Raises:
-      KabukiError: the images of one row differ in size, or are not of the size that the field says.
+      DamagedImageError: a file is damaged, or of another size than the field states.
+      KabukiError: the images of one row differ in size.
     """
+    import tensorflow as tf
+
     files = column if isinstance(column, np.ndarray) else column.values
     counts = column.shapes[:, 0].tolist() if isinstance(column, Ragged) else [1] * len(column)
-    check_sizes(files.tolist(), field.shape, path)
-    images = [decode(file).numpy() for file in files]
+    check_files(files.tolist(), field.shape, decodes=True)
+    images = []
+    for number, file in enumerate(files):
+        try:
+            images.append(decode(file).numpy())
+        except tf.errors.OpError as e:
+            raise DamagedImageError(number, f"cannot be decoded: {one_line(e)}") from e
     rows, shapes = [], []
     at = 0
     for count in counts:
@@ -144,7 +172,7 @@ def decode_files(
         at += count
         if len({image.shape for image in row}) > 1:
             sizes = ", ".join(sorted({str(image.shape) for image in row}))
-            raise KabukiError(f"field {path!r}: images of differing sizes in one row, {sizes}, are no array; {remedy}")
+            raise KabukiError(f"images of differing sizes in one row, {sizes}, are no array; {remedy}")
         size = row[0].shape if row else tuple(d or 0 for d in field.shape[-3:])
         shapes.append((count, *size) if field.is_list_of_images else size)
         rows += [image.reshape(-1) for image in row]

@@ -25,10 +25,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds import filesystem
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds import directory, journal, writer
 from kabuki_rlds.formats.rlds.journal import Journal, Scan
-from kabuki_rlds.formats.rlds.triage import one_line
 from kabuki_rlds.schema import Info
 
 if TYPE_CHECKING:

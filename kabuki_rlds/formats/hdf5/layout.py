@@ -26,6 +26,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
@@ -48,6 +49,9 @@ _ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", 
 # What HDF5 itself says of axes that have names.
 _ABOUT_AXES = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *_ABOUT_AXES)
+
+#: Of these, the ones that say what a row is.
+_DESCRIBES = frozenset(("kind", "class_names", "shape", "nested", "encoded", "dtype", "companion"))
 
 #: One chunk of a dataset is about this large: small enough to read one episode or
 #: one step at little cost, large enough to compress well and to stream.
@@ -229,8 +233,8 @@ def field_attributes(field: Field) -> dict[str, Any]:
         attributes["nested"] = field.nested
     if field.encoded:
         attributes["encoded"] = True
-        if field.file_format:
-            attributes["file_format"] = field.file_format
+    if field.kind == "image" and field.file_format:
+        attributes["file_format"] = field.file_format
     if field.derived:
         attributes["derived"] = field.derived
     return attributes
@@ -238,6 +242,8 @@ def field_attributes(field: Field) -> dict[str, Any]:
 
 def read_field(dataset: h5py.Dataset) -> Field:
     """What a dataset holds, by its type, its shape and, where it has them, its attributes.
+
+    Image files are found by their content too, unless attributes or the format of the file describe the dataset.
 
     Raises:
       KabukiError: the type is not one that a field can have.
@@ -253,6 +259,12 @@ def read_field(dataset: h5py.Dataset) -> Field:
 def _read_field(dataset: h5py.Dataset) -> Field:
     # To ask for one that is not there takes longer than all the rest.
     attributes: Mapping[str, Any] = dataset.attrs if h5py.h5a.get_num_attrs(dataset.id) else {}
+    if _is_true(attributes.get("encoded", False)):
+        return _read_encoded_field(dataset, attributes)
+    if not _DESCRIBES.intersection(attributes) and text_attribute(dataset.file, "format") != FORMAT:
+        found = image_files.content_of(dataset).field
+        if found is not None:
+            return found
     dtype = element_dtype(dataset)
     is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
     if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
@@ -266,23 +278,17 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     if variable:
         if dataset.ndim > 1:
             raise ValueError(f"a row is {dataset.shape[1:]} arrays of variable length, where it can be one")
-        stated = attributes.get("shape")
-        shape = (None,) if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
+        shape = _stated_shape(attributes) or (None,)
         name = _as_text(attributes.get("dtype", dtype.name))
         dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
     # What the type of the elements does not allow says nothing of them.
     if kind not in ("array", "text", "label", "image") or (kind == "text" and dtype != BYTES):
         kind = "array"
-    encoded = _is_true(attributes.get("encoded", False))
-    if encoded and (
-        kind != "image" or h5py.check_vlen_dtype(dataset.dtype) != np.uint8 or not _has_files(dtype, shape)
-    ):
-        raise ValueError(f"there are no image files of {dtype} {shape}")
     nested = int(attributes.get("nested", 0))
     if nested and not (variable and 2 <= nested <= len(shape) and None not in shape[nested:]):
         raise ValueError(f"rows of {shape} are not lists of lists, {nested} deep")
-    if variable and not encoded:
+    if variable:
         if None not in shape and not nested:
             raise ValueError(f"rows of variable length whose shape is {shape}, in which no dimension varies")
         if stored != (np.uint8 if dtype == BYTES else dtype):
@@ -301,10 +307,38 @@ def _read_field(dataset: h5py.Dataset) -> Field:
         kind=kind,  # type: ignore[arg-type]
         names=None if names is None else tuple(_as_text(n) for n in names),
         nested=nested,
-        encoded=encoded,
         file_format=_as_text(attributes.get("file_format", "")),
         derived=_as_text(attributes.get("derived", "")),
     )
+
+
+def _read_encoded_field(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Field:
+    """What a dataset holds whose attribute `encoded` says that its rows are image files."""
+    form = image_files.form_of(dataset)
+    shape = _stated_shape(attributes)
+    dtype = np.dtype(_as_text(attributes.get("dtype", "uint8")))
+    if shape is None and (found := image_files.content_of(dataset).field) is not None:
+        shape, dtype = found.shape, found.dtype
+    is_image = _as_text(attributes.get("kind", "")) == "image"
+    if form is None or not is_image or shape is None or not _has_files(dtype, shape):
+        raise ValueError(f"there are no image files of {dtype} {shape or ''}")
+    if len(shape) > 3 and form != "lists":
+        raise ValueError("lists of image files are stored as bytes of variable length")
+    names = _names(dataset, attributes)
+    return Field(
+        dtype=dtype,
+        shape=shape,
+        kind="image",
+        names=None if names is None else tuple(_as_text(n) for n in names),
+        encoded=True,
+        file_format=_as_text(attributes.get("file_format", "")),
+        derived=_as_text(attributes.get("derived", "")),
+    )
+
+
+def _stated_shape(attributes: Mapping[str, Any]) -> tuple[int | None, ...] | None:
+    stated = attributes.get("shape")
+    return None if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
 
 
 def _names(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Sequence[Any] | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
@@ -21,9 +22,11 @@ from kabuki_rlds.block import Block, Column
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
+from kabuki_rlds.formats.hdf5.file_reader import ImageFileReader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -48,14 +51,17 @@ class KabukiSource:
 
     Args:
       path: the file.
+      images: how image files are read that the file does not describe as such, so that they were found by their
+        content. Those that it does describe are read as they are.
 
     Raises:
       KabukiError: the file cannot be opened, or its datasets are not those of one
         run of steps.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], images: Literal["arrays", "encoded"] = "encoded"):
         self.path = os.fspath(path)
+        self._decodes = images == "arrays"
         self.label = self.path
         self.files = [os.path.abspath(self.path)]
         self.file = open_file(path)
@@ -75,12 +81,11 @@ class KabukiSource:
         info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
         features = self._json_attribute("features")
         info["environment"] = self._json_attribute("environment")
-        self.schema = Schema(
-            {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()},
-            {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()},
-            features,
-            Info(**info),
-        )
+        self._fields = {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()}
+        self._metadata = {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()}
+        self._images = self._image_columns(self._fields, self.step_datasets)
+        self._metadata_images = self._image_columns(self._metadata, self.metadata_datasets)
+        self.schema = Schema(self._images.fields, self._metadata_images.fields, features, Info(**info))
         self.starts = self._starts()
         self.num_episodes = len(self.starts)
         self._episodes = range(self.num_episodes)
@@ -92,6 +97,10 @@ class KabukiSource:
                 )
         self._read_origins()
         self.skipped = self._entries("skipped", Skipped.from_json)
+
+    def _image_columns(self, fields: dict[str, Field], datasets: dict[str, h5py.Dataset]) -> ImageColumns:
+        by_content = [path for path, field in fields.items() if field.encoded and "encoded" not in datasets[path].attrs]
+        return ImageColumns(fields, self.path, decode=by_content if self._decodes else (), like_headers=by_content)
 
     def _json_attribute(self, name: str) -> str:
         """An attribute that holds JSON; nothing, and a warning, where it does not."""
@@ -206,17 +215,22 @@ class KabukiSource:
 
     def size(self) -> Size:
         sample = next(self.blocks(), None)
-        return Size(self.num_steps, True, os.path.getsize(self.path), sample)
+        return Size(self.num_steps, True, os.path.getsize(self.path), sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
-        """All steps in order. `only` names the step fields to read; then no metadata is, but `with_metadata`."""
+        """All steps in order, with image files checked, and decoded if arrays are wanted.
+
+        Args:
+          only: the step fields to read, with image files as they are; None is all.
+          with_metadata: read the metadata too if `only` is given.
+        """
         readers = {
-            path: self._reader(dataset, self.schema.steps[path])
+            path: self._reader(dataset, self._fields[path])
             for path, dataset in self.step_datasets.items()
             if only is None or path in only
         }
         metadata = {
-            path: self._reader(dataset, self.schema.metadata[path])
+            path: self._reader(dataset, self._metadata[path])
             for path, dataset in self.metadata_datasets.items()
             if only is None or with_metadata
         }
@@ -227,12 +241,20 @@ class KabukiSource:
             interruption.check()
             first = int(np.searchsorted(self.starts, start)) if start > begin else self._episodes.start
             end = int(np.searchsorted(self.starts, stop)) if stop < end_row else self._episodes.stop
-            yield Block(
-                {path: self._read(reader, path, start, stop) for path, reader in readers.items()},
-                stop - start,
-                self.starts[first:end] - start,
-                {path: self._read(reader, path, first, end) for path, reader in metadata.items()},
-            )
+            steps = {path: self._read(reader, path, start, stop) for path, reader in readers.items()}
+            of_episodes = {path: self._read(reader, path, first, end) for path, reader in metadata.items()}
+            if only is None:
+                steps = self._images.serve(steps, functools.partial(self._place, start), self._executor)
+                place = functools.partial(self._place_of_episode, first)
+                of_episodes = self._metadata_images.serve(of_episodes, place, self._executor)
+            yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes)
+
+    def _place(self, start: int, row: int) -> str:
+        episode = int(np.searchsorted(self.starts, start + row, "right")) - 1
+        return f"{self.path}: episode {episode}: row {start + row - self.starts[episode]}"
+
+    def _place_of_episode(self, first: int, number: int) -> str:
+        return f"{self.path}: episode {first + number}"
 
     def pieces(self, num_bytes: int) -> list[KabukiSource]:
         count = min(-(-os.path.getsize(self.path) // num_bytes), self.num_episodes)
@@ -278,6 +300,7 @@ class KabukiSource:
     def _block_rows(self, paths: Collection[str]) -> int:
         sizes = [layout.stored_row_nbytes(self.step_datasets[path]) for path in paths]
         known = sum(size or 0 for size in sizes)
+        known += sum(self._images.fields[path].row_nbytes or 0 for path in self._images.decoded if path in paths)
         if None in sizes:
             # What varies is stored as it is, so the file's size bounds it.
             known += self.file.id.get_filesize() // max(self.num_steps, 1)
@@ -351,6 +374,8 @@ def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futu
     """Reads the rows of a dataset that holds such a field."""
     if field.is_fixed and field.dtype != BYTES:
         return FixedReader(dataset, executor)
+    if field.encoded and not field.is_list_of_images:
+        return ImageFileReader(dataset, field, executor)
     return VariableReader(dataset, field)
 
 

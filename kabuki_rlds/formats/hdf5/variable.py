@@ -22,7 +22,7 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Nested, Ragged, concatenate, splits_of, take
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import image_files, layout
 from kabuki_rlds.formats.hdf5.claims import check_claims
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
@@ -159,7 +159,7 @@ class NestedWriter:
 
 
 class VariableReader:
-    """Reads rows of a dataset of text or of variable length."""
+    """Reads rows of a dataset of text or of variable length; `file_reader` those that are one image file each."""
 
     def __init__(self, dataset: h5py.Dataset, field: Field):
         self._dataset = dataset
@@ -190,11 +190,9 @@ class VariableReader:
 
     def _read(self, start: int, stop: int) -> Column:
         field = self._field
-        if h5py.check_string_dtype(self._dataset.dtype):
+        if h5py.check_string_dtype(self._dataset.dtype) or image_files.is_opaque(self._dataset.dtype):
             return self._texts(start, stop)
         values, counts = _read_ragged(self._dataset, start, stop, _UINT8 if field.encoded else field.dtype)
-        if field.encoded and not field.is_list_of_images:
-            return _split(values, counts)
         levels = [self._level(i + 1, start, stop) for i in range(self._num_levels)]
         if field.dtype == BYTES or field.encoded:
             sizes, counts = levels[-1]
@@ -252,7 +250,8 @@ class VariableReader:
         rows = np.asarray(self._dataset[start:stop])
         if rows.dtype != object:
             texts = np.empty(rows.size, object)
-            texts[:] = rows.reshape(-1).tolist()
+            # An opaque value as `bytes` has no NULs left out at its end.
+            texts[:] = [value.tobytes() if isinstance(value, np.void) else value for value in rows.reshape(-1)]
             rows = texts.reshape(rows.shape)
         if self._exact_rows is not None:
             size = int(np.prod(self._dataset.shape[1:]))

@@ -15,10 +15,10 @@ Rule by rule:
   ended terminal.
 * There is no reward: `--fill reward=0` is up to the user.
 * `is_first`, `is_last` and `discount` are derived.
-* Pictures that are stored as padded JPEG files (attribute `compress`) end before the zeros that
-  pad them, which is what `compress_len` says too, by cameras in an order that only the recorder
-  knew; it is not kept. They were often written with red and blue swapped: that stays, and is the
-  work of a recipe.
+* Image files are found by their content, in any form (`formats.hdf5.image_files`). Padded JPEG
+  files (attribute `compress`) end before the zeros that pad them. `compress_len` states their
+  lengths too, by cameras in an order that only the recorder knew; it is not kept. OpenCV often
+  wrote them with red and blue swapped: that stays, and a recipe can swap them (`swap: bgr`).
 
 Of an episode: `file/…` are the attributes of the file (`sim`) and of what is in it, `file_path` its file.
 `language_instruction` is there if the file or a JSON file next to it has an instruction; `--assume instruction=TEXT`
@@ -36,12 +36,10 @@ import h5py
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
-    ImageFiles,
     Rows,
     Stored,
     attributes_within,
     fields_of,
-    is_image_files,
     rows_of,
     whole,
 )
@@ -110,8 +108,7 @@ class Aloha(Hdf5Files):
                 steps[path] = Stored(dataset, "zero" if extra else "")
                 continue
             name = f"observation/{path.removeprefix('observations/')}"
-            is_files = path.startswith("observations/images/") and is_image_files(dataset)
-            steps[name] = (ImageFiles if is_files else Stored)(dataset, "repeat" if extra else "")
+            steps[name] = Stored(dataset, "repeat" if extra else "")
         derived = f"{str(terminal).lower()}, since nothing says how an episode ended"
         steps["is_terminal"] = ends(count + extra, terminal, derived)
         yield Episode("the episode", count + extra, steps, metadata)

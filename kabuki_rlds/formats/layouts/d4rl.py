@@ -29,13 +29,14 @@ arrays (the weights of a policy), which are left out with a warning.
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import itertools
 import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -47,6 +48,7 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.layouts.episode import (
+    are_equal,
     as_json,
     attributes,
     check_flag,
@@ -58,6 +60,8 @@ from kabuki_rlds.formats.layouts.episode import (
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.images.columns import ImageColumns
+from kabuki_rlds.images.decode import decoded
 from kabuki_rlds.schema import Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -95,13 +99,22 @@ class D4rlSource:
       path: the file.
       split: None, since a file is one split.
       assume: what it does not say.
+      images: how images that are stored as image files are read.
 
     Raises:
       KabukiError: it cannot be read, its arrays differ in length, or nothing says where its episodes end.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, split: str | None = None, assume: Mapping[str, str]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        assume: Mapping[str, str],
+        images: Literal["arrays", "encoded"] = "arrays",
+    ):
         self._path = self.label = os.fspath(path)
+        self._decodes = images == "arrays"
         self._assume = complete_assumptions(D4rl.name, D4rl.assumptions, assume)
         if split is not None:
             raise KabukiError(f"{self._path}: a D4RL file is one split, so {split!r} cannot be taken of it")
@@ -153,7 +166,9 @@ class D4rlSource:
         self.origin_of = np.zeros(self.num_episodes, np.int64)
         steps = {_NAMES.get(name, name): field for name, field in self._fields.items()}
         steps["is_terminal"] = Field(np.dtype(bool))
-        self.schema = Schema(dict(sorted(steps.items())), {}, info=self._info())
+        self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
+        self.schema = Schema(dict(sorted(self._images.fields.items())), {}, info=self._info())
+        self._begins = np.flatnonzero(np.append(True, last[:-1]))
 
     def _ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the stored rows end an episode as terminal, and where they cut it short."""
@@ -207,7 +222,7 @@ class D4rlSource:
             observations = self._read(readers["observations"], "observations", start, min(stop + 1, len(self._is_last)))
             following = self._read(readers[_NEXT], _NEXT, start, start + len(observations) - 1)
             inner = ~self._is_last[start : start + len(following)]
-            if following[inner].tobytes() != observations[1:][inner].tobytes():
+            if not are_equal(following[inner], observations[1:][inner]):
                 return False
         return True
 
@@ -222,7 +237,8 @@ class D4rlSource:
         return Info(environment=json.dumps(said) if said else "")
 
     def size(self) -> Size:
-        return Size(self.num_steps, True, os.path.getsize(self._path), next(self.blocks(), None))
+        sample = next(self.blocks(), None)
+        return Size(self.num_steps, True, os.path.getsize(self._path), sample, self._images.decoded)
 
     def blocks(self) -> Iterator[Block]:
         readers = {name: self._reader(name) for name in self._fields}
@@ -236,7 +252,9 @@ class D4rlSource:
             for name, field in self._fields.items():
                 column = take(self._read(readers[name], name, start, stop), rows)
                 if name != "observations":
-                    column[added] = empty_row(field)
+                    # Image files have no padding: the last one is repeated.
+                    if not field.encoded:
+                        column[added] = empty_row(field)
                 elif following is not None and added.any():
                     column[added] = self._read(following, _NEXT, start, stop)[rows[added]]
                 steps[_NAMES.get(name, name)] = column
@@ -244,13 +262,25 @@ class D4rlSource:
             steps["is_terminal"] = last & self._is_terminal[start:stop][rows]
             first = np.append(start == 0 or self._is_last[start - 1], self._is_last[start : stop - 1])
             starts = np.flatnonzero(first[rows] & ~added)
-            yield Block({path: steps[path] for path in self.schema.steps}, len(rows), starts, {})
+            place = functools.partial(self._place, start + rows)
+            served = self._images.serve({path: steps[path] for path in self.schema.steps}, place, self._threads)
+            yield Block(served, len(rows), starts, {})
+
+    def _place(self, stored: np.ndarray, row: int) -> str:
+        """The place of a row of a block, given the number of the stored row that each is made from."""
+        episode = int(np.searchsorted(self._begins, stored[row], "right")) - 1
+        return f"{self._path}: episode {episode}: row {stored[row] - self._begins[episode]}"
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
         """Runs of stored rows that make a block each."""
-        row_bytes = sum(field.row_nbytes or 1 << 10 for field in self._fields.values())
+        row_bytes = sum(self._row_nbytes(name, field) for name, field in self._fields.items())
         rows = max(1, min(1 << 16, _BLOCK_BYTES // max(row_bytes, 1)))
         return itertools.pairwise([*range(0, len(self._is_last), rows), len(self._is_last)])
+
+    def _row_nbytes(self, name: str, field: Field) -> int:
+        # Rows that vary in size are stored as they are, so the file's size bounds them.
+        stored = layout.stored_row_nbytes(self._datasets[name]) or os.path.getsize(self._path) // len(self._is_last)
+        return max(stored, (decoded(field).row_nbytes if self._decodes else None) or 0)
 
     def _reader(self, name: str) -> ColumnReader:
         # Those that are not among the fields are as the observations are.

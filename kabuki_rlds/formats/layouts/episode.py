@@ -14,11 +14,8 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import claims, layout
-from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5 import claims, image_files, layout
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, column_reader, datasets_in
-from kabuki_rlds.formats.hdf5.variable import VariableReader
-from kabuki_rlds.images import headers
 from kabuki_rlds.schema import BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
@@ -33,9 +30,11 @@ class Rows(Protocol):
 
     Attributes:
       field: what a row is.
+      is_blank: all rows are empty, so they may be image files that are missing.
     """
 
     field: Field
+    is_blank: bool
 
     def __len__(self) -> int:
         """How many there are."""
@@ -69,27 +68,32 @@ class Stored:
     Args:
       dataset: (rows, …).
       final: what stands in one more row after them: a dataset, whose last row it is, or padding; "" for no such row.
-      field: what a row is; None where the dataset says it.
+        Image files are not padded; the last one is repeated.
 
     Raises:
       KabukiError: the dataset is of a type that no field has, or its last row of another, or it says that it
         holds image files.
     """
 
-    def __init__(self, dataset: h5py.Dataset, final: h5py.Dataset | Final = "", field: Field | None = None):
-        self.field = layout.read_field(dataset) if field is None else field
-        if self.field.encoded:
-            raise KabukiError(
-                f"{dataset.file.filename}: {dataset.name[1:]}: an attribute of Kabuki's says that it holds image "
-                "files, which this layout has not; remove the attribute"
-            )
+    def __init__(self, dataset: h5py.Dataset, final: h5py.Dataset | Final = ""):
+        content = image_files.content_of(dataset)
+        self.field = content.field or _plain_field(dataset)
+        self.is_blank = content.is_blank
+        if self.field.encoded and final == "zero":
+            final = "repeat"
         self._dataset = dataset
         self._final = final
         self._stored = len(dataset)
-        if isinstance(final, h5py.Dataset) and (
-            final.shape is None or (final.dtype, final.shape[1:]) != (dataset.dtype, dataset.shape[1:])
-        ):
+        if isinstance(final, h5py.Dataset) and not self._fits(final):
             raise KabukiError(f"{dataset.file.filename}: {final.name} is of another type or shape than {dataset.name}")
+
+    def _fits(self, other: h5py.Dataset) -> bool:
+        """Whether another dataset holds rows of the same field."""
+        if self.field.encoded:
+            # The longest file of each may be of another length.
+            return image_files.form_of(other) is not None
+        mine = self._dataset
+        return other.shape is not None and (other.dtype, other.shape[1:]) == (mine.dtype, mine.shape[1:])
 
     def __len__(self) -> int:
         return self._stored + (self._final != "")
@@ -142,7 +146,7 @@ class Followed(Stored):
         first, last = max(start, 1), min(stop, self._stored)
         if first < last and self._remedy:
             after = self._read(self._following, first - 1, last - 1, threads)
-            if not _are_equal(column[first - start : last - start], after):
+            if not are_equal(column[first - start : last - start], after):
                 raise KabukiError(
                     f"{self._following.file.filename}: {self._following.name[1:]}: rows {first - 1} to {last - 2} are "
                     f"not the observations one row later; {self._remedy}"
@@ -161,6 +165,7 @@ class Given:
     def __init__(self, values: np.ndarray, derived: str = ""):
         kind: Literal["text", "array"] = "text" if values.dtype == BYTES else "array"
         self.field = Field(values.dtype, values.shape[1:], kind, derived=derived)
+        self.is_blank = False
         self._values = values
 
     def __len__(self) -> int:
@@ -168,59 +173,6 @@ class Given:
 
     def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
         return self._values[start:stop]
-
-
-class ImageFiles:
-    """Rows that are image files, each a run of bytes.
-
-    Args:
-      dataset: uint8, of variable length (rows,), or (rows, longest) and padded with zeros, which no image file ends
-        with. `is_image_files` says whether one is.
-      final: "repeat" for one more row, which repeats the last: padding too has to be an image file.
-    """
-
-    def __init__(self, dataset: h5py.Dataset, final: Literal["", "repeat"] = ""):
-        file = _first_row(dataset)
-        height, width = headers.size_of(file) or (None, None)
-        shape = (height, width, headers.channels_of(file))
-        self.field = Field(np.dtype(np.uint8), shape, "image", encoded=True)
-        self._dataset = dataset
-        self._final = final
-
-    def __len__(self) -> int:
-        return len(self._dataset) + (self._final != "")
-
-    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
-        stored = len(self._dataset)
-        files = self._files(start, min(stop, stored), threads) if start < stored else np.empty(0, object)
-        # One more row repeats the last that is stored.
-        return np.concatenate([files, self._files(stored - 1, stored, threads)]) if stop > stored else files
-
-    def _files(self, start: int, stop: int, threads: concurrent.futures.Executor) -> np.ndarray:
-        if self._dataset.ndim == 1:
-            files = VariableReader(self._dataset, self.field).read(start, stop)
-            assert isinstance(files, np.ndarray)
-            return files
-        files = np.empty(stop - start, object)
-        files[:] = [row.tobytes().rstrip(b"\0") for row in FixedReader(self._dataset, threads).read(start, stop)]
-        return files
-
-
-def is_image_files(dataset: h5py.Dataset) -> bool:
-    """Whether the rows of a dataset are the bytes of PNG or JPEG files, by the first of them."""
-    flat = dataset.ndim == 1 and h5py.check_vlen_dtype(dataset.dtype) == np.uint8
-    padded = dataset.ndim == 2 and dataset.dtype == np.uint8
-    if not (flat or padded) or not len(dataset):
-        return False
-    file = _first_row(dataset)
-    return headers.size_of(file) is not None and headers.channels_of(file) is not None
-
-
-def _first_row(dataset: h5py.Dataset) -> bytes:
-    if dataset.ndim == 1:
-        claims.check_claims(dataset, 0, 1)
-    row: bytes = np.asarray(dataset[0]).tobytes()
-    return row
 
 
 def fields_of(group: h5py.Group, label: str, skip: Sequence[str] = ()) -> dict[str, h5py.Dataset]:
@@ -271,6 +223,8 @@ def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
     value = value_of(dataset)
     if dataset.shape is None:
         return ""
+    if image_files.is_opaque(dataset.dtype):
+        return as_bytes(value)
     if dataset.dtype.kind not in "biufc" and not h5py.check_string_dtype(dataset.dtype):
         varies = h5py.check_vlen_dtype(dataset.dtype) is not None
         what = "arrays that vary in length" if varies else f"of type {dataset.dtype}"
@@ -282,6 +236,16 @@ def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
         value = value.astype(object)
     assert isinstance(value, (bytes, np.generic, np.ndarray))
     return value
+
+
+def as_bytes(value: Any) -> bytes | np.ndarray:
+    """One opaque value, or an array of them, as byte strings."""
+    array = np.asarray(value)
+    if not array.shape:
+        return array.tobytes()
+    texts = np.empty(array.size, object)
+    texts[:] = [each.tobytes() for each in array.reshape(-1)]
+    return texts.reshape(array.shape)
 
 
 def text_bytes(text: str) -> bytes:
@@ -344,10 +308,10 @@ def warn_of_rest(group: h5py.Group, known: Collection[str]) -> None:
         _log.warning("%s: %s%s: not in the layout, and left out", group.file.filename, names, more)
 
 
-def _are_equal(a: Column, b: Column) -> bool:
+def are_equal(a: Column, b: Column) -> bool:
     """Whether two columns are the same to the bit."""
     if isinstance(a, Ragged) and isinstance(b, Ragged):
-        return np.array_equal(a.shapes, b.shapes) and _are_equal(a.values, b.values)
+        return np.array_equal(a.shapes, b.shapes) and are_equal(a.values, b.values)
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return False
     return np.array_equal(a, b) if a.dtype == BYTES else a.tobytes() == b.tobytes()
@@ -373,6 +337,23 @@ def check_flag(dataset: h5py.Dataset) -> None:
     """
     if dataset.dtype.kind not in "biuf" or h5py.check_vlen_dtype(dataset.dtype):
         raise KabukiError(f"{dataset.file.filename}: {dataset.name[1:]} is of type {dataset.dtype}, and no flag")
+
+
+def _plain_field(dataset: h5py.Dataset) -> Field:
+    """What a row of a dataset is, by its type.
+
+    Raises:
+      KabukiError: no field has this type, or an attribute of Kabuki's says that it holds image files.
+    """
+    if image_files.is_opaque(dataset.dtype):
+        return Field(BYTES, dataset.shape[1:], "text")
+    field = layout.read_field(dataset)
+    if field.encoded:
+        raise KabukiError(
+            f"{dataset.file.filename}: {dataset.name[1:]}: an attribute of Kabuki's says that it holds image "
+            "files, which it does not; remove the attribute"
+        )
+    return field
 
 
 def padding(field: Field) -> Column:

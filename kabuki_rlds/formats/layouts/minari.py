@@ -13,9 +13,9 @@ Rule by rule:
   short.
 * `is_first`, `is_last` and `discount` are derived. Nothing else is filled in, and nothing can
   be assumed.
-* Pictures that are stored as JPEG files are told by their content. They are read as
-  (height, width, channels), gray ones too, whose space may be (height, width). Where a picture
-  is an action, the last row repeats the one before.
+* Image files (JPEG, since Minari 0.5.3) are found by their content. They are read as (height, width,
+  channels), gray ones too, whose space may be (height, width). If an image is an action, the last
+  row repeats the one before.
 
 Of an episode: `attributes/…` are the attributes of its group (`id`, `seed`, `options/…`, …),
 `file_path` its file. Where only some have one, as `seed`, the others get a zero and a warning.
@@ -38,14 +38,12 @@ import numpy as np
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
-    ImageFiles,
     Rows,
     Stored,
     as_json,
     attributes,
     attributes_within,
     fields_of,
-    is_image_files,
     is_true,
     rows_of,
     warn_of_rest,
@@ -82,10 +80,9 @@ class Minari(Hdf5Files):
         groups = _groups(file)
         stated = read_metadata(pathlib.Path(file.filename).parent)
         of_file = {name: value for name, value in _of_file(file).items() if name not in stated}
-        may_be_jpeg = {**of_file, **stated}.get("jpeg_encoding", True) is not False
         steps = 0
         for name, group in groups:
-            episode = _episode(name, group, may_be_jpeg)
+            episode = _episode(name, group)
             steps += episode.length - 1
             yield episode
         check_counts(pathlib.Path(file.filename).parent / METADATA, stated, len(groups), steps)
@@ -158,7 +155,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     return stated
 
 
-def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
+def _episode(name: str, group: h5py.Group) -> Episode:
     label = f"{group.file.filename}: {name}"
     fields = fields_of(group, name)
     terminations = fields.get("terminations")
@@ -175,10 +172,7 @@ def _episode(name: str, group: h5py.Group, may_be_jpeg: bool) -> Episode:
         if not whole and (rows != count or first == "observations"):
             raise KabukiError(f"{label}/{path}: {rows or 'no'} rows, where there are {count} steps")
         target = "/".join(filter(None, (NAMES.get(first, first), rest)))
-        if may_be_jpeg and first in ("observations", "actions") and is_image_files(dataset):
-            steps[target] = ImageFiles(dataset, "" if whole else "repeat")
-        else:
-            steps[target] = Stored(dataset, "" if whole else "zero")
+        steps[target] = Stored(dataset, "" if whole else "zero")
     steps["is_terminal"] = ends(count + 1, is_true(terminations, -1))
     metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
         **attributes_within(group, fields, "attributes"),

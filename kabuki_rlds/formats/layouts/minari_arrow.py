@@ -284,6 +284,7 @@ class _Rows:
 
     def __init__(self, label: str, leaf: _Leaf, length: int, of_action: bool, table: Any):
         self.field = leaf.field
+        self.is_blank = False
         self._label = label
         self._places = leaf.places
         self._length = length

@@ -90,6 +90,6 @@ def open_files(
       KabukiError: one cannot be read, or has not the split.
     """
     if isinstance(layout, D4rl):
-        yield from (D4rlSource(path, split=split, assume=assume) for path in files)
+        yield from (D4rlSource(path, split=split, assume=assume, images=images) for path in files)
     else:
         yield EpisodesSource(layout, files, split=split, assume=assume, images=images)

@@ -20,7 +20,7 @@ from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
-from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -154,11 +154,10 @@ class EpisodesSource:
         self.origins = [Origin(os.path.realpath(path), split=split or "", format=layout.name) for path in self._paths]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
         self.skipped: list[Skipped] = []
-        fields = self._steps.fields
-        files = {path: field for path, field in fields.items() if field.encoded and images == "arrays"}
-        self._decoder = ImageDecoder(files, self.label) if files else None
-        steps = fields | {path: decoded(field) for path, field in files.items()}
-        self.schema = Schema(dict(sorted(steps.items())), dict(sorted(self._metadata.fields.items())), info=self._info)
+        found = self._steps.fields
+        self._images = ImageColumns(found, self.label, decode=found if images == "arrays" else (), like_headers=found)
+        steps, metadata = self._images.fields, self._metadata.fields
+        self.schema = Schema(dict(sorted(steps.items())), dict(sorted(metadata.items())), info=self._info)
 
     def _not_of_steps(self) -> set[str]:
         """Those of the extras that have not a row for each action in each of the episodes."""
@@ -186,7 +185,8 @@ class EpisodesSource:
             label = f"{path}: {episode.label}"
             # Each layout refuses what is not so, and says how; one that did not would shift all rows that follow.
             assert episode.length and all(len(rows) == episode.length for rows in episode.steps.values()), label
-            self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label)
+            blank = [name for name, rows in episode.steps.items() if rows.is_blank]
+            self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label, blank)
             self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
             taken.append(number)
             lengths.append(episode.length)
@@ -207,9 +207,8 @@ class EpisodesSource:
 
     def size(self) -> Size:
         sample = next(self._blocks(_SAMPLE_BYTES), None)
-        images = tuple(name for name, field in self._steps.fields.items() if field.encoded)
         num_bytes = sum(map(os.path.getsize, self.files))
-        return Size(self.num_steps, True, num_bytes, sample, images if self._decoder else ())
+        return Size(self.num_steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self) -> Iterator[Block]:
         yield from self._blocks(_BLOCK_BYTES)
@@ -240,12 +239,17 @@ class EpisodesSource:
     def _read(self, label: str, episode: Episode, start: int, stop: int) -> dict[str, Column]:
         columns: dict[str, Column] = {}
         for path, field in self._steps.fields.items():
+            rows = episode.steps[path]
+            if field.encoded and not rows.field.encoded:
+                # The rows are blank: the image files of this episode are missing.
+                columns[path] = np.full(stop - start, b"", object)
+                continue
             try:
-                column = episode.steps[path].read(start, stop, self._threads)
+                column = rows.read(start, stop, self._threads)
             except READ_ERRORS as e:
                 raise KabukiError(f"{label}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
             columns[path] = column if field.encoded else _as_field(column, field)
-        return columns if self._decoder is None else self._decoder.decode(columns, self._threads)
+        return self._images.serve(columns, lambda row: f"{label}: row {start + row}", self._threads)
 
     def _rows_in(self, num_bytes: int) -> int:
         sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
@@ -306,13 +310,19 @@ class _Fields:
         self._what = what
         self._may_lack = may_lack
         self._first = ""
+        self._blank: set[str] = set()
         self._count = 0
         self.fields: dict[str, Field] = {}
         self.had: dict[str, int] = {}
         self.widened: dict[str, np.dtype] = {}
 
-    def take(self, fields: Mapping[str, Field], label: str) -> None:
-        """Takes those of one more episode; the label says which.
+    def take(self, fields: Mapping[str, Field], label: str, blank: Collection[str] = ()) -> None:
+        """Takes those of one more episode.
+
+        Args:
+          fields: path to field.
+          label: which episode it is.
+          blank: the fields whose rows are all empty, so that they may be image files that are missing.
 
         Raises:
           KabukiError: they are others than those before.
@@ -323,6 +333,7 @@ class _Fields:
         if not self._first:
             self._first = label
             self.fields = dict(fields)
+            self._blank = set(blank)
             return
         for path in {**self.fields, **fields}:
             mine, theirs = self.fields.get(path), fields.get(path)
@@ -332,16 +343,33 @@ class _Fields:
             if mine is None or theirs is None:
                 has, lacks = (label, self._first) if mine is None else (self._first, label)
                 raise KabukiError(f"{self._what} {path!r} is in {has}, but not in {lacks}")
-            if mine == theirs:
+            if mine.encoded and path in blank:
                 continue
-            dtype = _wider(mine.dtype, theirs.dtype)
-            if dtype is None or len(mine.shape) != len(theirs.shape) or mine.encoded != theirs.encoded:
-                raise KabukiError(
-                    f"{self._what} {path!r} is {mine.describe()} in {self._first}, but {theirs.describe()} in {label}"
-                )
-            shape = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
-            self.fields[path] = dataclasses.replace(mine, shape=shape, dtype=dtype)
-            self.widened |= {path: dtype} if mine.dtype != theirs.dtype else {}
+            if theirs.encoded and path in self._blank:
+                self.fields[path] = theirs
+            else:
+                self.fields[path] = self._joined(path, mine, theirs, label)
+        self._blank &= set(blank)
+
+    def _joined(self, path: str, mine: Field, theirs: Field, label: str) -> Field:
+        """The field that holds the rows of both.
+
+        Raises:
+          KabukiError: there is none.
+        """
+        if mine == theirs and mine.file_format == theirs.file_format:
+            return mine
+        dtype = _wider(mine.dtype, theirs.dtype)
+        # A decoder of image files would scale 8 bits to 16.
+        fits = mine.encoded == theirs.encoded and (not mine.encoded or mine.dtype == theirs.dtype)
+        if dtype is None or len(mine.shape) != len(theirs.shape) or not fits:
+            raise KabukiError(
+                f"{self._what} {path!r} is {mine.describe()} in {self._first}, but {theirs.describe()} in {label}"
+            )
+        shape = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
+        file_format = mine.file_format if mine.file_format == theirs.file_format else ""
+        self.widened |= {path: dtype} if mine.dtype != theirs.dtype else {}
+        return dataclasses.replace(mine, shape=shape, dtype=dtype, file_format=file_format)
 
     def warn(self, label: str) -> None:
         """Says which of them only some episodes have, or have in another type."""

@@ -33,15 +33,16 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
       version: of the dataset; by default what the first file says.
       path: a Kabuki HDF5 file; or several, stitched in this order, for the split
         `train`; or split to file or files.
-      images: how images that are stored as arrays are encoded: "png" or "jpeg".
+      images: how images that are stored as arrays are encoded: "png" or "jpeg"; by default the format of their
+        original files, or PNG.
     """
 
     version: Any = None
     path: str | Sequence[str] | Mapping[str, str | Sequence[str]] = ()
-    images: ImageFormat = "png"
+    images: ImageFormat | None = None
 
     def __post_init__(self) -> None:
-        if self.images not in ("png", "jpeg"):
+        if self.images not in (None, "png", "jpeg"):
             raise KabukiError(f"images: {self.images!r} is neither 'png' nor 'jpeg'")
         if self.path and self.version is None:
             # TFDS asks for it before it asks for anything else.
@@ -72,6 +73,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             # As in TFDS: a dataset without splits.
             return
         with self._opened() as opened:
+            opened.warn_of_loss()
             stamps = Stamps([source for of_split in opened.sources.values() for source in of_split])
             templates = {split: self._get_filename_template(split) for split in opened.sources}
             shard_config = download_config.get_shard_config()

@@ -39,15 +39,14 @@ _LEAST_IMAGE_SIDE = 32
 _IMAGE_CHANNELS = {"uint8": (1, 3, 4), "uint16": (1, 3, 4), "float32": (1,)}
 
 
-def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.FeaturesDict:
+def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.features.FeaturesDict:
     """The TFDS features of a dataset with this schema: `{"steps": Dataset({…}), **episode fields}`.
 
     With `schema.features`, they are those, and
 
     * a step field that they do not list is added, unless it is `derived` in all
       episodes: then a converter added it, and it is left out;
-    * an image that is stored as an array has its format changed to PNG where it was
-      JPEG, since that would be a second loss.
+    * `images` changes the format of an image that is stored as an array.
 
     Without, each field gets a feature by its dtype, shape and kind: labels with names
     are ClassLabels (int64), and what TFDS would not store to the bit, or not read
@@ -57,7 +56,8 @@ def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.Fe
     Args:
       schema: what the steps and the episodes carry.
       images: the format of images that are stored as arrays. "jpeg" is lossy, and is
-        used for uint8 of 1 or 3 channels whose feature does not say PNG.
+        used for uint8 of 1 or 3 channels whose feature does not say PNG. None is the
+        format that their feature or `file_format` states, else PNG.
 
     Raises:
       KabukiError: the schema names features that are no RLDS features, or that do not
@@ -76,7 +76,7 @@ def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.Fe
     formats = {
         (leaf.in_steps, leaf.path): images
         for leaf in leaves
-        if leaf.field.kind == "image" and not _field_of(schema, leaf).encoded
+        if images is not None and leaf.field.kind == "image" and not _field_of(schema, leaf).encoded
     }
     proto = listed.to_json_content()
     if _change_formats(proto.features, formats):
@@ -88,6 +88,15 @@ def features_of(schema: Schema, images: ImageFormat = "png") -> tfds.features.Fe
         if names and names != tuple(map(str, range(len(names)))):
             _name_classes(leaf, names)
     return _with_unlisted(listed, leaves, schema, images)
+
+
+def images_encoded_again(schema: Schema, features: tfds.features.FeaturesDict) -> list[str]:
+    """The paths of the images that are stored as arrays, and that the features of a dataset state as JPEG."""
+    return [
+        leaf.path
+        for leaf in rlds_features.read(features)
+        if leaf.field.file_format == "jpeg" and not _field_of(schema, leaf).encoded
+    ]
 
 
 def _parse(features_json: str) -> tfds.features.FeaturesDict:
@@ -174,7 +183,7 @@ def _can_be_jpeg(image: Any) -> bool:
 
 
 def _with_unlisted(
-    features: tfds.features.FeaturesDict, leaves: list[Leaf], schema: Schema, images: ImageFormat
+    features: tfds.features.FeaturesDict, leaves: list[Leaf], schema: Schema, images: ImageFormat | None
 ) -> tfds.features.FeaturesDict:
     """Adds the fields that the features do not list and no converter made."""
     import tensorflow_datasets as tfds
@@ -230,7 +239,7 @@ def _check_free(metadata: Mapping[str, Any]) -> None:
             raise KabukiError(f"episode field {path!r}: RLDS keeps the steps under this name; rename it")
 
 
-def _feature(field: Field, path: str, images: ImageFormat) -> Any:
+def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
     """The feature that holds a field's rows to the bit."""
     import tensorflow_datasets as tfds
 
@@ -240,13 +249,12 @@ def _feature(field: Field, path: str, images: ImageFormat) -> Any:
         return _in_lists(_tensor(field.dtype, field.shape[field.nested :], path), field.nested)
     if _is_image(field):
         *lists, height, width, channels = field.shape if len(field.shape) > 2 else (None, None, 3)
-        stays = field.encoded or field.dtype != np.uint8 or channels == 4
-        picture = tfds.features.Image(
-            shape=(height, width, channels),
-            dtype=field.dtype,
-            encoding_format=_format_of(field) if field.encoded else "png" if stays else images,
-        )
-        return _in_lists(picture, len(lists))
+        file_format = _format_of(field)
+        if not field.encoded:
+            can_be_jpeg = field.dtype == np.uint8 and channels in (1, 3)
+            file_format = (images or file_format or "png") if can_be_jpeg else "png"
+        image = tfds.features.Image(shape=(height, width, channels), dtype=field.dtype, encoding_format=file_format)
+        return _in_lists(image, len(lists))
     return _tensor(field.dtype, field.shape, path)
 
 

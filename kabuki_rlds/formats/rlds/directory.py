@@ -14,12 +14,12 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.placeholders import INSTEAD, check_is_data, placeholder
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds import journal
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
-from kabuki_rlds.formats.rlds.triage import MISSING, one_line
+from kabuki_rlds.formats.rlds.triage import MISSING
 from kabuki_rlds.formats.source import Skipped
 from kabuki_rlds.schema import Info
 

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds.block import Block, Column, Nested, Ragged, splits_of
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf, is_list, sequence_length, without_dataset
-from kabuki_rlds.formats.rlds.triage import one_line
-from kabuki_rlds.images.headers import check_sizes
+from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.schema import BYTES, Field, has_shape
 
 
@@ -76,7 +75,7 @@ class Reader:
         )
 
     def _check_images(self, record: bytes) -> None:
-        """Looks at the headers of image files: TFDS decodes them, however large they are."""
+        """Checks image files: TFDS decodes them, however large they are."""
         import tensorflow as tf
 
         if not self._images:
@@ -86,7 +85,10 @@ class Reader:
             key = f"{STEPS}/{leaf.path}" if leaf.in_steps else leaf.path
             for each in (key, f"{key}/ragged_flat_values"):
                 if each in features:
-                    check_sizes(features[each].bytes_list.value, leaf.field.shape[-3:], leaf.path)
+                    try:
+                        check_files(features[each].bytes_list.value, leaf.field.shape, decodes=True)
+                    except DamagedImageError as e:
+                        raise KabukiError(f"field {leaf.path!r}: {e}") from e
 
     def _decode(self, record: bytes, rows: dict[tuple[bool, str], list[Any]]) -> int:
         """Adds the rows of one episode, and returns how many steps it has."""

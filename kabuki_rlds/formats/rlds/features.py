@@ -105,6 +105,7 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
         kind=_kind(item, dtype),
         names=_class_names(item),
         nested=nested,
+        file_format=getattr(item, "encoding_format", None) or "",
     )
     wire = _wire(path, in_steps, field, item, lengths)
     yield Leaf(path, in_steps, field, wire, feature if wire is None else item)

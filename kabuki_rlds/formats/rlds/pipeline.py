@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.formats.rlds.wire import Lists, ListType
-from kabuki_rlds.images.headers import check_sizes
+from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.schema import Field
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class Pipeline:
                 pool.shutdown(cancel_futures=True)
 
     def _decode_window(self, tensors: dict[str, tf.Tensor], files: dict[str, np.ndarray], row: int) -> Any:
-        """Decodes the images from `row` on, once their headers were looked at.
+        """Decodes the images from `row` on, once their files were checked.
 
         Args:
           tensors: key to the image files of a batch.
@@ -194,7 +195,10 @@ class Pipeline:
         import tensorflow as tf
 
         for path, image in self._images.items():
-            check_sizes(files[image.key][row : row + self._window].tolist(), image.shape, path)
+            try:
+                check_files(files[image.key][row : row + self._window].tolist(), image.shape, decodes=True)
+            except DamagedImageError as e:
+                raise KabukiError(f"field {path!r}: row {row + e.number} {e.problem}") from e
         return self._decode(tensors, tf.constant(row, tf.int64))
 
     def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,15 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Ragged, splits_of
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds import directory, fallback, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
-from kabuki_rlds.formats.rlds.triage import Triage, one_line
+from kabuki_rlds.formats.rlds.triage import Triage
 from kabuki_rlds.formats.rlds.wire import Wire
 from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode import Decode, decode_files
-from kabuki_rlds.images.headers import check_sizes
 from kabuki_rlds.schema import Field, Schema
 
 if TYPE_CHECKING:
@@ -261,11 +260,16 @@ class RldsSource:
         if wire.field.kind != "image":
             return column
         decode = self._decoders.get((wire.in_steps, wire.path))
-        if decode is not None:
-            return decode_files(column, wire.field, wire.path, decode)
-        files = column if isinstance(column, np.ndarray) else column.values
-        # What is not decoded may be of any size that its feature leaves open.
-        check_sizes(files.tolist(), wire.field.shape, wire.path, math.inf)
+        try:
+            if decode is not None:
+                return decode_files(column, wire.field, decode)
+            files = column if isinstance(column, np.ndarray) else column.values
+            check_files(files.tolist(), wire.field.shape)
+        except DamagedImageError as e:
+            is_row = wire.in_steps and isinstance(column, np.ndarray)
+            raise KabukiError(f"field {wire.path!r}: {'row' if is_row else 'image'} {e.number} {e.problem}") from e
+        except KabukiError as e:
+            raise KabukiError(f"field {wire.path!r}: {e}") from e
         return column
 
     def _window(self, element: pipeline.Element, batch: _Batch, row: int) -> Block:

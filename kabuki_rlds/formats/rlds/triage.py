@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kabuki_rlds import interruption
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.placeholders import INSTEAD, placeholder
 from kabuki_rlds.formats.rlds.pipeline import Images
 from kabuki_rlds.formats.rlds.shards import Damage, ShardSlice, survey
@@ -182,12 +181,5 @@ class Triage:
                 try:
                     tf.ensure_shape(image.decode(tf.constant(file)), image.shape)
                 except Exception as e:
-                    return f"field {path!r}: image {number} cannot be decoded: {one_line(e)}"
+                    return f"field {path!r}: row {number} cannot be decoded: {one_line(e)}"
         return one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of TensorFlow's says, without where in its graph it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    line = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", lines[0]) if lines else ""
-    return (line or type(error).__name__)[:400]

@@ -1,0 +1,160 @@
+"""Finds damaged image files without decoding them.
+
+A file is checked for its header, for the size that its field states, and for its
+structure to the end: all chunks of a PNG with their checksums, all segments of a JPEG
+up to its end marker. That finds empty, truncated and overwritten files, and any changed
+byte of a PNG. It does not find changed bytes within the compressed pixels of a JPEG
+that do not look like a marker: JPEG has no checksum, and decoders accept them too.
+
+It takes about 3 % of the time of decoding. (Sources: as in `headers`.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from isal import isal_zlib
+
+from kabuki_rlds.images.headers import Header, header_of
+
+#: An image whose field does not state its size is decoded up to this many pixels. A PNG of a kilobyte can state
+#: 50,000 x 50,000, for which a decoder allocates gigabytes.
+MAX_PIXELS = 1 << 26
+
+#: A marker within the compressed pixels of a JPEG that ends them: neither a stuffed byte nor a restart marker.
+_END_OF_PIXELS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
+
+
+class DamagedImageError(ValueError):
+    """An image file that is damaged, or not what its field states.
+
+    Attributes:
+      number: which of the files it is, from 0.
+      problem: what is wrong with it.
+    """
+
+    def __init__(self, number: int, problem: str):
+        super().__init__(f"image {number} {problem}")
+        self.number = number
+        self.problem = problem
+
+
+def check_files(
+    files: Sequence[bytes],
+    shape: tuple[int | None, ...],
+    *,
+    dtype: np.dtype | None = None,
+    decodes: bool = False,
+) -> set[str]:
+    """Checks image files, and returns the names of their formats.
+
+    Args:
+      files: their bytes.
+      shape: ends in the height, width and channels that they should have; None is any.
+      dtype: what their channels should decode to. With it, channels and bit depth are checked too, which a decoder
+        would convert; None leaves that to the decoder.
+      decodes: they are to be decoded, so one whose size is not stated must not be too large.
+
+    Raises:
+      DamagedImageError: a file is damaged, or not what it should be.
+    """
+    size = shape[-3:] if len(shape) > 2 else (None, None, None)
+    formats = set()
+    head = b""
+    for number, file in enumerate(files):
+        # Images of one camera mostly begin alike, up to the bytes that state their size.
+        if not head or not file.startswith(head):
+            header = header_of(file)
+            problem = _misfit(file, header, size, dtype, decodes)
+            if problem is not None:
+                raise DamagedImageError(number, problem)
+            assert header is not None
+            formats.add(header.file_format)
+            head = file[: header.end]
+        problem = damage_of(file)
+        if problem is not None:
+            raise DamagedImageError(number, problem)
+    return formats
+
+
+def _misfit(
+    file: bytes, header: Header | None, shape: tuple[int | None, ...], dtype: np.dtype | None, decodes: bool
+) -> str | None:
+    """What is wrong with a file by its header."""
+    height, width, channels = shape
+    if not file:
+        return "is empty (0 bytes)"
+    if header is None:
+        return "is not a PNG, JPEG, GIF, BMP or WebP file, or its header is damaged"
+    found = f"is {header.height} x {header.width} pixels"
+    if height not in (None, header.height) or width not in (None, header.width):
+        return f"{found}, not {height or '?'} x {width or '?'} as its field states"
+    if decodes and None in (height, width) and header.height * header.width > MAX_PIXELS:
+        return f"{found}; at most {MAX_PIXELS:,} are decoded, --images encoded keeps the image files"
+    if dtype is None:
+        return None
+    if header.bits is None:
+        return f"is a {header.file_format.upper()} file that cannot be decoded"
+    bits = 8 * dtype.itemsize
+    if header.bits != bits or channels not in (None, header.channels):
+        return f"has {header.channels} channels of {header.bits} bits, not {channels or 'any'} of {bits} as its field"
+    return None
+
+
+def damage_of(file: bytes) -> str | None:
+    """What is wrong with the structure of an image file; None if it is whole."""
+    if file[:4] == b"\x89PNG":
+        return _damage_of_png(file)
+    if file[:2] == b"\xff\xd8":
+        return _damage_of_jpeg(file)
+    if file[:3] == b"GIF":
+        return None if file.rstrip(b"\0").endswith(b";") else "is a truncated GIF file"
+    stated = 0
+    if file[:4] == b"RIFF":
+        stated = 8 + int.from_bytes(file[4:8], "little")
+    elif file[:2] == b"BM":
+        stated = int.from_bytes(file[2:6], "little")
+    return None if len(file) >= stated else f"is a truncated file: {len(file):,} of {stated:,} bytes"
+
+
+def _damage_of_png(file: bytes) -> str | None:
+    view = memoryview(file)
+    at = 8
+    has_pixels = False
+    while at + 12 <= len(file):
+        end = at + 12 + int.from_bytes(file[at : at + 4], "big")
+        if end > len(file):
+            break
+        kind = file[at + 4 : at + 8]
+        if isal_zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
+            return f"is a damaged PNG file: the checksum of its chunk at byte {at:,} is wrong"
+        if kind == b"IEND":
+            return None if has_pixels else "is a PNG file without pixels"
+        has_pixels |= kind == b"IDAT"
+        at = end
+    return f"is a truncated or damaged PNG file: {len(file):,} bytes, without an end"
+
+
+def _damage_of_jpeg(file: bytes) -> str | None:
+    at = 2
+    has_pixels = False
+    while at + 2 <= len(file):
+        marker = file[at + 1]
+        if file[at] != 0xFF:
+            return f"is a damaged JPEG file: there is no marker at byte {at:,}"
+        if marker == _END_OF_IMAGE:
+            return None if has_pixels else "is a JPEG file without pixels"
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+        if marker == _START_OF_SCAN:
+            found = _END_OF_PIXELS.search(file, at)
+            if found is None:
+                break
+            has_pixels |= found.start() > at
+            at = found.start()
+    return f"is a truncated JPEG file: {len(file):,} bytes, without an end marker"
