@@ -69,6 +69,24 @@ def lock(descriptor: int, path: str | os.PathLike[str], busy: str) -> None:
         raise KabukiError(f"{path}: cannot be locked ({e.strerror}); write to another disk") from e
 
 
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether another process has a file locked for itself, as the HDF5 library locks a file that it writes."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # The file system has no locks.
+        return False
+    finally:
+        os.close(opened)
+    return False
+
+
 def sync(path: str | os.PathLike[str]) -> None:
     """Waits until a file or folder is on the disk."""
     opened = os.open(path, os.O_RDONLY)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from tests import handmade
+from tests import handmade, layout_files
 
 
 @pytest.fixture
@@ -143,3 +145,55 @@ def test_forked_readers_of_one_file_read_the_same(tmp_path):
         assert sum(block.num_steps for block in source.blocks()) == n
     assert sum(part for part, _ in found) == n * (n - 1) / 2
     assert {steps for _, steps in found} == {n}
+
+
+_WRITER = """
+import sys, h5py
+file = h5py.File(sys.argv[1], sys.argv[2], libver=sys.argv[3])
+file["more"] = range(9)
+if "flush" in sys.argv:
+    file.flush()
+if "swmr" in sys.argv:
+    file.swmr_mode = True
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_open(path: Path, *how: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has a file open for writing."""
+    command = [sys.executable, "-c", _WRITER, str(path), *how]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "open\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("how", [("a", "earliest"), ("a", "latest"), ("w", "earliest"), ("w", "latest", "flush")])
+@pytest.mark.parametrize("layout", ["kabuki", "robomimic"])
+def test_a_file_that_another_program_writes_is_not_damaged(small, tmp_path, how, layout, capsys):
+    path = small if layout == "kabuki" else layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
+    commands = [["convert", path, tmp_path / "out.hdf5"], ["validate", path], ["inspect", path]]
+    with held_open(path, *how):
+        for command in commands:
+            assert main(list(map(str, command))) == 1
+            assert capsys.readouterr().err == (
+                f"kabuki-rlds: error: {path}: another program has this file open for writing; close it there, "
+                "then run again\n"
+            )
+
+
+@pytest.mark.parametrize("how", [("latest", "flush"), ("latest", "flush", "swmr")])
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_file_that_is_marked_as_open(tmp_path, how, lives):
+    path = tmp_path / "x.hdf5"
+    with held_open(path, "w", *how) as process:
+        if not lives:
+            process.kill()
+            process.wait()
+        with pytest.raises(
+            kabuki_rlds.KabukiError, match=r"has this file open for writing|is marked as open .*h5clear"
+        ):
+            kabuki_rlds.inspect(path)

@@ -8,18 +8,21 @@ import os
 import h5py
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.filesystem import local_path
+from kabuki_rlds.filesystem import is_locked, local_path
 from kabuki_rlds.formats.hdf5 import plugins
 from kabuki_rlds.formats.hdf5.endless import check_ends
 from kabuki_rlds.formats.hdf5.guard import check_structure
 from kabuki_rlds.formats.placeholders import placeholder
+
+#: What the HDF5 library says of a file whose consistency flags are set.
+_STILL_OPEN = "file is already open for write"
 
 
 def open_file(path: str | os.PathLike[str]) -> h5py.File:
     """Opens an HDF5 file for reading. No other place in this package does.
 
     Raises:
-      KabukiError: there is no such file, it is not HDF5, or it is one that `guard` refuses.
+      KabukiError: there is no such file, another program has it open for writing, it is not HDF5, or it is unsafe.
     """
     path = os.fspath(local_path(path))
     if not os.path.exists(path):
@@ -29,6 +32,9 @@ def open_file(path: str | os.PathLike[str]) -> h5py.File:
     if not os.path.isfile(path):
         # A pipe, say, from which nothing may ever come.
         raise KabukiError(f"{path}: not a regular file")
+    # First, since what a writer has not yet written looks like damage.
+    if is_locked(path):
+        raise KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
     status = os.stat(path)
     _look_at(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     with plugins.shut_out():
@@ -57,6 +63,11 @@ def _open(path: str) -> h5py.File:
             raise KabukiError(f"{path}: no permission to read it") from e
         with open(path, "rb") as f:
             is_hdf5 = f.read(8) == b"\x89HDF\r\n\x1a\n"
+        if _STILL_OPEN in str(e):
+            raise KabukiError(
+                f"{path}: is marked as open for writing: another program has it open, or ended without closing it; "
+                f"close it there, or remove the mark with `h5clear -s {path}` (one of HDF5's own tools)"
+            ) from e
         if not is_hdf5:
             instead = placeholder(path)
             raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}") from e
