@@ -129,14 +129,14 @@ def shards(
                 f"{path}: fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
                 f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong"
             )
-        slices.append(ShardSlice(path, part.skip, expected, expected == rest))
+        slices.append(ShardSlice(path, part.skip, expected, expected == rest, file_format=shard_format))
     if split in info.splits:
         of_split = info.splits[split]
         paths = list(of_split.filepaths) if of_split.shard_lengths else []
         for path, count in zip(paths, of_split.shard_lengths, strict=True):
             # TFDS passes over a shard of which it is said that it holds nothing.
             if not count and os.path.isfile(path):
-                slices.append(ShardSlice(os.fspath(path), 0, 0, True))
+                slices.append(ShardSlice(os.fspath(path), 0, 0, True, file_format=shard_format))
         listed = {os.path.basename(path) for path in paths}
         for path, episodes in journal.unlisted(folder, info.name, split, len(of_split.shard_lengths)).items():
             _log.info("%s: %d episodes of a recording that was not ended, or still goes on", path, episodes)

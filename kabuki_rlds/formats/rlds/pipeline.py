@@ -211,12 +211,12 @@ class Pipeline:
         else:
             yield _element(0, True, num_bytes, kept, lists, {})
 
-    def sample(self, examples: Sequence[bytes]) -> Element:
-        """Some serialized examples, with the images of the first window."""
+    def sample(self, examples: Sequence[bytes], *, decode: bool = True) -> Element:
+        """Some serialized examples, with the images of the first window if `decode`."""
         import tensorflow as tf
 
         num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
-        images = self._decode_window(files, _numpy(files), 0) if files else {}
+        images = self._decode_window(files, _numpy(files), 0) if files and decode else {}
         return _element(0, True, num_bytes, kept, lists, images)
 
 

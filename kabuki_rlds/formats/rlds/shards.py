@@ -8,6 +8,7 @@ the length that is. (Source: TensorFlow's `record_writer.h`.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import os
 import struct
@@ -45,6 +46,7 @@ class ShardSlice:
       lost: the numbers, in the file, of records that are passed over too; `expected`
         does not count them.
       may_grow: whether a recording may still add to the file.
+      file_format: "tfrecord" or "array_record".
     """
 
     path: str
@@ -53,20 +55,27 @@ class ShardSlice:
     to_end: bool
     lost: frozenset[int] = frozenset()
     may_grow: bool = False
+    file_format: str = "tfrecord"
 
     @property
     def limit(self) -> int:
         """How many records to read: one too many is asked for where none should be."""
         return self.expected + 1 if self.to_end else self.expected
 
-    @property
+    @functools.cached_property
     def num_bytes(self) -> float:
-        """About how many bytes of the file it takes."""
-        size = os.path.getsize(self.path)
+        """How many bytes of the file it takes: by the lengths of its records, or in ArrayRecord about as many."""
+        status = os.stat(self.path)
         if self.to_end and not self.skip:
-            return size
-        # A part of a shard: what fraction it is, is known only where it goes to the end.
-        return size * self.expected / max(self.skip + self.expected, 1)
+            return status.st_size
+        if self.file_format == "array_record":
+            return status.st_size * self.expected / max(_count_array_records(self.path, status.st_mtime_ns), 1)
+        ends = _record_ends(self.path, status.st_size, status.st_mtime_ns)
+        stop = min(self.skip + self.expected + len(self.lost), len(ends) - 1)
+        lengths = np.diff(ends[min(self.skip, stop) : stop + 1])
+        return float(
+            lengths.sum() - sum(lengths[n - self.skip] for n in self.lost if 0 <= n - self.skip < len(lengths))
+        )
 
     def cut(self, num_bytes: int) -> list[ShardSlice]:
         """Slices of about so many bytes each; one with lost records is left whole."""
@@ -80,6 +89,35 @@ class ShardSlice:
             )
             for start, stop in itertools.pairwise(bounds)
         ]
+
+
+@functools.lru_cache(64)
+def _record_ends(path: str, size: int, *_stamp: int) -> np.ndarray:
+    """Where each record of a TFRecord file ends, by the lengths alone, after a 0: int64, (records + 1,)."""
+    ends = [0]
+    with open(path, "rb", buffering=1 << 16) as file:
+        while len(head := file.read(HEAD.size)) == HEAD.size:
+            end = ends[-1] + RECORD_FRAME + HEAD.unpack(head)[0]
+            if end > size:
+                break
+            ends.append(end)
+            file.seek(end)
+    return np.array(ends, np.int64)
+
+
+@functools.lru_cache(64)
+def _count_array_records(path: str, *_stamp: int) -> int:
+    from array_record.python import array_record_module
+
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+        try:
+            return int(reader.num_records())
+        finally:
+            reader.close()
+    except Exception:
+        # Reading the records names what is wrong.
+        return 0
 
 
 def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:
@@ -114,10 +152,18 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
     return tf.data.Dataset.from_tensor_slices(slices).flat_map(tf.autograph.experimental.do_not_convert(read))
 
 
-def first_records(shard: ShardSlice, file_format: str, count: int) -> list[bytes]:
-    """Up to `count` serialized examples: no `tf.data` is built for it, which takes longer than to read them."""
-    few = dataclasses.replace(shard, expected=min(count, shard.expected), to_end=False)
-    return next(_runs(file_format)(few, count), [])
+def first_records(shards: Sequence[ShardSlice], num_bytes: int, batch: int) -> Iterator[list[bytes]]:
+    """The first serialized examples of some shards, so many bytes of each, up to `batch` at a time.
+
+    Without `tf.data`, which takes longer to build than the examples take to read.
+    """
+    for shard in shards:
+        left = num_bytes
+        for run in _runs(shard.file_format)(dataclasses.replace(shard, to_end=False), batch):
+            yield run
+            left -= sum(map(len, run))
+            if left <= 0:
+                break
 
 
 def _runs(file_format: str) -> Callable[[ShardSlice, int], Iterator[list[bytes]]]:

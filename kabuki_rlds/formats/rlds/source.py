@@ -34,6 +34,9 @@ _log = logging.getLogger("kabuki_rlds")
 #: Records that are parsed at once take about this many bytes, and are no more than:
 _BATCH_BYTES = 4 << 20
 _BATCH_EPISODES = 512
+#: Bytes of records whose steps are counted beforehand, and the most shards that they are taken from.
+_SAMPLE_BYTES = 64 << 20
+_SAMPLE_SHARDS = 16
 #: How many losses are named in the log; the file names them all.
 _NAMED = 20
 
@@ -138,26 +141,54 @@ class RldsSource:
             pass
 
     def size(self) -> Size:
-        """Parses the first few records, and extrapolates by the bytes of the shards."""
+        """Counts the steps of records spread over the shards, and extrapolates from them if they are not all."""
         total = sum(s.num_bytes for s in self._shards)
         on_disk = int(total)
         if not self.num_episodes:
             return Size(0, True, on_disk, None)
-        mean = max(total / self.num_episodes, 1.0)
-        few = max(1, min(32, int(_BATCH_BYTES / mean)))
-        first = next(s for s in self._shards if s.expected)
+        sample: Block | None = None
+        episodes = steps = num_bytes = 0
+        chosen, of_each = self._spread(total)
         try:
-            examples = first_records(first, self._file_format, few)
-            if not examples:
+            for examples in first_records(chosen, of_each, self._batch_size()):
+                if sample is None:
+                    element = self._pipeline.sample(examples)
+                    batch = self._batch(element)
+                    sample = self._window(element, batch, 0)
+                    steps += batch.num_steps
+                else:
+                    steps += self._count_steps(examples)
+                episodes += len(examples)
+                num_bytes += sum(map(len, examples)) + len(examples) * RECORD_FRAME
+            if sample is None:
                 raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
-            element = self._pipeline.sample(examples)
-            batch = self._batch(element)
-            sample = self._window(element, batch, 0)
         except Exception as e:
-            raise self._readable(e, [first]) from e
-        record_bytes = element.num_bytes / batch.num_episodes + RECORD_FRAME
-        steps = batch.num_steps / batch.num_episodes * total / record_bytes
-        return Size(round(steps), False, on_disk, sample, tuple(self._images))
+            raise self._readable(e, chosen) from e
+        is_exact = episodes == self.num_episodes
+        if not is_exact:
+            # Records in ArrayRecord are compressed, so that their bytes in the file are not known.
+            by_bytes = self._file_format == "tfrecord"
+            steps = round(steps * (total / num_bytes if by_bytes else self.num_episodes / episodes))
+        return Size(steps, is_exact, on_disk, sample, tuple(self._images))
+
+    def _spread(self, total: float) -> tuple[list[ShardSlice], int]:
+        """The shards to take records from to learn how large all are, and how many bytes to take from each."""
+        held = [shard for shard in self._shards if shard.expected]
+        if total <= _SAMPLE_BYTES:
+            return held, _SAMPLE_BYTES
+        count = min(len(held), _SAMPLE_SHARDS)
+        return [held[len(held) * i // count] for i in range(count)], _SAMPLE_BYTES // count
+
+    def _count_steps(self, examples: Sequence[bytes]) -> int:
+        """How many steps some serialized examples have. Nothing is decoded that is not needed for it."""
+        element = self._pipeline.sample(examples, decode=False)
+        for wire in self._wires.values():
+            counts = wire.steps_per_episode(element.lists)
+            if counts is not None:
+                return int(counts.sum())
+        lengths = self._fallback.read(element.records).lengths
+        assert lengths is not None, "the fields were looked at when they were opened"
+        return int(lengths.sum())
 
     def blocks(self) -> Iterator[Block]:
         seen = [0] * len(self._shards)
