@@ -756,6 +756,28 @@ def mixed_images() -> Recipe:
     )
 
 
+def image_lists() -> Recipe:
+    """Lists of images of unknown size, and videos, some of them empty, in the steps and in the episodes."""
+    rng = np.random.default_rng(31)
+    image, depth = tff.Image(shape=(None, None, 3)), tff.Image(shape=(None, None, 1), dtype=np.float32)
+    fields: Table = {
+        "views": Field(
+            tff.Sequence(image), _in_turn([[], [_picture(rng, (4, 5, 3))] * 2, [], [_picture(rng, (2, 3, 3))]])
+        ),
+        "depths": Field(tff.Sequence(depth), _in_turn([[_picture(rng, (3, 4, 1), np.float32)], []])),
+        "always_empty": Field(tff.Sequence(image), _in_turn([[]])),
+        "frames": Field(
+            tff.Video(shape=(None, None, None, 3)),
+            _in_turn([_picture(rng, (2, 4, 3, 3)), np.zeros((0, 4, 3, 3), np.uint8)]),
+        ),
+        "classes": Field(
+            tff.Sequence(tff.LabeledImage(labels=3, shape=(None, None, 1))),
+            _in_turn([[], [_picture(rng, (3, 2, 1)) % 3]]),
+        ),
+    }
+    return _recipe_of_tables("image_lists", {"train": [3, 1, 4]}, {**_standard_fields(rng), **fields}, fields)
+
+
 def unencoded_ragged() -> Recipe:
     """Tensors with an unknown dimension and no encoding, of one size within an episode.
 
@@ -922,6 +944,6 @@ def _file(picture: np.ndarray, form: str) -> bytes:
 READ_BY_TFDS = (
     *("plain", "array_record", "with_config", "in_order", "empty_split"),
     *("no_discount", "no_reward", "no_metadata", "one_step", "no_steps", "oxe_style"),
-    *("every_kind", "uncovered"),
+    *("every_kind", "uncovered", "image_lists"),
 )
 NOT_READ_BY_TFDS = ("zero_size", "encoded_uint32", "static_sequence", "mixed_images", "unencoded_ragged")

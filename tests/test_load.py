@@ -18,7 +18,7 @@ from tests.test_datasets import assert_same, same
 
 #: Has no form as arrays, and TFDS cannot read it.
 APART = ("mixed_images", "unencoded_ragged")
-WITH_IMAGES = ("oxe_style", "uncovered")
+WITH_IMAGES = ("oxe_style", "uncovered", "image_lists")
 
 
 def by_tfds(folder: Path, split: str = "train") -> tf.data.Dataset:

@@ -127,11 +127,11 @@ class _Cell:
 
         self.path = path
         self._field = stored if leaf is None else leaf.field
-        self._decode = leaf.feature.decode_example if leaf is not None and stored.encoded else None
+        self._image = leaf.feature if leaf is not None and stored.encoded else None
         self._is_ragged = not stored.is_fixed and not self._field.nested
         if stored.encoded and not stored.is_list_of_images:
             self._is_ragged = False
-        self.is_plain = not self._is_ragged and self._decode is None
+        self.is_plain = not self._is_ragged and self._image is None
         is_bytes = self._field.dtype == BYTES or stored.encoded
         self._dtype = BYTES if is_bytes else self._field.dtype
         dtype = tf.string if is_bytes else tf.as_dtype(self._field.dtype)
@@ -169,14 +169,14 @@ class _Cell:
     def value(self, row: Any) -> Any:
         import tensorflow as tf
 
-        if self._decode is None:
+        if self._image is None:
             if not self._is_ragged:
                 return row
             values, shape = row
             return tf.ensure_shape(tf.reshape(values, shape), self._field.shape)
         # TFDS states the shape of an image but does not check it.
         if not self._is_ragged:
-            return tf.ensure_shape(self._decode(row), self._field.shape)
+            return tf.ensure_shape(self._image.decode_example(row), self._field.shape)
         files, _ = row
-        spec = tf.TensorSpec(self._field.shape[1:], self._field.dtype)
-        return tf.ensure_shape(tf.map_fn(self._decode, files, fn_output_signature=spec), self._field.shape)
+        # Of an empty list of images of unknown size, TFDS makes images of size 0.
+        return tf.ensure_shape(self._image.decode_batch_example(files), self._field.shape)
