@@ -175,6 +175,15 @@ class Block:
         return begins
 
     @property
+    def episode_of(self) -> np.ndarray:
+        """The number of the episode that each row belongs to: int64, (num_steps,).
+
+        The first that begins in the block is 0; -1 is the one that goes on from the block before.
+        """
+        begun = np.bincount(self.starts, minlength=self.num_steps + 1)[: self.num_steps]
+        return np.cumsum(begun) - 1
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the decoded steps and metadata."""
         return nbytes((*self.steps.values(), *self.metadata.values()))

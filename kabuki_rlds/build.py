@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tqdm import tqdm
 
 from kabuki_rlds import interruption
+from kabuki_rlds.completion import CompletedSource
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Source, Stamps
+from kabuki_rlds.last_row import Evidence, LastRow, LastRows, joined, warn_of_conflict
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.sizes import human_bytes
 
@@ -48,12 +50,14 @@ class Built:
       splits: name of each split to number of its episodes.
       steps: number of steps of all splits.
       num_bytes: size on disk.
+      last_rows: split to whether the last row of each of its episodes is a step, and why.
     """
 
     path: pathlib.Path
     splits: dict[str, int]
     steps: int
     num_bytes: int
+    last_rows: dict[str, LastRows]
 
     @property
     def episodes(self) -> int:
@@ -72,6 +76,7 @@ def build(
     recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
+    last_row: LastRow | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Built:
@@ -98,6 +103,8 @@ def build(
         name of a recipe that comes with the package.
       assume: what files in a layout of others do not say: see `convert`.
       fill: constants for required fields that the files lack: {"reward": 0.0}.
+      last_row: whether the last row of each episode is a "step" or only an "observation": see `convert`. The
+        dataset's `metadata.json` keeps it.
       overwrite: replace the dataset of this name and version.
       progress: show a progress bar on stderr.
 
@@ -107,7 +114,7 @@ def build(
         or cannot be written.
     """
     data_dir = local_path(data_dir)
-    with open_splits(files, images, Reading(recipe, assume, fill)) as opened:
+    with open_splits(files, images, Reading(recipe, assume, fill, last_row)) as opened:
         from kabuki_rlds.formats.rlds import writer
         from kabuki_rlds.formats.rlds.staging import StagedFolder
 
@@ -126,11 +133,14 @@ def build(
                 opened.write(split, writer.shard_template(staged.partial, dataset, split, file_format), bar=bar)
                 for split in opened.sources
             ]
-            writer.write_info(staged.partial, dataset, config, version, opened.features, info, splits, file_format)
+            is_step = {split: last_rows.is_step for split, last_rows in opened.last_rows.items()}
+            writer.write_info(
+                staged.partial, dataset, config, version, opened.features, info, splits, file_format, is_step
+            )
             stamps.check()
             staged.commit()
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Built(folder, {split.name: split.num_examples for split in splits}, opened.num_steps, size)
+    return Built(folder, {split.name: split.num_examples for split in splits}, opened.num_steps, size, opened.last_rows)
 
 
 class OpenedSplits:
@@ -140,6 +150,7 @@ class OpenedSplits:
       sources: split to its sources, in order.
       features: the TFDS features of all of them.
       num_steps: how many steps were written so far.
+      last_rows: split to whether the last row of each episode that was written is a step.
     """
 
     def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
@@ -147,6 +158,7 @@ class OpenedSplits:
         self._images = images
         self.features = _common_features([source for of_split in sources.values() for source in of_split], images)
         self.num_steps = 0
+        self.last_rows: dict[str, LastRows] = {}
         self._sizes = {split: [source.size() for source in of_split] for split, of_split in sources.items()}
 
     @property
@@ -225,16 +237,24 @@ class OpenedSplits:
         from kabuki_rlds.formats.rlds.writer import SplitWriter
 
         lengths = self.shard_lengths(split, limit, shard_config)
+        decided = []
         with SplitWriter(template, self.features, lengths) as writer:
             for source in self.sources[split]:
+                # A completed source observes what it is made of, and not what it added.
+                observed = source.evidence() if isinstance(source, CompletedSource) else Evidence(source.schema.steps)
                 for block in source.blocks():
                     if writer.is_full:
                         break
                     writer.write(block)
+                    if source.last_rows is None:
+                        observed.observe(block)
                     self.num_steps += block.num_steps
                     if bar is not None:
                         bar.update(block.num_steps)
+                decided.append(source.last_rows or observed.decide(source.num_episodes))
+                warn_of_conflict(decided[-1], source.label)
             info = writer.close()
+        self.last_rows[split] = joined(decided)[: info.num_examples]
         if info.num_examples != sum(lengths):
             label = ", ".join(source.label for source in self.sources[split])
             raise KabukiError(f"{label}: says {sum(lengths)} episodes, but {info.num_examples} were read")
@@ -281,6 +301,7 @@ def open_splits(
             )
             for source in opened:
                 stack.callback(source.close)
+                source.last_rows = reading.last_rows_of(source)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
             bare = reading.recipe is None and not reading.fill
             sources[split] = [

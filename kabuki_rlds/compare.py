@@ -15,8 +15,12 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Nested, splits_of
+from kabuki_rlds.completion import CompletedSource, decide_by_reading
+from kabuki_rlds.convention import DISCOUNT, FILLABLE, has_field
 from kabuki_rlds.formats.detect import open_source, open_sources
+from kabuki_rlds.formats.hdf5.last_rows import PATH as LAST_IS_STEP
 from kabuki_rlds.formats.source import Source
+from kabuki_rlds.last_row import LastRow, joined
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import BYTES, Field
 
@@ -62,6 +66,8 @@ def compare(
     data_dir: Path | None = None,
     recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
+    last_row: LastRow | None = None,
+    conform: bool = False,
 ) -> list[Difference]:
     """Compares every value of every field, bit by bit; what a converter derived is passed over.
 
@@ -75,6 +81,8 @@ def compare(
       data_dir: where a TFDS name is looked up.
       recipe: the recipe by which it was converted.
       assume: what was assumed when it was converted.
+      last_row: what was said of the last row of each episode.
+      conform: whether it was converted with `conform`.
 
     Returns:
       The differences, those of the fields first; nothing where there are none.
@@ -84,7 +92,7 @@ def compare(
     """
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     with contextlib.ExitStack() as stack:
-        reading = Reading(recipe, assume)
+        reading = Reading(recipe, assume, last_row=last_row)
         mine = stack.enter_context(contextlib.closing(open_source(file, images="encoded")))
         keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
         opened = open_sources(
@@ -99,8 +107,9 @@ def compare(
         )
         for source in opened:
             stack.callback(source.close)
-        theirs = [reading.shape(source) for source in opened]
+        theirs = [_conformed(reading, source) if conform else reading.shape(source) for source in opened]
         found, steps, metadata = _fields(mine, theirs)
+        found += _last_rows(mine, reading, opened)
         ours = _Digests(steps, metadata)
         ours.take(mine.blocks())
         right = _Digests(steps, metadata)
@@ -111,6 +120,31 @@ def compare(
         if [length for length, _ in ours.of] == [length for length, _ in right.of]:
             return found + _values(mine, theirs, steps, metadata, [length for length, _ in ours.of])
         return found + _episodes(ours.of, right.of)
+
+
+def _conformed(reading: Reading, source: Source) -> Source:
+    """A source as `conform` changes it, without the fields that it does not have."""
+    shaped = reading.shape(source)
+    # What stands for a field that is missing is not compared.
+    fill = {name: 0.0 for name in FILLABLE if name != DISCOUNT and not has_field(shaped.schema.steps, name)}
+    whole = CompletedSource(shaped, fill, conform=True, last_rows=reading.last_rows_of(source))
+    steps = {path: field for path, field in whole.schema.steps.items() if path in shaped.schema.steps}
+    whole.schema = dataclasses.replace(whole.schema, steps=steps)
+    return whole
+
+
+def _last_rows(mine: Source, reading: Reading, sources: Sequence[Source]) -> list[Difference]:
+    """Where the file and its sources differ in whether last rows are steps. A file of format 1.0 does not say it."""
+    if mine.last_rows is None:
+        return []
+    right = joined([reading.last_rows_of(source) or decide_by_reading(source) for source in sources])
+    if len(right.is_step) != len(mine.last_rows.is_step):
+        return []
+    wrong = np.flatnonzero(right.is_step != mine.last_rows.is_step)
+    if not len(wrong):
+        return []
+    message = f"not as in the source, whose last rows are {right}"
+    return [Difference(LAST_IS_STEP, message, tuple(wrong[:_NAMED].tolist()), len(wrong))]
 
 
 def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], list[str], list[str]]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.convention import (
     ACTION,
@@ -32,6 +33,7 @@ from kabuki_rlds.convention import (
 )
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.source import Size, Source
+from kabuki_rlds.last_row import Evidence, LastRows
 from kabuki_rlds.recipes import inline
 from kabuki_rlds.schema import LEFT_OUT, Field
 
@@ -68,9 +70,11 @@ class CompletedSource:
       fill: constants for fields that the source lacks: {"reward": 0.0}.
       conform: change values that break rules 4 and 5 to what the rules say.
       left_out: fields that a recipe took from the source.
+      last_rows: whether the last row of each episode is a step; None is what the source says of it.
 
     Attributes:
       schema: the source's, with the added fields.
+      last_rows: whether the last row of each episode is a step; None as long as it is not decided.
       changed: field to number of rows that `conform` changed, so far.
 
     Raises:
@@ -83,8 +87,10 @@ class CompletedSource:
         fill: Mapping[str, float] | None = None,
         conform: bool = False,
         left_out: Mapping[str, LeftOut] | None = None,
+        last_rows: LastRows | None = None,
     ):
         self._source = source
+        self.last_rows = source.last_rows if last_rows is None else last_rows
         self._constants = fill
         self._conform = conform
         self._left_out = left_out or {}
@@ -164,14 +170,37 @@ class CompletedSource:
         return dataclasses.replace(size, sample=next(completed, None))
 
     def pieces(self, num_bytes: int) -> list[CompletedSource]:
-        pieces = self._source.pieces(num_bytes)
-        return [CompletedSource(piece, self._constants, self._conform, self._left_out) for piece in pieces]
+        self._decide_if_needed()
+        pieces = []
+        first = 0
+        for piece in self._source.pieces(num_bytes):
+            now = slice(first, first + piece.num_episodes)
+            first = now.stop
+            last_rows = None if self.last_rows is None else self.last_rows[now]
+            pieces.append(CompletedSource(piece, self._constants, self._conform, self._left_out, last_rows))
+        return pieces
+
+    def decide(self) -> LastRows:
+        """Whether the last row of each episode is a step. Reads the whole source if only its values tell."""
+        if self.last_rows is None:
+            self.last_rows = decide_by_reading(self._source)
+        return self.last_rows
+
+    def evidence(self) -> Evidence:
+        """Takes the blocks of this source, or of the one it is made of, to decide what its last rows are."""
+        return Evidence(self._source.schema.steps)
+
+    def _decide_if_needed(self) -> None:
+        # Rule 4 gives other discounts where the last row is a step.
+        if self.last_rows is None and (self._conform or DISCOUNT in self._missing):
+            self.decide()
 
     def close(self) -> None:
         self._source.close()
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         """The source's blocks, completed."""
+        self._decide_if_needed()
         return self._completed(self._source.blocks())
 
     def _completed(self, blocks: Iterator[Block]) -> Iterator[Block]:
@@ -181,8 +210,11 @@ class CompletedSource:
     def _with_flags(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """Adds or conforms the booleans, and adds what is filled."""
         discount_before = 1.0
+        begun = 0
         for block, following in _with_following(blocks):
             steps = dict(block.steps)
+            last_is_step = self._last_is_step(block, begun)
+            begun += block.num_episodes
             is_first, is_last = _boundaries(block, following is None)
             for name, value in self._fill.items():
                 column = np.full(block.num_steps, value, self.schema.steps[name].dtype)
@@ -195,7 +227,7 @@ class CompletedSource:
                     steps[name] = self._changed(name, steps[name], derived)
             if IS_TERMINAL not in steps:
                 discount = self._one_per_row(steps, DISCOUNT)
-                steps[IS_TERMINAL] = _terminal_by_discount(discount, is_first, is_last, discount_before)
+                steps[IS_TERMINAL] = _terminal_by_discount(discount, is_first, is_last, last_is_step, discount_before)
                 discount_before = float(discount[-1]) if len(discount) else discount_before
             elif self._conform:
                 terminal = self._one_per_row(steps, IS_TERMINAL).astype(bool) & is_last
@@ -203,26 +235,38 @@ class CompletedSource:
             yield dataclasses.replace(block, steps=steps)
 
     def _with_discount(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """Adds the discount, or conforms it, by what is terminal in the next row."""
+        """Adds the discount, or conforms it, by what is terminal in the next row; or in a last row that is a step."""
+        begun = 0
         for block, following in _with_following(blocks):
+            last_is_step = self._last_is_step(block, begun)
+            begun += block.num_episodes
             if DISCOUNT in block.steps and not self._conform:
                 yield block
                 continue
             terminal = self._one_per_row(block.steps, IS_TERMINAL).astype(bool)
-            next_terminal = following is not None and self._one_per_row(following.steps, IS_TERMINAL)[:1].any()
-            before_terminal = np.append(terminal, next_terminal)[1:]
             _, is_last = _boundaries(block, following is None)
+            # The rows that lead to a terminal row. A last row that is a step leads there itself.
+            leads = np.append(terminal & ~last_is_step, False)[1:]
+            if following is not None and block.num_steps:
+                leads[-1] = self._one_per_row(following.steps, IS_TERMINAL)[:1].any() and not last_is_step[-1]
+            zero = np.where(is_last, terminal, leads)
             if DISCOUNT not in block.steps:
-                # The last rows are padding: 0 where the episode ended, 1 where it was cut short.
-                zero = np.where(is_last, terminal, before_terminal)
+                # Padding too is 0 if the episode terminated, else 1.
                 discount: Column = np.where(zero, 0, 1).astype(np.float32)
             else:
                 old = self._one_per_row(block.steps, DISCOUNT)
                 right = old.copy()
                 right[right == 0] = 1
-                right[before_terminal] = 0
-                discount = self._changed(DISCOUNT, block.steps[DISCOUNT], np.where(is_last, old, right))
+                right[zero] = 0
+                is_padding = is_last & ~last_is_step
+                discount = self._changed(DISCOUNT, block.steps[DISCOUNT], np.where(is_padding, old, right))
             yield dataclasses.replace(block, steps=block.steps | {DISCOUNT: discount})
+
+    def _last_is_step(self, block: Block, num_before: int) -> np.ndarray:
+        """For each row, whether the last row of its episode is a step: bool, (rows,)."""
+        if self.last_rows is None:
+            return np.zeros(block.num_steps, bool)
+        return self.last_rows.rows(block, num_before)
 
     def _one_per_row(self, steps: Mapping[str, Column], name: str) -> np.ndarray:
         values = one_per_row(steps[name])
@@ -243,6 +287,15 @@ class CompletedSource:
         self.changed[name] = self.changed.get(name, 0) + count
         assert isinstance(old, np.ndarray)
         return new.reshape(old.shape)
+
+
+def decide_by_reading(source: Source) -> LastRows:
+    """Whether the last rows of a source are steps, by all of its values that tell."""
+    evidence = Evidence(source.schema.steps)
+    for block in source.blocks(only=evidence.fields):
+        interruption.check()
+        evidence.observe(block)
+    return evidence.decide(source.num_episodes)
 
 
 def _with_following(blocks: Iterator[Block]) -> Iterator[tuple[Block, Block | None]]:
@@ -267,7 +320,9 @@ def _boundaries(block: Block, ends: bool) -> tuple[np.ndarray, np.ndarray]:
     return begins[:-1], is_last
 
 
-def _terminal_by_discount(discount: np.ndarray, is_first: np.ndarray, is_last: np.ndarray, before: float) -> np.ndarray:
-    """Rule 4 the other way: a last row is terminal where the discount before it is 0."""
-    previous = np.append(before, discount)[:-1]
-    return is_last & ~is_first & (previous == 0)
+def _terminal_by_discount(
+    discount: np.ndarray, is_first: np.ndarray, is_last: np.ndarray, last_is_step: np.ndarray, before: float
+) -> np.ndarray:
+    """Rule 4 the other way: a last row is terminal where the discount that led there is 0."""
+    previous = np.where(is_first, 1, np.append(before, discount)[:-1])
+    return is_last & (np.where(last_is_step, discount, previous) == 0)

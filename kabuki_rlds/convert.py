@@ -30,11 +30,13 @@ from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
+from kabuki_rlds.formats.hdf5.last_rows import PATH as LAST_IS_STEP
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.staging import destination_of
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
+from kabuki_rlds.last_row import LastRow, LastRows, joined, warn_of_conflict
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.resume import Parts, discard
 from kabuki_rlds.schema import DERIVED_IN_PART, Schema
@@ -57,6 +59,7 @@ class Conversion:
       changed: field to number of rows that `conform` changed.
       derived: field that the source lacks to how it was made.
       skipped: damaged episodes of the sources that the file lacks.
+      last_rows: whether the last row of each episode is a step, and why.
     """
 
     path: pathlib.Path
@@ -67,6 +70,7 @@ class Conversion:
     changed: dict[str, int]
     derived: dict[str, str]
     skipped: list[Skipped]
+    last_rows: LastRows
 
 
 @interruption.held_back()
@@ -81,6 +85,7 @@ def convert(
     fill: Mapping[str, float] | None = None,
     assume: Mapping[str, str] | None = None,
     recipe: Path | None = None,
+    last_row: LastRow | None = None,
     conform: bool = False,
     skip_bad_episodes: bool = False,
     resume: bool = False,
@@ -110,6 +115,8 @@ def convert(
         module of the layout in `formats.layouts`.
       recipe: how the fields of the sources become those of the file: a YAML file, or the
         name of a recipe that comes with the package.
+      last_row: whether the last row of each episode is a "step" or only an "observation"; by default
+        the source decides (see `last_row`).
       conform: change values that break the rules on episode ends and discounts to
         what the rules say; without it they are kept, and warned of.
       skip_bad_episodes: leave out the episodes of an RLDS dataset or an EnvLogger log that cannot
@@ -132,7 +139,7 @@ def convert(
     dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
         raise KabukiError(f"{dest}: already there; --overwrite replaces it")
-    reading = Reading(recipe, assume, fill)
+    reading = Reading(recipe, assume, fill, last_row)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with contextlib.ExitStack() as stack:
         opened = open_sources(
@@ -166,21 +173,32 @@ def convert(
             if parts is None:
                 discard(dest)
             first_origin = 0
+            decided: list[LastRows] = []
             for source in completed:
                 before = writer.num_episodes
+                # Where only the values tell, the decision comes after the last block.
+                evidence = source.evidence()
                 blocks = source.blocks() if parts is None else parts.blocks(source)
                 for block, origin_of in _with_origins(blocks, source):
-                    _check(checker, block)
+                    known = source.last_rows
+                    rows = None if known is None else known.rows(block, writer.num_episodes - before)
+                    _check(checker, block, rows)
+                    if known is None:
+                        evidence.observe(block)
                     writer.write(block, origin_of + first_origin)
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
                 if got != source.num_episodes:
                     raise KabukiError(f"{source.label}: says {source.num_episodes} episodes, but {got} were read")
                 first_origin += len(source.origins)
+                decided.append(source.last_rows or evidence.decide(source.num_episodes))
+                warn_of_conflict(decided[-1], source.label)
+                checker.decide(bool(decided[-1].is_step.all()))
+            last_rows = joined(decided)
             warnings = [*field_violations(schema.steps, schema.steps), *checker.finish()]
             interruption.check()
             stamps.check()
-            writer.commit()
+            writer.commit(last_rows, _notes(warnings, last_rows))
             if parts is not None:
                 discard(dest)
     changed: dict[str, int] = {}
@@ -189,7 +207,7 @@ def convert(
             changed[name] = changed.get(name, 0) + count
     derived = {path: field.derived for path, field in schema.steps.items() if field.derived}
     return Conversion(
-        dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived, skipped
+        dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived, skipped, last_rows
     )
 
 
@@ -250,13 +268,21 @@ def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
     return dataclasses.replace(first, steps=steps)
 
 
-def _check(checker: RuleChecker, block: Block) -> None:
+def _notes(warnings: Sequence[Violation], last_rows: LastRows) -> list[Violation]:
+    """What the file notes of itself: the deviations from rules 3 to 5 that are kept."""
+    kept = [violation for violation in warnings if 3 <= violation.rule <= 5]
+    if last_rows.num_steps:
+        kept.insert(0, Violation(3, LAST_IS_STEP, f"true: {last_rows}", count=last_rows.num_steps))
+    return kept
+
+
+def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) -> None:
     *flags, discount = (_checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT))
     if any(flag is None for flag in flags):
         return
     is_first, is_last, is_terminal = (flag.astype(bool) for flag in flags if flag is not None)
     checker.check_index(is_first, block.begins[:-1])
-    checker.check(is_first, is_last, is_terminal, discount)
+    checker.check(is_first, is_last, is_terminal, discount, last_is_step)
 
 
 def _checkable(column: Column) -> np.ndarray | None:

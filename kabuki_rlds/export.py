@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import re
@@ -24,13 +25,16 @@ from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.staging import StagedFile, reserve
 from kabuki_rlds.formats.rlds.staging import StagedFolder
 from kabuki_rlds.formats.source import Stamps
+from kabuki_rlds.last_row import LastRow, LastRows, warn_of_conflict
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import Schema
+
+_log = logging.getLogger("kabuki_rlds")
 
 Path: TypeAlias = str | os.PathLike[str]
 Layout: TypeAlias = Literal["robomimic", "minari", "d4rl"]
 
-_Write: TypeAlias = Callable[[h5py.File, Iterator[Piece], Schema, str], tuple[int, int]]
+_Write: TypeAlias = Callable[[h5py.File, Iterator[Piece], Schema, str, bool], tuple[int, int]]
 _WRITERS: Mapping[str, _Write] = {"robomimic": robomimic.write, "minari": minari.write, "d4rl": d4rl.write}
 
 #: What HDF5 writes of a file, and of a dataset with an attribute or two, beside the data; more than it ever is.
@@ -50,11 +54,13 @@ class Exported:
       path: the file, or the folder of the Minari dataset.
       episodes: number of its episodes.
       actions: number of its actions, which is what these layouts call steps.
+      last_rows: whether the last row of each episode of the source is a step, and why.
     """
 
     path: pathlib.Path
     episodes: int
     actions: int
+    last_rows: LastRows
 
 
 @interruption.held_back()
@@ -68,6 +74,7 @@ def export(
     recipe: Path | None = None,
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
+    last_row: LastRow | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Exported:
@@ -85,6 +92,7 @@ def export(
       recipe: likewise.
       assume: likewise.
       fill: likewise.
+      last_row: likewise.
       overwrite: replace `dest`.
       progress: show a progress bar on stderr.
 
@@ -95,7 +103,7 @@ def export(
     dest = local_path(dest)
     if layout == "minari" and not _MINARI_NAME.fullmatch(dest.name):
         raise KabukiError(f"{dest}: Minari takes a dataset by a folder of a name like hopper-v0")
-    reading = Reading(recipe, assume, fill)
+    reading = Reading(recipe, assume, fill, last_row)
     with contextlib.ExitStack() as stack:
         opened = open_sources(
             [source],
@@ -111,6 +119,14 @@ def export(
             raise KabukiError(f"{source}: several datasets; `convert` makes one of them first")
         stamps = Stamps(opened)
         whole = reading.complete(opened[0])
+        last_rows = whole.decide()
+        warn_of_conflict(last_rows, whole.label)
+        has_next = layout == "minari" or last_rows.num_observations > 0
+        if has_next and last_rows.num_steps:
+            _log.warning(
+                "%s: in %s of %s episodes no observation follows the last action; the last observation is repeated there",
+                whole.label, f"{last_rows.num_steps:,}", f"{whole.num_episodes:,}",
+            )  # fmt: skip
         total = whole.size().steps
         bar = stack.enter_context(
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name)
@@ -118,7 +134,7 @@ def export(
         target = stack.enter_context(_staged(dest, layout, overwrite))
         with _Growing(target.partial if layout != "minari" else target.partial / _MINARI_FILE, dest) as growing:
             blocks = growing.with_room(_counted(whole.blocks(), bar), len(whole.schema.steps))
-            episodes, actions = _WRITERS[layout](growing.file, pieces(blocks), whole.schema, whole.label)
+            episodes, actions = _WRITERS[layout](growing.file, pieces(blocks, last_rows.is_step), whole.schema, whole.label, has_next)
         if episodes != whole.num_episodes:
             raise KabukiError(f"{whole.label}: says {whole.num_episodes} episodes, but {episodes} were read")
         if layout == "minari":
@@ -126,7 +142,7 @@ def export(
         interruption.check()
         stamps.check()
         target.commit()
-    return Exported(dest, episodes, actions)
+    return Exported(dest, episodes, actions, last_rows)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from kabuki_rlds import interruption
 from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, is_number, one_per_row
 from kabuki_rlds.errors import printable
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Skipped
 from kabuki_rlds.schema import Info
@@ -62,8 +62,9 @@ class Summary:
       info: name, version, description and so on of the dataset.
       steps, episodes: how many there are.
       lengths: steps of an episode; None where there are no episodes.
-      returns: sum of an episode's rewards, the padding of its last row left out;
+      returns: sum of an episode's rewards, without that of a last row that is padding;
         None where the reward is not one number a step.
+      last_steps: in how many episodes the last row is a step; None where the file does not say it.
       terminal, truncated: how many episodes end in a terminal state, and how many
         were cut short; None where the flags are missing.
       disk_bytes: size of the file.
@@ -72,6 +73,7 @@ class Summary:
       sources: where the episodes came from.
       skipped: damaged episodes of the sources that were left out: file, number of the first, how many, and why.
       created_by: the program that wrote the file.
+      notes: deviations from rules 3 to 5 that were kept: rule, field, count and message.
     """
 
     path: str
@@ -81,6 +83,7 @@ class Summary:
     episodes: int
     lengths: Range | None
     returns: Range | None
+    last_steps: int | None
     terminal: int | None
     truncated: int | None
     disk_bytes: int
@@ -89,6 +92,7 @@ class Summary:
     sources: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     created_by: str
+    notes: list[dict[str, Any]]
 
     def to_json(self) -> str:
         """The summary as a JSON object, with the attributes' names; null where a return is no finite number."""
@@ -124,6 +128,7 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
                 ((prefix + path, dataset) for path, dataset in datasets.items()), fields.values(), strict=True
             )
         ]
+        last_rows.warn_if_unstated(source)
         lengths = np.diff(source.starts, append=source.num_steps)
         returns, terminal = _returns_and_ends(source)
         ended = lengths > 0
@@ -135,6 +140,7 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
             episodes=source.num_episodes,
             lengths=_range(lengths),
             returns=None if returns is None else _range(returns),
+            last_steps=None if source.last_rows is None else source.last_rows.num_steps,
             terminal=None if terminal is None else int(terminal.sum()),
             truncated=None if terminal is None else int(np.count_nonzero(ended & ~terminal)),
             disk_bytes=os.path.getsize(source.file.filename),
@@ -143,6 +149,7 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
             sources=[origin.to_json() for origin in source.origins],
             skipped=[loss.to_json() for loss in source.skipped],
             created_by=layout.text_attribute(source.file, "created_by"),
+            notes=[note.to_json() for note in source.notes],
         )
 
 
@@ -150,6 +157,7 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
     """(sum of rewards, whether it ended in a terminal state) of each episode."""
     names = [name for name in (REWARD, IS_LAST, IS_TERMINAL) if name in source.schema.steps]
     returns = np.zeros(source.num_episodes) if {REWARD, IS_LAST} <= set(names) else None
+    last_is_step = np.zeros(source.num_episodes, bool) if source.last_rows is None else source.last_rows.is_step
     terminal = np.zeros(source.num_episodes, bool) if IS_TERMINAL in names else None
     row = 0
     for block in source.blocks(only=names):
@@ -162,7 +170,8 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
             if reward is None or is_last is None or not is_number(reward.dtype):
                 returns = None
             else:
-                returns += np.bincount(episode, np.where(is_last, 0, reward.astype(np.float64)), source.num_episodes)
+                is_padding = is_last.astype(bool) & ~last_is_step[episode]
+                returns += np.bincount(episode, np.where(is_padding, 0, reward.astype(np.float64)), source.num_episodes)
         if terminal is not None:
             flag = values[IS_TERMINAL]
             if flag is None:
@@ -191,7 +200,10 @@ def to_text(summary: Summary) -> str:
                 f"  {name:<9} min {_number(values.min)}, mean {_number(values.mean)}, max {_number(values.max)}"
             )
     if summary.terminal is not None:
-        lines.append(f"  {'endings':<9} {summary.terminal:,} terminal, {summary.truncated:,} cut short")
+        lines.append(f"  {'endings':<9} {summary.terminal:,} terminated, {summary.truncated:,} truncated")
+    if summary.last_steps is not None:
+        observations = summary.episodes - summary.last_steps
+        lines.append(f"  {'last rows':<9} {summary.last_steps:,} steps, {observations:,} observations")
     varies = " and what varies" if any(column.memory_bytes is None for column in summary.columns) else ""
     lines.append(
         f"  {'size':<9} {human_bytes(summary.disk_bytes)} on disk, "
@@ -204,6 +216,8 @@ def to_text(summary: Summary) -> str:
         lines.append(f"  {'left out':<9} {Skipped(**loss)}")
     if len(summary.skipped) > _NAMED:
         lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places; --json names all")
+    for note in summary.notes:
+        lines.append(f"  {'note':<9} rule {note['rule']}: {note['field']}: {note['message']} ({note['count']:,})")
     if summary.created_by:
         lines.append(f"  {'made by':<9} {summary.created_by}")
     rows = [("field", "a row is", "on disk", "in memory")]

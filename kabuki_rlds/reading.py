@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from kabuki_rlds.completion import CompletedSource
+from kabuki_rlds.completion import CompletedSource, decide_by_reading
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.source import Source
+from kabuki_rlds.last_row import LastRow, LastRows, check_choice
 
 if TYPE_CHECKING:
     from kabuki_rlds.recipes.recipe import Recipe
+
+_log = logging.getLogger("kabuki_rlds")
 
 
 class Reading:
@@ -21,6 +25,7 @@ class Reading:
       recipe: a YAML file, or the name of a recipe that comes with the package; None leaves the fields as they are.
       assume: what files in a layout of others do not say.
       fill: constants for required fields that a source lacks.
+      last_row: what the last row of each episode is; None decides it by the source (see `last_row`).
 
     Attributes:
       recipe: the recipe, if there is one.
@@ -38,7 +43,10 @@ class Reading:
         recipe: str | os.PathLike[str] | None = None,
         assume: Mapping[str, str] | None = None,
         fill: Mapping[str, float] | None = None,
+        last_row: LastRow | None = None,
     ):
+        check_choice(last_row)
+        self.last_row = last_row
         self.recipe: Recipe | None = None
         self.assume = dict(assume or {})
         self.fill = dict(fill or {})
@@ -82,12 +90,25 @@ class Reading:
         Raises:
           KabukiError: the recipe does not fit it, or it lacks a field still.
         """
+        last_rows = self.last_rows_of(source)
         if self.recipe is None:
-            return CompletedSource(source, self.fill, conform)
+            return CompletedSource(source, self.fill, conform, last_rows=last_rows)
         from kabuki_rlds.recipes.source import RecipeSource
 
         shaped = RecipeSource(source, self.recipe)
-        return CompletedSource(shaped, self.fill, conform, shaped.left_out)
+        # The recipe may change the very fields that tell.
+        last_rows = decide_by_reading(source) if last_rows is None else last_rows
+        return CompletedSource(shaped, self.fill, conform, shaped.left_out, last_rows)
+
+    def last_rows_of(self, source: Source) -> LastRows | None:
+        """What the user says of the last rows of a source, else what the source says; None if neither does."""
+        if self.last_row is None:
+            return source.last_rows
+        said = LastRows.by_user(self.last_row, source.num_episodes)
+        stated = source.last_rows
+        if stated is not None and (stated.is_step != said.is_step).any():
+            _log.warning("%s: last rows are taken as %ss as given, although: %s", source.label, self.last_row, stated)
+        return said
 
     def to_json(self) -> dict[str, Any]:
         """All that the result depends on."""
@@ -95,4 +116,5 @@ class Reading:
             "recipe": None if self.recipe is None else self.recipe.text,
             "assume": {**self.recipe_assume, **self.assume},
             "fill": self.fill,
+            "last_row": self.last_row,
         }

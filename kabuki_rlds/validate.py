@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
+import contextlib
+import dataclasses
 import json
 import os
 
@@ -21,11 +24,12 @@ from kabuki_rlds.convention import (
     is_flag_or_number,
 )
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import (
     READ_ERRORS,
     ColumnReader,
+    KabukiSource,
     column_reader,
     entries,
     metadata_datasets,
@@ -40,9 +44,24 @@ _READ_BYTES = 8 << 20
 _READ_ROWS = 4096
 
 
-@interruption.held_back()
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """The result of checking a file.
+
+    Attributes:
+      violations: broken rules, in their order; none where the file is valid.
+      notes: what the file notes of itself: deviations from rules 3 to 5 that were kept when it was made.
+    """
+
+    violations: list[Violation]
+    notes: list[Violation]
+
+
 def validate(path: str | os.PathLike[str], *, progress: bool = False) -> list[Violation]:
     """Checks every rule of docs/format.md, in constant memory; every row of every field is read.
+
+    A deviation from rules 3 to 5 that the file lists in its attribute `notes`, with the right
+    number of rows, is not a violation.
 
     Args:
       path: the file.
@@ -54,6 +73,12 @@ def validate(path: str | os.PathLike[str], *, progress: bool = False) -> list[Vi
     Raises:
       KabukiError: the file cannot be opened, or is not HDF5.
     """
+    return examine(path, progress=progress).violations
+
+
+@interruption.held_back()
+def examine(path: str | os.PathLike[str], *, progress: bool = False) -> Validation:
+    """As `validate`, and tells what the file notes of itself."""
     with open_file(path) as file, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as executor:
         check = _Check(file, executor)
         check.fields()
@@ -62,7 +87,10 @@ def validate(path: str | os.PathLike[str], *, progress: bool = False) -> list[Vi
         check.values()
         check.episodes()
         check.attributes()
-        return sorted(check.found, key=lambda violation: violation.rule)
+        found = sorted(check.found, key=lambda violation: violation.rule)
+    with contextlib.suppress(KabukiError), KabukiSource(path) as source:
+        last_rows.warn_if_unstated(source)
+    return Validation(_unnoted(found, check.notes), check.notes)
 
 
 class _Check:
@@ -71,6 +99,7 @@ class _Check:
     def __init__(self, file: h5py.File, executor: concurrent.futures.Executor):
         self.file = file
         self.found: list[Violation] = []
+        self.notes: list[Violation] = []
         self._executor = executor
         self._lost: list[str] = []
         self._datasets = step_datasets(file, self._lost)
@@ -155,15 +184,39 @@ class _Check:
             return
         checker = RuleChecker()
         self._num_begun = 0
+        last_is_step = self._last_is_step()
         step = 1 << 20
         for start in range(0, self._num_steps, step):
             interruption.check()
             stop = min(start + step, self._num_steps)
             columns = [np.asarray(self._readers[name].read(start, stop)).reshape(-1) for name in names]
             flags = [column.astype(bool) for column in columns[:3]]
+            # Which episode each row is of, by the flags; the first begins at the first row.
+            episode = np.maximum(self._num_begun + np.cumsum(flags[0]) - 1, 0)
             self._num_begun += int(np.count_nonzero(flags[0]))
-            checker.check(flags[0], flags[1], flags[2], columns[3] if len(columns) > 3 else None)
+            rows = last_is_step[np.minimum(episode, len(last_is_step) - 1)]
+            checker.check(flags[0], flags[1], flags[2], columns[3] if len(columns) > 3 else None, rows)
         self.found += checker.finish()
+
+    def _last_is_step(self) -> np.ndarray:
+        """Whether the last row of each episode that has rows is a step: bool, with one value at least."""
+        starts, lengths = (self.file.get(f"{layout.EPISODES}/{name}") for name in ("start", "length"))
+        count = len(starts) if isinstance(starts, h5py.Dataset) and starts.ndim == 1 else None
+        try:
+            stated = last_rows.stated(self.file, self._stated_episodes() if count is None else count)
+            sizes = lengths[:] if isinstance(lengths, h5py.Dataset) and lengths.shape == (count,) else None
+        except READ_ERRORS as e:
+            self._note(6, last_rows.PATH, str(e))
+            return np.zeros(1, bool)
+        if stated is None or not len(stated.is_step):
+            return np.zeros(1, bool)
+        is_step = stated.is_step if sizes is None else stated.is_step[np.asarray(sizes) > 0]
+        return is_step if len(is_step) else np.zeros(1, bool)
+
+    def _stated_episodes(self) -> int:
+        """How many episodes there are by `is_first`."""
+        first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1)
+        return int(np.count_nonzero(first))
 
     def _is_checkable(self, name: str) -> bool:
         field = self._fields.get(name)
@@ -241,10 +294,10 @@ class _Check:
 
     def attributes(self) -> None:
         """Rule 7, where there are attributes: they say what the file holds."""
-        for name, right in (("format", layout.FORMAT), ("format_version", layout.FORMAT_VERSION)):
-            stated = layout.text_attribute(self.file, name, right)
-            if stated != right:
-                self._note(7, name, f"{stated}, where {right} is known")
+        for name, known in (("format", (layout.FORMAT,)), ("format_version", layout.FORMAT_VERSIONS)):
+            stated = layout.text_attribute(self.file, name, known[-1])
+            if stated not in known:
+                self._note(7, name, f"{stated}, expected {' or '.join(known)}")
         if not layout.flag_attribute(self.file, "complete", True):
             self._note(7, "complete", "false: the file was never finished")
         starts = self.file.get(f"{layout.EPISODES}/start")
@@ -263,12 +316,32 @@ class _Check:
                 entries(layout.text_attribute(self.file, name), of_json)
             except ValueError as e:
                 self._note(7, name, str(e))
+        try:
+            self.notes = entries(layout.text_attribute(self.file, "notes"), Violation.from_json)
+        except ValueError as e:
+            self._note(7, "notes", str(e))
 
     def _json(self, attribute: str) -> object:
         try:
             return json.loads(layout.text_attribute(self.file, attribute))
         except (ValueError, RecursionError):
             return None
+
+
+def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
+    """The violations that the file does not note: those of other rules than 3 to 5, or of another number of rows."""
+    counts: collections.Counter[tuple[int, str]] = collections.Counter()
+    for violation in found:
+        counts[violation.rule, violation.field] += violation.count
+    noted: collections.Counter[tuple[int, str]] = collections.Counter()
+    for note in notes:
+        noted[note.rule, note.field] += note.count
+    return [
+        violation
+        for violation in found
+        if not 3 <= violation.rule <= 5
+        or counts[violation.rule, violation.field] != noted[violation.rule, violation.field]
+    ]
 
 
 def _rule_of(error: Exception) -> int:

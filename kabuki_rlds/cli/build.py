@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         recipe=arguments.recipe,
         assume=dict(arguments.assume),
+        last_row=arguments.last_row,
         fill=dict(arguments.fill),
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
@@ -90,5 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())
         path = printable(str(result.path))
         size = human_bytes(result.num_bytes)
+        for split, last_rows in result.last_rows.items():
+            print(f"{split}: last rows: {last_rows}")
         print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), {size}")
     return 0

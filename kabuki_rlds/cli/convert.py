@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         fill=dict(arguments.fill),
         recipe=arguments.recipe,
         assume=dict(arguments.assume),
+        last_row=arguments.last_row,
         conform=arguments.conform,
         skip_bad_episodes=arguments.skip_bad_episodes,
         resume=arguments.resume,
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(printable(f"{field}: {how}" if LEFT_OUT in how else f"{field}: not in the source, {how}"))
         for field, count in result.changed.items():
             print(f"{field}: {count:,} rows changed to conform")
+        print(f"last rows: {result.last_rows}")
         path = printable(str(result.path))
         print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
     return 0

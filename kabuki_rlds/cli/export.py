@@ -47,10 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         recipe=arguments.recipe,
         assume=dict(arguments.assume),
+        last_row=arguments.last_row,
         fill=dict(arguments.fill),
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
     )
     if not arguments.quiet:
+        print(f"last rows: {result.last_rows}")
         print(f"{printable(str(result.path))}: {result.actions:,} actions in {result.episodes:,} episodes")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from kabuki_rlds.convention import FILLABLE
 from kabuki_rlds.formats.locate import locate
+from kabuki_rlds.last_row import CHOICES
 
 
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -25,6 +26,12 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
         type=_assumption,
         default=[],
         help="what files in a layout of others do not say, like dones=reward or max_episode_steps=1000",
+    )
+    command.add_argument(
+        "--last-row",
+        choices=CHOICES,
+        help="whether the last row of each episode is a step with its own action and reward, or only an observation "
+        "(default: what the source states, its layout or its values tell)",
     )
 
 

@@ -11,7 +11,7 @@ from kabuki_rlds.compare import compare
 from kabuki_rlds.errors import printable
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.layouts import registry
-from kabuki_rlds.validate import validate
+from kabuki_rlds.validate import examine
 
 
 def add(commands: Commands, common: Parser) -> None:
@@ -35,15 +35,19 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("--split", help="with --against: the split that was converted (default: train)")
     command.add_argument("--data-dir", metavar="DIR", help="with --against: where TFDS names are looked up")
     add_assume(command)
+    command.add_argument("--conform", action="store_true", help="with --against: the file was converted with --conform")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     registry.refuse(arguments.file)
-    violations = validate(arguments.file, progress=sys.stderr.isatty())
+    validation = examine(arguments.file, progress=sys.stderr.isatty())
+    violations = validation.violations
     for violation in violations:
         print(printable(f"{arguments.file}: {violation}"))
+    for note in validation.notes:
+        print(printable(f"{arguments.file}: noted: {note}"))
     if not violations:
         print(printable(f"{arguments.file}: valid"))
     if not arguments.against:
@@ -58,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         recipe=arguments.recipe,
         assume=dict(arguments.assume),
+        last_row=arguments.last_row,
+        conform=arguments.conform,
     )
     for difference in differences:
         print(printable(f"{arguments.file}: differs from its source: {difference}"))

@@ -1,7 +1,8 @@
 """To D4RL's layout, version 1: flat arrays, for code that reads those.
 
-`observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations` have a row for each action. An
-episode of T + 1 rows has T actions; the last of them is terminal where its last row is, else it is a time-out. All
+`observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations` have a row for each action. The
+last action of an episode is terminal where its last row is, else it is a time-out. If no observation follows the last
+action of any episode, there are no `next_observations`; if of some, the last observation stands for it there. All
 other step fields keep their names. What an episode says of itself has no place in D4RL's layout: it stands in
 `episodes/…`, one row an episode, where its loaders do not look.
 """
@@ -24,8 +25,12 @@ _MADE = ("terminals", "timeouts", "next_observations")
 _BOOL = Field(np.dtype(bool))
 
 
-def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str) -> tuple[int, int]:
+def write(
+    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
+) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
+
+    `has_next` says whether to write `next_observations`.
 
     Raises:
       KabukiError: an episode has no action, or a field no form in the layout.
@@ -37,7 +42,7 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
             raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe makes one: {recipe}")
     kept = {path: field for path, field in schema.steps.items() if _name_of(path)}
     rows = {path: Rows(file, _name_of(path), field) for path, field in kept.items()}
-    following = Rows(file, "next_observations", schema.steps[OBSERVATION])
+    following = Rows(file, "next_observations", schema.steps[OBSERVATION]) if has_next else None
     terminals, timeouts = Rows(file, "terminals", _BOOL), Rows(file, "timeouts", _BOOL)
     said = {path: Rows(file, f"episodes/{path}", f) for path, f in schema.metadata.items() if f.is_fixed}
     lost = sorted(set(schema.metadata) - set(said))
@@ -48,14 +53,15 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
         )
     count = actions = of_episode = 0
     for piece in episodes:
-        taken = piece.count - piece.ends
+        taken = piece.num_actions
         if piece.begins:
             of_episode = 0
             for path, value in piece.metadata.items():
                 said[path].append(_row(value, schema.metadata[path]))
         for path, dataset in rows.items():
             dataset.append(piece.steps[path][:taken])
-        following.append(piece.steps[OBSERVATION][int(piece.begins) :])
+        if following is not None:
+            following.append(piece.with_last_observation(OBSERVATION)[int(piece.begins) :])
         for flags in (terminals, timeouts):
             flags.append(np.zeros(taken, bool))
         of_episode += taken

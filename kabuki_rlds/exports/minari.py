@@ -1,5 +1,6 @@
 """To Minari's layout in HDF5, which `minari.load_dataset` reads: a folder `<id>/data`.
 
+* Where no observation follows the last action, the last one is repeated.
 * `episode_<i>` has T + 1 `observations` and T `actions`, `rewards`, `terminations` and `truncations`.
   The last action is a termination where the episode's last row is terminal, and else a truncation,
   unless there are step fields of these names. `infos/…` are the step fields below `infos`, T + 1 rows
@@ -33,7 +34,9 @@ _VERSION = "0.5.4"
 _KEPT = ("author", "author_email", "algorithm_name", "code_permalink")
 
 
-def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str) -> tuple[int, int]:
+def write(
+    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
+) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
 
     Raises:
@@ -52,10 +55,10 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
                 key = path.removeprefix("attributes/")
                 if key not in ("id", "total_steps"):
                     group.attrs[key] = value.decode(errors="replace") if isinstance(value, bytes) else value
-        taken = piece.count - piece.ends
+        taken = piece.num_actions
         for path, dataset in rows.items():
             whole = _target(path).split("/")[0] in ("observations", "infos")
-            dataset.append(piece.steps[path] if whole else piece.steps[path][:taken])
+            dataset.append(piece.with_last_observation(path) if whole else piece.steps[path][:taken])
         for flags in ends.values():
             flags.append(np.zeros(taken, bool))
         actions += taken

@@ -23,7 +23,8 @@ class Piece:
     Attributes:
       episode: its number.
       begins: whether they begin it.
-      ends: whether they end it, so that the last of them has its last observation.
+      ends: whether they end it.
+      last_is_step: whether the last row of the episode is a step, and not an observation alone.
       steps: path to column.
       count: how many rows they are.
       metadata: path to what the episode says of itself, with its first rows; else empty.
@@ -32,13 +33,34 @@ class Piece:
     episode: int
     begins: bool
     ends: bool
+    last_is_step: bool
     steps: dict[str, np.ndarray]
     count: int
     metadata: dict[str, np.ndarray]
 
+    @property
+    def num_actions(self) -> int:
+        """How many of the rows have an action: all but a last observation."""
+        return self.count - (self.ends and not self.last_is_step)
 
-def pieces(blocks: Iterator[Block]) -> Iterator[Piece]:
-    """The episodes of blocks, in pieces."""
+    @property
+    def lacks_observation(self) -> bool:
+        """Whether they end an episode after whose last action no observation follows."""
+        return self.ends and self.last_is_step
+
+    def with_last_observation(self, path: str) -> np.ndarray:
+        """The rows of a field of observations, and the last of them again where no observation follows."""
+        rows = self.steps[path]
+        return np.concatenate([rows, rows[-1:]]) if self.lacks_observation else rows
+
+
+def pieces(blocks: Iterator[Block], last_is_step: np.ndarray) -> Iterator[Piece]:
+    """The episodes of blocks, in pieces.
+
+    Args:
+      blocks: the steps.
+      last_is_step: whether the last row of each episode is a step: bool, (episodes,).
+    """
     held: Piece | None = None
     number = -1
     for block in blocks:
@@ -52,7 +74,7 @@ def pieces(blocks: Iterator[Block]) -> Iterator[Piece]:
                 yield dataclasses.replace(held, ends=bool(i))
             steps = {path: _plain(column[start:stop]) for path, column in block.steps.items()}
             metadata = {path: _plain(column[i - 1 : i])[0] for path, column in block.metadata.items()} if i else {}
-            held = Piece(number, bool(i), False, steps, stop - start, metadata)
+            held = Piece(number, bool(i), False, bool(last_is_step[number]), steps, stop - start, metadata)
     if held is not None:
         yield dataclasses.replace(held, ends=True)
 

@@ -30,8 +30,12 @@ _DEMO = re.compile(r"demo_[0-9]{1,18}")
 _NAMES = {ACTION: "actions", REWARD: "rewards"}
 
 
-def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str) -> tuple[int, int]:
+def write(
+    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
+) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
+
+    `has_next` says whether to write `next_obs`.
 
     Raises:
       KabukiError: an episode has no action, or a field no form in the layout.
@@ -54,7 +58,7 @@ def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str
     actions = count = 0
     for piece in episodes:
         if piece.begins:
-            demo = _Demo(data, piece, schema)
+            demo = _Demo(data, piece, schema, has_next)
             said = piece.metadata.get("episode")
             names.append(said.decode(errors="replace") if isinstance(said, bytes) else "")
             for path, numbers in masks.items():
@@ -91,7 +95,7 @@ def _name(data: h5py.Group, said: list[str]) -> list[str]:
 class _Demo:
     """One demonstration in the making."""
 
-    def __init__(self, data: h5py.Group, piece: Piece, schema: Schema):
+    def __init__(self, data: h5py.Group, piece: Piece, schema: Schema, has_next: bool):
         self.group = data.create_group(f"demo_{piece.episode}")
         self.actions = 0
         self._terminal = False
@@ -101,7 +105,7 @@ class _Demo:
             name = _name_of(path)
             if name:
                 self._rows[path] = [(Rows(self.group, name, field), 0)]
-            if is_within(path, OBSERVATION):
+            if has_next and is_within(path, OBSERVATION):
                 # The rows after the actions, beside those before.
                 self._rows[path].append((Rows(self.group, f"next_{name}", field), 1))
         if not self._has_dones:
@@ -115,13 +119,12 @@ class _Demo:
                 self.group.attrs[key if kind == "attributes" and key else path] = _attribute(value)
 
     def append(self, piece: Piece) -> None:
-        count = piece.count - piece.ends
+        count = piece.num_actions
         for path, rows in self._rows.items():
-            column = piece.steps[path]
             for dataset, shift in rows:
                 # The first row of all is after no action, and the last before none.
                 first = shift if piece.begins else 0
-                dataset.append(column[first:] if shift else column[:count])
+                dataset.append(piece.with_last_observation(path)[first:] if shift else piece.steps[path][:count])
         if not self._has_dones:
             dones = np.zeros(count, np.int64)
             self._dones.append(dones)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import Schema
 
 
@@ -121,6 +122,8 @@ class Source(Protocol):
       label: what to call it in a message.
       skipped: the episodes that it leaves out, or that were left out before; not counted in `num_episodes`.
       files: the files that must not change while it is read.
+      last_rows: whether the last row of each episode is a step, where the source states it or its layout fixes it;
+        None where neither does.
     """
 
     schema: Schema
@@ -130,12 +133,16 @@ class Source(Protocol):
     label: str
     skipped: list[Skipped]
     files: list[str]
+    last_rows: LastRows | None
 
     def size(self) -> Size:
         """Looks at a sample of the source."""
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         """Yields all steps in order, in constant memory.
+
+        Args:
+          only: the step fields that are needed; a source may leave out the others, and the metadata.
 
         Raises:
           KabukiError: what was read is not what the source says it holds.

@@ -50,6 +50,7 @@ class RecipeSource:
         self.label = source.label
         self.skipped = source.skipped
         self.files = source.files
+        self.last_rows = source.last_rows
         layouts = {origin.format for origin in source.origins}
         if recipe.layouts and not layouts <= set(recipe.layouts):
             raise KabukiError(
@@ -148,7 +149,7 @@ class RecipeSource:
     def close(self) -> None:
         self._source.close()
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         return self._made(self._source.blocks())
 
     def _made(self, blocks: Iterator[Block]) -> Iterator[Block]:

@@ -24,6 +24,8 @@ import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kabuki_rlds import filesystem
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds import directory, journal, writer
@@ -127,7 +129,9 @@ class Recording:
         version = self.folder.name if _VERSION.fullmatch(self.folder.name) else writer.valid_version(info.version)
         staging = self._staging()
         empty = self._split_info(self.name, [], 0)
-        writer.write_info(staging, self.name, "", version, features, info, [empty], "tfrecord")
+        # Each episode that is recorded has a row for its last observation.
+        no_steps = np.zeros(0, bool)
+        writer.write_info(staging, self.name, "", version, features, info, [empty], "tfrecord", {self._split: no_steps})
         # What opens the dataset comes last.
         for file in sorted(staging.iterdir(), key=lambda file: file.name == _INFO):
             os.replace(file, self.folder / file.name)

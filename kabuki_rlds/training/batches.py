@@ -26,7 +26,9 @@ import numpy as np
 from kabuki_rlds.block import Column, Nested, Ragged
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.last_row import LastRow
 from kabuki_rlds.schema import Field, Schema
+from kabuki_rlds.training.episodes import Episodes
 from kabuki_rlds.training.order import Permutation
 from kabuki_rlds.training.returns import Returns
 from kabuki_rlds.training.samples import SampleIndex, Samples
@@ -46,7 +48,7 @@ _SPARSE = 4
 
 _T = TypeVar("_T")
 _Blocks: TypeAlias = Generator[dict[str, Column], None, None]
-_Span: TypeAlias = tuple[np.ndarray, np.ndarray, Callable[[], Take]]
+_Span: TypeAlias = tuple[np.ndarray, Episodes, Callable[[], Take]]
 
 
 class Batches:
@@ -70,6 +72,7 @@ class Batches:
       seed: of the order; None is another one at each iteration.
       epochs: how often all samples are served; None is without end.
       row_nbytes: about how many bytes a row of the stored fields takes.
+      last_row: what the last row of each episode is; None is what the files state.
     """
 
     def __init__(
@@ -83,9 +86,11 @@ class Batches:
         seed: int | None,
         epochs: int | None,
         row_nbytes: int,
+        last_row: LastRow | None = None,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
+        self._last_row = last_row
         self._samples = samples
         self._held: tuple[object, dict[str, Column]] | None = None
         self._images: ImageDecoder | None = None
@@ -120,8 +125,8 @@ class Batches:
             yield from blocks
 
     def _blocks(self) -> _Blocks:
-        with Table(self._paths, self._unchanged, self._returns) as table:
-            index = SampleIndex(table.starts, table.ends, self._samples)
+        with Table(self._paths, self._unchanged, self._returns, self._last_row) as table:
+            index = SampleIndex(table.episodes, self._samples)
             if not len(index):
                 return
             if self._images is None:
@@ -153,19 +158,19 @@ class Batches:
         following = next(spans, None)
         while following is not None:
             # The next begins to be read before the samples of this one are put together.
-            (anchors, ends, begun), following = following, next(spans, None)
+            (anchors, episodes, begun), following = following, next(spans, None)
             take = begun()
             for a, b in _parts(len(anchors), self.batch_size * self.per_block):
-                yield self._samples.gather(take, anchors[a:b], ends[a:b])
+                yield self._samples.gather(take, anchors[a:b], episodes[a:b])
 
     def _span(self, table: Table, index: SampleIndex, start: int, stop: int) -> _Span:
-        """The anchors of some consecutive samples, the ends of their episodes, and what waits for their rows."""
-        anchors, ends = index.run(start, stop)
-        first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, ends[-1]))
+        """The anchors of some consecutive samples, their episodes, and what waits for their rows."""
+        anchors, episodes = index.run(start, stop)
+        first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, episodes.ends[-1]))
         if end - first > _SPARSE * (stop - start + self._samples.reach):
-            return anchors, ends, lambda: table.take
+            return anchors, episodes, lambda: table.take
         rows = table.begin(first, end)
-        return anchors, ends, lambda: within(rows(), first)
+        return anchors, episodes, lambda: within(rows(), first)
 
     def _held_in(self, columns: dict[str, Column], index: SampleIndex, order: Permutation) -> _Blocks:
         take = within(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import numbers
 import os
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from kabuki_rlds.convention import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
+from kabuki_rlds.last_row import LastRow, check_choice
 from kabuki_rlds.schema import Field, Schema, is_within
 from kabuki_rlds.training.batches import Batches
 from kabuki_rlds.training.returns import Returns
@@ -20,6 +22,8 @@ from kabuki_rlds.training.table import Select, Table
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: No episode has so many steps, and it can be added to the number of a row.
 _LONGEST = 1 << 62
@@ -36,11 +40,12 @@ def load_steps(
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
     keep_last: bool = False,
+    last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
     """Batches of steps to act on.
 
-    The last row of each episode holds an observation alone, and is left out.
+    A last row that holds an observation alone is left out.
 
     In order, rows are read as they come. Shuffled, every order of all steps of all
     files is as likely as any other. Columns up to 1 GiB are held in memory for that;
@@ -56,7 +61,9 @@ def load_steps(
       fields: which step fields to read, by path (`observation/image`) or by group
         (`observation`); None is all.
       epochs: how often to serve all steps; None is without end.
-      keep_last: serve the last rows of episodes too.
+      keep_last: serve last rows that hold an observation alone too.
+      last_row: whether the last row of each episode is a "step" or only an "observation"; by default what the files
+        state, and an observation if they do not state it.
       as_numpy: give NumPy arrays, without TensorFlow.
 
     Returns:
@@ -70,7 +77,7 @@ def load_steps(
         makes an error of its own of it, with the same text.
     """
     make = functools.partial(Steps, keep_last=keep_last)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
 
 
 def load_transitions(
@@ -83,6 +90,7 @@ def load_transitions(
     gamma: float = 1.0,
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
+    last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
     """Batches of transitions, none of them across two episodes.
@@ -100,6 +108,11 @@ def load_transitions(
     and at the end of an episode as many terms as there are. So the target is
     `reward + gamma * discount * value(next_observation)` for any n.
 
+    Where the last row of an episode is a step, no observation follows it. If the episode
+    terminates, the step is served with a discount of 0, whatever the file stores, and with its
+    own observation as the next one, which that discount masks. If it is truncated, the step is
+    left out, and a warning says how many are.
+
     Args:
       path: as for `load_steps`, as are `batch_size`, `shuffle`, `seed`, `epochs` and
         `as_numpy`.
@@ -112,6 +125,7 @@ def load_transitions(
         Where it names fields of `observation/` or `action/`, the others of these are
         left out.
       epochs: how often to serve all.
+      last_row: as for `load_steps`.
       as_numpy: give NumPy arrays.
 
     Returns:
@@ -127,7 +141,7 @@ def load_transitions(
         raise KabukiError(f"gamma is {gamma}; it is a number from 0 on")
     returns = Returns(n_step, gamma) if n_step > 1 else None
     make = functools.partial(Transitions, n_step=n_step)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns, last_row)
 
 
 def load_windows(
@@ -140,9 +154,10 @@ def load_windows(
     pad: bool = False,
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
+    last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
-    """Batches of runs of `length` consecutive rows of one episode, its last row among them.
+    """Batches of runs of `length` consecutive rows of one episode, last observations among them.
 
     A batch holds `batch_size` times `length` rows, and the next one is made meanwhile.
     Image files are decoded when their window is served, once for all windows of a
@@ -160,18 +175,20 @@ def load_windows(
         episode. Else only windows that are full.
       fields: which step fields to read.
       epochs: how often to serve all.
+      last_row: as for `load_steps`.
       as_numpy: give NumPy arrays.
 
     Returns:
-      As `load_steps`, but (batch, length, *shape of a row), and with `mask`: bool,
-      (batch, length), whether a row is one of the episode.
+      As `load_steps`, but (batch, length, *shape of a row), and with two masks, bool,
+      (batch, length): `mask` is true where a row has an action, and `observation_mask`
+      where it has an observation. They differ in a last row that holds an observation alone.
 
     Raises:
-      KabukiError: as `load_steps`, or a field is called `mask`.
+      KabukiError: as `load_steps`, or a field is called `mask` or `observation_mask`.
     """
     length = min(_count("length", length), _LONGEST)
     make = functools.partial(Windows, length=length, pad=pad)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make)
+    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
 
 
 def _loader(
@@ -184,6 +201,7 @@ def _loader(
     select: Select,
     make: Callable[[Mapping[str, Field]], Samples],
     returns: Returns | None = None,
+    last_row: LastRow | None = None,
 ) -> tf.data.Dataset | Batches:
     batch_size = _count("batch_size", batch_size)
     if epochs is not None:
@@ -194,17 +212,32 @@ def _loader(
     if not files:
         raise KabukiError("no files were given to load")
     paths = [os.path.abspath(local_path(file)) for file in files]
-    with Table(paths, select, returns) as table:
+    check_choice(last_row)
+    with Table(paths, select, returns, last_row) as table:
         try:
             samples = make(table.fields)
         except KabukiError as e:
             raise KabukiError(f"{paths[0]}: {e}") from e
-        batches = Batches(paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes)
+        batches = Batches(
+            paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes, last_row
+        )
+        if isinstance(samples, Transitions):
+            _tell_of_left_out(table, paths[0])
     if as_numpy:
         return batches
     from kabuki_rlds.training import tensors
 
     return tensors.dataset(batches)
+
+
+def _tell_of_left_out(table: Table, path: str) -> None:
+    left_out = int((table.episodes.action_ends - table.episodes.transition_ends).sum())
+    if left_out:
+        _log.warning(
+            "%s: %s steps are left out of the transitions: each is the last of a truncated episode, and no observation "
+            "follows it; load_steps serves them",
+            path, f"{left_out:,}",
+        )  # fmt: skip
 
 
 def _count(name: str, value: int, least: int = 1) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from kabuki_rlds.convention import DISCOUNT, REWARD
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.schema import Field
+from kabuki_rlds.training.episodes import Episodes
 
 #: What returns are made of, and stand in the place of.
 RETURNS: Final = (REWARD, DISCOUNT)
@@ -27,7 +28,7 @@ class Returns:
         reward    r[t] + gamma d[t] r[t+1] + gamma^2 d[t] d[t+1] r[t+2] + … n terms
         discount  gamma^(n-1) d[t] d[t+1] … d[t+n-1]
 
-    At the end of an episode there are as many terms as there are steps; its last row is none.
+    At the end of an episode there are as many terms as there are steps left.
 
     Attributes:
       n_step: how many steps, at least 2.
@@ -48,7 +49,7 @@ class Returns:
         Args:
           rewards: float64, (rows, numbers).
           discounts: float64, (rows, 1).
-          left: how many rows there are up to the last of the episode, int64, (rows,).
+          left: how many steps the episode has from each row on, int64, (rows,).
         """
         done, steps = None, 0
         span, length = (rewards, discounts), 1
@@ -84,7 +85,7 @@ class ReturnReader:
       path: which of the two.
       returns: how they are put together.
       rewards, discounts: read the file's.
-      ends: the row after the last of each episode: int64.
+      episodes: the episodes of the file.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class ReturnReader:
         field: Field,
         rewards: FixedReader,
         discounts: FixedReader,
-        ends: np.ndarray,
+        episodes: Episodes,
     ):
         self._path = path
         self._returns = returns
         self._dtype = field.dtype
         self._shape = tuple(d for d in field.shape if d is not None)
         self._readers = {REWARD: rewards, DISCOUNT: discounts}
-        self._ends = ends
+        self._ends, self._stops = episodes.ends, episodes.transition_ends
         #: How many rows are read at once, where any of them is wanted.
         self.run_rows = self._readers[path].run_rows
 
@@ -111,7 +112,7 @@ class ReturnReader:
             return np.empty((0, *self._shape), self._dtype)
         end = int(min(stop + self._returns.n_step - 1, self._ends[np.searchsorted(self._ends, stop - 1, side="right")]))
         rows = np.arange(start, end)
-        left = self._ends[np.searchsorted(self._ends, rows, side="right")] - 1 - rows
+        left = self._stops[np.searchsorted(self._ends, rows, side="right")] - rows
         discounts = self._column(DISCOUNT, start, end)
         # Discounts need no rewards.
         rewards = self._column(REWARD, start, end) if self._path == REWARD else discounts[:, :0]

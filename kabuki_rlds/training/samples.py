@@ -17,10 +17,12 @@ from kabuki_rlds.block import Column, Nested, Ragged, splits_of, take
 from kabuki_rlds.convention import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, is_flag_or_number
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.schema import Field, is_within
+from kabuki_rlds.training.episodes import Episodes
 from kabuki_rlds.training.table import Take
 
 NEXT_OBSERVATION = "next_observation"
 MASK = "mask"
+OBSERVATION_MASK = "observation_mask"
 
 _FLAG = Field(np.dtype(bool))
 
@@ -44,11 +46,11 @@ class Samples(Protocol):
     @property
     def reach(self) -> int: ...
 
-    def counts(self, lengths: np.ndarray) -> np.ndarray:
-        """How many samples episodes of these lengths have, int64."""
+    def counts(self, episodes: Episodes) -> np.ndarray:
+        """How many samples each of these episodes has, int64."""
 
-    def gather(self, take: Take, anchors: np.ndarray, ends: np.ndarray) -> dict[str, Column]:
-        """The samples at these anchors, in episodes that end before these rows.
+    def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
+        """The samples at these anchors; `episodes` has the episode of each.
 
         Columns have `prod(lead)` rows a sample.
         """
@@ -61,35 +63,35 @@ class SampleIndex:
     """Finds the anchor of each sample, of which there are `len`.
 
     Args:
-      starts, ends: the first row of each episode, and the one after its last.
+      episodes: the episodes.
       samples: what is served.
     """
 
-    def __init__(self, starts: np.ndarray, ends: np.ndarray, samples: Samples):
-        self._starts, self._ends = starts, ends
-        self._splits = splits_of(samples.counts(ends - starts))
+    def __init__(self, episodes: Episodes, samples: Samples):
+        self._episodes = episodes
+        self._splits = splits_of(samples.counts(episodes))
 
     def __len__(self) -> int:
         return int(self._splits[-1])
 
-    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(anchor, end of its episode) of each of the samples of these numbers."""
+    def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, Episodes]:
+        """(anchor, episode) of each of the samples of these numbers."""
         # An episode without samples ends where it begins, and is passed over.
         return self._placed(numbers, np.searchsorted(self._splits, numbers, side="right") - 1)
 
-    def run(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, start: int, stop: int) -> tuple[np.ndarray, Episodes]:
         """The same of the samples `start` to `stop`, of which there is at least one."""
         first, last = np.searchsorted(self._splits, [start, stop - 1], side="right").tolist()
         counts = np.diff(np.clip(self._splits[first - 1 : last + 1], start, stop))
         return self._placed(np.arange(start, stop), np.repeat(np.arange(first - 1, last), counts))
 
-    def _placed(self, numbers: np.ndarray, episodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return numbers - (self._splits[:-1] - self._starts)[episodes], self._ends[episodes]
+    def _placed(self, numbers: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, Episodes]:
+        return numbers - (self._splits[:-1] - self._episodes.starts)[which], self._episodes[which]
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """Single rows, with or without the last of each episode, which has no action."""
+    """Single rows, with or without last observations, which have no action."""
 
     fields: dict[str, Field]
     keep_last: bool
@@ -97,10 +99,10 @@ class Steps:
     rows: int = 1
     reach: int = 0
 
-    def counts(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths if self.keep_last else np.maximum(lengths - 1, 0)
+    def counts(self, episodes: Episodes) -> np.ndarray:
+        return episodes.lengths if self.keep_last else episodes.num_actions
 
-    def gather(self, take: Take, anchors: np.ndarray, ends: np.ndarray) -> dict[str, Column]:
+    def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         return take(tuple(self.fields), anchors)
 
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
@@ -134,19 +136,25 @@ class Transitions:
         nexts = {after: stored[path] for path, after in self._twice.items()}
         self.fields = {**stored, **nexts, IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
 
-    def counts(self, lengths: np.ndarray) -> np.ndarray:
-        return np.maximum(lengths - 1, 0)
+    def counts(self, episodes: Episodes) -> np.ndarray:
+        return np.maximum(episodes.transition_ends - episodes.starts, 0)
 
-    def gather(self, take: Take, anchors: np.ndarray, ends: np.ndarray) -> dict[str, Column]:
-        nexts = np.minimum(anchors + self.reach, ends - 1)
+    def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
+        # No observation follows a last row that is a step. Its own stands for it, masked by a discount of 0.
+        nexts = np.minimum(anchors + self.reach, episodes.ends - 1)
+        takes_last = anchors + self.reach >= episodes.transition_ends
         columns = take(self._once, anchors)
         both = take(list(self._twice), np.concatenate([anchors, nexts]))
         for path, after in self._twice.items():
             columns[path], columns[after] = both[path][: len(anchors)], both[path][len(anchors) :]
         is_terminal = take([IS_TERMINAL], nexts)[IS_TERMINAL]
         assert isinstance(is_terminal, np.ndarray)
-        columns[IS_TERMINAL] = is_terminal.astype(bool).reshape(-1)
-        columns[IS_LAST] = nexts == ends - 1
+        # The observation of a last row that is a step comes before the end, and is not terminal.
+        columns[IS_TERMINAL] = is_terminal.astype(bool).reshape(-1) & (takes_last | (nexts < episodes.ends - 1))
+        columns[IS_LAST] = takes_last
+        discount = columns[DISCOUNT]
+        assert isinstance(discount, np.ndarray)
+        discount[takes_last & episodes.terminates] = 0
         return columns
 
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
@@ -154,7 +162,7 @@ class Transitions:
 
 
 class Windows:
-    """Runs of `length` consecutive rows of one episode.
+    """Runs of `length` consecutive rows of one episode, with masks of the rows that have an action or an observation.
 
     Args:
       stored: the step fields that are read.
@@ -162,38 +170,41 @@ class Windows:
       pad: also serve the windows that run past the end of their episode.
 
     Raises:
-      KabukiError: a field is called as the mask is.
+      KabukiError: a field is called as a mask is.
     """
 
     def __init__(self, stored: Mapping[str, Field], length: int, pad: bool):
         for path in stored:
-            if is_within(path, MASK):
-                raise KabukiError(f"field {path!r}: a window has a {MASK} of its own; leave the field out by `fields`")
+            for mask in (MASK, OBSERVATION_MASK):
+                if is_within(path, mask):
+                    raise KabukiError(
+                        f"field {path!r}: a window has a {mask} of its own; leave the field out by `fields`"
+                    )
         self._stored = dict(stored)
         self._pad = pad
-        self.fields = {**stored, MASK: _FLAG}
+        self.fields = {**stored, MASK: _FLAG, OBSERVATION_MASK: _FLAG}
         self.lead = (length,)
         self.rows = length
         self.reach = length - 1
 
-    def counts(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths if self._pad else np.maximum(lengths - self.reach, 0)
+    def counts(self, episodes: Episodes) -> np.ndarray:
+        return episodes.lengths if self._pad else np.maximum(episodes.lengths - self.reach, 0)
 
-    def gather(self, take: Take, anchors: np.ndarray, ends: np.ndarray) -> dict[str, Column]:
+    def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         rows = anchors[:, None] + np.arange(self.rows)
-        inside = rows < ends[:, None]
-        # The last row stands in for what is to be padded.
-        columns = take(tuple(self._stored), np.minimum(rows, ends[:, None] - 1).reshape(-1))
-        columns[MASK] = inside.reshape(-1)
+        # Rows past the end are read as the last row, and blanked when images are decoded.
+        columns = take(tuple(self._stored), np.minimum(rows, episodes.ends[:, None] - 1).reshape(-1))
+        columns[MASK] = (rows < episodes.action_ends[:, None]).reshape(-1)
+        columns[OBSERVATION_MASK] = (rows < episodes.ends[:, None]).reshape(-1)
         return columns
 
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
-        inside = columns[MASK]
+        inside = columns[OBSERVATION_MASK]
         assert isinstance(inside, np.ndarray)
         if inside.all():
             return columns
         return {
-            path: column if path == MASK else _blanked(column, inside, self.fields[path].shape)
+            path: column if path in (MASK, OBSERVATION_MASK) else _blanked(column, inside, self.fields[path].shape)
             for path, column in columns.items()
         }
 

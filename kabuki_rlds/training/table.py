@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
@@ -13,12 +14,15 @@ from typing import TypeAlias
 import numpy as np
 
 from kabuki_rlds.block import Column, concatenate, splits_of, take
+from kabuki_rlds.convention import IS_TERMINAL, is_flag_or_number
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, KabukiSource, column_reader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.last_row import LastRow, LastRows
 from kabuki_rlds.schema import BYTES, Field, Schema
+from kabuki_rlds.training.episodes import Episodes
 from kabuki_rlds.training.returns import RETURNS, ReturnReader, Returns
 
 #: The paths of the step fields to read, given a file's schema and its path.
@@ -39,11 +43,12 @@ class Table:
       paths: the files, in order.
       select: which step fields to read, given the schema and the path of the first file.
       returns: what to serve in the place of rewards and discounts; None is these.
+      last_row: what the last row of each episode is; None is what the files state, else an observation.
 
     Attributes:
       stored: path to field, of the selected ones.
       fields: the same, with returns.
-      starts, ends: the first row of each episode, and the one after its last: int64.
+      episodes: the episodes of all files.
       num_rows: how many rows there are.
       threads: what unpacks chunks, and decodes images.
 
@@ -52,7 +57,9 @@ class Table:
         not fit that of the first.
     """
 
-    def __init__(self, paths: Sequence[str], select: Select, returns: Returns | None = None):
+    def __init__(
+        self, paths: Sequence[str], select: Select, returns: Returns | None = None, last_row: LastRow | None = None
+    ):
         self._stack = contextlib.ExitStack()
         try:
             self._sources = [self._open(path) for path in paths]
@@ -63,11 +70,8 @@ class Table:
                 Schema(self.stored, {}).check_fit(Schema(theirs, {}), paths[0], source.path)
             self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
-            bounds = [
-                (source.starts + at, source.ends + at)
-                for source, at in zip(self._sources, self._splits.tolist(), strict=False)
-            ]
-            self.starts, self.ends = (np.concatenate(parts) for parts in zip(*bounds, strict=True))
+            self._episodes = [_episodes(source, last_row) for source in self._sources]
+            self.episodes = _end_to_end(self._episodes, self._splits)
             self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
             self._stack.callback(self.threads.shutdown, cancel_futures=True)
             self._readers = [{path: self._reader(source, path) for path in self.stored} for source in self._sources]
@@ -91,11 +95,11 @@ class Table:
         """Puts returns in the place of rewards and discounts."""
         for path in RETURNS:
             self.fields[path] = returns.field(self.stored[path])
-        for source, readers in zip(self._sources, self._readers, strict=True):
+        for episodes, readers in zip(self._episodes, self._readers, strict=True):
             rewards, discounts = (readers[path] for path in RETURNS)
             assert isinstance(rewards, FixedReader) and isinstance(discounts, FixedReader)
             for path in RETURNS:
-                readers[path] = ReturnReader(path, returns, self.fields[path], rewards, discounts, source.ends)
+                readers[path] = ReturnReader(path, returns, self.fields[path], rewards, discounts, episodes)
 
     @functools.cached_property
     def row_nbytes(self) -> int:
@@ -213,6 +217,37 @@ def within(columns: dict[str, Column], first: int = 0) -> Take:
         return {path: take(columns[path], rows) for path in paths}
 
     return taken
+
+
+def _episodes(source: KabukiSource, last_row: LastRow | None) -> Episodes:
+    """The episodes of one file."""
+    if last_row is None:
+        last_rows.warn_if_unstated(source)
+        known = source.last_rows or LastRows.of_all(False, source.num_episodes, "the file does not say it")
+    else:
+        known = LastRows.by_user(last_row, source.num_episodes)
+    is_step = known.is_step & (source.ends > source.starts)
+    terminates = np.zeros(source.num_episodes, bool)
+    field = source.schema.steps.get(IS_TERMINAL)
+    if is_step.any() and field is not None and field.is_fixed and is_flag_or_number(field.dtype):
+        with _naming(source, IS_TERMINAL, "it"):
+            flags = np.zeros((int(is_step.sum()), *(d or 0 for d in field.shape)), field.dtype)
+            reader = source.reader(IS_TERMINAL)
+            assert isinstance(reader, FixedReader)
+            reader.take_into(flags, source.ends[is_step] - 1, np.arange(len(flags)))
+        terminates[is_step] = flags.astype(bool).reshape(len(flags), -1).any(axis=1)
+    return Episodes(source.starts, source.ends, source.ends - ~is_step, terminates)
+
+
+def _end_to_end(parts: Sequence[Episodes], splits: np.ndarray) -> Episodes:
+    """The episodes of all files; `splits` are the rows at which the files begin."""
+    moved = [
+        Episodes(part.starts + at, part.ends + at, part.action_ends + at, part.terminates)
+        for part, at in zip(parts, splits.tolist(), strict=False)
+    ]
+    return Episodes(
+        *(np.concatenate([getattr(part, field.name) for part in moved]) for field in dataclasses.fields(Episodes))
+    )
 
 
 def _is_fixed(field: Field) -> bool:

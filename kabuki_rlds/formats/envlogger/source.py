@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from kabuki_rlds.formats.envlogger.log import Log
 from kabuki_rlds.formats.envlogger.messages import Leaves, Path
 from kabuki_rlds.formats.envlogger.shard import Batch, Shard
 from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -53,6 +54,7 @@ class EnvLoggerSource:
         counts = [each.num_episodes for each in self._logs]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
         self.num_episodes = sum(counts)
+        self.last_rows = LastRows.of_all(False, self.num_episodes, "EnvLogger keeps the last observation in a row of its own")
         self._steps, metadata = self._learn()
         self._metadata = self._columns_of_episodes(metadata)
         flags = {name: Field(np.dtype(bool)) for name in FLAGS}
@@ -84,7 +86,7 @@ class EnvLoggerSource:
         sample = next(self.blocks(), None)
         return Size(steps, True, sum(each.num_bytes for each in self._logs), sample)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         done = 0
         for block in alignment.align(self._aligned_to_actions(), self._steps):
             interruption.check()

@@ -32,7 +32,9 @@ from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 _log = logging.getLogger("kabuki_rlds")
 
 FORMAT = "kabuki"
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
+#: The versions that can be read.
+FORMAT_VERSIONS = ("1.0", FORMAT_VERSION)
 
 EPISODES = "episodes"
 METADATA = "episodes/metadata"
@@ -43,7 +45,7 @@ RESERVED = (EPISODES, COMPANION)
 
 #: The attributes that the format knows, of the root and of a field.
 _ABOUT_THE_FILE = ("format", "format_version", "num_steps", "num_episodes", "complete", "features", "name", "version")
-_ABOUT_THE_DATA = ("description", "citation", "homepage", "environment", "sources", "skipped", "created_by")
+_ABOUT_THE_DATA = ("description", "citation", "homepage", "environment", "sources", "skipped", "created_by", "notes", "rate_hz")
 ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
 _ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
 # What HDF5 itself says of axes that have names.

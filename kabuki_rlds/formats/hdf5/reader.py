@@ -20,13 +20,14 @@ import numpy as np
 from kabuki_rlds import convention, interruption
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.file_reader import ImageFileReader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.images.columns import ImageColumns
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -96,7 +97,15 @@ class KabukiSource:
                     f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
                 )
         self._read_origins()
+        self.last_rows = self._stated_last_rows()
         self.skipped = self._entries("skipped", Skipped.from_json)
+        self.notes = self._entries("notes", convention.Violation.from_json)
+
+    def _stated_last_rows(self) -> LastRows | None:
+        try:
+            return last_rows.stated(self.file, self.num_episodes)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: {last_rows.PATH}: {e}") from e
 
     def _image_columns(self, fields: dict[str, Field], datasets: dict[str, h5py.Dataset]) -> ImageColumns:
         by_content = [path for path, field in fields.items() if field.encoded and "encoded" not in datasets[path].attrs]
@@ -197,7 +206,7 @@ class KabukiSource:
         """What stands in the file, and is none of its steps, episodes or attributes by the format."""
         found = []
         for name, known in (
-            (layout.EPISODES, ("start", "length", "source", "metadata")),
+            (layout.EPISODES, ("start", "length", "source", "metadata", last_rows.NAME)),
             (layout.METADATA, None),
             (layout.COMPANION, None),
         ):
@@ -225,9 +234,7 @@ class KabukiSource:
           with_metadata: read the metadata too if `only` is given.
         """
         readers = {
-            path: self._reader(dataset, self._fields[path])
-            for path, dataset in self.step_datasets.items()
-            if only is None or path in only
+            path: self.reader(path) for path in self.step_datasets if only is None or path in only
         }
         metadata = {
             path: self._reader(dataset, self._metadata[path])
@@ -274,6 +281,7 @@ class KabukiSource:
         piece._episodes = range(first, end)
         piece.num_episodes = end - first
         piece.origin_of = self.origin_of[first:end]
+        piece.last_rows = None if self.last_rows is None else self.last_rows[first:end]
         return piece
 
     @property
@@ -284,6 +292,14 @@ class KabukiSource:
     def row_of(self, episode: int) -> int:
         """The row at which an episode begins, or the end."""
         return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
+
+    def reader(self, path: str) -> ColumnReader:
+        """Reads the rows of a step field.
+
+        Raises:
+          KabukiError: the dataset is malformed.
+        """
+        return self._reader(self.step_datasets[path], self._fields[path])
 
     def _reader(self, dataset: h5py.Dataset, field: Field) -> ColumnReader:
         try:

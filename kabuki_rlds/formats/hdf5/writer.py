@@ -15,13 +15,15 @@ import numpy as np
 
 from kabuki_rlds import filesystem
 from kabuki_rlds.block import Block
+from kabuki_rlds.convention import Violation
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
 from kabuki_rlds.formats.hdf5.staging import StagedFile
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
 from kabuki_rlds.formats.source import Origin, Skipped
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -194,19 +196,28 @@ class KabukiWriter:
         self._staged.reserve(self._file.id.get_filesize(), int(nbytes * 1.02) + waiting + fixed)
         self._num_bytes += nbytes
 
-    def commit(self) -> None:
+    def commit(self, last_rows: LastRows | None = None, notes: Sequence[Violation] = ()) -> None:
         """Completes the file and gives it its name.
+
+        Args:
+          last_rows: whether the last row of each episode is a step; None does not say it.
+          notes: deviations from rules 3 to 5; becomes the attribute `notes`, where there are any.
 
         Raises:
           KabukiError: the disk does not take it, or somebody else made the file meanwhile.
         """
         with filesystem.writing(self._staged.destination):
-            self._complete()
+            self._complete(last_rows, notes)
         self._staged.commit()
 
-    def _complete(self) -> None:
+    def _complete(self, last: LastRows | None, notes: Sequence[Violation]) -> None:
         assert self._file is not None
-        self._reserve(0)
+        self._reserve(self.num_episodes)
+        if last is not None:
+            assert len(last.is_step) == self.num_episodes
+            last_rows.write(self._file, last.is_step)
+        if notes:
+            self._file.attrs["notes"] = json.dumps([note.to_json() for note in notes])
         if self._last_start is not None:
             self._end_episodes(np.array([self.num_steps]))
         for writer in (*self._steps.values(), *self._metadata.values(), *self._index.values()):

@@ -8,9 +8,8 @@ Rule by rule:
   each file (`base_action`) keep their names. What has another number of rows in one of the
   files, or is not in all, is of the episode in all: `file/<k>`. Files are in the order of the
   numbers in their names.
-* The observation after the last action is not there. `last_observation` says what to do, as in
-  `robomimic`: by default an episode that is cut short has T rows, and the last of them is its
-  last, whose action is padding; one that ended terminal gets one more row, which repeats it.
+* The observation after the last action is not there, so T actions make T rows, and the last row
+  is a step; `last_observation` is as in `robomimic`.
 * `is_terminal`: a recording ends when its time is up. `--assume ends=terminal` says that each
   ended terminal.
 * There is no reward: `--fill reward=0` is up to the user.
@@ -83,7 +82,7 @@ class Aloha(Hdf5Files):
         if not count:
             raise KabukiError(f"{file.filename}: no actions, so no steps")
         terminal = assume["ends"] == "terminal"
-        extra = has_last_row(terminal, assume)
+        extra = has_last_row(assume)
         steps: dict[str, Rows] = {}
         fields = fields_of(file, "")
         stated, folder = stated_in(file, count), pathlib.Path(os.path.realpath(file.filename)).parent
@@ -111,7 +110,7 @@ class Aloha(Hdf5Files):
             steps[name] = Stored(dataset, "repeat" if extra else "")
         derived = f"{str(terminal).lower()}, since nothing says how an episode ended"
         steps["is_terminal"] = ends(count + extra, terminal, derived)
-        yield Episode("the episode", count + extra, steps, metadata)
+        yield Episode("the episode", count + extra, steps, metadata, last_is_step=not extra)
 
     def info(self, file: h5py.File) -> Info:
         return Info()

@@ -15,11 +15,8 @@ Rule by rule:
   the goal was reached: `--assume timeouts=terminal` takes it so. Else they cut an episode short.
 * The last observation. With `next_observations` it is the one of the episode's last row, exactly, and has a
   row of its own. (The others are the observations one row later, and are not kept twice; where they are not,
-  they stay as a field.) Without, `last_observation` says what to do: "terminal" (default): an episode that ended
-  terminal gets a row that repeats its last observation, so that the last action and its reward are not lost; the
-  discount of 0 keeps anyone from using what it shows. One that was cut short ends with its last row as stored,
-  whose action is padding, since nobody knows where it led: D4RL's own `qlearning_dataset` leaves it out as well.
-  "repeat": all get such a row; "none": none does.
+  they stay as a field.) Without, the last row of an episode is a step like the others (`last_is_step`), and no
+  observation follows it. `last_observation=repeat` adds a row that repeats the last observation.
 * `is_first`, `is_last` and `discount` are derived.
 
 `environment` has what `metadata/…`, all else that has not N rows, and the attributes of the file say, but for large
@@ -35,7 +32,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import h5py
@@ -57,11 +54,12 @@ from kabuki_rlds.formats.layouts.episode import (
     rows_of,
     value_of,
 )
-from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, has_last_row
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.images.decode import decoded
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -158,12 +156,17 @@ class D4rlSource:
             else:
                 _log.warning("%s: %s are not the observations one row later, so they are kept", self._path, _NEXT)
         else:
-            how = self._assume["last_observation"]
-            self._extra = last & (terminal | (how == "repeat")) & (how != "none")
+            self._extra = last & has_last_row(self._assume)
         self.num_episodes = int(last.sum())
         self.num_steps = count + int(self._extra.sum())
         self.origins = [Origin(os.path.realpath(self._path), format=D4rl.name)]
         self.origin_of = np.zeros(self.num_episodes, np.int64)
+        if _NEXT in found:
+            self.last_rows = LastRows.of_all(False, self.num_episodes, f"d4rl data with {_NEXT}")
+        elif has_last_row(self._assume):
+            self.last_rows = LastRows.of_all(False, self.num_episodes, "last_observation=repeat")
+        else:
+            self.last_rows = LastRows.of_all(True, self.num_episodes, f"d4rl data without {_NEXT}")
         steps = {_NAMES.get(name, name): field for name, field in self._fields.items()}
         steps["is_terminal"] = Field(np.dtype(bool))
         self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
@@ -240,7 +243,7 @@ class D4rlSource:
         sample = next(self.blocks(), None)
         return Size(self.num_steps, True, os.path.getsize(self._path), sample, self._images.decoded)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         readers = {name: self._reader(name) for name in self._fields}
         following = self._reader(_NEXT) if _NEXT in self._datasets else None
         for start, stop in self._ranges():

@@ -53,6 +53,7 @@ class Episode:
       steps: path to the rows of a step field, as many as `length`.
       metadata: path to what the episode says of itself: text, bytes, a number, or an array.
       masks: the names of the parts of the dataset that it is in.
+      last_is_step: whether the last row is a step, since no observation follows the last action.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Episode:
     steps: Mapping[str, Rows]
     metadata: Mapping[str, str | bytes | np.generic | np.ndarray]
     masks: frozenset[str] = frozenset()
+    last_is_step: bool = False
 
 
 class Stored:

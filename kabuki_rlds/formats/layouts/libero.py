@@ -3,9 +3,8 @@
 As in `robomimic`, whose rules hold, with these differences:
 
 * `dones` and `rewards` are 1 on the last step alone, where the task was done: that is
-  terminal. There is no `next_obs`, so the last observation is repeated in a row of its own
-  (masked by the discount of 0); `--assume last_observation=none` leaves it out, and the last
-  row has the last action and the reward, as in the data that OpenVLA reads.
+  terminal. There is no `next_obs`, so T actions make T rows, and the last row has the last
+  action and the reward, as in the data that OpenVLA reads.
 * Pictures are upside down in these files, and stay so: turning them by 180 degrees is the
   work of a recipe.
 * `language_instruction`, an episode field, is that of `problem_info`, a JSON attribute of `data`. Files without

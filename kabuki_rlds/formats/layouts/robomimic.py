@@ -10,20 +10,16 @@ Rule by rule:
   `dones` and all else that has T rows in each demonstration stands under its own name. What
   has another number of rows in one of them, or is not in all, is of the episode in all:
   `attributes/<k>`. Demonstrations are in the order of their numbers, which may have gaps.
-* The last observation. With `next_obs` it is the last row of that, exactly, and has a row
-  of its own. (The other rows of `next_obs` are those of `obs`, one later, and are not kept
-  twice.) Without, `last_observation` says what to do:
-  "terminal" (default): where the demonstration ended terminal, its last observation is
-  repeated in a row of its own, so that the last action and its reward are not lost; the
-  discount of 0 keeps anyone from using what it shows. One that was cut short has T rows,
-  and its last action, of which nobody knows where it led, is padding;
-  "repeat": all are given such a row;
-  "none": none is. Each has T rows, and the last has the last action and reward, as in many
-  RLDS datasets of robots.
+* The last row. With `next_obs`, the last row of `next_obs` is the last observation, and gets a
+  row of its own. (The other rows of `next_obs` equal those of `obs` one later, and are not kept
+  twice.) Without `next_obs`, T actions make T rows, and the last row is a step like the others
+  (`last_is_step`). `last_observation=repeat` adds a row that repeats the last observation.
 * `is_terminal`, at the last row alone. `dones` says what that field means, which depends on
   how the file was made: "terminal" (default): it is terminal where the last `dones` is true;
   "reward": where that is so and the last reward is above 0; "end": never, since `dones` says
-  only where the recording ended. Without `dones` none is terminal. `dones` itself is kept.
+  only where the recording ended. Without `dones`: Isaac Lab's attribute `success` tells whether
+  a demonstration terminated; MimicGen (`datagen_info`) keeps successful demonstrations alone,
+  so each terminated; all others are truncated. `dones` itself is kept.
 * `is_first`, `is_last` and `discount` are derived.
 * A file without `rewards` has no reward: `--fill reward=0` is up to the user.
 
@@ -69,8 +65,8 @@ _DEMO = re.compile(r"demo_(\d{1,18})")
 _OF_STEPS = ("rewards", "dones", "states")
 _STEP_NAMES = {"actions": "action", "rewards": "reward"}
 
-#: What a user may say of the last observation, where the layout has none.
-LAST_OBSERVATION = ("terminal", "repeat", "none")
+#: What a user may say of an observation after the last action, if the layout has none: by default there is no row for it.
+LAST_OBSERVATION = ("", "repeat")
 
 
 class Robomimic(Hdf5Files):
@@ -112,6 +108,7 @@ class Robomimic(Hdf5Files):
                 episode.steps,
                 {**episode.metadata, **of_file, **within, "episode": name},
                 frozenset(key for key, names in masks.items() if name in names),
+                episode.last_is_step,
             )
         check_count(file, "total", total)
 
@@ -121,6 +118,9 @@ class Robomimic(Hdf5Files):
     def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
         """Whether a demonstration ended terminal."""
         dones = group.get("dones")
+        if dones is None and assume["dones"] != "end":
+            # MimicGen keeps the demonstrations that succeeded; Isaac Lab says which did.
+            return "datagen_info" in group or layout.flag_attribute(group, "success", False)
         if assume["dones"] == "end" or not isinstance(dones, h5py.Dataset) or not dones.shape or not len(dones):
             return False
         ended = is_true(dones, -1)
@@ -146,7 +146,7 @@ class Robomimic(Hdf5Files):
             odd = sorted(set(following) ^ observed)[0]
             raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
         keeps_next = assume.get("next_obs") == "keep"
-        extra = bool(following) or has_last_row(terminal, assume)
+        extra = bool(following) or has_last_row(assume)
         steps: dict[str, Rows] = {}
         metadata = attributes_within(group, fields, "attributes")
         for path, dataset in fields.items():
@@ -168,7 +168,7 @@ class Robomimic(Hdf5Files):
             else:
                 steps[_STEP_NAMES.get(path, path)] = Stored(dataset, final)
         steps["is_terminal"] = ends(count + extra, terminal)
-        return Episode(label, count + extra, steps, metadata)
+        return Episode(label, count + extra, steps, metadata, last_is_step=not extra)
 
 
 def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
@@ -194,9 +194,9 @@ def check_count(file: h5py.File, name: str, count: int) -> None:
         )
 
 
-def has_last_row(terminal: bool, assume: Assumptions) -> bool:
-    """Whether an episode whose last observation is not stored gets a row for it."""
-    return assume["last_observation"] == "repeat" or (terminal and assume["last_observation"] == "terminal")
+def has_last_row(assume: Assumptions) -> bool:
+    """Whether episodes get a row for the observation after the last action, which is not stored."""
+    return assume["last_observation"] == "repeat"
 
 
 def ends(length: int, terminal: bool, derived: str = "") -> Given:

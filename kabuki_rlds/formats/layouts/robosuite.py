@@ -6,8 +6,8 @@ Rule by rule:
 
 * Rows. `states` becomes `observation/states`, since it is all that was observed, and `actions`
   `action`; all else is as in `robomimic`. The order is that of the numbers.
-* The state after the last action is not there. `last_observation` says what to do, as in
-  `robomimic`.
+* The state after the last action is not there, so the last row is a step; `last_observation` is
+  as in `robomimic`.
 * `is_terminal`: nothing says how a demonstration ended. `ends` does: "cut" (default) or
   "terminal", of all of them.
 * There is no reward: `--fill reward=0` is up to the user.
@@ -18,6 +18,7 @@ The fields of an episode are those of `robomimic`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterator, Mapping
 
 import h5py
@@ -49,7 +50,7 @@ class Robosuite(Robomimic):
             del steps["states"]
             final = "repeat" if episode.length > stored else ""
             steps["observation/states"] = Stored(file[f"{episode.label}/states"], final)
-            yield Episode(episode.label, episode.length, steps, episode.metadata, episode.masks)
+            yield dataclasses.replace(episode, steps=steps)
 
     def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
         return assume["ends"] == "terminal"

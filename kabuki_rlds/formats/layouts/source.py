@@ -21,6 +21,7 @@ from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.images.columns import ImageColumns
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
 _log = logging.getLogger("kabuki_rlds")
@@ -31,6 +32,9 @@ _SAMPLE_BYTES = 1 << 20
 
 #: Of fields that some episodes lack, so many are named in a warning.
 _NAMED = 4
+
+#: Values of assumptions that are deprecated, and the values that replace them.
+_RENAMED = {("last_observation", "terminal"): "repeat", ("last_observation", "none"): ""}
 
 #: What a user takes for granted of files that do not say it: {"dones": "success"}.
 Assumptions: TypeAlias = Mapping[str, str]
@@ -94,6 +98,7 @@ class _Survey:
     path: str
     taken: list[int]
     lengths: list[int]
+    last_is_step: list[bool]
 
 
 class EpisodesSource:
@@ -153,6 +158,7 @@ class EpisodesSource:
         self.num_steps = sum(sum(survey.lengths) for survey in self._surveys)
         self.origins = [Origin(os.path.realpath(path), split=split or "", format=layout.name) for path in self._paths]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
+        self.last_rows = self._last_rows()
         self.skipped: list[Skipped] = []
         found = self._steps.fields
         self._images = ImageColumns(found, self.label, decode=found if images == "arrays" else (), like_headers=found)
@@ -172,7 +178,7 @@ class EpisodesSource:
         return seen - (always or set())
 
     def _survey(self, path: str) -> _Survey:
-        taken, lengths = [], []
+        taken, lengths, last_is_step = [], [], []
         file = self._file(path)
         if path == self._paths[0]:
             with self._reading(path):
@@ -190,9 +196,10 @@ class EpisodesSource:
             self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
             taken.append(number)
             lengths.append(episode.length)
+            last_is_step.append(episode.last_is_step)
         if not taken and self._split is None:
             raise KabukiError(f"{path}: holds no episode")
-        return _Survey(path, taken, lengths)
+        return _Survey(path, taken, lengths, last_is_step)
 
     def _episodes(self, path: str, file: Any) -> Iterator[Episode]:
         with self._reading(path):
@@ -205,12 +212,24 @@ class EpisodesSource:
         except READ_ERRORS as e:
             raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
 
+    def _last_rows(self) -> LastRows:
+        is_step = np.array([each for survey in self._surveys for each in survey.last_is_step], bool)
+        reasons = []
+        if is_step.any():
+            reasons.append(f"{self._layout.name} data without an observation after the last action")
+        if not is_step.all():
+            repeats = self._assume.get("last_observation") == "repeat"
+            reasons.append(
+                "last_observation=repeat" if repeats else f"{self._layout.name} data with the observation after it"
+            )
+        return LastRows(is_step, "; ".join(reasons))
+
     def size(self) -> Size:
         sample = next(self._blocks(_SAMPLE_BYTES), None)
         num_bytes = sum(map(os.path.getsize, self.files))
         return Size(self.num_steps, True, num_bytes, sample, self._images.decoded)
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         yield from self._blocks(_BLOCK_BYTES)
 
     def _blocks(self, num_bytes: int) -> Iterator[Block]:
@@ -294,13 +313,21 @@ def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assu
     Raises:
       KabukiError: nothing of the kind can be assumed.
     """
+    given = {}
     for name, value in assume.items():
+        if (name, value) in _RENAMED:
+            renamed = _RENAMED[name, value]
+            now = f"use {name}={renamed}" if renamed else "leave it out, it is the default"
+            _log.warning("assume: %s=%s is deprecated; %s", name, value, now)
+            value = renamed
+        given[name] = value
+    for name, value in given.items():
         if name not in known:
             there = f"there is {', '.join(known)}" if known else "there is nothing to assume"
             raise KabukiError(f"assume: {name!r} says nothing of files laid out as {layout}; {there}")
         if known[name] and value not in known[name]:
-            raise KabukiError(f"assume: {name} is {' or '.join(known[name])}, not {value!r}")
-    return {name: values[0] for name, values in known.items() if values} | dict(assume)
+            raise KabukiError(f"assume: {name} is {' or '.join(filter(None, known[name]))}, not {value!r}")
+    return {name: values[0] for name, values in known.items() if values} | given
 
 
 class _Fields:

@@ -17,12 +17,15 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from kabuki_rlds.build import OpenedSplits, open_splits, paths_of
+from kabuki_rlds.completion import decide_by_reading
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.rlds import parallel, writer
 from kabuki_rlds.formats.rlds.derived import ImageFormat
+from kabuki_rlds.formats.rlds.last_rows import to_metadata
 from kabuki_rlds.formats.source import Stamps
+from kabuki_rlds.last_row import joined
 
 
 @dataclasses.dataclass(eq=False)
@@ -64,7 +67,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
 
     def _info(self) -> tfds.core.DatasetInfo:
         with self._opened() as opened:
-            arguments = writer.info_arguments(opened.first.schema.info)
+            arguments = writer.info_arguments(opened.first.schema.info, {})
             return tfds.core.DatasetInfo(builder=self, features=opened.features, **arguments)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
@@ -87,6 +90,8 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                         for split, template in templates.items()
                     ]
             stamps.check()
+            last_rows = {split: last_rows.is_step for split, last_rows in opened.last_rows.items()}
+        self.info.metadata.update(to_metadata(last_rows))
         self.info.set_splits(tfds.core.SplitDict(splits))
 
     def _write_by_beam(
@@ -104,7 +109,9 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                 if not isinstance(source, KabukiSource):
                     raise KabukiError(f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it")
             files = [source for source in sources if isinstance(source, KabukiSource)]
-            ranges[split] = parallel.ranges(files, download_config.max_examples_per_split, self.builder_config.images)
+            limit = download_config.max_examples_per_split
+            ranges[split] = parallel.ranges(files, limit, self.builder_config.images)
+            opened.last_rows[split] = joined([each.last_rows or decide_by_reading(each) for each in files])[:limit]
         return parallel.write_splits(
             beam.Pipeline(runner=download_config.beam_runner, options=options),
             ranges,

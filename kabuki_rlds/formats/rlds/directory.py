@@ -18,6 +18,7 @@ from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.placeholders import INSTEAD, check_is_data, placeholder
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds import journal
+from kabuki_rlds.formats.rlds.last_rows import KEY
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
 from kabuki_rlds.formats.rlds.triage import MISSING
 from kabuki_rlds.formats.source import Skipped
@@ -171,6 +172,11 @@ def _remedy_for_missing(info: Any, split: str) -> str:
     return f"{remedy}, or read the shards that are there: --split '{'+'.join(parts)}'"
 
 
+def splits_in(info: Any, split: str) -> set[str]:
+    """The names of the splits that `split`, in TFDS's syntax, takes episodes from."""
+    return {part.splitname for part in _absolute(info, split)}
+
+
 def _absolute(info: Any, split: str) -> list[Any]:
     """The parts of splits that a split is made of, by the numbers of their episodes."""
     import tensorflow_datasets as tfds
@@ -197,11 +203,11 @@ def _others(folder: pathlib.Path, stem: str, names: set[str]) -> list[pathlib.Pa
 def description(info: Any) -> Info:
     """What a dataset says of itself."""
     text = {key: str(getattr(info, key, None) or "") for key in ("description", "citation", "homepage")}
-    metadata = info.metadata
+    metadata = {name: value for name, value in (info.metadata or {}).items() if name != KEY}
     environment = ""
     if metadata:
         try:
-            environment = json.dumps(dict(metadata), sort_keys=True)
+            environment = json.dumps(metadata, sort_keys=True)
         except (TypeError, ValueError):
             environment = ""
     return Info(name=str(info.full_name.rsplit("/", 1)[0]), version=str(info.version), environment=environment, **text)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from kabuki_rlds.block import Block, Column, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds import directory, fallback, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
+from kabuki_rlds.formats.rlds.last_rows import StatedLastRows
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
 from kabuki_rlds.formats.rlds.triage import Triage
 from kabuki_rlds.formats.rlds.wire import Wire
@@ -64,12 +65,15 @@ class RldsSource:
     ):
         self.folder = pathlib.Path(folder)
         self.label = f"{self.folder} ({split})"
-        info = directory.open_info(self.folder)
+        info = self._dataset_info = directory.open_info(self.folder)
+        self._how_images = images
         self._file_format = directory.file_format(info, self.folder)
         self._shards, self.skipped = directory.shards(info, split, self.folder, self._file_format, skip_bad=skip_bad)
         self.origins = [Origin(str(self.folder.resolve()), info.full_name, split, "rlds")]
+        self._splits = directory.splits_in(info, split)
+        self._stated_last_rows = StatedLastRows(info, os.fspath(self.folder))
         try:
-            self._open_fields(info, images)
+            self._open_fields()
         except KabukiError as e:
             raise KabukiError(f"{self.folder}: {e}") from e
         except Exception as e:
@@ -81,9 +85,12 @@ class RldsSource:
             self._leave_out_bad()
         self._take(self._shards)
 
-    def _open_fields(self, info: tfds.core.DatasetInfo, images: Literal["arrays", "encoded"]) -> None:
-        """Finds out what the fields are, and how each is read."""
+    def _open_fields(self, only: Collection[str] | None = None) -> None:
+        """Finds out what the fields are, and how each is read. `only` names the step fields to read, and no others."""
+        info = self._dataset_info
         self._leaves = rlds_features.read(info.features)
+        if only is not None:
+            self._leaves = [leaf for leaf in self._leaves if leaf.in_steps and leaf.path in only]
         self._wires = {leaf.path: leaf.wire for leaf in self._leaves if leaf.in_steps and leaf.wire}
         self._metadata_wires = {leaf.path: leaf.wire for leaf in self._leaves if not leaf.in_steps and leaf.wire}
         self._all_wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
@@ -99,7 +106,7 @@ class RldsSource:
             field = leaf.field
             if field.kind == "image" and leaf.wire is not None:
                 decode = leaf.feature.decode_example
-                if images == "encoded":
+                if self._how_images == "encoded":
                     field = dataclasses.replace(field, encoded=True)
                 elif leaf.in_steps and not field.is_list_of_images:
                     self._images[leaf.path] = pipeline.Images(leaf.wire.key, field.shape, field.dtype, decode)
@@ -121,6 +128,7 @@ class RldsSource:
         self._shards = shards
         self.num_episodes = sum(s.expected for s in shards)
         self.origin_of = np.zeros(self.num_episodes, np.int64)
+        self.last_rows = self._stated_last_rows.of(shards, self._splits)
         # A recording may go on; what is read of it stays as it is.
         listed = [shard.path for shard in shards if not shard.may_grow]
         self.files = [os.fspath(self.folder / directory.FEATURES), *dict.fromkeys(listed)]
@@ -190,7 +198,14 @@ class RldsSource:
         assert lengths is not None, "the fields were looked at when they were opened"
         return int(lengths.sum())
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
+        wanted = [leaf for leaf in self._leaves if leaf.in_steps and leaf.path in (only or ())]
+        if len(wanted) < len(self._leaves) and any(leaf.wire is None or leaf.wire.tells_steps for leaf in wanted):
+            assert only is not None
+            narrowed = copy.copy(self)
+            narrowed._open_fields(only)
+            yield from narrowed.blocks()
+            return
         seen = [0] * len(self._shards)
         shard = 0
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from kabuki_rlds.block import Block
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds.examples import ExampleEncoder
 from kabuki_rlds.formats.rlds.journal import SHARD_TEMPLATE
+from kabuki_rlds.formats.rlds.last_rows import to_metadata
 from kabuki_rlds.formats.source import Size
 from kabuki_rlds.schema import Info
 
@@ -205,17 +206,23 @@ def shard_lengths(num_episodes: int, num_bytes: int, shard_config: Any = None) -
     return lengths
 
 
-def info_arguments(info: Info) -> dict[str, Any]:
-    """What a dataset says of itself, as TFDS's `DatasetInfo` takes it."""
+def info_arguments(info: Info, last_rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What a dataset says of itself, as TFDS's `DatasetInfo` takes it.
+
+    Args:
+      info: what it says.
+      last_rows: split to whether the last row of each of its episodes is a step: bool, (episodes,).
+    """
     import tensorflow_datasets as tfds
 
-    metadata = None
+    metadata = tfds.core.MetadataDict()
     if info.environment:
         try:
             stated = json.loads(info.environment)
         except ValueError:
             stated = info.environment
-        metadata = tfds.core.MetadataDict(stated if isinstance(stated, dict) else {"environment": stated})
+        metadata.update(stated if isinstance(stated, dict) else {"environment": stated})
+    metadata.update(to_metadata(last_rows))
     return {
         "description": info.description,
         "citation": info.citation,
@@ -251,6 +258,7 @@ def write_info(
     info: Info,
     splits: Sequence[tfds.core.SplitInfo],
     file_format: str,
+    last_rows: Mapping[str, np.ndarray],
 ) -> None:
     """Lets TFDS write what it keeps beside the shards: features, splits, description and so on.
 
@@ -263,6 +271,7 @@ def write_info(
       info: what it says of itself.
       splits: what `SplitWriter.close` returned.
       file_format: the format of the shards.
+      last_rows: as for `info_arguments`.
     """
     import tensorflow_datasets as tfds
 
@@ -273,7 +282,7 @@ def write_info(
         data_dir=str(folder),
         module_name="kabuki_rlds",
     )
-    made = tfds.core.DatasetInfo(builder=identity, features=features, **info_arguments(info))
+    made = tfds.core.DatasetInfo(builder=identity, features=features, **info_arguments(info, last_rows))
     made.set_file_format(file_format)
     made.set_splits(tfds.core.SplitDict(splits))
     made.write_to_directory(folder)
