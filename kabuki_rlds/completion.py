@@ -116,8 +116,8 @@ class CompletedSource:
         for name in (*FLAGS, DISCOUNT):
             if name not in have and name not in self._missing:
                 raise KabukiError(f"{source.label}: {name!r} is a dict of fields, and not one value a step")
-        added = {name: self._new_field(name) for name in self._missing}
-        self.schema = dataclasses.replace(source.schema, steps=have | added)
+        self._added = {name: self._new_field(name) for name in self._missing}
+        self.schema = dataclasses.replace(source.schema, steps=have | self._added)
 
     def _check_may_be_missing(self, name: str) -> None:
         """Refuses what would need a value that neither the source nor the user gives."""
@@ -217,7 +217,7 @@ class CompletedSource:
             begun += block.num_episodes
             is_first, is_last = _boundaries(block, following is None)
             for name, value in self._fill.items():
-                column = np.full(block.num_steps, value, self.schema.steps[name].dtype)
+                column = np.full(block.num_steps, value, self._added[name].dtype)
                 # Only the last row of an episode can be terminal (rule 5).
                 steps[name] = column & is_last if name == IS_TERMINAL else column
             for name, derived in ((IS_FIRST, is_first), (IS_LAST, is_last)):

@@ -272,7 +272,8 @@ def _notes(warnings: Sequence[Violation], last_rows: LastRows) -> list[Violation
     """What the file notes of itself: the deviations from rules 3 to 5 that are kept."""
     kept = [violation for violation in warnings if 3 <= violation.rule <= 5]
     if last_rows.num_steps:
-        kept.insert(0, Violation(3, LAST_IS_STEP, f"true: {last_rows}", count=last_rows.num_steps))
+        message = f"the last row is a step: {last_rows.reason}"
+        kept.insert(0, Violation(3, LAST_IS_STEP, message, count=last_rows.num_steps))
     return kept
 
 

@@ -124,7 +124,7 @@ def export(
         has_next = layout == "minari" or last_rows.num_observations > 0
         if has_next and last_rows.num_steps:
             _log.warning(
-                "%s: in %s of %s episodes no observation follows the last action; the last observation is repeated there",
+                "%s: in %s of %s episodes no observation follows the last action; the last one is repeated there",
                 whole.label, f"{last_rows.num_steps:,}", f"{whole.num_episodes:,}",
             )  # fmt: skip
         total = whole.size().steps
@@ -134,7 +134,9 @@ def export(
         target = stack.enter_context(_staged(dest, layout, overwrite))
         with _Growing(target.partial if layout != "minari" else target.partial / _MINARI_FILE, dest) as growing:
             blocks = growing.with_room(_counted(whole.blocks(), bar), len(whole.schema.steps))
-            episodes, actions = _WRITERS[layout](growing.file, pieces(blocks, last_rows.is_step), whole.schema, whole.label, has_next)
+            episodes, actions = _WRITERS[layout](
+                growing.file, pieces(blocks, last_rows.is_step), whole.schema, whole.label, has_next
+            )
         if episodes != whole.num_episodes:
             raise KabukiError(f"{whole.label}: says {whole.num_episodes} episodes, but {episodes} were read")
         if layout == "minari":

@@ -189,18 +189,23 @@ class Evidence:
         if self._ends and self._unflagged == self._ends:
             return True, "no episode ends with is_last, so no row is marked as the last observation", ""
         if self._terminated and not broken:
-            return False, f"rule 4: discount is 0 before the last row of all {self._terminated:,} terminated episodes", ""
+            return (
+                False,
+                f"rule 4: discount is 0 before the last row of all {self._terminated:,} terminated episodes",
+                "",
+            )
         if not self._like_steps:
             return False, f"the data: none of {self._ends:,} last rows carries a reward or an action of its own", ""
-        if not self._terminated and DISCOUNT in self._others:
-            conflict = f"{data}; they are taken for padding, because no episode terminates and rule 4 holds"
-            return False, "rule 4 is not broken", conflict
-        reason = f"the data: {data}"
-        if DISCOUNT in self._others:
-            reason += f"; rule 4 is broken in {broken:,} of {self._terminated:,} terminated episodes"
+        if not self._terminated:
+            # Rule 4 says nothing, so the last rows are what RLDS defines them to be.
+            why = "no terminated episode shows" if DISCOUNT in self._others else "there is no discount to show"
+            return False, f"{why} whether rule 4 holds", data
+        reason = f"the data: {data}; rule 4 is broken in {broken:,} of {self._terminated:,} terminated episodes"
         conflict = ""
         if self._zero_before:
-            conflict = f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, as if it were an "
+            conflict = (
+                f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, as if it were an "
+            )
             conflict += "observation"
         elif 2 * self._like_steps < self._ends:
             conflict = f"only {data}"
@@ -265,4 +270,5 @@ def _is_set(values: np.ndarray) -> np.ndarray:
 
 def _any(flags: np.ndarray) -> np.ndarray:
     """Whether any flag of a row is true: bool, (rows,)."""
-    return flags.reshape(len(flags), -1).any(axis=1)
+    found: np.ndarray = flags.any(axis=tuple(range(1, flags.ndim)))
+    return found

@@ -100,7 +100,7 @@ def test_episodes_are_those_of_d4rl(tmp_path, limit):
         assert len(starts) == len(expected) + 1
         for start, length, rows in zip(starts, lengths, [*expected, tail], strict=True):
             terminal = bool(terminals[rows[-1]])
-            assert length == len(rows) + terminal
+            assert length == len(rows)
             assert ours["is_terminal"][start : start + length].tolist() == [False] * (length - 1) + [terminal]
             for name, stored in (("observation", "observations"), ("action", "actions"), ("reward", "rewards")):
                 np.testing.assert_array_equal(
@@ -178,12 +178,12 @@ def test_without_timeouts_the_limit_has_to_be_said(tmp_path):
         convert(source, tmp_path / "k.hdf5")
     assert convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "5"}).episodes == 6
     with h5py.File(tmp_path / "k.hdf5") as ours:
-        # The third ended terminal, and has a row for what it saw then; the last is the unfinished tail.
-        assert ours["episodes/length"][:].tolist() == [5, 5, 4, 5, 5, 2]
-        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [13]
+        # The third terminated; the last is the unfinished tail.
+        assert ours["episodes/length"][:].tolist() == [5, 5, 3, 5, 5, 2]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [12]
     convert(source, tmp_path / "n.hdf5", assume={"max_episode_steps": "none"})
     with h5py.File(tmp_path / "n.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [14, 12]
+        assert ours["episodes/length"][:].tolist() == [13, 12]
 
 
 def test_episode_terminals_of_d3rlpy_say_where_episodes_end(tmp_path):
@@ -220,17 +220,17 @@ def test_timeouts_of_maze2d_are_goals_where_it_is_said(tmp_path):
         assert ours["episodes/length"][:].tolist() == [4, 4, 2]
     convert(source, tmp_path / "g.hdf5", assume={"timeouts": "terminal"})
     with h5py.File(tmp_path / "g.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [5, 5, 2]
-        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [4, 9]
+        assert ours["episodes/length"][:].tolist() == [4, 4, 2]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3, 7]
 
 
 def test_terminal_wins_over_a_timeout(tmp_path):
     source = layout_files.d4rl(tmp_path / "d.hdf5", terminals=_flags(6, 2), timeouts=_flags(6, 2, 5))
     convert(source, tmp_path / "k.hdf5")
     with h5py.File(tmp_path / "k.hdf5") as ours:
-        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3]
-        assert ours["terminals"][:].tolist() == [0, 0, 1, 0, 0, 0, 0]
-        assert ours["timeouts"][:].tolist() == [0, 0, 1, 0, 0, 0, 1]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [2]
+        assert ours["terminals"][:].tolist() == [0, 0, 1, 0, 0, 0]
+        assert ours["timeouts"][:].tolist() == [0, 0, 1, 0, 0, 1]
 
 
 def test_next_observations_are_the_last_rows(tmp_path):

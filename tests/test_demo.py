@@ -59,7 +59,7 @@ def test_the_numbers_are_those_of_the_file(demo):
     assert f"{folder / 'hopper' / '1.0.0'}: {len(start):,} episodes" in text
     assert f"lengths min {length.min():,}, mean {length.mean():,.4g}, max {length.max():,}" in text
     assert f"returns min {returns.min():,.4g}, mean {returns.mean():,.4g}, max {returns.max():,.4g}" in text
-    assert f"endings {terminal.sum():,} terminal, {(~terminal).sum():,} cut short" in text
+    assert f"endings {terminal.sum():,} terminated, {(~terminal).sum():,} truncated" in text
     assert f"observation ({length[-1]}, 11) float64" in text
     assert f"action ({length[-1]}, 3) float32" in text
     assert f"return {returns[-1]:.3f}" in text

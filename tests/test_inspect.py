@@ -19,12 +19,13 @@ def by_a_loop(path) -> dict:
     """Lengths, returns and endings, a row at a time."""
     lengths, returns, terminal = [], [], 0
     with h5py.File(path) as f:
+        is_step = f["episodes/last_is_step"][:] if "episodes/last_is_step" in f else np.zeros(len(f["is_first"]), bool)
         for t in range(len(f["is_first"])):
             if f["is_first"][t]:
                 lengths.append(0)
                 returns.append(0.0)
             lengths[-1] += 1
-            if not f["is_last"][t]:
+            if not f["is_last"][t] or is_step[len(lengths) - 1]:
                 returns[-1] += f["reward"][t]
             terminal += int(f["is_terminal"][t])
     return {"lengths": lengths, "returns": returns, "terminal": terminal, "truncated": len(lengths) - terminal}
@@ -122,7 +123,7 @@ def test_every_field_is_listed(every_kind):
     names: list[str] = []
     with h5py.File(every_kind) as f:
         f.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    indexed = {"episodes/start", "episodes/length", "episodes/source"}
+    indexed = {f"episodes/{name}" for name in ("start", "length", "source", "last_is_step")}
     stored = {name for name in names if not name.startswith("companion/")} - indexed
     assert {column.path for column in summary.columns} == stored
     holds = {column.path: column.holds for column in summary.columns}
@@ -135,7 +136,7 @@ def test_every_field_is_listed(every_kind):
 
 KEYS = {
     *("path", "format_version", "info", "steps", "episodes", "lengths", "returns", "terminal", "truncated"),
-    *("disk_bytes", "memory_bytes", "columns", "sources", "skipped", "created_by"),
+    *("disk_bytes", "memory_bytes", "columns", "sources", "skipped", "created_by", "last_steps", "notes"),
 }
 
 
@@ -194,7 +195,7 @@ def test_the_text_says_what_a_researcher_wants_to_know(tmp_path):
         "8 steps in 3 episodes",
         "lengths min 1, mean 2.667, max 4",
         "returns min 0, mean 2.667, max 7.5",
-        "endings 2 terminal, 1 cut short",
+        "endings 2 terminated, 1 truncated",
     ]
     assert "source /by/hand" in lines
     assert "made by a hand" in lines

@@ -100,11 +100,10 @@ def test_a_mask_is_a_split(tmp_path):
 @pytest.mark.parametrize(
     ("assume", "steps", "terminal"),
     [
-        ({}, 3 + 4 + 1, [False, True]),
-        ({"dones": "reward"}, 3 + 4 + 1, [False, True]),
+        ({}, 3 + 4, [False, True]),
+        ({"dones": "reward"}, 3 + 4, [False, True]),
         ({"dones": "end"}, 3 + 4, [False, False]),
         ({"last_observation": "repeat"}, 3 + 4 + 2, [False, True]),
-        ({"last_observation": "none"}, 3 + 4, [False, True]),
     ],
 )
 def test_robomimic_without_next_obs_as_assumed(tmp_path, assume, steps, terminal):
@@ -134,8 +133,7 @@ def test_many_libero_files_become_one_rlds_dataset(tmp_path):
     for task in range(12):
         lengths[f"task_{task}"] = {number: 2 + number % 3 for number in range(task, task + 9, 3)}
         layout_files.libero(tmp_path / f"task_{task}_demo.hdf5", lengths[f"task_{task}"], f"do task {task}")
-    assume = {"last_observation": "none"}
-    built = build(str(tmp_path / "*_demo.hdf5"), tmp_path / "rlds", name="libero", assume=assume)
+    built = build(str(tmp_path / "*_demo.hdf5"), tmp_path / "rlds", name="libero")
     assert built.splits == {"train": 36}
     assert built.steps == sum(sum(of.values()) for of in lengths.values())
     dataset = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
@@ -155,10 +153,10 @@ def test_robosuite_needs_a_reward(tmp_path):
     source = layout_files.robosuite(tmp_path / "demo.hdf5", {1: 4, 2: 3})
     with pytest.raises(KabukiError, match=r"no 'reward' .*--fill reward=0"):
         convert(source, tmp_path / "k.hdf5")
-    assert convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"}).steps == 9
+    assert convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"}).steps == 7
     with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
-        np.testing.assert_array_equal(ours["observation/states"][5:8], theirs["data/demo_2/states"][:])
-        np.testing.assert_array_equal(ours["observation/states"][8], theirs["data/demo_2/states"][-1])
+        np.testing.assert_array_equal(ours["observation/states"][4:7], theirs["data/demo_2/states"][:])
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3, 6]
         np.testing.assert_array_equal(ours["action"][:4], theirs["data/demo_1/actions"][:])
 
 
@@ -260,12 +258,11 @@ def test_long_episodes_are_read_in_parts(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", lengths, success=[0, 1], next_obs=False)
     convert(source, tmp_path / "k.hdf5", compression="none")
     with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [9001, 2501]
+        assert ours["episodes/length"][:].tolist() == [9000, 2500]
         for number, rows in zip(lengths, _episodes(ours), strict=True):
             for name in ("eef_pos", "camera/agentview_image"):
                 stored = theirs[f"data/demo_{number}/obs/{name}"][:]
-                np.testing.assert_array_equal(ours[f"observation/{name}"][rows.start : rows.stop - 1], stored)
-                np.testing.assert_array_equal(ours[f"observation/{name}"][rows.stop - 1], stored[-1])
+                np.testing.assert_array_equal(ours[f"observation/{name}"][rows], stored)
 
 
 def test_next_obs_that_are_others_are_told_of(tmp_path):
@@ -373,12 +370,10 @@ def test_mobile_aloha_with_a_depth_camera(tmp_path):
             file["instruction"] = "wipe"
     convert(folder, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"})
     with h5py.File(tmp_path / "k.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [5, 5]
-        assert ours["is_terminal"][:].tolist() == ([False] * 4 + [True]) * 2
-        rows = ours["observation/images_depth/top"][:].reshape(2, 5, 48, 64)
-        np.testing.assert_array_equal(rows[:, :4], depth)
-        np.testing.assert_array_equal(rows[:, 4], depth[:, 3])
-        assert ours["base_action"][:, 0].tolist() == [0, 0, 0, 0, 0, 1, 1, 1, 1, 0]
+        assert ours["episodes/length"][:].tolist() == [4, 4]
+        assert ours["is_terminal"][:].tolist() == ([False] * 3 + [True]) * 2
+        np.testing.assert_array_equal(ours["observation/images_depth/top"][:].reshape(2, 4, 48, 64), depth)
+        assert ours["base_action"][:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
         assert ours["episodes/metadata/file/instruction"].asstr()[:].tolist() == ["wipe", "wipe"]
         assert ours["episodes/metadata/file/compress"][:].tolist() == [True, True]
 

@@ -117,11 +117,11 @@ def _assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> N
 # --- steps, in order, of every kind of field
 
 
-def _judge_steps(expected: Expected, keep_last: bool) -> list[dict[str, Any]]:
+def _judge_steps(expected: Expected, keep_last: bool, last_is_step: Iterable[bool]) -> list[dict[str, Any]]:
     found, t = [], 0
-    for length in expected.lengths:
+    for length, is_step in zip(expected.lengths, last_is_step, strict=True):
         for i in range(length):
-            if keep_last or i < length - 1:
+            if keep_last or is_step or i < length - 1:
                 found.append({path: column[t] for path, column in expected.steps.items()})
             t += 1
     return found
@@ -136,7 +136,7 @@ ARRAYS = [name for name in KINDS if name not in ("mixed_images", "unencoded_ragg
 @pytest.mark.parametrize("name", ARRAYS)
 def test_steps_are_those_of_a_loop(name: str, keep_last: bool, converted: Any, expected: Any) -> None:
     steps = load_steps(converted(name), 4, keep_last=keep_last, as_numpy=True)
-    judge = _judge_steps(expected(name), keep_last)
+    judge = _judge_steps(expected(name), keep_last, _last_is_step(converted(name)))
     found = [{path: row[path] for path in judge[0]} if judge else row for row in _rows(steps)]
     _assert_same(found, judge)
 
@@ -145,8 +145,14 @@ def test_steps_are_those_of_a_loop(name: str, keep_last: bool, converted: Any, e
 def test_images_stored_as_files_come_decoded(name: str, converted: Any, expected: Any) -> None:
     assert any(dataset.attrs.get("encoded", False) for dataset in _datasets(converted(name, "encoded")))
     found = _rows(load_steps(converted(name, "encoded"), 4, keep_last=True, as_numpy=True))
-    judge = _judge_steps(expected(name), True)
+    judge = _judge_steps(expected(name), True, _last_is_step(converted(name)))
     _assert_same([{path: row[path] for path in judge[0]} for row in found], judge)
+
+
+def _last_is_step(path: Path) -> list[bool]:
+    with h5py.File(path) as file:
+        flags: list[bool] = file["episodes/last_is_step"][:].tolist()
+        return flags
 
 
 def _datasets(path: Path) -> list[h5py.Dataset]:
@@ -253,7 +259,8 @@ def _judge_windows(episodes: list[dict[str, np.ndarray]], length: int, pad: bool
             for path, column in episode.items():
                 window[path] = np.zeros((length, *column.shape[1:]), column.dtype)
                 window[path][: len(column[t : t + length])] = column[t : t + length]
-            found.append({**window, "mask": np.arange(length) < rows - t})
+            masks = {"mask": np.arange(length) < rows - 1 - t, "observation_mask": np.arange(length) < rows - t}
+            found.append({**window, **masks})
     return found
 
 
@@ -519,7 +526,7 @@ def test_fields_are_read_by_path_and_by_group(file: Path) -> None:
     observations = ["observation/state", "observation/time"]
     assert paths(load_steps(file, 4, fields=["observation"], as_numpy=True)) == observations
     assert paths(load_steps(file, 4, fields=["observation/time", "action"])) == ["action", "observation/time"]
-    assert paths(load_windows(file, 4, 2, fields=["action"], as_numpy=True)) == ["action", "mask"]
+    assert paths(load_windows(file, 4, 2, fields=["action"], as_numpy=True)) == ["action", "mask", "observation_mask"]
     always = ["action", "discount", "is_last", "is_terminal", "reward"]
     nexts = [f"next_{path}" for path in observations]
     assert paths(load_transitions(file, 4, as_numpy=True)) == sorted([*always, *observations, *nexts])

@@ -25,9 +25,7 @@ _MADE = ("terminals", "timeouts", "next_observations")
 _BOOL = Field(np.dtype(bool))
 
 
-def write(
-    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
-) -> tuple[int, int]:
+def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
 
     `has_next` says whether to write `next_observations`.

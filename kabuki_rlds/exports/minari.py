@@ -34,9 +34,7 @@ _VERSION = "0.5.4"
 _KEPT = ("author", "author_email", "algorithm_name", "code_permalink")
 
 
-def write(
-    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
-) -> tuple[int, int]:
+def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
 
     Raises:

@@ -30,9 +30,7 @@ _DEMO = re.compile(r"demo_[0-9]{1,18}")
 _NAMES = {ACTION: "actions", REWARD: "rewards"}
 
 
-def write(
-    file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool
-) -> tuple[int, int]:
+def write(file: h5py.File, episodes: Iterator[Piece], schema: Schema, label: str, has_next: bool) -> tuple[int, int]:
     """Writes the episodes, and returns how many, and how many actions they have.
 
     `has_next` says whether to write `next_obs`.

@@ -141,7 +141,9 @@ def load_transitions(
         raise KabukiError(f"gamma is {gamma}; it is a number from 0 on")
     returns = Returns(n_step, gamma) if n_step > 1 else None
     make = functools.partial(Transitions, n_step=n_step)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns, last_row)
+    return _loader(
+        path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns, last_row
+    )
 
 
 def load_windows(

@@ -54,7 +54,9 @@ class EnvLoggerSource:
         counts = [each.num_episodes for each in self._logs]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
         self.num_episodes = sum(counts)
-        self.last_rows = LastRows.of_all(False, self.num_episodes, "EnvLogger keeps the last observation in a row of its own")
+        self.last_rows: LastRows | None = LastRows.of_all(
+            False, self.num_episodes, "EnvLogger keeps the last observation in a row of its own"
+        )
         self._steps, metadata = self._learn()
         self._metadata = self._columns_of_episodes(metadata)
         flags = {name: Field(np.dtype(bool)) for name in FLAGS}

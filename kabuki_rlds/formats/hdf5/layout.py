@@ -45,7 +45,17 @@ RESERVED = (EPISODES, COMPANION)
 
 #: The attributes that the format knows, of the root and of a field.
 _ABOUT_THE_FILE = ("format", "format_version", "num_steps", "num_episodes", "complete", "features", "name", "version")
-_ABOUT_THE_DATA = ("description", "citation", "homepage", "environment", "sources", "skipped", "created_by", "notes", "rate_hz")
+_ABOUT_THE_DATA = (
+    "description",
+    "citation",
+    "homepage",
+    "environment",
+    "sources",
+    "skipped",
+    "created_by",
+    "notes",
+    "rate_hz",
+)
 ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
 _ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
 # What HDF5 itself says of axes that have names.

@@ -233,9 +233,7 @@ class KabukiSource:
           only: the step fields to read, with image files as they are; None is all.
           with_metadata: read the metadata too if `only` is given.
         """
-        readers = {
-            path: self.reader(path) for path in self.step_datasets if only is None or path in only
-        }
+        readers = {path: self.reader(path) for path in self.step_datasets if only is None or path in only}
         metadata = {
             path: self._reader(dataset, self._metadata[path])
             for path, dataset in self.metadata_datasets.items()

@@ -161,6 +161,7 @@ class D4rlSource:
         self.num_steps = count + int(self._extra.sum())
         self.origins = [Origin(os.path.realpath(self._path), format=D4rl.name)]
         self.origin_of = np.zeros(self.num_episodes, np.int64)
+        self.last_rows: LastRows | None
         if _NEXT in found:
             self.last_rows = LastRows.of_all(False, self.num_episodes, f"d4rl data with {_NEXT}")
         elif has_last_row(self._assume):

@@ -65,7 +65,7 @@ _DEMO = re.compile(r"demo_(\d{1,18})")
 _OF_STEPS = ("rewards", "dones", "states")
 _STEP_NAMES = {"actions": "action", "rewards": "reward"}
 
-#: What a user may say of an observation after the last action, if the layout has none: by default there is no row for it.
+#: What a user may say of an observation after the last action that the layout lacks: by default, it has no row.
 LAST_OBSERVATION = ("", "repeat")
 
 

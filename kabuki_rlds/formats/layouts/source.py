@@ -158,7 +158,7 @@ class EpisodesSource:
         self.num_steps = sum(sum(survey.lengths) for survey in self._surveys)
         self.origins = [Origin(os.path.realpath(path), split=split or "", format=layout.name) for path in self._paths]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
-        self.last_rows = self._last_rows()
+        self.last_rows: LastRows | None = self._last_rows()
         self.skipped: list[Skipped] = []
         found = self._steps.fields
         self._images = ImageColumns(found, self.label, decode=found if images == "arrays" else (), like_headers=found)

@@ -9,6 +9,7 @@ An episode beyond the last run was recorded later. Recorders keep the last obser
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class StatedLastRows:
                 continue
             paths = list(of_split.filepaths) if of_split.num_examples else []
             bounds = splits_of(np.array(of_split.shard_lengths, np.int64)).tolist()
-            for path, start, stop in zip(paths, bounds, bounds[1:], strict=False):
+            for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=False):
                 self._of_shard[str(path)] = is_step[start:stop]
             self._splits.add(split)
 
@@ -89,7 +90,7 @@ def _runs(is_step: np.ndarray) -> list[list[Any]]:
     """Runs of equal flags, each a flag and how often it comes."""
     cuts = np.flatnonzero(np.diff(is_step)) + 1
     bounds = [0, *cuts.tolist(), len(is_step)]
-    return [[bool(is_step[a]), b - a] for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+    return [[bool(is_step[a]), b - a] for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def _episodes(runs: object, num_episodes: int) -> np.ndarray | None:

@@ -28,7 +28,7 @@ from kabuki_rlds.images.decode import Decode, decode_files
 from kabuki_rlds.schema import Field, Schema
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+    pass
 
 _log = logging.getLogger("kabuki_rlds")
 
