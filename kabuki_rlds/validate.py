@@ -204,10 +204,13 @@ class _Check:
         count = len(starts) if isinstance(starts, h5py.Dataset) and starts.ndim == 1 else None
         try:
             stated = last_rows.stated(self.file, self._stated_episodes() if count is None else count)
-            sizes = lengths[:] if isinstance(lengths, h5py.Dataset) and lengths.shape == (count,) else None
         except READ_ERRORS as e:
             self._note(6, last_rows.PATH, str(e))
             return np.zeros(1, bool)
+        sizes = None
+        # Damage there is reported with the index.
+        with contextlib.suppress(*READ_ERRORS):
+            sizes = lengths[:] if isinstance(lengths, h5py.Dataset) and lengths.shape == (count,) else None
         if stated is None or not len(stated.is_step):
             return np.zeros(1, bool)
         is_step = stated.is_step if sizes is None else stated.is_step[np.asarray(sizes) > 0]
