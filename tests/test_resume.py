@@ -72,8 +72,8 @@ def stop_after(monkeypatch):
     commit = KabukiWriter.commit
     left = [-1]
 
-    def stopping(self) -> None:
-        commit(self)
+    def stopping(self, *what) -> None:
+        commit(self, *what)
         left[0] -= 1
         if not left[0]:
             raise StoppedError

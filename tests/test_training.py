@@ -193,7 +193,7 @@ def test_tensors_hold_what_the_arrays_do(loader: str, images: str, converted: An
                 assert _same(mine[field].numpy(), value), field
                 assert spec[field].shape[1:].is_fully_defined()
         count += 1
-    assert count == {"steps": 3, "transitions": 3, "windows": 4}[loader]
+    assert count == {"steps": 4, "transitions": 3, "windows": 4}[loader]
 
 
 def _lists(value: Any) -> Any:
