@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint test-modern test-judges clean
+.PHONY: help test demo lint test-modern test-judges lock clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -19,12 +19,17 @@ REFERENCE := $(filter 3.11-Linux-x86_64,$(VERSION)-$(shell uname -s -m | tr ' ' 
 VENV := .venv
 INSTALLED := $(VENV)/installed-$(VERSION)
 
+# Without -q, pip shows the size and the progress of each download. Modules are compiled when they are first imported:
+# compiling all of them would add a third to the time of the installation.
+PIP_INSTALL := -m pip install --disable-pip-version-check --no-compile
+
 help:
 	@echo 'make test         set up .venv/ and run the tests'
 	@echo 'make demo         set up .venv/, record a real environment, convert, validate, inspect'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
 	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
+	@echo 'make lock         update constraints.txt after a change of setup.cfg; with UPGRADE=1, to the newest versions'
 	@echo 'make clean        remove what the above made'
 
 test: $(INSTALLED)
@@ -50,15 +55,30 @@ JUDGES := .venv-judges
 $(JUDGES)/installed: Makefile
 	@echo 'setting up $(JUDGES)/: robomimic, with PyTorch, and robosuite'
 	@"$(PYTHON)" -m venv --clear $(JUDGES)
-	@$(JUDGES)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 h5py numpy tqdm psutil imageio termcolor matplotlib
-	@$(JUDGES)/bin/python -m pip install -q --disable-pip-version-check --no-deps robomimic==0.3.0 robosuite==1.4.0
+	@$(JUDGES)/bin/python $(PIP_INSTALL) torch==2.13.0 h5py numpy tqdm psutil imageio termcolor matplotlib
+	@$(JUDGES)/bin/python $(PIP_INSTALL) --no-deps robomimic==0.3.0 robosuite==1.4.0
 	@touch $@
 
 test-judges: $(INSTALLED) $(JUDGES)/installed
 	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/test_judges.py
 
+# uv resolves for all supported Pythons and all platforms at once. The requirements are those of setup.cfg. The newest
+# TensorFlow excludes the newest h5py; the two lines that printf adds pin each of them on one of the stacks.
+LOCK := .venv-lock
+lock:
+	@"$(PYTHON)" -m venv --clear $(LOCK)
+	@$(LOCK)/bin/python $(PIP_INSTALL) -q uv==0.13.9
+	@printf '%s\n' 'tensorflow>=2.21; python_version >= "3.12"' 'h5py>=3.16; python_version < "3.12"' | \
+		$(LOCK)/bin/uv pip compile -q --python $(LOCK)/bin/python --python-version 3.11 --universal \
+		--system-certs --no-annotate --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
+		$(EXTRAS:%=--extra %) setup.cfg - -o constraints.txt
+	@echo 'constraints.txt is up to date: see `git diff constraints.txt`'
+
+# Each extra but `all`, which repeats the others.
+EXTRAS = $(filter-out all,$(shell sed -n '/^\[options.extras_require\]/,/^\[/s/^\([a-z0-9_-]*\) *=$$/\1/p' setup.cfg))
+
 clean:
-	rm -rf .venv .venv-modern .venv-judges build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-modern .venv-judges .venv-lock build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- setting up ---
@@ -68,6 +88,11 @@ PYTHON_REMEDY = install Python 3.11 (3.12 and 3.13 do without rlds and EnvLogger
 # What a fresh machine may lack. Each check is empty where nothing is missing.
 no-venv = $(shell "$(PYTHON)" -c 'import ensurepip, venv; ensurepip.version()' 2>&1 >/dev/null)
 no-gmpxx = $(if $(REFERENCE),$(shell "$(PYTHON)" -c 'import ctypes; ctypes.CDLL("libgmpxx.so.4")' 2>&1))
+
+# Not empty if $(VENV) was made with this very Python. With another one of the same version, its links and its libraries
+# would not match.
+python-id = "$$("$(1)" -c 'import sys; $(2); print(sys.base_prefix, sys.version_info)' 2>/dev/null)"
+existing = $(shell [ $(call python-id,$(PYTHON),pass) = $(call python-id,$(VENV)/bin/python,import pip) ] && echo yes)
 may-apt = $(and $(filter 0,$(shell id -u)),$(shell command -v apt-get))
 
 define get-gmpxx
@@ -75,14 +100,18 @@ define get-gmpxx
 @apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq libgmpxx4ldbl >/dev/null
 endef
 
-# Brought up to date when setup.cfg changes, made anew when the Python does.
-$(INSTALLED): setup.cfg pyproject.toml
+define create-venv
+@echo 'setting up $(VENV)/ with Python $(VERSION), once: about 0.9 GB to download, 2.5 GB on disk'
+@"$(PYTHON)" -m venv --clear $(VENV)
+endef
+
+# Updated when a file on the right changes, and created again for another Python.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(if $(VERSION),,$(error '$(PYTHON)' does not run: $(PYTHON_REMEDY)))
 	$(if $(filter 3.11 3.12 3.13,$(VERSION)),,$(error '$(PYTHON)' is Python $(VERSION), which is too $(if $(filter 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),old,new): $(PYTHON_REMEDY)))
 	$(if $(no-venv),$(error '$(PYTHON)' cannot make virtual environments: `sudo apt-get install python$(VERSION)-venv`, then again))
 	$(if $(no-gmpxx),$(if $(may-apt),,$(error EnvLogger needs the system library libgmpxx.so.4: `sudo apt-get install libgmpxx4ldbl`, then again)))
 	$(if $(no-gmpxx),$(get-gmpxx))
-	@echo 'setting up $(VENV)/ with Python $(VERSION): once, a few minutes'
-	@"$(PYTHON)" -m venv $(if $(wildcard $(VENV)/lib/python$(VERSION)),,--clear) $(VENV)
-	@$(VENV)/bin/python -m pip install -q --disable-pip-version-check -e '.[all,test,lint]'
+	$(if $(existing),@echo 'updating $(VENV)/',$(create-venv))
+	@$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[all,test,lint]'
 	@touch $@
