@@ -24,18 +24,19 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-# Made anew when what it holds changes.
-environment() { # NAME PYTHON STAMP PIP-ARGUMENTS...
+# Created again when one of FILES changes.
+environment() { # NAME PYTHON FILES PIP-ARGUMENTS...
   local folder=.venv-$1 stamp=.venv-$1/installed
-  if [ ! -f "$stamp" ] || [ "$3" -nt "$stamp" ]; then
+  # shellcheck disable=SC2086
+  if [ ! -f "$stamp" ] || [ -n "$(find $3 -newer "$stamp")" ]; then
     echo "== setting up $folder: once, a minute or two"
     "$2" -m venv --clear "$folder"
-    "$folder/bin/python" -m pip install -q --disable-pip-version-check "${@:4}"
+    "$folder/bin/python" -m pip install --disable-pip-version-check --no-compile "${@:4}"
     touch "$stamp"
   fi
 }
 environment acme "$acme_python" requirements.txt -r requirements.txt
-environment kabuki "$python" ../../setup.cfg -e ../.. matplotlib
+environment kabuki "$python" '../../setup.cfg ../../constraints.txt' -c ../../constraints.txt -e ../.. matplotlib
 
 rm -rf output
 mkdir output

@@ -19,14 +19,14 @@ if [ -z "$python" ]; then
   exit 1
 fi
 
-# Made anew when what it holds changes.
+# Created again when its requirements change.
 stamp=.venv/installed
-if [ ! -f "$stamp" ] || [ requirements.txt -nt "$stamp" ] || [ ../../setup.cfg -nt "$stamp" ]; then
+if [ ! -f "$stamp" ] || [ -n "$(find requirements.txt ../../setup.cfg ../../constraints.txt -newer "$stamp")" ]; then
   echo '== setting up .venv: once, a few minutes'
   "$python" -m venv --clear .venv
   # PyTorch by itself first, or what needs it may pick another.
-  .venv/bin/python -m pip install -q --disable-pip-version-check "$(grep ^torch requirements.txt)"
-  .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt -e ../..
+  .venv/bin/python -m pip install --disable-pip-version-check --no-compile "$(grep ^torch requirements.txt)"
+  .venv/bin/python -m pip install --disable-pip-version-check --no-compile -c ../../constraints.txt -r requirements.txt -e ../..
   touch "$stamp"
 fi
 
