@@ -109,8 +109,8 @@ endef
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(if $(VERSION),,$(error '$(PYTHON)' does not run: $(PYTHON_REMEDY)))
 	$(if $(filter 3.11 3.12 3.13,$(VERSION)),,$(error '$(PYTHON)' is Python $(VERSION), which is too $(if $(filter 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),old,new): $(PYTHON_REMEDY)))
-	$(if $(no-venv),$(error '$(PYTHON)' cannot make virtual environments: `sudo apt-get install python$(VERSION)-venv`, then again))
-	$(if $(no-gmpxx),$(if $(may-apt),,$(error EnvLogger needs the system library libgmpxx.so.4: `sudo apt-get install libgmpxx4ldbl`, then again)))
+	$(if $(no-venv),$(error '$(PYTHON)' cannot create virtual environments: run `sudo apt-get install python$(VERSION)-venv`, then `make $(or $(MAKECMDGOALS),test)` again))
+	$(if $(no-gmpxx),$(if $(may-apt),,$(error EnvLogger needs the system library libgmpxx.so.4: run `sudo apt-get install libgmpxx4ldbl`, then `make $(or $(MAKECMDGOALS),test)` again)))
 	$(if $(no-gmpxx),$(get-gmpxx))
 	$(if $(existing),@echo 'updating $(VENV)/',$(create-venv))
 	@$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[all,test,lint]'
