@@ -28,18 +28,17 @@ from kabuki_rlds.convention import (
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
-from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.last_rows import PATH as LAST_IS_STEP
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.staging import destination_of
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
 from kabuki_rlds.last_row import LastRow, LastRows, joined, warn_of_conflict
 from kabuki_rlds.reading import Reading
+from kabuki_rlds.recipes import inline
 from kabuki_rlds.resume import Parts, discard
-from kabuki_rlds.schema import DERIVED_IN_PART, Schema
+from kabuki_rlds.schema import DERIVED_IN_PART, Field, Schema
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -153,7 +152,7 @@ def convert(
         )
         for source in opened:
             stack.callback(source.close)
-        _check_applies(opened, split, images)
+        _check_images(opened, images)
         _check_apart(paths, data_dir, opened, dest)
         stamps = Stamps(opened)
         completed = [reading.complete(source, conform) for source in opened]
@@ -227,19 +226,28 @@ def _check_apart(paths: Sequence[Path], data_dir: Path | None, opened: list[Sour
             )
 
 
-def _check_applies(opened: list[Source], split: str | None, images: str) -> None:
-    """Refuses an option that would do nothing at all, and warns of one that does nothing to some sources."""
-    undivided = [source for source in opened if isinstance(source, (KabukiSource, EnvLoggerSource))]
-    for source in undivided:
-        what = "a Kabuki file" if isinstance(source, KabukiSource) else "a log"
-        pixels = [p for p, f in source.schema.steps.items() if f.kind == "image" and not f.encoded]
-        if images == "encoded" and pixels:
-            _log.warning("%s: its images are arrays already and stay so: %s", source.label, ", ".join(pixels))
-        if split is None:
-            continue
-        if len(undivided) == len(opened):
-            raise KabukiError(f"{source.label}: {what} is one split, so {split!r} cannot be taken of it")
-        _log.warning("%s: %s is one split; all of it is taken, and not %r", source.label, what, split)
+def _check_images(opened: list[Source], images: str) -> None:
+    """Refuses `images="encoded"` if all images are stored as arrays, and warns of the sources where they are."""
+    if images != "encoded":
+        return
+    pixels = {
+        source.label: [p for p, field in source.schema.steps.items() if _is_array_of_pixels(field)] for source in opened
+    }
+    pixels = {label: paths for label, paths in pixels.items() if paths}
+    if pixels and not any(field.encoded for source in opened for field in source.schema.steps.values()):
+        label, paths = next(iter(pixels.items()))
+        raise KabukiError(
+            f"images: the images of {label} are stored as arrays ({', '.join(paths)}), so there are no image files to "
+            f"keep; a recipe can make them: {inline.steps([inline.renamed(paths[0], paths[0], ', encode: png')])}"
+        )
+    for label, paths in pixels.items():
+        _log.warning("%s: its images are arrays already and stay so: %s", label, ", ".join(paths))
+
+
+def _is_array_of_pixels(field: Field) -> bool:
+    """Whether a field holds images as arrays: it says so, or has the shape of images."""
+    by_shape = field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[-1] in (1, 3, 4)
+    return not field.encoded and (field.kind == "image" or by_shape)
 
 
 def _with_origins(blocks: Iterator[Block], source: CompletedSource) -> Iterator[tuple[Block, np.ndarray]]:

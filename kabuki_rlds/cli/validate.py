@@ -36,11 +36,15 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("--data-dir", metavar="DIR", help="with --against: where TFDS names are looked up")
     add_assume(command)
     command.add_argument("--conform", action="store_true", help="with --against: the file was converted with --conform")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, fail=command.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
+    if not arguments.against:
+        for name in ("split", "data_dir", "recipe", "assume", "last_row", "conform"):
+            if getattr(arguments, name, None):
+                arguments.fail(f"--{name.replace('_', '-')} applies to --against, which is not given")
     registry.refuse(arguments.file)
     validation = examine(arguments.file, progress=sys.stderr.isatty())
     violations = validation.violations

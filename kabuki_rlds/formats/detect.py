@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.formats.locate import FEATURES, Path, locate
+from kabuki_rlds.formats.locate import FEATURES, Path, is_looked_up, locate
 from kabuki_rlds.formats.source import Source
 
 _log = logging.getLogger("kabuki_rlds")
@@ -57,11 +58,35 @@ def open_sources(
     try:
         for source in _opened(sources, split, data_dir, images, skip_bad, assume, recipe_assume):
             opened.append(source)
+        _check_split(opened, split)
+        _check_data_dir(sources, data_dir)
     except BaseException:
         for source in opened:
             source.close()
         raise
     return opened
+
+
+def _check_split(opened: Sequence[Source], split: str | None) -> None:
+    """Refuses a split if no source has splits, and warns of the sources that are taken whole."""
+    if split is None:
+        return
+    from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
+
+    kinds = {KabukiSource: "a Kabuki file", EnvLoggerSource: "a log"}
+    whole = [(source, kinds[type(source)]) for source in opened if type(source) in kinds]
+    for source, what in whole:
+        if len(whole) == len(opened):
+            raise KabukiError(f"{source.label}: {what} is one split, so {split!r} cannot be taken of it")
+        _log.warning("%s: %s is one split; all of it is taken, and not %r", source.label, what, split)
+
+
+def _check_data_dir(sources: Sequence[Path], data_dir: Path | None) -> None:
+    """Refuses a folder of TFDS datasets if no source is looked up in it."""
+    if data_dir is not None and not any(is_looked_up(source, data_dir) for source in sources):
+        raise KabukiError(
+            f"data_dir: no source is the name of a dataset in {os.fspath(data_dir)}: {os.fspath(sources[0])} is a path"
+        )
 
 
 def _opened(

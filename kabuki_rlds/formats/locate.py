@@ -118,6 +118,15 @@ def locate(source: Path, data_dir: Path | None = None) -> Located:
     return _by_name(source, data_dir)
 
 
+def is_looked_up(source: Path, data_dir: Path) -> bool:
+    """Whether a folder of TFDS datasets has to do with a source: it is a name, or in that folder."""
+    path, folder = local_path(source), local_path(data_dir)
+    if not os.path.lexists(path) and not glob.has_magic(os.fspath(path)):
+        return True
+    is_within = os.path.realpath(folder) in map(os.fspath, pathlib.Path(os.path.realpath(path)).parents)
+    return is_within or _named_dataset(source, folder) is not None
+
+
 def _by_name(source: Path, data_dir: pathlib.Path | None) -> Located:
     """The TFDS dataset of a name, `name[/config][:version]`.
 
