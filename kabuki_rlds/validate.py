@@ -8,12 +8,14 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 
 import h5py
 import numpy as np
 from tqdm import tqdm
 
 from kabuki_rlds import interruption
+from kabuki_rlds.block import Column, Ragged
 from kabuki_rlds.convention import (
     DISCOUNT,
     FLAGS,
@@ -37,8 +39,11 @@ from kabuki_rlds.formats.hdf5.reader import (
 )
 from kabuki_rlds.formats.hdf5.variable import CompanionError
 from kabuki_rlds.formats.source import Origin, Skipped
+from kabuki_rlds.images.damage import find_damage
 from kabuki_rlds.schema import Field
 
+#: How many damaged images of a field are named.
+_NAMED = 5
 #: Bytes of a column that are read at once, and rows where a row's size is not known.
 _READ_BYTES = 8 << 20
 _READ_ROWS = 4096
@@ -85,6 +90,7 @@ def examine(path: str | os.PathLike[str], *, progress: bool = False) -> Validati
         check.filters()
         check.rows(progress)
         check.values()
+        check.images()
         check.episodes()
         check.attributes()
         found = sorted(check.found, key=lambda violation: violation.rule)
@@ -107,6 +113,8 @@ class _Check:
         self._fields: dict[str, Field] = {}
         self._num_steps = 0
         self._num_begun: int | None = None
+        #: Path to the rows of damaged images, each with what is wrong.
+        self._damaged: dict[str, list[tuple[int, str]]] = {}
 
     def _note(self, rule: int, field: str, message: str) -> None:
         self.found.append(Violation(rule, field, message))
@@ -175,7 +183,24 @@ class _Check:
                         self._note(rule, path, f"rows {start} to {stop - 1} cannot be read: {problem}")
                         del self._readers[path]
                         break
+                    for row, problem in _damaged_images(self._fields[path], column):
+                        self._damaged.setdefault(path, []).append((start + row, problem))
                     bar.update(stop - start)
+
+    def images(self) -> None:
+        """Rule 9: image files are whole. Each is named by its episode and the row in there."""
+        is_first = self._readers.get(IS_FIRST)
+        begins = np.zeros(1, np.int64)
+        if self._damaged and is_first is not None and self._is_checkable(IS_FIRST):
+            begins = np.flatnonzero(np.asarray(is_first.read(0, self._num_steps)).reshape(-1).astype(bool))
+        for path, found in self._damaged.items():
+            places = []
+            for row, problem in found[:_NAMED]:
+                episode = max(int(np.searchsorted(begins, row, "right")) - 1, 0)
+                within = row - (int(begins[episode]) if len(begins) else 0)
+                places.append(f"episode {episode}: row {within}: the image {problem}")
+            rows = tuple(row for row, _ in found[:_NAMED])
+            self.found.append(Violation(9, path, "; ".join(places), rows, len(found)))
 
     def values(self) -> None:
         """Rules 4 and 5: where episodes begin and end, and how."""
@@ -289,7 +314,9 @@ class _Check:
             step = _rows_at_once(dataset)
             for start in range(0, episodes, step):
                 interruption.check()
-                reader.read(start, min(start + step, episodes))
+                column = reader.read(start, min(start + step, episodes))
+                for row, problem in _damaged_images(field, column):
+                    self._note(9, path, f"episode {start + row}: the image {problem}")
         except KabukiError as e:
             self._note(6, path, str(e).partition(": ")[2])
         except READ_ERRORS as e:
@@ -350,6 +377,19 @@ def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
 def _rule_of(error: Exception) -> int:
     """Which rule a field breaks whose rows cannot be read."""
     return 9 if isinstance(error, CompanionError) else 1
+
+
+def _damaged_images(field: Field, column: Column) -> Iterator[tuple[int, str]]:
+    """The rows of damaged image files in a column, and what is wrong with each."""
+    if not field.encoded:
+        return
+    assert isinstance(column, (np.ndarray, Ragged))
+    files = column if isinstance(column, np.ndarray) else column.values
+    for error in find_damage(files.tolist(), field.shape):
+        row = error.number
+        if isinstance(column, Ragged):
+            row = int(np.searchsorted(column.splits, row, "right")) - 1
+        yield row, error.problem
 
 
 def _rows_at_once(dataset: h5py.Dataset) -> int:
