@@ -1,10 +1,13 @@
 """Each command of the README's table "I have … and need …" does what it says, on data of that kind."""
 
+import importlib.util
 import pathlib
 import re
 import shlex
 import shutil
+import sys
 import textwrap
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import kabuki_rlds
 from kabuki_rlds import build, convert
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.export import export
-from tests import layout_files
+from tests import handmade, layout_files
 from tests.test_recipes import _libero
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -90,3 +93,36 @@ def test_the_robot_loop_tells_episodes_that_ended_from_those_cut_short(tmp_path,
     assert (summary.terminal, summary.truncated) == ((1, 0) if success_at else (0, 1))
     assert summary.steps == (success_at or 200) + 1
     assert kabuki_rlds.validate("runs/robot.hdf5") == []
+
+
+class _Torch(types.ModuleType):
+    """Stands in for PyTorch where it is not installed: `from_numpy` rejects the same arrays."""
+
+    @staticmethod
+    def from_numpy(array):
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
+            raise TypeError(f"can't convert {getattr(array, 'dtype', type(array))}")
+        return array
+
+
+def test_the_pytorch_example_works_with_text_fields(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if importlib.util.find_spec("torch") is None:
+        monkeypatch.setitem(sys.modules, "torch", _Torch("torch"))
+    fields = handmade.fields()
+    observation = fields.pop("observation")
+    rows = len(observation)
+    instructions = np.array([b"pick up", b"put down"] * rows, object)[:rows]
+    fields |= {"observation/state": observation, "observation/instruction": instructions}
+    handmade.write(tmp_path / "hopper.hdf5", fields)
+    section = (ROOT / "README.md").read_text().partition("## Training from a file")[2].partition("\n## ")[0]
+    (block,) = [each for each in re.findall(r"(?:^(?:    .*|)\n)+", section, re.MULTILINE) if "import torch" in each]
+    seen = []
+    values = {
+        "kabuki_rlds": kabuki_rlds,
+        "value": lambda observation: observation["state"][:, 0],
+        "update": lambda observation, action, target: seen.append(observation),
+    }
+    exec(textwrap.dedent(block), values)
+    assert {text for batch in seen for text in batch["instruction"]} == {b"pick up", b"put down"}
+    assert len(seen) >= 10

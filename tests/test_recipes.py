@@ -1,6 +1,7 @@
 """Recipes: what is made of the fields, and which line is wrong where they do not fit."""
 
 import json
+import re
 
 import h5py
 import numpy as np
@@ -180,7 +181,7 @@ def test_splits_are_masks(tmp_path):
         ("steps:\n  a: {from: nothing}\n", r"r.yaml:2: a: .*demo.hdf5 has no 'nothing' \(it has action, "),
         ("steps:\n\n  a: {from: action, turn: 180}\n", "r.yaml:3: a: no operation 'turn'; there is from, concatenate"),
         ("steps:\n  a:\n    from: action\n    rotate: 90\n", "r.yaml:4: a: rotate: 180 degrees"),
-        ("steps:\n  a: {from: action, rotate: 180}\n", r"r.yaml:2: a: float64 \(7,\) is no uint8 image"),
+        ("steps:\n  a: {from: action, rotate: 180}\n", r"r.yaml:2: a: float64 \(7,\) is not an image of uint8"),
         ("steps:\n  a: {from: action, select: [7]}\n", r"r.yaml:2: a: there is no place 7 in float64 \(7,\)"),
         ("steps:\n  a: {from: action, cast: int32}\n", "r.yaml:2: a: .*cannot be int32"),
         ("steps:\n  a: {from: episode, json: x}\n", "r.yaml:2: a: .*no x in 'demo_0'"),
@@ -213,10 +214,14 @@ def test_splits_are_masks(tmp_path):
         ("steps:\n  a: {from: IMAGE, resize: 9}\n", r"r.yaml:2: a: resize: \[height, width"),
         ("steps:\n  a: {from: IMAGE, encode: gif}\n", "r.yaml:2: a: encode: png, jpeg"),
         ("steps:\n  a: {from: IMAGE, select: [0], encode: png, swap: bgr}\n",
-         r"r.yaml:2: a: encoded image uint8 \(40, 32, 1\) is no uint8 image"),
+         r"r.yaml:2: a: encoded image uint8 \(40, 32, 1\) is not an image of uint8"),
         ("steps:\n  a: {from: IMAGE, select: [0], swap: bgr}\n", "a: .* has not three chan"),
-        ("steps:\n  a: {from: IMAGE, select: [0, 1], encode: png}\n",
-         "a: .*a png file has not so many channels"),
+        ("steps:\n  a: {from: IMAGE, select: [0, 1], encode: png}\n", r"a: uint8 \(40, 32, 2\) is not an image"),
+        ("steps:\n  a: {from: action, encode: png}\n", r"a: float64 \(7,\) is not an image of uint8 or uint16"),
+        ("steps:\n  a: {from: IMAGE, transpose: 1}\n", r"r.yaml:2: a: transpose: a list of axes, like \[1, 2, 0\]"),
+        ("steps:\n  a: {from: IMAGE, transpose: [1, 2, 3]}\n", "a: transpose: .* is not an order of the axes"),
+        ("steps:\n  a: {from: IMAGE, transpose: [1, 0]}\n", r"a: uint8 \(40, 32, 3\) has not 2 axes"),
+        ("steps:\n  a: {from: episode, transpose: [1, 0]}\n", "a: text has not 2 axes"),
         ("steps:\n  a: {from: action, match: x}\n", r"r.yaml:2: a: float64 \(7,\) is no text"),
         ("steps:\n  a: {from: episode, match: '('}\n", "r.yaml:2: a: match: no regular expression"),
         ("steps:\n  a: {from: episode, replace: x}\n", "r.yaml:2: a: replace: a dict from text to text"),
@@ -236,6 +241,74 @@ def test_a_recipe_that_does_not_fit_says_where(tmp_path, text, message):
     with pytest.raises(KabukiError, match=message):
         convert(source, tmp_path / "k.hdf5", recipe=_recipe(tmp_path / "r.yaml", text))
     assert not (tmp_path / "k.hdf5").exists()
+
+
+CHANNELS_FIRST = ["rotate: 180", "flip: vertical", "flip: horizontal", "swap: bgr", "resize: [8, 8]", "encode: png"]
+
+
+@pytest.mark.parametrize("operation", CHANNELS_FIRST)
+@pytest.mark.parametrize("shape", [(3, 40, 32), (1, 40, 32), (40, 32, 2), (40, 32, 7), (9, 40, 32)])
+def test_image_operations_reject_what_is_not_an_image(operation, shape, tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, next_obs=False)
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/obs/camera/first"] = np.zeros((3, *shape), np.uint8)
+    recipe = _recipe(tmp_path / "r.yaml", f"steps:\n  observation/camera/first: {{{operation}}}\n")
+    message = re.escape(f"r.yaml:2: observation/camera/first: uint8 {shape} is not an image (height, width, 1, 3 or 4)")
+    with pytest.raises(KabukiError, match=message) as error:
+        convert(source, tmp_path / "k.hdf5", recipe=recipe)
+    assert ("transpose: [1, 2, 0]" in str(error.value)) == (shape[0] in (1, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_channels_first_images_are_transposed_and_then_changed(dtype, tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, next_obs=False)
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 3, 40, 32), dtype, endpoint=True)
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/obs/first"] = pixels
+        file["data/demo_0/obs/pose"] = np.arange(36.0).reshape(3, 4, 3)
+    recipe = _recipe(
+        tmp_path / "r.yaml",
+        """
+assume: {last_observation: none}
+steps:
+  observation/last: {from: observation/first, transpose: [1, 2, 0]}
+  observation/turned: {from: observation/first, transpose: [1, 2, 0], rotate: 180}
+  observation/small: {from: observation/first, transpose: [1, 2, 0], resize: [20, 16]}
+  observation/file: {from: observation/first, transpose: [1, 2, 0], swap: bgr, encode: png}
+  observation/pose: {transpose: [1, 0]}
+""",
+    )
+    convert(source, tmp_path / "k.hdf5", recipe=recipe)
+    last = pixels.transpose(0, 2, 3, 1)
+    with h5py.File(tmp_path / "k.hdf5") as ours:
+        np.testing.assert_array_equal(ours["observation/last"][:], last)
+        np.testing.assert_array_equal(ours["observation/turned"][:], last[:, ::-1, ::-1])
+        assert (ours["observation/small"].shape, ours["observation/small"].dtype) == ((3, 20, 16, 3), dtype)
+        assert np.abs(ours["observation/small"][:].mean() / last.mean() - 1) < 0.05
+        for row, file in enumerate(ours["observation/file"][:]):
+            decoded = tf.io.decode_png(file.tobytes(), dtype=tf.as_dtype(dtype)).numpy()
+            np.testing.assert_array_equal(decoded, last[row, ..., ::-1])
+        np.testing.assert_array_equal(ours["observation/pose"][:], np.arange(36.0).reshape(3, 4, 3).transpose(0, 2, 1))
+    # As RLDS, it is an image.
+    built = build(source, tmp_path / "rlds", name="first", recipe=recipe)
+    feature = tfds.builder_from_directory(built.path).info.features["steps"]["observation"]["file"]
+    assert (feature.shape, feature.np_dtype) == ((40, 32, 3), dtype)
+
+
+def test_a_draft_transposes_channels_first_images(tmp_path, capsys):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, next_obs=False)
+    with h5py.File(source, "a") as file:
+        file["data/demo_0/obs/first"] = np.zeros((3, 3, 40, 32), np.uint8)
+        file["data/demo_0/obs/voxels"] = np.zeros((3, 5, 6, 7), np.uint8)
+    assert main(["recipe", str(source)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("# transpose: [1, 2, 0]") == 1
+    assert text.count("# rotate: 180") == 2
+    # The operations that it suggests fit their fields.
+    wanted = re.sub("# (transpose|rotate|resize|encode)", r"\1", text)
+    convert(source, tmp_path / "k.hdf5", recipe=_recipe(tmp_path / "r.yaml", wanted))
+    with h5py.File(tmp_path / "k.hdf5") as file:
+        assert file["observation/first"].attrs["shape"].tolist() == [256, 256, 3]
 
 
 def test_what_says_nothing_is_passed_over(tmp_path):

@@ -40,7 +40,10 @@ def draft(source: Source) -> str:
 def _entry(path: str, field: Field) -> list[str]:
     lines = [f"  {json.dumps(path)}:  # {field.describe()}", f"    from: {json.dumps(path)}"]
     if len(field.shape) == 3 and field.dtype == "uint8":
-        lines += ["    # rotate: 180", "    # resize: [256, 256]", "    # encode: {jpeg: 95}"]
+        channels_first = field.shape[-1] not in (1, 3, 4) and field.shape[0] in (1, 3, 4)
+        lines += ["    # transpose: [1, 2, 0]"] if channels_first else []
+        if channels_first or field.shape[-1] in (1, 3, 4):
+            lines += ["    # rotate: 180", "    # resize: [256, 256]", "    # encode: {jpeg: 95}"]
     elif field.dtype == "float64":
         lines.append("    # cast: float32")
     return lines

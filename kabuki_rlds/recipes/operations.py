@@ -15,7 +15,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from kabuki_rlds.schema import BYTES, Field
+from kabuki_rlds.schema import BYTES, Field, Kind
+
+#: How many channels an image can have.
+_CHANNELS = (1, 3, 4)
 
 
 class Operation(Protocol):
@@ -85,7 +88,7 @@ class Select:
             raise ValueError(f"{field.describe()} has no last axis of one length")
         if max(self._which) >= field.shape[-1]:
             raise ValueError(f"there is no place {max(self._which)} in {field.describe()}")
-        return dataclasses.replace(field, shape=(*field.shape[:-1], len(self._which)), kind="array")
+        return dataclasses.replace(field, shape=(*field.shape[:-1], len(self._which)), kind="array", file_format="")
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
         return columns[0][..., self._which]
@@ -107,7 +110,7 @@ class Cast:
         (field,) = fields
         if field.dtype == BYTES or not field.is_fixed:
             raise ValueError(f"{field.describe()} is not numbers")
-        return dataclasses.replace(field, dtype=self._dtype, kind="array", names=None)
+        return dataclasses.replace(field, dtype=self._dtype, kind="array", names=None, file_format="")
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
         (column,) = columns
@@ -122,13 +125,41 @@ class Cast:
         return made
 
 
-class _Pixels:
-    """What is done to images, (height, width, channels) of uint8."""
+class Transpose:
+    """The axes of a row in another order: [1, 2, 0] puts the first one last."""
+
+    def __init__(self, axes: Any):
+        if not isinstance(axes, list) or len(axes) < 2 or not all(type(axis) is int for axis in axes):
+            raise ValueError("a list of axes, like [1, 2, 0]")
+        if sorted(axes) != list(range(len(axes))):
+            raise ValueError(f"{axes} is not an order of the axes 0 to {len(axes) - 1}")
+        self._axes: list[int] = axes
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
-        if not field.is_fixed or len(field.shape) != 3 or field.dtype != np.uint8:
-            raise ValueError(f"{field.describe()} is no uint8 image of one size")
+        if not field.is_fixed or len(field.shape) != len(self._axes):
+            raise ValueError(f"{field.describe()} has not {len(self._axes)} axes of one length each")
+        kind: Kind = "array" if field.kind == "image" else field.kind
+        shape = tuple(field.shape[axis] for axis in self._axes)
+        return dataclasses.replace(field, shape=shape, kind=kind, file_format="")
+
+    def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
+        return columns[0].transpose(0, *(axis + 1 for axis in self._axes))
+
+
+class _Pixels:
+    """An operation on images: uint8 or uint16, (height, width, 1, 3 or 4)."""
+
+    def field(self, fields: list[Field]) -> Field:
+        (field,) = fields
+        shape = field.shape
+        if not field.is_fixed or len(shape) != 3 or field.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"{field.describe()} is not an image of uint8 or uint16, (height, width, 1, 3 or 4)")
+        if shape[-1] not in _CHANNELS:
+            problem = f"{field.describe()} is not an image (height, width, 1, 3 or 4)"
+            if shape[0] in _CHANNELS:
+                problem += "; its channels seem to come first: put `transpose: [1, 2, 0]` before this operation"
+            raise ValueError(problem)
         return dataclasses.replace(field, kind="image")
 
 
@@ -191,7 +222,8 @@ class Resize(_Pixels):
         if list(column.shape[1:3]) == self._size:
             return column
         made = tf.image.resize(np.ascontiguousarray(column), self._size, method="lanczos3", antialias=True)
-        return tf.cast(tf.clip_by_value(tf.round(made), 0, 255), tf.uint8).numpy()
+        most = np.iinfo(column.dtype).max
+        return tf.cast(tf.clip_by_value(tf.round(made), 0, most), column.dtype).numpy()
 
 
 class Encode(_Pixels):
@@ -208,8 +240,8 @@ class Encode(_Pixels):
 
     def field(self, fields: list[Field]) -> Field:
         made = super().field(fields)
-        if made.shape[-1] not in ((1, 3) if self._format == "jpeg" else (1, 3, 4)):
-            raise ValueError(f"{made.describe()}: a {self._format} file has not so many channels")
+        if self._format == "jpeg" and (made.dtype != np.uint8 or made.shape[-1] == 4):
+            raise ValueError(f"{made.describe()}: a JPEG file holds uint8 of 1 or 3 channels; use png")
         return dataclasses.replace(made, encoded=True, file_format=self._format)
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -294,6 +326,7 @@ OPERATIONS: dict[str, Callable[[Any], Operation]] = {
     "constant": Constant,
     "select": Select,
     "cast": Cast,
+    "transpose": Transpose,
     "flip": Flip,
     "rotate": Rotate,
     "resize": Resize,
