@@ -246,7 +246,8 @@ class VariableReader:
         return found
 
     def _texts(self, start: int, stop: int) -> np.ndarray:
-        check_claims(self._dataset, start, stop)
+        if h5py.check_string_dtype(self._dataset.dtype):
+            check_claims(self._dataset, start, stop)
         rows = np.asarray(self._dataset[start:stop])
         if rows.dtype != object:
             texts = np.empty(rows.size, object)
