@@ -193,8 +193,8 @@ def test_episode_terminals_of_d3rlpy_say_where_episodes_end(tmp_path):
     )
     convert(source, tmp_path / "k.hdf5")
     with h5py.File(tmp_path / "k.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [5, 3, 3]
-        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [4]
+        assert ours["episodes/length"][:].tolist() == [4, 3, 3]
+        assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3]
     with pytest.raises(KabukiError, match="max_episode_steps: there are episode_terminals, which say"):
         convert(source, tmp_path / "l.hdf5", assume={"max_episode_steps": "none"})
 
@@ -209,7 +209,7 @@ def test_flags_of_another_name_are_not_passed_over_where_there_are_no_timeouts(t
         file["timeouts"] = file["truncated"][:]
     convert(source, tmp_path / "k.hdf5")
     with h5py.File(tmp_path / "k.hdf5") as ours:
-        assert ours["episodes/length"][:].tolist() == [5, 3, 3]
+        assert ours["episodes/length"][:].tolist() == [4, 3, 3]
 
 
 def test_timeouts_of_maze2d_are_goals_where_it_is_said(tmp_path):

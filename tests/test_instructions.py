@@ -180,10 +180,15 @@ def test_a_folder_that_is_a_task_is_used_and_reported(tmp_path, caplog):
     assert "the name of the folder is taken as the instruction, 'fold the shirt'; --assume instruction=TEXT" in warning
 
 
-def test_an_instruction_of_the_file_is_kept_and_one_that_is_not_used_is_reported(tmp_path, caplog):
+def test_an_instruction_that_no_file_needs_is_an_error(tmp_path):
     folder = _aloha(tmp_path / "episodes", instruction="wave")
-    assert _told(folder, assume={"instruction": "fold"}) == ["wave", "wave"]
-    assert "has the instruction 'wave', which is kept; instruction='fold' is not used" in caplog.text
+    says = r"episode_0.hdf5: assume: instruction=fold cannot apply, since the file has the instruction 'wave'"
+    with pytest.raises(KabukiError, match=says):
+        _told(folder, assume={"instruction": "fold"})
+    with h5py.File(folder / "episode_1.hdf5", "a") as file:
+        del file["instruction"]
+    # The files that have one keep it.
+    assert _told(folder, assume={"instruction": "fold"}) == ["wave", "fold"]
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "9" * (2 << 20)])

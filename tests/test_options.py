@@ -90,6 +90,58 @@ def test_keeping_image_files_needs_some(tmp_path):
     assert convert(source, tmp_path / "files.hdf5", images="encoded", fill={"reward": 0}).steps
 
 
+# --- assumptions ---
+
+
+@pytest.mark.parametrize(
+    ("make", "assume", "why"),
+    [
+        (lambda path: layout_files.robosuite(path, {0: 3}), {"dones": "reward"}, "'dones' says nothing of files laid"),
+        (lambda path: _without(path, "dones"), {"dones": "reward"}, "dones=reward cannot apply, since no demonstr"),
+        (lambda path: _without(path, "next_obs"), {"next_obs": "keep"}, "next_obs=keep cannot apply, since no"),
+        (lambda path: _without(path, "x"), {"last_observation": "repeat"}, "cannot apply, since next_obs have the"),
+        (lambda path: _d4rl(path, next_observations=np.zeros((4, 3), np.float32)), {"last_observation": "repeat"},
+         "last_observation=repeat cannot apply, since next_observations have"),
+        (lambda path: _d4rl(path, timeouts=None), {"timeouts": "terminal", "max_episode_steps": "2"},
+         "timeouts=terminal cannot apply, since there are no timeouts"),
+        (lambda path: layout_files.libero(path, {0: 3}, "open it"), {"instruction": "fold"},
+         "instruction=fold cannot apply, since the file has the instruction 'open it'"),
+    ],
+)  # fmt: skip
+def test_an_assumption_that_cannot_apply_is_an_error(tmp_path, make, assume, why):
+    source = make(tmp_path / "in.hdf5")
+    with pytest.raises(KabukiError, match=why):
+        convert(source, tmp_path / "out.hdf5", assume=assume, fill={"reward": 0})
+    # A recipe may have it for other files.
+    if "instruction" not in assume and "says nothing" not in why:
+        pairs = ", ".join(f"{name}: {value}" for name, value in assume.items())
+        (tmp_path / "r.yaml").write_text(f"assume: {{{pairs}}}\n")
+        convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml", fill={"reward": 0})
+
+
+def _without(path: Path, name: str) -> Path:
+    """A robomimic file whose demonstrations lack a dataset or a group."""
+    layout_files.robomimic(path, {0: 3, 1: 2})
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            if name in demo:
+                del demo[name]
+    return path
+
+
+def _d4rl(path: Path, **arrays: object) -> Path:
+    ends = np.array([0, 1, 0, 1], bool)
+    made = {"terminals": np.zeros(4, bool), "timeouts": ends, **arrays}
+    return layout_files.d4rl(path, **{name: value for name, value in made.items() if value is not None})
+
+
+def test_an_assumption_that_applies_to_one_of_the_files_is_used(tmp_path):
+    _without(tmp_path / "demo_0.hdf5", "next_obs")
+    layout_files.robomimic(tmp_path / "demo_1.hdf5", {0: 3})
+    for folder in (tmp_path / "demo_*.hdf5",):
+        assert convert(folder, tmp_path / "out.hdf5", assume={"last_observation": "repeat"}).steps == 3 + 2 + 2 + 4
+
+
 # --- options that find nothing to do ---
 
 

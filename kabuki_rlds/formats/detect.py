@@ -113,7 +113,9 @@ def _opened(
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]
         if layout is not None:
-            yield from registry.open_files(layout, files, split=split, assume=assumed, images=images)
+            yield from registry.open_files(
+                layout, files, split=split, assume=assumed, images=images, asked=list(assume or {})
+            )
             continue
         for path in files:
             yield _open(path, split, images, skip_bad)

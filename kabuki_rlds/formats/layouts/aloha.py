@@ -72,6 +72,10 @@ class Aloha(Hdf5Files):
     def files(self, path: str) -> list[str]:
         return [path, *json_files(path)]
 
+    def why_not(self, file: h5py.File, name: str, value: str) -> str:
+        stated = stated_in(file, rows_of(file["action"]) or 0) if name == ASSUMPTION and value != NAME else ""
+        return f"the file has the instruction {stated!r}" if stated else ""
+
     def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
         fields = fields_of(file, "", skip=("action", "observations", "compress_len"))
         count = rows_of(file["action"])

@@ -98,9 +98,11 @@ class D4rlSource:
       split: None, since a file is one split.
       assume: what it does not say.
       images: how images that are stored as image files are read.
+      asked: the assumptions that must apply.
 
     Raises:
-      KabukiError: it cannot be read, its arrays differ in length, or nothing says where its episodes end.
+      KabukiError: it cannot be read, its arrays differ in length, nothing says where its episodes end, or an
+        assumption cannot apply.
     """
 
     def __init__(
@@ -110,8 +112,10 @@ class D4rlSource:
         split: str | None = None,
         assume: Mapping[str, str],
         images: Literal["arrays", "encoded"] = "arrays",
+        asked: Collection[str] = (),
     ):
         self._path = self.label = os.fspath(path)
+        self._asked = asked
         self._decodes = images == "arrays"
         self._assume = complete_assumptions(D4rl.name, D4rl.assumptions, assume)
         if split is not None:
@@ -144,6 +148,7 @@ class D4rlSource:
             self._of_file[name] = found.pop(name)
         self._fields = {name: layout.read_field(dataset) for name, dataset in found.items()}
         self._datasets = found
+        self._check_applies()
         terminal, cut = self._ends(count)
         last = terminal | cut
         last[-1:] = True
@@ -173,6 +178,16 @@ class D4rlSource:
         self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
         self.schema = Schema(dict(sorted(self._images.fields.items())), {}, info=self._info())
         self._begins = np.flatnonzero(np.append(True, last[:-1]))
+
+    def _check_applies(self) -> None:
+        """Refuses an assumption of the user that cannot apply."""
+        cannot = {
+            "timeouts": "" if self._datasets.keys() & set(_ENDS) else "there are no timeouts",
+            "last_observation": f"{_NEXT} have the last observation" if _NEXT in self._datasets else "",
+        }
+        for name, why in cannot.items():
+            if why and name in self._asked and self._assume[name] != D4rl.assumptions[name][0]:
+                raise KabukiError(f"{self._path}: assume: {name}={self._assume[name]} cannot apply, since {why}")
 
     def _ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the stored rows end an episode as terminal, and where they cut it short."""

@@ -57,7 +57,8 @@ def instruction(stated: str, name: str, assume: Mapping[str, str], label: str) -
     """The episode field, or nothing if the instruction is not known.
 
     Args:
-      stated: the instruction according to the file or to a JSON file next to it; "" if neither has one.
+      stated: the instruction according to the file or to a JSON file next to it, which takes precedence; "" if neither
+        has one.
       name: the name that is used if it is asked for, without an ending.
       assume: the assumptions.
       label: the file, for a message.
@@ -67,8 +68,6 @@ def instruction(stated: str, name: str, assume: Mapping[str, str], label: str) -
     """
     said = assume.get(ASSUMPTION, "")
     if stated:
-        if said not in ("", NAME, stated):
-            warn_once(f"{label}: has the instruction {stated!r}, which is kept; {ASSUMPTION}={said!r} is not used")
         return {FIELD: stated}
     if said != NAME:
         return {FIELD: said} if said else {}

@@ -24,7 +24,7 @@ import h5py
 
 from kabuki_rlds.formats.hdf5.layout import text_attribute
 from kabuki_rlds.formats.layouts.episode import Episode
-from kabuki_rlds.formats.layouts.instruction import ASSUMPTION, FIELD, instruction
+from kabuki_rlds.formats.layouts.instruction import ASSUMPTION, FIELD, NAME, instruction
 from kabuki_rlds.formats.layouts.robomimic import Robomimic, demonstrations
 from kabuki_rlds.formats.layouts.source import Assumptions
 
@@ -45,6 +45,10 @@ class Libero(Robomimic):
             return True
         _, first = demonstrations(file)[0]
         return isinstance(first.get("obs"), h5py.Group) and set(first["obs"]) >= _OBSERVATIONS
+
+    def why_not(self, file: h5py.File, name: str, value: str) -> str:
+        stated = _stated(file["data"]) if name == ASSUMPTION and value != NAME else ""
+        return f"the file has the instruction {stated!r}" if stated else super().why_not(file, name, value)
 
     def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
         told = instruction(_stated(file["data"]), pathlib.Path(file.filename).stem, assume, file.filename)

@@ -66,6 +66,9 @@ class MinariArrow:
         folder = pathlib.Path(path)
         yield _Folder(folder, read_metadata(folder), _numbered(folder))
 
+    def why_not(self, file: _Folder, name: str, value: str) -> str:
+        return ""
+
     def files(self, path: str) -> list[str]:
         return sorted(os.fspath(file) for file in pathlib.Path(path).rglob("*") if file.is_file())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from kabuki_rlds.convention import FLAGS
@@ -82,6 +82,7 @@ def open_files(
     *,
     split: str | None,
     assume: Mapping[str, str],
+    asked: Collection[str],
     images: Literal["arrays", "encoded"],
 ) -> Iterator[Source]:
     """Opens files that are all in one layout.
@@ -90,6 +91,6 @@ def open_files(
       KabukiError: one cannot be read, or has not the split.
     """
     if isinstance(layout, D4rl):
-        yield from (D4rlSource(path, split=split, assume=assume, images=images) for path in files)
+        yield from (D4rlSource(path, split=split, assume=assume, images=images, asked=asked) for path in files)
     else:
-        yield EpisodesSource(layout, files, split=split, assume=assume, images=images)
+        yield EpisodesSource(layout, files, split=split, assume=assume, images=images, asked=asked)

@@ -115,6 +115,17 @@ class Robomimic(Hdf5Files):
     def info(self, file: h5py.File) -> Info:
         return Info(environment=_json(layout.text_attribute(file["data"], "env_args")))
 
+    def why_not(self, file: h5py.File, name: str, value: str) -> str:
+        groups = [group for _, group in demonstrations(file)]
+        having = {name: [group for group in groups if name in group] for name in ("dones", "next_obs")}
+        if name == "dones" and value != "end" and not having["dones"]:
+            return "no demonstration has dones"
+        if name == "next_obs" and not having["next_obs"]:
+            return "no demonstration has next_obs"
+        if name == "last_observation" and having["next_obs"] == groups:
+            return "next_obs have the last observation"
+        return ""
+
     def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
         """Whether a demonstration ended terminal."""
         dones = group.get("dones")

@@ -77,6 +77,9 @@ class Layout(Protocol):
           KabukiError: one is not whole.
         """
 
+    def why_not(self, file: Any, name: str, value: str) -> str:
+        """Why an assumption cannot apply to a file; "" if it can."""
+
     def info(self, file: Any) -> Info:
         """What a file says of the dataset."""
 
@@ -89,6 +92,9 @@ class Hdf5Files:
 
     def files(self, path: str) -> list[str]:
         return [path]
+
+    def why_not(self, file: h5py.File, name: str, value: str) -> str:
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +116,11 @@ class EpisodesSource:
       split: the name of a mask, of whose episodes alone are taken; None takes all.
       assume: what the files do not say.
       images: how images that are stored as image files are read.
+      asked: the assumptions that must apply to one file at least.
 
     Raises:
-      KabukiError: a file cannot be opened, its episodes are not whole or do not fit each other, or there is no such
-        mask.
+      KabukiError: a file cannot be opened, its episodes are not whole or do not fit each other, there is no such
+        mask, or an assumption cannot apply.
     """
 
     def __init__(
@@ -124,6 +131,7 @@ class EpisodesSource:
         split: str | None = None,
         assume: Assumptions | None = None,
         images: Literal["arrays", "encoded"] = "arrays",
+        asked: Collection[str] = (),
     ):
         self._layout = layout
         self._split = split
@@ -139,9 +147,13 @@ class EpisodesSource:
         self._steps = _Fields("step field")
         self._metadata = _Fields("episode field", may_lack=True)
         self._masks: set[str] = set()
+        #: Of the assumptions that must apply, those that cannot apply to any file so far, and why.
+        self._unused = {name: "" for name in asked if self._assume[name] not in layout.assumptions[name][:1]}
         try:
             self._of_episode = self._not_of_steps()
             self._surveys = [self._survey(path) for path in self._paths]
+            for name, why in self._unused.items():
+                raise KabukiError(f"{self._paths[0]}: assume: {name}={self._assume[name]} cannot apply, since {why}")
         except BaseException:
             self.close()
             raise
@@ -183,6 +195,11 @@ class EpisodesSource:
         if path == self._paths[0]:
             with self._reading(path):
                 self._info = self._layout.info(file)
+        for name in list(self._unused):
+            with self._reading(path):
+                self._unused[name] = self._layout.why_not(file, name, self._assume[name])
+            if not self._unused[name]:
+                del self._unused[name]
         for number, episode in enumerate(self._episodes(path, file)):
             interruption.check()
             self._masks |= episode.masks
