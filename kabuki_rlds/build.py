@@ -23,6 +23,7 @@ from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Source, Stamps
 from kabuki_rlds.last_row import Evidence, LastRow, LastRows, joined, warn_of_conflict
+from kabuki_rlds.nan_actions import NanActions, NanRows, warn_of_nan
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.sizes import human_bytes
 
@@ -51,6 +52,7 @@ class Built:
       steps: number of steps of all splits.
       num_bytes: size on disk.
       last_rows: split to whether the last row of each of its episodes is a step, and why.
+      nan_actions: split to the rows whose action has a NaN, by field.
     """
 
     path: pathlib.Path
@@ -58,6 +60,7 @@ class Built:
     steps: int
     num_bytes: int
     last_rows: dict[str, LastRows]
+    nan_actions: dict[str, list[NanRows]]
 
     @property
     def episodes(self) -> int:
@@ -140,7 +143,8 @@ def build(
             stamps.check()
             staged.commit()
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return Built(folder, {split.name: split.num_examples for split in splits}, opened.num_steps, size, opened.last_rows)
+    episodes = {split.name: split.num_examples for split in splits}
+    return Built(folder, episodes, opened.num_steps, size, opened.last_rows, opened.nan_actions)
 
 
 class OpenedSplits:
@@ -151,6 +155,7 @@ class OpenedSplits:
       features: the TFDS features of all of them.
       num_steps: how many steps were written so far.
       last_rows: split to whether the last row of each episode that was written is a step.
+      nan_actions: split to the rows that were written whose action has a NaN.
     """
 
     def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
@@ -159,6 +164,7 @@ class OpenedSplits:
         self.features = _common_features([source for of_split in sources.values() for source in of_split], images)
         self.num_steps = 0
         self.last_rows: dict[str, LastRows] = {}
+        self.nan_actions: dict[str, list[NanRows]] = {}
         self._sizes = {split: [source.size() for source in of_split] for split, of_split in sources.items()}
 
     @property
@@ -238,6 +244,7 @@ class OpenedSplits:
 
         lengths = self.shard_lengths(split, limit, shard_config)
         decided = []
+        nan = NanActions(self.first.schema.steps)
         with SplitWriter(template, self.features, lengths) as writer:
             for source in self.sources[split]:
                 # A completed source observes what it is made of, and not what it added.
@@ -248,13 +255,17 @@ class OpenedSplits:
                     writer.write(block)
                     if source.last_rows is None:
                         observed.observe(block)
+                    nan.observe(block)
                     self.num_steps += block.num_steps
                     if bar is not None:
                         bar.update(block.num_steps)
                 decided.append(source.last_rows or observed.decide(source.num_episodes))
                 warn_of_conflict(decided[-1], source.label)
             info = writer.close()
-        self.last_rows[split] = joined(decided)[: info.num_examples]
+        last_rows = joined(decided)
+        self.nan_actions[split] = nan.finish(last_rows.is_step)
+        warn_of_nan(self.nan_actions[split], f"split {split}")
+        self.last_rows[split] = last_rows[: info.num_examples]
         if info.num_examples != sum(lengths):
             label = ", ".join(source.label for source in self.sources[split])
             raise KabukiError(f"{label}: says {sum(lengths)} episodes, but {info.num_examples} were read")

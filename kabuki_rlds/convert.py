@@ -35,6 +35,7 @@ from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
 from kabuki_rlds.last_row import LastRow, LastRows, joined, warn_of_conflict
+from kabuki_rlds.nan_actions import NanActions, NanRows, warn_of_nan
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.recipes import inline
 from kabuki_rlds.resume import Parts, discard
@@ -59,6 +60,7 @@ class Conversion:
       derived: field that the source lacks to how it was made.
       skipped: damaged episodes of the sources that the file lacks.
       last_rows: whether the last row of each episode is a step, and why.
+      nan_actions: the rows whose action has a NaN, by field.
     """
 
     path: pathlib.Path
@@ -70,6 +72,7 @@ class Conversion:
     derived: dict[str, str]
     skipped: list[Skipped]
     last_rows: LastRows
+    nan_actions: list[NanRows]
 
 
 @interruption.held_back()
@@ -161,6 +164,7 @@ def convert(
         origins = [origin for source in opened for origin in source.origins]
         skipped = [loss for source in opened for loss in source.skipped]
         checker = RuleChecker()
+        nan = NanActions(schema.steps)
         with (
             KabukiWriter(
                 dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped
@@ -184,6 +188,7 @@ def convert(
                     _check(checker, block, rows)
                     if known is None:
                         evidence.observe(block)
+                    nan.observe(block)
                     writer.write(block, origin_of + first_origin)
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
@@ -204,9 +209,20 @@ def convert(
     for source in completed:
         for name, count in source.changed.items():
             changed[name] = changed.get(name, 0) + count
+    nan_actions = nan.finish(last_rows.is_step)
+    warn_of_nan(nan_actions, os.fspath(dest))
     derived = {path: field.derived for path, field in schema.steps.items() if field.derived}
     return Conversion(
-        dest, writer.num_steps, writer.num_episodes, dest.stat().st_size, warnings, changed, derived, skipped, last_rows
+        dest,
+        writer.num_steps,
+        writer.num_episodes,
+        dest.stat().st_size,
+        warnings,
+        changed,
+        derived,
+        skipped,
+        last_rows,
+        nan_actions,
     )
 
 

@@ -26,6 +26,7 @@ from kabuki_rlds.formats.hdf5.staging import StagedFile, reserve
 from kabuki_rlds.formats.rlds.staging import StagedFolder
 from kabuki_rlds.formats.source import Stamps
 from kabuki_rlds.last_row import LastRow, LastRows, warn_of_conflict
+from kabuki_rlds.nan_actions import NanActions, NanRows, warn_of_nan
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import Schema
 
@@ -55,12 +56,14 @@ class Exported:
       episodes: number of its episodes.
       actions: number of its actions, which is what these layouts call steps.
       last_rows: whether the last row of each episode of the source is a step, and why.
+      nan_actions: the rows of the source whose action has a NaN, by field.
     """
 
     path: pathlib.Path
     episodes: int
     actions: int
     last_rows: LastRows
+    nan_actions: list[NanRows]
 
 
 @interruption.held_back()
@@ -131,9 +134,10 @@ def export(
         bar = stack.enter_context(
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name)
         )
+        nan = NanActions(whole.schema.steps)
         target = stack.enter_context(_staged(dest, layout, overwrite))
         with _Growing(target.partial if layout != "minari" else target.partial / _MINARI_FILE, dest) as growing:
-            blocks = growing.with_room(_counted(whole.blocks(), bar), len(whole.schema.steps))
+            blocks = growing.with_room(_counted(whole.blocks(), bar, nan), len(whole.schema.steps))
             episodes, actions = _WRITERS[layout](
                 growing.file, pieces(blocks, last_rows.is_step), whole.schema, whole.label, has_next
             )
@@ -144,7 +148,9 @@ def export(
         interruption.check()
         stamps.check()
         target.commit()
-    return Exported(dest, episodes, actions, last_rows)
+    nan_actions = nan.finish(last_rows.is_step)
+    warn_of_nan(nan_actions, whole.label)
+    return Exported(dest, episodes, actions, last_rows, nan_actions)
 
 
 @contextlib.contextmanager
@@ -215,9 +221,10 @@ class _Growing:
             os.close(self._descriptor)
 
 
-def _counted(blocks: Iterator[Block], bar: tqdm[Any]) -> Iterator[Block]:
+def _counted(blocks: Iterator[Block], bar: tqdm[Any], nan: NanActions) -> Iterator[Block]:
     for block in blocks:
         interruption.check()
+        nan.observe(block)
         yield block
         bar.update(block.num_steps)
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, is_number, one_per_row
-from kabuki_rlds.errors import printable
+from kabuki_rlds.errors import KabukiError, printable
 from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.source import Skipped
+from kabuki_rlds.nan_actions import NanRows, nan_actions_of
 from kabuki_rlds.schema import Info
 from kabuki_rlds.sizes import human_bytes
 
@@ -74,6 +75,7 @@ class Summary:
       skipped: damaged episodes of the sources that were left out: file, number of the first, how many, and why.
       created_by: the program that wrote the file.
       notes: deviations from rules 3 to 5 that were kept: rule, field, count and message.
+      nan_actions: the rows whose action has a NaN: field, count and the first rows; None where they cannot be read.
     """
 
     path: str
@@ -93,6 +95,7 @@ class Summary:
     skipped: list[dict[str, Any]]
     created_by: str
     notes: list[dict[str, Any]]
+    nan_actions: list[dict[str, Any]] | None
 
     def to_json(self) -> str:
         """The summary as a JSON object, with the attributes' names; null where a return is no finite number."""
@@ -106,7 +109,7 @@ class Summary:
 
 @interruption.held_back()
 def inspect(path: str | os.PathLike[str]) -> Summary:
-    """Looks into a Kabuki file. Only the rewards and flags are read.
+    """Looks into a Kabuki file. Only the actions, the rewards and the flags are read.
 
     Raises:
       KabukiError: the file cannot be opened, or is no Kabuki file.
@@ -150,6 +153,7 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
             skipped=[loss.to_json() for loss in source.skipped],
             created_by=layout.text_attribute(source.file, "created_by"),
             notes=[note.to_json() for note in source.notes],
+            nan_actions=_nan_actions(source),
         )
 
 
@@ -179,6 +183,14 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
             else:
                 terminal[episode[flag.astype(bool)]] = True
     return returns, terminal
+
+
+def _nan_actions(source: KabukiSource) -> list[dict[str, Any]] | None:
+    try:
+        return [dataclasses.asdict(each) for each in nan_actions_of(source)]
+    except KabukiError:
+        # `validate` says which rows are damaged.
+        return None
 
 
 def _range(values: np.ndarray) -> Range | None:
@@ -216,6 +228,8 @@ def to_text(summary: Summary) -> str:
         lines.append(f"  {'left out':<9} {Skipped(**loss)}")
     if len(summary.skipped) > _NAMED:
         lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places; --json names all")
+    for each in summary.nan_actions or ():
+        lines.append(f"  {'NaN':<9} {NanRows(**each)}")
     for note in summary.notes:
         lines.append(f"  {'note':<9} rule {note['rule']}: {note['field']}: {note['message']} ({note['count']:,})")
     if summary.created_by:

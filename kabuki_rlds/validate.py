@@ -40,6 +40,7 @@ from kabuki_rlds.formats.hdf5.reader import (
 from kabuki_rlds.formats.hdf5.variable import CompanionError
 from kabuki_rlds.formats.source import Origin, Skipped
 from kabuki_rlds.images.damage import find_damage
+from kabuki_rlds.nan_actions import nan_actions_of, warn_of_nan
 from kabuki_rlds.schema import Field
 
 #: How many damaged images of a field are named.
@@ -96,6 +97,7 @@ def examine(path: str | os.PathLike[str], *, progress: bool = False) -> Validati
         found = sorted(check.found, key=lambda violation: violation.rule)
     with contextlib.suppress(KabukiError), KabukiSource(path) as source:
         last_rows.warn_if_unstated(source)
+        warn_of_nan(nan_actions_of(source), os.fspath(path))
     return Validation(_unnoted(found, check.notes), check.notes)
 
 

@@ -136,7 +136,17 @@ def test_every_field_is_listed(every_kind):
 
 KEYS = {
     *("path", "format_version", "info", "steps", "episodes", "lengths", "returns", "terminal", "truncated"),
-    *("disk_bytes", "memory_bytes", "columns", "sources", "skipped", "created_by", "last_steps", "notes"),
+    *(
+        "disk_bytes",
+        "memory_bytes",
+        "columns",
+        "sources",
+        "skipped",
+        "created_by",
+        "last_steps",
+        "notes",
+        "nan_actions",
+    ),
 }
 
 

@@ -19,6 +19,12 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
             help="what becomes of the fields: a YAML file, or the name of a recipe that comes along "
             "(`kabuki-rlds recipe` lists them, and drafts one)",
         )
+        command.add_argument(
+            "--last-row",
+            choices=CHOICES,
+            help="whether the last row of each episode is a step with its own action and reward, or only an "
+            "observation (default: what the source states, its layout or its values tell)",
+        )
     command.add_argument(
         "--assume",
         metavar="KEY=VALUE",
@@ -26,12 +32,6 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
         type=_assumption,
         default=[],
         help="what files in a layout of others do not say, like dones=reward or max_episode_steps=1000",
-    )
-    command.add_argument(
-        "--last-row",
-        choices=CHOICES,
-        help="whether the last row of each episode is a step with its own action and reward, or only an observation "
-        "(default: what the source states, its layout or its values tell)",
     )
 
 
