@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tqdm import tqdm
 
 from kabuki_rlds import interruption
-from kabuki_rlds.completion import CompletedSource
+from kabuki_rlds.completion import CompletedSource, decide_by_reading
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
@@ -259,6 +259,9 @@ class OpenedSplits:
                     self.num_steps += block.num_steps
                     if bar is not None:
                         bar.update(block.num_steps)
+                if source.last_rows is None and writer.is_full:
+                    # Not by the part that was written, which may end within an episode.
+                    source.last_rows = decide_by_reading(source)
                 decided.append(source.last_rows or observed.decide(source.num_episodes))
                 warn_of_conflict(decided[-1], source.label)
             info = writer.close()

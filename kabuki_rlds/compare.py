@@ -15,12 +15,12 @@ import numpy as np
 
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Nested, splits_of
-from kabuki_rlds.completion import CompletedSource, decide_by_reading
-from kabuki_rlds.convention import DISCOUNT, FILLABLE, has_field
+from kabuki_rlds.completion import CompletedSource
+from kabuki_rlds.convention import DISCOUNT, FILLABLE, IS_TERMINAL, has_field
 from kabuki_rlds.formats.detect import open_source, open_sources
 from kabuki_rlds.formats.hdf5.last_rows import PATH as LAST_IS_STEP
 from kabuki_rlds.formats.source import Source
-from kabuki_rlds.last_row import LastRow, joined
+from kabuki_rlds.last_row import LastRow, LastRows, joined
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import BYTES, Field
 
@@ -107,9 +107,15 @@ def compare(
         )
         for source in opened:
             stack.callback(source.close)
-        theirs = [_conformed(reading, source) if conform else reading.shape(source) for source in opened]
+        # A file of format 1.0 does not say what its last rows are.
+        needs_decision = conform or mine.last_rows is not None
+        decided = [reading.decide(source) for source in opened] if needs_decision else []
+        theirs = [reading.shape(source) for source in opened]
+        if conform:
+            theirs = [_conformed(source, last_rows) for source, last_rows in zip(theirs, decided, strict=True)]
         found, steps, metadata = _fields(mine, theirs)
-        found += _last_rows(mine, reading, opened)
+        if mine.last_rows is not None:
+            found += _last_rows(mine.last_rows, joined(decided))
         ours = _Digests(steps, metadata)
         ours.take(mine.blocks())
         right = _Digests(steps, metadata)
@@ -122,25 +128,23 @@ def compare(
         return found + _episodes(ours.of, right.of)
 
 
-def _conformed(reading: Reading, source: Source) -> Source:
+def _conformed(source: Source, last_rows: LastRows) -> Source:
     """A source as `conform` changes it, without the fields that it does not have."""
-    shaped = reading.shape(source)
-    # What stands for a field that is missing is not compared.
-    fill = {name: 0.0 for name in FILLABLE if name != DISCOUNT and not has_field(shaped.schema.steps, name)}
-    whole = CompletedSource(shaped, fill, conform=True, last_rows=reading.last_rows_of(source))
-    steps = {path: field for path, field in whole.schema.steps.items() if path in shaped.schema.steps}
+    have = source.schema.steps
+    # What stands for a field that is missing is not compared. What can be derived is, as `convert` does it.
+    derived = {DISCOUNT, IS_TERMINAL} if DISCOUNT in have else {DISCOUNT}
+    fill = {name: 0.0 for name in FILLABLE if name not in derived and not has_field(have, name)}
+    whole = CompletedSource(source, fill, conform=True, last_rows=last_rows)
+    steps = {path: field for path, field in whole.schema.steps.items() if path in have}
     whole.schema = dataclasses.replace(whole.schema, steps=steps)
     return whole
 
 
-def _last_rows(mine: Source, reading: Reading, sources: Sequence[Source]) -> list[Difference]:
-    """Where the file and its sources differ in whether last rows are steps. A file of format 1.0 does not say it."""
-    if mine.last_rows is None:
+def _last_rows(ours: LastRows, right: LastRows) -> list[Difference]:
+    """Where the file and its sources differ in whether last rows are steps."""
+    if len(right.is_step) != len(ours.is_step):
         return []
-    right = joined([reading.last_rows_of(source) or decide_by_reading(source) for source in sources])
-    if len(right.is_step) != len(mine.last_rows.is_step):
-        return []
-    wrong = np.flatnonzero(right.is_step != mine.last_rows.is_step)
+    wrong = np.flatnonzero(right.is_step != ours.is_step)
     if not len(wrong):
         return []
     message = f"not as in the source, whose last rows are {right}"

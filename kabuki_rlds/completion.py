@@ -191,8 +191,9 @@ class CompletedSource:
         return Evidence(self._source.schema.steps)
 
     def _decide_if_needed(self) -> None:
-        # Rule 4 gives other discounts where the last row is a step.
-        if self.last_rows is None and (self._conform or DISCOUNT in self._missing):
+        # Rule 4 gives other discounts, and so other ends, where the last row is a step.
+        is_derived = any(name in self._missing and name not in self._fill for name in (DISCOUNT, IS_TERMINAL))
+        if self.last_rows is None and (self._conform or is_derived):
             self.decide()
 
     def close(self) -> None:

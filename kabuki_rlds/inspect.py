@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds import interruption
-from kabuki_rlds.convention import IS_LAST, IS_TERMINAL, REWARD, is_number, one_per_row
+from kabuki_rlds.convention import IS_TERMINAL, REWARD, is_number, one_per_row
 from kabuki_rlds.errors import KabukiError, printable
 from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
@@ -159,8 +159,8 @@ def inspect(path: str | os.PathLike[str]) -> Summary:
 
 def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(sum of rewards, whether it ended in a terminal state) of each episode."""
-    names = [name for name in (REWARD, IS_LAST, IS_TERMINAL) if name in source.schema.steps]
-    returns = np.zeros(source.num_episodes) if {REWARD, IS_LAST} <= set(names) else None
+    names = [name for name in (REWARD, IS_TERMINAL) if name in source.schema.steps]
+    returns = np.zeros(source.num_episodes) if REWARD in names else None
     last_is_step = np.zeros(source.num_episodes, bool) if source.last_rows is None else source.last_rows.is_step
     terminal = np.zeros(source.num_episodes, bool) if IS_TERMINAL in names else None
     row = 0
@@ -170,11 +170,12 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
         episode = np.searchsorted(source.starts, rows, side="right") - 1
         values = {name: one_per_row(column) for name, column in block.steps.items()}
         if returns is not None:
-            reward, is_last = values[REWARD], values[IS_LAST]
-            if reward is None or is_last is None or not is_number(reward.dtype):
+            reward = values[REWARD]
+            if reward is None or not is_number(reward.dtype):
                 returns = None
             else:
-                is_padding = is_last.astype(bool) & ~last_is_step[episode]
+                # As in the loaders, the index and not `is_last` says where an episode ends.
+                is_padding = (rows == source.ends[episode] - 1) & ~last_is_step[episode]
                 returns += np.bincount(episode, np.where(is_padding, 0, reward.astype(np.float64)), source.num_episodes)
         if terminal is not None:
             flag = values[IS_TERMINAL]

@@ -90,15 +90,23 @@ class Reading:
         Raises:
           KabukiError: the recipe does not fit it, or it lacks a field still.
         """
-        last_rows = self.last_rows_of(source)
         if self.recipe is None:
-            return CompletedSource(source, self.fill, conform, last_rows=last_rows)
+            return CompletedSource(source, self.fill, conform, last_rows=self.last_rows_of(source))
         from kabuki_rlds.recipes.source import RecipeSource
 
         shaped = RecipeSource(source, self.recipe)
-        # The recipe may change the very fields that tell.
-        last_rows = decide_by_reading(source) if last_rows is None else last_rows
-        return CompletedSource(shaped, self.fill, conform, shaped.left_out, last_rows)
+        return CompletedSource(shaped, self.fill, conform, shaped.left_out, self.decide(source))
+
+    def decide(self, source: Source) -> LastRows:
+        """Whether the last row of each episode is a step. Reads the source if neither it nor the user says it."""
+        known = self.last_rows_of(source)
+        if known is not None:
+            return known
+        if self.recipe is not None:
+            from kabuki_rlds.recipes.source import as_evidence
+
+            source = as_evidence(source, self.recipe)
+        return decide_by_reading(source)
 
     def last_rows_of(self, source: Source) -> LastRows | None:
         """What the user says of the last rows of a source, else what the source says; None if neither does."""

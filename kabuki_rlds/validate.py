@@ -45,6 +45,9 @@ from kabuki_rlds.schema import Field
 
 #: How many damaged images of a field are named.
 _NAMED = 5
+#: The index and the flags contradict each other.
+_OTHER_STARTS = "episodes begin at other rows than is_first says"
+
 #: Bytes of a column that are read at once, and rows where a row's size is not known.
 _READ_BYTES = 8 << 20
 _READ_ROWS = 4096
@@ -210,43 +213,44 @@ class _Check:
         if not all(self._is_checkable(name) for name in FLAGS):
             return
         checker = RuleChecker()
+        begins, last_is_step = self._episodes_with_rows()
         self._num_begun = 0
-        last_is_step = self._last_is_step()
         step = 1 << 20
         for start in range(0, self._num_steps, step):
             interruption.check()
             stop = min(start + step, self._num_steps)
             columns = [np.asarray(self._readers[name].read(start, stop)).reshape(-1) for name in names]
             flags = [column.astype(bool) for column in columns[:3]]
-            # Which episode each row is of, by the flags; the first begins at the first row.
-            episode = np.maximum(self._num_begun + np.cumsum(flags[0]) - 1, 0)
             self._num_begun += int(np.count_nonzero(flags[0]))
-            rows = last_is_step[np.minimum(episode, len(last_is_step) - 1)]
+            rows = last_is_step[np.searchsorted(begins, np.arange(start, stop), side="right") - 1]
             checker.check(flags[0], flags[1], flags[2], columns[3] if len(columns) > 3 else None, rows)
         self.found += checker.finish()
 
-    def _last_is_step(self) -> np.ndarray:
-        """Whether the last row of each episode that has rows is a step: bool, with one value at least."""
+    def _episodes_with_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(first row, whether the last row is a step) of each episode that has rows: int64 and bool, (episodes,).
+
+        The index says where they begin; the flags, if there is none or it is wrong, which `episodes` reports.
+        """
+        first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1).astype(bool)
+        first[:1] = True
+        begins = np.flatnonzero(first)
         starts, lengths = (self.file.get(f"{layout.EPISODES}/{name}") for name in ("start", "length"))
-        count = len(starts) if isinstance(starts, h5py.Dataset) and starts.ndim == 1 else None
+        has_index = isinstance(starts, h5py.Dataset) and starts.ndim == 1
+        is_step = np.zeros(0, bool)
         try:
-            stated = last_rows.stated(self.file, self._stated_episodes() if count is None else count)
+            stated = last_rows.stated(self.file, len(starts) if has_index else len(begins))
+            is_step = is_step if stated is None else stated.is_step
         except READ_ERRORS as e:
             self._note(6, last_rows.PATH, str(e))
-            return np.zeros(1, bool)
-        sizes = None
-        # Damage there is reported with the index.
         with contextlib.suppress(*READ_ERRORS):
-            sizes = lengths[:] if isinstance(lengths, h5py.Dataset) and lengths.shape == (count,) else None
-        if stated is None or not len(stated.is_step):
-            return np.zeros(1, bool)
-        is_step = stated.is_step if sizes is None else stated.is_step[np.asarray(sizes) > 0]
-        return is_step if len(is_step) else np.zeros(1, bool)
-
-    def _stated_episodes(self) -> int:
-        """How many episodes there are by `is_first`."""
-        first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1)
-        return int(np.count_nonzero(first))
+            if has_index and isinstance(lengths, h5py.Dataset) and lengths.shape == starts.shape:
+                sizes = lengths[:].astype(np.int64)
+                fits = (sizes >= 0).all() and np.array_equal(starts[:], np.cumsum(sizes) - sizes)
+                if fits and sizes.sum() == self._num_steps:
+                    begins = np.asarray(starts[:])[sizes > 0]
+                    is_step = is_step[sizes > 0] if len(is_step) else is_step
+        # Where nothing is stated, or too little, last rows are observations.
+        return begins, np.append(is_step, np.zeros(max(len(begins) - len(is_step), 0), bool))
 
     def _is_checkable(self, name: str) -> bool:
         field = self._fields.get(name)
@@ -261,6 +265,9 @@ class _Check:
             return
         if not isinstance(group, h5py.Group):
             self._note(6, layout.EPISODES, "not a group")
+            return
+        if set(group) == {last_rows.NAME}:
+            # Rule 3 stands without an index: the flags say where episodes begin.
             return
         index: dict[str, np.ndarray] = {}
         for name in ("start", "length", "source"):
@@ -296,8 +303,7 @@ class _Check:
             wrong = np.flatnonzero(first != begins)
             if len(wrong):
                 named = tuple(int(row) for row in wrong[:5])
-                message = "episodes begin at other rows than is_first says"
-                self.found.append(Violation(6, f"{layout.EPISODES}/start", message, named, len(wrong)))
+                self.found.append(Violation(6, f"{layout.EPISODES}/start", _OTHER_STARTS, named, len(wrong)))
         stated = self._json("sources")
         if isinstance(stated, list) and len(sources) and not 0 <= sources.min() <= sources.max() < len(stated):
             self._note(
@@ -368,12 +374,18 @@ def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
     noted: collections.Counter[tuple[int, str]] = collections.Counter()
     for note in notes:
         noted[note.rule, note.field] += note.count
-    return [
-        violation
-        for violation in found
-        if not 3 <= violation.rule <= 5
-        or counts[violation.rule, violation.field] != noted[violation.rule, violation.field]
-    ]
+
+    def is_noted(violation: Violation) -> bool:
+        if violation.message == _OTHER_STARTS:
+            # The index is right, and it is `is_first` that deviates, by rule 5.
+            key = 5, IS_FIRST
+        elif 3 <= violation.rule <= 5:
+            key = violation.rule, violation.field
+        else:
+            return False
+        return noted[key] > 0 and counts[key] == noted[key]
+
+    return [violation for violation in found if not is_noted(violation)]
 
 
 def _rule_of(error: Exception) -> int:

@@ -15,8 +15,10 @@ import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError
+from kabuki_rlds.build import open_splits
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.export import export
+from kabuki_rlds.formats.rlds.writer import shard_template
 from tests import datasets, layout_files
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -502,6 +504,96 @@ def test_a_recipe_that_sets_the_discount_does_not_change_the_decision(tmp_path: 
     recipe = tmp_path / "r.yaml"
     recipe.write_text("steps:\n  discount: {constant: 1.0}\nrest: keep\n")
     assert not kabuki_rlds.convert(_padded(tmp_path), tmp_path / "k.hdf5", recipe=recipe).last_rows.is_step.any()
+
+
+def _renamed(source: Path, folder: Path, names: dict[str, str], **columns: Any) -> Path:
+    """The dataset with other names of step fields, or other values of one, written by TFDS."""
+    builder = tfds.builder_from_directory(source)
+    kept = dict(builder.info.features["steps"].feature.items())
+    episodes = []
+    for episode in builder.as_dataset(split="train"):
+        steps = [dict(step.items()) for step in tfds.as_numpy(episode["steps"])]
+        episodes.append({"steps": [{names.get(k, k): columns.get(k, v) for k, v in step.items()} for step in steps]})
+    features = {names.get(name, name): feature for name, feature in kept.items()}
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(features)})
+    return datasets.write(datasets.Recipe("renamed", features, {"train": episodes}, in_order=True), folder)
+
+
+@pytest.mark.parametrize("write", [_like_droid, _padded])
+def test_fields_that_a_recipe_renames_tell_what_last_rows_are(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    names = {"action": "control", "reward": "rew", "is_terminal": "done"}
+    source = _renamed(write(tmp_path / "a"), tmp_path / "b", names)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "steps:\n  action: {from: control, select: [0, 1]}\n  reward: {from: rew}\n  is_terminal: {from: done}\n"
+        "  discount: {constant: 1.0}\nrest: keep\n"
+    )
+    result = kabuki_rlds.convert(source, tmp_path / "k.hdf5", recipe=recipe)
+    assert result.last_rows.is_step.tolist() == [write is _like_droid] * 5, result.last_rows
+    assert kabuki_rlds.compare(tmp_path / "k.hdf5", source, recipe=recipe) == []
+    result = kabuki_rlds.convert(source, tmp_path / "c.hdf5", recipe=recipe, conform=True)
+    assert result.changed
+    assert kabuki_rlds.compare(tmp_path / "c.hdf5", source, recipe=recipe, conform=True) == []
+
+
+@pytest.mark.parametrize("write", [_like_droid, _padded])
+def test_against_conform_derives_the_ends_as_convert_does(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    source = _renamed(write(tmp_path / "a"), tmp_path / "b", {"is_terminal": "done"})
+    kabuki_rlds.convert(source, tmp_path / "k.hdf5", conform=True)
+    assert kabuki_rlds.compare(tmp_path / "k.hdf5", source, conform=True) == []
+
+
+def test_ends_are_derived_from_the_discount_of_a_last_row_that_is_a_step(tmp_path: Path) -> None:
+    source = _like_droid(tmp_path / "a", is_last=False, last_discount=0.0)
+    source = _renamed(source, tmp_path / "b", {"is_terminal": "done"})
+    result = kabuki_rlds.convert(source, tmp_path / "k.hdf5")
+    assert result.last_rows.is_step.all()
+    with h5py.File(tmp_path / "k.hdf5") as f:
+        assert np.flatnonzero(f["discount"][:] == 0).tolist() == (np.cumsum(LENGTHS) - 1).tolist()
+    # Nothing ends with is_last, so is_terminal is derived from where the episodes of the source end.
+    assert kabuki_rlds.inspect(tmp_path / "k.hdf5").terminal == 5
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_is_first_that_deviates_does_not_move_the_decision_to_other_episodes(value: bool, tmp_path: Path) -> None:
+    steps = _renamed(_like_droid(tmp_path / "a", last_discount=0.0), tmp_path / "b", {}, is_first=value)
+    result = kabuki_rlds.convert([_padded(tmp_path / "c"), steps], tmp_path / "k.hdf5")
+    assert {w.rule for w in result.warnings} == {5, 6}
+    # The deviation is noted, and the index is right.
+    assert kabuki_rlds.validate(tmp_path / "k.hdf5") == []
+    with h5py.File(tmp_path / "k.hdf5", "a") as f:
+        del f.attrs["notes"]
+    rules = {(v.rule, v.field) for v in kabuki_rlds.validate(tmp_path / "k.hdf5")}
+    assert rules == {(5, "is_first"), (6, "episodes/start")}
+
+
+def test_returns_leave_out_last_rows_that_is_last_does_not_mark(tmp_path: Path) -> None:
+    source = _dataset(tmp_path, terminal=[False] * 5, is_last=False)
+    file = kabuki_rlds.convert(source, tmp_path / "k.hdf5", last_row="observation").path
+    returns = kabuki_rlds.inspect(file).returns
+    assert returns is not None and returns.mean * 5 == pytest.approx(_steps(file)[1])
+
+
+def test_a_file_made_by_hand_may_state_its_last_rows_without_an_index(tmp_path: Path) -> None:
+    file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5", conform=True).path
+    with h5py.File(file) as f, h5py.File(tmp_path / "hand.hdf5", "w") as hand:
+        for name in ("observation", "action", "reward", "discount", "is_first", "is_last", "is_terminal"):
+            f.copy(name, hand)
+        f.copy("episodes/last_is_step", hand, "episodes/last_is_step")
+    assert kabuki_rlds.validate(tmp_path / "hand.hdf5") == []
+    assert _steps(tmp_path / "hand.hdf5")[0] == TOTAL
+    assert kabuki_rlds.convert(tmp_path / "hand.hdf5", tmp_path / "again.hdf5").last_rows.is_step.all()
+
+
+def test_a_limited_build_decides_by_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Padding that is zero: the one row that carries an action is within an episode.
+    source = _like_droid(tmp_path, last_action=_zero, last_reward=0.0)
+    file = _as_1_0(kabuki_rlds.convert(source, tmp_path / "k.hdf5").path)
+    monkeypatch.setattr("kabuki_rlds.formats.hdf5.reader._BLOCK_ROWS", 2)
+    with open_splits(file) as opened:
+        template = shard_template(tmp_path, "toy", "train", "tfrecord")
+        opened.write("train", template, limit=1)
+    assert opened.last_rows["train"].is_step.tolist() == [False]
 
 
 # --- layouts ---

@@ -2,7 +2,7 @@
 
 about: what it is for
 for: libero                         # the layouts that it is for; without it any
-assume: {last_observation: none}    # what files in a layout of others do not say
+assume: {last_observation: repeat}  # what files in a layout of others do not say
 fill: {reward: 0}                   # constants for required fields that are lacking
 split: {train: train, val: valid}   # split of the result: split or mask of the source
 steps:                              # step fields, each made by operations in this order

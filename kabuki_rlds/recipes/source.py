@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -150,7 +151,18 @@ class RecipeSource:
         self._source.close()
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
-        return self._made(self._source.blocks())
+        if only is None:
+            return self._made(self._source.blocks())
+        recipe = dataclasses.replace(
+            self._recipe, steps=tuple(made for made in self._recipe.steps if made.path in only), episode=()
+        )
+        kept = [path for path in self._steps if path in only]
+        needed = {*kept, *(path for made in recipe.steps for path in made.sources)}
+        narrowed = copy.copy(self)
+        narrowed._recipe, narrowed._steps, narrowed._metadata = recipe, kept, []
+        # Images that are decoded, and fields of the episodes, come only with everything else.
+        is_whole = self._decoder is not None or not needed <= self._source.schema.steps.keys()
+        return narrowed._made(self._source.blocks(None if is_whole else needed))
 
     def _made(self, blocks: Iterator[Block]) -> Iterator[Block]:
         open_episode: dict[str, np.ndarray] = {}
@@ -191,6 +203,22 @@ class RecipeSource:
         except ValueError as e:
             raise KabukiError(f"{made.where}: {self.label}: {e}") from e
         return np.ascontiguousarray(arrays[0])
+
+
+def as_evidence(source: Source, recipe: Recipe) -> Source:
+    """The source before the recipe, to tell whether its last rows are steps (see `last_row`).
+
+    A recipe may change the fields that tell: a constant discount says nothing of rule 4. So only those fields are made
+    that the source has under other names.
+    """
+
+    def is_only_made(made: Made) -> bool:
+        return _top(made.path) in _NEEDED and bool(made.sources) and not has_field(source.schema.steps, _top(made.path))
+
+    steps = tuple(made for made in recipe.steps if is_only_made(made))
+    if not steps:
+        return source
+    return RecipeSource(source, dataclasses.replace(recipe, steps=steps, episode=(), drop=(), keeps_rest=True))
 
 
 def _each_field(entries: Sequence[Made], have: Collection[str]) -> tuple[Made, ...]:
