@@ -160,10 +160,10 @@ def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], l
         kept = []
         for path in ours:
             others = [getattr(source.schema, what).get(path) for source in theirs]
-            if all(other == ours[path] for other in others):
+            if all(other is not None and other.is_same(ours[path]) for other in others):
                 kept.append(path)
             elif not (ours[path].derived and None in others):
-                other = next(other for other in others if other != ours[path])
+                other = next(other for other in others if other is None or not other.is_same(ours[path]))
                 says = "lacks it" if other is None else f"has {other.describe()}"
                 found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
         lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}

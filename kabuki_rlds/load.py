@@ -64,7 +64,7 @@ def load(path: Path | Sequence[Path], *, fields: str | Sequence[str] | None = No
 
     def groups() -> Iterator[Any]:
         for path, count in zip(paths, counts, strict=True):
-            with KabukiSource(path) as source:
+            with KabukiSource(path, quiet=True) as source:
                 source.check_whole()
                 if source.num_episodes != count or schema.misfit(source.schema) is not None:
                     raise KabukiError(f"{path}: was changed since it was loaded; load it again")

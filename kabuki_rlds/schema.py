@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.limits import MAX_ROW_BYTES
 
 Kind = Literal["array", "text", "label", "image"]
 
@@ -41,6 +42,7 @@ class Field:
       kind: what the elements mean: numbers ("array"), text or byte strings
         ("text"), the index of a class ("label"), or pixels ("image").
       names: the names of the classes of a label, where they are known.
+      num_classes: how many classes a label without names has, where that is known.
       nested: how many of the leading dimensions are nested lists whose lengths
         may differ within one row (RLDS: a Sequence in a Sequence). 0 for a row
         that is a plain array.
@@ -59,6 +61,7 @@ class Field:
     names: tuple[str, ...] | None = None
     nested: int = 0
     encoded: bool = False
+    num_classes: int | None = dataclasses.field(default=None, compare=False)
     file_format: str = dataclasses.field(default="", compare=False)
     derived: str = dataclasses.field(default="", compare=False)
 
@@ -84,6 +87,40 @@ class Field:
             return None
         return math.prod(d for d in self.shape if d is not None) * self.dtype.itemsize
 
+    @property
+    def known_names(self) -> tuple[str, ...] | None:
+        """The names of the classes; None if they only number the classes, as in files of earlier versions."""
+        if self.names is None or all(name == str(i) for i, name in enumerate(self.names)):
+            return None
+        return self.names
+
+    @property
+    def known_classes(self) -> int | None:
+        """How many classes a label has, None if that is not known."""
+        return self.num_classes if self.names is None else len(self.names)
+
+    def is_same(self, other: Field) -> bool:
+        """Whether two fields are equal, apart from names that only number the classes."""
+        mine, theirs = (dataclasses.replace(field, names=field.known_names) for field in (self, other))
+        classes = {self.known_classes, other.known_classes} - {None}
+        return mine == theirs and len(classes) < 2
+
+    def check_size(self, what: str) -> None:
+        """Rejects a shape that no array in memory has.
+
+        Args:
+          what: the field, for the error.
+
+        Raises:
+          KabukiError: a row has a negative dimension, or its known dimensions take more than `MAX_ROW_BYTES`.
+        """
+        known = [size for size in self.shape if size is not None]
+        nbytes = math.prod(known) * self.dtype.itemsize
+        if min(known, default=0) < 0 or nbytes > MAX_ROW_BYTES:
+            raise KabukiError(
+                f"{what}: a row of {self.describe()} has {nbytes:,} bytes, expected 0 to {MAX_ROW_BYTES:,}"
+            )
+
     def describe(self) -> str:
         """The field in a few characters: `float32 (11,)`, `text`, `image uint8 (?, ?, 3)`."""
         dims = ", ".join("?" if d is None else str(d) for d in self.shape)
@@ -94,7 +131,7 @@ class Field:
         if self.kind == "image":
             return f"{'encoded ' if self.encoded else ''}image {words}"
         if self.kind == "label":
-            return f"label {words}" + (f" of {len(self.names)} classes" if self.names else "")
+            return f"label {words}" + (f" of {self.known_classes} classes" if self.known_classes else "")
         return words
 
 
@@ -158,7 +195,7 @@ class Schema:
                 a, b = mine.get(path), theirs.get(path)
                 if a is None or b is None:
                     return f"{what} {path!r} is only in {'the second' if a is None else 'the first'}"
-                if a != b:
+                if not a.is_same(b):
                     if a.describe() == b.describe():
                         return f"{what} {path!r} has other class names in each"
                     return f"{what} {path!r} is {a.describe()} in the first and {b.describe()} in the second"

@@ -98,7 +98,7 @@ def examine(path: str | os.PathLike[str], *, progress: bool = False) -> Validati
         check.episodes()
         check.attributes()
         found = sorted(check.found, key=lambda violation: violation.rule)
-    with contextlib.suppress(KabukiError), KabukiSource(path) as source:
+    with contextlib.suppress(KabukiError), KabukiSource(path, quiet=True) as source:
         last_rows.warn_if_unstated(source)
         warn_of_nan(nan_actions_of(source), os.fspath(path))
     return Validation(_unnoted(found, check.notes), check.notes)

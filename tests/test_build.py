@@ -579,10 +579,13 @@ def no_class(f: h5py.File) -> None:
         (lossy, r"step field 'reward': row 77 holds .*0\.1.*, but TFDS stores float64 as float32.*encoding='bytes'"),
         (missing, "step field 'reward' is listed in the attribute 'features' but not stored"),
         (other_shape, r"step field 'action' is stored as float32 \(3,\), but .* says float32 \(2,\)"),
-        (stranger, "names the class 'os.path.Evil'.*nothing was imported"),
+        (
+            stranger,
+            "attribute 'features': feature 'steps/reward' has the class 'os.path.Evil'.*not imported. Delete the attr",
+        ),
         (no_class, "step field 'action': row 100 holds the label 2, but there are 2 classes"),
         (more_names, "field 'action': its class names do not fit the feature"),
-        (lambda f: f.attrs.update(features="{}"), "holds no features that TFDS knows"),
+        (lambda f: f.attrs.update(features="{}"), "attribute 'features': names no class. Delete the attribute"),
         (lambda f: f.attrs.update(complete=False), "not complete"),
     ],
 )

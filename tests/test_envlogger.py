@@ -378,6 +378,35 @@ def test_a_log_has_the_fields_that_envloggers_tfds_backend_gives(tmp_path):
 
 
 @pytest.mark.reference
+@pytest.mark.parametrize("shape", [(3_000_000_000,), (1 << 20, 1 << 20)])
+def test_size_of_a_field_without_values_is_not_taken_from_the_spec(shape, tmp_path, caplog):
+    import dm_env
+    import envlogger
+    from dm_env import specs
+
+    class Lacking(dm_env.Environment):
+        def reset(self) -> Any:
+            return dm_env.restart({"state": np.zeros(3), "image": None})
+
+        def step(self, action: Any) -> Any:
+            return dm_env.termination(1.0, {"state": np.ones(3), "image": None})
+
+        def observation_spec(self) -> Any:
+            return {"state": specs.Array((3,), np.float64), "image": specs.Array(shape, np.float32)}
+
+        def action_spec(self) -> Any:
+            return specs.Array((), np.int32)
+
+    (tmp_path / "log").mkdir()
+    with envlogger.EnvLogger(Lacking(), data_directory=str(tmp_path / "log")) as logged:
+        logged.reset()
+        logged.step(np.int32(0))
+    with h5py.File(convert(tmp_path / "log", tmp_path)) as file:
+        assert list(file["observation"]) == ["state"]
+    assert "field 'observation/image' is left out, because it has no value in any row" in caplog.text
+
+
+@pytest.mark.reference
 def test_shapes_that_no_spec_says_vary_from_step_to_step(tmp_path):
     def seen(timestep: Any, action: Any, env: Any) -> Any:
         # The first megabytes of steps are alike.

@@ -368,7 +368,7 @@ def test_a_demo_without_what_it_shows_names_the_remedy(tmp_path, monkeypatch, ca
 
 
 FEATURES = {
-    "a text": (tfds.features.Text(), "the attribute 'features' is no dict of features"),
+    "a text": (tfds.features.Text(), "attribute 'features': is a Text, expected a FeaturesDict. Delete the attribute"),
     "a tensor that TFDS cannot read back": (
         tfds.features.FeaturesDict(
             {"steps": tfds.features.Dataset({"more": tfds.features.Tensor(shape=(None, None), dtype=np.float32)})}

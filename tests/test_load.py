@@ -473,7 +473,7 @@ def test_a_file_that_is_not_whole_is_refused(dataset, converted, tmp_path):
     for attribute, value, message in (
         ("complete", False, "not complete"),
         ("num_steps", 3, "says num_steps 3, but holds 139"),
-        ("features", "{}", r"broken\.hdf5: the attribute 'features'"),
+        ("features", "{}", r"broken\.hdf5: attribute 'features'"),
     ):
         broken.write_bytes(converted("plain").read_bytes())
         with h5py.File(broken, "r+") as f:

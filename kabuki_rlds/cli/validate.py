@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     for difference in differences:
         print(printable(f"{arguments.file}: differs from its source: {difference}"))
     if not differences:
-        with KabukiSource(arguments.file) as file:
+        with KabukiSource(arguments.file, quiet=True) as file:
             lost = sum(loss.count for loss in file.skipped)
         but = f", but for {lost:,} damaged episodes that were left out" if lost else ""
         print(printable(f"{arguments.file}: holds what its source holds{but}"))

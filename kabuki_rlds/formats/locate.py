@@ -30,6 +30,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path, subfolders
 from kabuki_rlds.formats.envlogger import log
 from kabuki_rlds.formats.layouts import minari, minari_arrow
+from kabuki_rlds.limits import MAX_JSON_BYTES
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -371,8 +372,12 @@ def _check_configs(datasets: Sequence[pathlib.Path], label: str) -> None:
 
 def _identity(folder: pathlib.Path) -> tuple[str, str]:
     """(name, config) of the TFDS dataset in a folder; "" for what it does not state."""
+    path = folder / _INFO
     try:
-        stated: Any = json.loads((folder / _INFO).read_text())
+        # The dataset is rejected when it is read.
+        if path.stat().st_size > MAX_JSON_BYTES:
+            return "", ""
+        stated: Any = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return "", ""
     if not isinstance(stated, dict):

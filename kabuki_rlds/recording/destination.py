@@ -124,7 +124,10 @@ class Hdf5Destination(Destination):
             self._images_are_files = any(field.encoded for field in source.schema.steps.values())
             paths = [pathlib.Path(origin.path) for origin in source.origins]
             numbers = [int(n[1]) for p in paths if p.parent == beside.resolve() and (n := _NUMBERED.fullmatch(p.name))]
-            return features_of(source.schema), max(numbers, default=0)
+            try:
+                return features_of(source.schema), max(numbers, default=0)
+            except KabukiError as e:
+                raise KabukiError(f"{self._path}: {e}") from e
 
 
 def destination(path: str | os.PathLike[str], split: str) -> Destination:

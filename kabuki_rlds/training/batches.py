@@ -125,7 +125,7 @@ class Batches:
             yield from blocks
 
     def _blocks(self) -> _Blocks:
-        with Table(self._paths, self._unchanged, self._returns, self._last_row) as table:
+        with Table(self._paths, self._unchanged, self._returns, self._last_row, quiet=True) as table:
             index = SampleIndex(table.episodes, self._samples)
             if not len(index):
                 return

@@ -44,6 +44,7 @@ class Table:
       select: which step fields to read, given the schema and the path of the first file.
       returns: what to serve in the place of rewards and discounts; None is these.
       last_row: what the last row of each episode is; None is what the files state, else an observation.
+      quiet: as for `KabukiSource`.
 
     Attributes:
       stored: path to field, of the selected ones.
@@ -58,11 +59,17 @@ class Table:
     """
 
     def __init__(
-        self, paths: Sequence[str], select: Select, returns: Returns | None = None, last_row: LastRow | None = None
+        self,
+        paths: Sequence[str],
+        select: Select,
+        returns: Returns | None = None,
+        last_row: LastRow | None = None,
+        *,
+        quiet: bool = False,
     ):
         self._stack = contextlib.ExitStack()
         try:
-            self._sources = [self._open(path) for path in paths]
+            self._sources = [self._open(path, quiet) for path in paths]
             first = self._sources[0].schema
             self.stored = {path: first.steps[path] for path in select(first, paths[0])}
             for source in self._sources[1:]:
@@ -82,8 +89,8 @@ class Table:
             self.close()
             raise
 
-    def _open(self, path: str) -> KabukiSource:
-        source = self._stack.enter_context(KabukiSource(path))
+    def _open(self, path: str, quiet: bool) -> KabukiSource:
+        source = self._stack.enter_context(KabukiSource(path, quiet=quiet))
         source.check_whole()
         return source
 

@@ -8,6 +8,8 @@ backend has it: a dict under its keys, anything else as `step_metadata`.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -18,7 +20,10 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.envlogger.messages import Leaves, Path, Piece
 from kabuki_rlds.formats.envlogger.shard import STEP_TYPE
 from kabuki_rlds.formats.envlogger.specs import Specs
+from kabuki_rlds.limits import MAX_PADDED_BYTES
 from kabuki_rlds.schema import BYTES, Field
+
+_log = logging.getLogger("kabuki_rlds")
 
 #: Where a step's message has what: a tuple of a time step, the action before it, and what `step_fn` gave.
 _PLACES: dict[Path, Path] = {
@@ -130,8 +135,17 @@ class Learner:
 
     @property
     def is_sure(self) -> bool:
-        """Whether values not yet seen cannot have shapes that are not known of."""
-        return all(size is None for path in self._open for size in self._shapes[path])
+        """Whether values not yet seen cannot have shapes that are not known of, or decide whether a field is kept."""
+        return all(size is None for path in self._open for size in self._shapes[path]) and not any(
+            dtype is None and self._is_too_large(path) for path, dtype in self._dtypes.items()
+        )
+
+    def _is_too_large(self, path: Path) -> bool:
+        """Whether a row of padding takes too much, whose size the specs alone state."""
+        if path not in self._specs.shapes:
+            return False
+        dtype, shape = self._specs.shapes[path]
+        return math.prod(shape) * dtype.itemsize > MAX_PADDED_BYTES
 
     def fields(self) -> dict[Path, Field]:
         found = {}
@@ -140,6 +154,9 @@ class Learner:
             if dtype is None:
                 # Nothing but None: an array without elements, or nothing yet.
                 if path not in self._specs.shapes:
+                    continue
+                if self._is_too_large(path):
+                    _log.warning("field %r is left out, because it has no value in any row", "/".join(path))
                     continue
                 dtype, shape = self._specs.shapes[path]
                 dtype = BYTES if dtype.kind in "USO" else dtype

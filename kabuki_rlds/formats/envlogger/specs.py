@@ -39,7 +39,8 @@ class Specs:
             # The shape of a scalar is an array without elements, which is stored as nothing.
             shape = () if spec["shape"] is None else tuple(np.atleast_1d(spec["shape"]).tolist())
             with contextlib.suppress(TypeError):  # A dtype that NumPy does not have.
-                self.shapes[path] = np.dtype(spec["dtype"]), shape
+                if all(isinstance(size, int) and size >= 0 for size in shape):
+                    self.shapes[path] = np.dtype(spec["dtype"]), shape
             return None
         if isinstance(spec, dict):
             return {key: self._read(inner, (*path, str(key))) for key, inner in spec.items()}

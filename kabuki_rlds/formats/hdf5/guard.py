@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TypeAlias
 
 import h5py
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import claims
+from kabuki_rlds.formats.hdf5 import claims, types
 
 #: No file of steps nests deeper, or has more objects, than this.
 _MAX_DEPTH = 32
@@ -38,9 +39,15 @@ _MAX_LARGE_CHUNKS = 128 << 20
 _MAX_LARGE_CHUNKS_RATIO = 16
 _CHECKSUM_BYTES = 4
 
+#: An attribute that is not read: the path of its object ("" for the root), its name, and what its type contains.
+Unread: TypeAlias = tuple[str, str, str]
 
-def check_structure(file: h5py.File, path: str) -> None:
+
+def check_structure(file: h5py.File, path: str) -> list[Unread]:
     """Looks at all objects of a file that was just opened.
+
+    Returns:
+      the attributes that are not read because of their types.
 
     Raises:
       KabukiError: the file is not one to read, and what in it is why.
@@ -51,6 +58,7 @@ def check_structure(file: h5py.File, path: str) -> None:
         walk.soft_links()
     # HDF5's own walk sees more of what is damaged, and fails where a later one might not return.
     h5py.h5o.visit(file.id, lambda name: None)
+    return walk.unread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +82,7 @@ class _Walk:
         #: Each group, with how many objects are in it, and the groups among them.
         self._groups: dict[object, tuple[int, list[object]]] = {}
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str, list[object]]] = []
+        self.unread: list[Unread] = []
         self._count = 0
         self._promised = 0
         self._large_chunks = 0
@@ -174,14 +183,16 @@ class _Walk:
             size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
                 raise self._refuse(name, f"an attribute of {size:,} bytes")
-            if not _is_defined(attribute.get_type()):
+            kind = attribute.get_type()
+            if not types.is_defined(kind):
                 raise self._refuse(name, f"an attribute {raw!r} of a type that HDF5 does not define")
+            reason = types.unreadable(kind)
+            if reason:
+                self.unread.append((name, raw.decode(), reason))
+                continue
             try:
                 h5py.AttributeManager(_Identified(item))[attribute.name]
-            except TypeError:
-                # Of a type that NumPy does not have, as files of others may hold.
-                continue
-            except (OSError, RuntimeError, ValueError, KeyError) as e:
+            except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
                 raise self._refuse(name, f"an attribute {raw!r} that cannot be read ({e})") from e
 
     def _dataset(self, dataset: h5py.h5d.DatasetID, name: str) -> None:
@@ -192,8 +203,10 @@ class _Walk:
         if properties.get_external_count():
             other = properties.get_external(0)[0].decode(errors="replace")
             raise self._refuse(name, f"stored in another file, {other!r}")
-        if not _is_defined(dataset.get_type()):
+        if not types.is_defined(dataset.get_type()):
             raise self._refuse(name, "of a type that HDF5 does not define")
+        if types.has_sequence_of_references(dataset.get_type()):
+            raise self._refuse(name, "its type has sequences of references, which crash h5py; delete this dataset")
         itemsize = dataset.get_type().get_size()
         shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
         if layout == h5py.h5d.CHUNKED:
@@ -245,18 +258,6 @@ class _Walk:
         dataset.chunk_iter(lambda chunk: sizes.append(chunk.size))
         if min(sizes, default=_CHECKSUM_BYTES) < _CHECKSUM_BYTES:
             raise self._refuse(name, "a chunk that is smaller than its checksum")
-
-
-def _is_defined(kind: h5py.h5t.TypeID) -> bool:
-    """Whether all that varies in length within a type is a sequence or a text: of anything else HDF5 2.0 dies."""
-    if isinstance(kind, h5py.h5t.TypeCompoundID):
-        return all(_is_defined(kind.get_member_type(i)) for i in range(kind.get_nmembers()))
-    if isinstance(kind, h5py.h5t.TypeArrayID):
-        return _is_defined(kind.get_super())
-    if isinstance(kind, h5py.h5t.TypeVlenID):
-        # Two bytes of its own, the class and the version, then which of the two it is.
-        return kind.encode()[3] & 15 in (0, 1) and _is_defined(kind.get_super())
-    return True
 
 
 def _token(group: h5py.h5g.GroupID) -> object:

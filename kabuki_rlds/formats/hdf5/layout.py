@@ -26,7 +26,9 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import image_files
+from kabuki_rlds.formats.hdf5 import claims, image_files, types
+from kabuki_rlds.formats.hdf5.attributes import AXES, Attributes
+from kabuki_rlds.limits import MAX_CLASSES
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
@@ -58,9 +60,7 @@ _ABOUT_THE_DATA = (
 )
 ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
 _ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
-# What HDF5 itself says of axes that have names.
-_ABOUT_AXES = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
-FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *_ABOUT_AXES)
+FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *AXES)
 
 #: Of these, the ones that say what a row is.
 _DESCRIBES = frozenset(("kind", "class_names", "shape", "nested", "encoded", "dtype", "companion"))
@@ -167,12 +167,7 @@ def attribute(item: h5py.HLObject, name: str, default: object = None) -> object:
 
     An array of one element, as other writers have a single value, is its element.
     """
-    try:
-        value = item.attrs.get(name, default)
-    except TypeError:
-        # Of a type that NumPy does not have.
-        return None
-    return _single(value)
+    return _single(Attributes(item).get(name, default))
 
 
 def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
@@ -260,17 +255,18 @@ def read_field(dataset: h5py.Dataset) -> Field:
     Raises:
       KabukiError: the type is not one that a field can have.
     """
+    where = f"{dataset.file.filename}: dataset {dataset.name!r}"
     try:
-        return _read_field(dataset)
+        field = _read_field(dataset)
     except (TypeError, ValueError, KeyError, OSError, RuntimeError) as e:
-        raise KabukiError(
-            f"{dataset.file.filename}: dataset {dataset.name!r} has a type or attributes that make no sense: {e}"
-        ) from e
+        raise KabukiError(f"{where} has a type or attributes that make no sense: {e}") from e
+    field.check_size(where)
+    return field
 
 
 def _read_field(dataset: h5py.Dataset) -> Field:
     # To ask for one that is not there takes longer than all the rest.
-    attributes: Mapping[str, Any] = dataset.attrs if h5py.h5a.get_num_attrs(dataset.id) else {}
+    attributes: Mapping[str, Any] = Attributes(dataset) if h5py.h5a.get_num_attrs(dataset.id) else {}
     if _is_true(attributes.get("encoded", False)):
         return _read_encoded_field(dataset, attributes)
     if not _DESCRIBES.intersection(attributes) and text_attribute(dataset.file, "format") != FORMAT:
@@ -358,13 +354,27 @@ def _names(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Sequence[Any
     names = attributes.get("class_names")
     if names is None and "companion" in attributes:
         companion = dataset.file.get(f"{_as_text(attributes['companion'])}/class_names")
-        names = companion[:] if isinstance(companion, h5py.Dataset) else None
+        names = _companion_names(companion) if isinstance(companion, h5py.Dataset) else None
     if names is None or isinstance(names, h5py.Empty):
         return None
     texts = np.atleast_1d(names)
+    if texts.size > MAX_CLASSES:
+        raise ValueError(f"class_names has {texts.size:,} names, expected at most {MAX_CLASSES:,}")
     if texts.ndim > 1 or texts.dtype.kind not in "OSU":
         raise ValueError("class_names are no list of texts")
     return texts.tolist()
+
+
+def _companion_names(companion: h5py.Dataset) -> np.ndarray:
+    if companion.ndim != 1 or len(companion) > MAX_CLASSES:
+        raise ValueError(
+            f"{companion.name} has the shape {companion.shape}, expected (classes,) and at most {MAX_CLASSES:,}"
+        )
+    if reason := types.unreadable(companion.id.get_type()):
+        raise ValueError(f"the type of {companion.name} has {reason}, expected text")
+    claims.check_claims(companion, 0, len(companion))
+    names: np.ndarray = companion[:]
+    return names
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from kabuki_rlds import convention, interruption
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import last_rows, layout
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.file_reader import ImageFileReader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -54,18 +55,25 @@ class KabukiSource:
       path: the file.
       images: how image files are read that the file does not describe as such, so that they were found by their
         content. Those that it does describe are read as they are.
+      quiet: do not warn of attributes that are not read, because the file was opened for the same purpose before.
 
     Raises:
       KabukiError: the file cannot be opened, or its datasets are not those of one
         run of steps.
     """
 
-    def __init__(self, path: str | os.PathLike[str], images: Literal["arrays", "encoded"] = "encoded"):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        images: Literal["arrays", "encoded"] = "encoded",
+        *,
+        quiet: bool = False,
+    ):
         self.path = os.fspath(path)
         self._decodes = images == "arrays"
         self.label = self.path
         self.files = [os.path.abspath(self.path)]
-        self.file = open_file(path)
+        self.file = open_file(path, quiet=quiet)
         self._executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
             self._open()
@@ -108,7 +116,9 @@ class KabukiSource:
             raise KabukiError(f"{self.path}: {last_rows.PATH}: {e}") from e
 
     def _image_columns(self, fields: dict[str, Field], datasets: dict[str, h5py.Dataset]) -> ImageColumns:
-        by_content = [path for path, field in fields.items() if field.encoded and "encoded" not in datasets[path].attrs]
+        by_content = [
+            path for path, field in fields.items() if field.encoded and "encoded" not in Attributes(datasets[path])
+        ]
         return ImageColumns(fields, self.path, decode=by_content if self._decodes else (), like_headers=by_content)
 
     def _json_attribute(self, name: str) -> str:
@@ -215,10 +225,10 @@ class KabukiSource:
                 found.append(repr(name))
             elif item is not None and known is not None:
                 found += [repr(f"{name}/{inner}") for inner in item if inner not in known]
-        found += [f"the attribute {name!r}" for name in self.file.attrs if name not in layout.ROOT_ATTRIBUTES]
+        found += [f"the attribute {name!r}" for name in Attributes(self.file) if name not in layout.ROOT_ATTRIBUTES]
         fields = [*self.step_datasets.items(), *self.metadata_datasets.items()]
         for path, dataset in fields:
-            names = dataset.attrs if h5py.h5a.get_num_attrs(dataset.id) else ()
+            names = Attributes(dataset) if h5py.h5a.get_num_attrs(dataset.id) else ()
             found += [f"the attribute {name!r} of {path!r}" for name in names if name not in layout.FIELD_ATTRIBUTES]
         return found
 

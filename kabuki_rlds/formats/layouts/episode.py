@@ -14,7 +14,8 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import claims, image_files, layout
+from kabuki_rlds.formats.hdf5 import claims, image_files, layout, types
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, column_reader, datasets_in
 from kabuki_rlds.schema import BYTES, Field
 
@@ -208,6 +209,8 @@ def value_of(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
       ValueError: it cannot be read, and which it is.
     """
     try:
+        if dataset.dtype.kind in "OV" and (reason := types.unreadable(dataset.id.get_type())):
+            raise ValueError(f"its type has {reason}, which are not read")
         if dataset.shape and dataset.dtype.kind == "O":
             claims.check_claims(dataset, 0, len(dataset))
         return dataset[at]
@@ -262,9 +265,10 @@ def attributes(item: h5py.HLObject, prefix: str) -> dict[str, str | bytes | np.g
       ValueError: one cannot be read, and which it is.
     """
     found: dict[str, str | bytes | np.generic | np.ndarray] = {}
-    for name in item.attrs:
+    readable = Attributes(item)
+    for name in readable:
         try:
-            value = item.attrs[name]
+            value = readable[name]
         except READ_ERRORS as e:
             raise ValueError(f"the attribute {name!r} of {item.name}: {e}") from e
         if isinstance(value, h5py.Empty):

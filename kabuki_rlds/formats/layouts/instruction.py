@@ -24,6 +24,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.layouts.episode import value_of
 
 _log = logging.getLogger("kabuki_rlds")
@@ -102,6 +103,7 @@ def stated_in(file: h5py.File, count: int) -> str:
       ValueError: a dataset cannot be read.
     """
     found = []
+    attributes = Attributes(file)
     for key in _KEYS:
         item = file.get(key)
         if isinstance(item, h5py.Dataset) and h5py.check_string_dtype(item.dtype):
@@ -109,8 +111,8 @@ def stated_in(file: h5py.File, count: int) -> str:
             # Texts that differ from step to step are no instruction of the episode.
             if item.shape != (count,) or len(set(texts)) == 1:
                 found += texts
-        if key in file.attrs:
-            found += np.asarray(file.attrs[key], object).reshape(-1).tolist()
+        if key in attributes:
+            found += np.asarray(attributes[key], object).reshape(-1).tolist()
     for path in json_files(file.filename):
         found += _in_json(path, pathlib.Path(file.filename).stem)
     texts = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in found]

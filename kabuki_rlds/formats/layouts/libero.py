@@ -22,6 +22,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.hdf5.layout import text_attribute
 from kabuki_rlds.formats.layouts.episode import Episode
 from kabuki_rlds.formats.layouts.instruction import ASSUMPTION, FIELD, NAME, instruction
@@ -41,7 +42,7 @@ class Libero(Robomimic):
     def recognises(self, file: h5py.File) -> bool:
         if not super().recognises(file):
             return False
-        if not {"problem_info", "bddl_file_name"}.isdisjoint(file["data"].attrs):
+        if not {"problem_info", "bddl_file_name"}.isdisjoint(Attributes(file["data"])):
             return True
         _, first = demonstrations(file)[0]
         return isinstance(first.get("obs"), h5py.Group) and set(first["obs"]) >= _OBSERVATIONS

@@ -36,6 +36,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
     Rows,
@@ -162,8 +163,9 @@ def _episode(name: str, group: h5py.Group) -> Episode:
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
     count = len(terminations)
-    if not np.array_equal(group.attrs.get("total_steps", count), count):
-        raise KabukiError(f"{label}: says total_steps {group.attrs['total_steps']}, but has {count} terminations")
+    stated = Attributes(group).get("total_steps", count)
+    if not np.array_equal(stated, count):
+        raise KabukiError(f"{label}: says total_steps {stated}, but has {count} terminations")
     steps: dict[str, Rows] = {}
     for path, dataset in fields.items():
         first, _, rest = path.partition("/")

@@ -62,7 +62,7 @@ class MinariArrow:
     assumptions: Mapping[str, tuple[str, ...]] = {}
 
     @contextlib.contextmanager
-    def open(self, path: str) -> Iterator[_Folder]:
+    def open(self, path: str, *, quiet: bool = False) -> Iterator[_Folder]:
         folder = pathlib.Path(path)
         yield _Folder(folder, read_metadata(folder), _numbered(folder))
 

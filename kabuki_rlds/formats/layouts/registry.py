@@ -36,7 +36,7 @@ def layout_of(path: pathlib.Path) -> Layout | D4rl | None:
     """
     if not os.path.isfile(path):
         return _MINARI_ARROW if os.path.isdir(path) and minari_arrow.recognises(path) else None
-    with open_file(path) as file:
+    with open_file(path, quiet=True) as file:
         if text_attribute(file, "format") == FORMAT:
             return None
         return next((layout for layout in LAYOUTS if layout.recognises(file)), None)
@@ -65,7 +65,7 @@ def unknown(path: pathlib.Path, why: KabukiError) -> KabukiError:
     """
     if not path.is_file():
         return why
-    with contextlib.suppress(KabukiError), open_file(path) as file:
+    with contextlib.suppress(KabukiError), open_file(path, quiet=True) as file:
         if text_attribute(file, "format") != FORMAT and not {*FLAGS, EPISODES} & set(file):
             names = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
             has = ", ".join(list(file)[:8]) or "nothing"

@@ -40,6 +40,7 @@ import numpy as np
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.layouts.episode import (
     Episode,
     Final,
@@ -148,8 +149,9 @@ class Robomimic(Hdf5Files):
         if "actions" not in fields or not rows_of(fields["actions"]):
             raise KabukiError(f"{label}: no actions, so no steps")
         count = len(fields["actions"])
-        if not np.array_equal(group.attrs.get("num_samples", count), count):
-            raise KabukiError(f"{label}: says num_samples {group.attrs['num_samples']}, but has {count} actions")
+        stated = Attributes(group).get("num_samples", count)
+        if not np.array_equal(stated, count):
+            raise KabukiError(f"{label}: says num_samples {stated}, but has {count} actions")
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
         observed = {path.removeprefix("obs/") for path in fields if path.startswith("obs/")}
@@ -198,7 +200,7 @@ def check_count(file: h5py.File, name: str, count: int) -> None:
     Raises:
       KabukiError: it says another number.
     """
-    stated = file["data"].attrs.get(name, count)
+    stated = Attributes(file["data"]).get(name, count)
     if not np.array_equal(stated, count):
         raise KabukiError(
             f"{file.filename}: data says {name} {stated}, but there are {count}; mend the attribute or the file"

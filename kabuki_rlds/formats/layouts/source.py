@@ -52,8 +52,12 @@ class Layout(Protocol):
     name: str
     assumptions: Mapping[str, tuple[str, ...]]
 
-    def open(self, path: str) -> contextlib.AbstractContextManager[Any]:
+    def open(self, path: str, *, quiet: bool = False) -> contextlib.AbstractContextManager[Any]:
         """Opens a file, or a folder where that is what holds episodes.
+
+        Args:
+          path: the file.
+          quiet: do not warn of what is left out, because the file was opened before.
 
         Raises:
           KabukiError: it cannot be opened.
@@ -87,8 +91,8 @@ class Layout(Protocol):
 class Hdf5Files:
     """The part of a layout that all in HDF5 share."""
 
-    def open(self, path: str) -> contextlib.AbstractContextManager[h5py.File]:
-        return open_file(path)
+    def open(self, path: str, *, quiet: bool = False) -> contextlib.AbstractContextManager[h5py.File]:
+        return open_file(path, quiet=quiet)
 
     def files(self, path: str) -> list[str]:
         return [path]
@@ -299,8 +303,9 @@ class EpisodesSource:
         if self._open_path != path:
             self._open.close()
             self._open_path = ""
+            is_known = path in self._stamps
             self._check_unchanged(path)
-            self._opened = self._open.enter_context(self._layout.open(path))
+            self._opened = self._open.enter_context(self._layout.open(path, quiet=is_known))
             self._open_path = path
         return self._opened
 

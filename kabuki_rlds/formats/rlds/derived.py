@@ -8,7 +8,6 @@ value to the bit and can read it back.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds import feature_classes
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds.features import STEPS, Leaf
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field, Schema
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 #: How images that are stored as arrays are encoded in the records.
 ImageFormat = Literal["png", "jpeg"]
+
+#: What to do if the attribute `features` cannot be used.
+_REMEDY = "Delete the attribute to derive the features from the arrays"
 
 #: What the lists of a `tf.train.Example`, of int64 and float32, hold to the bit.
 _EXACT = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float32")
@@ -70,7 +73,7 @@ def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.featu
         metadata = {path: _feature(field, path, images) for path, field in schema.metadata.items()}
         _check_free(metadata)
         return tfds.features.FeaturesDict({**_nested(metadata), STEPS: tfds.features.Dataset(_nested(steps))})
-    listed = _parse(schema.features)
+    listed = feature_classes.parse(schema.features, "attribute 'features'", _REMEDY)
     leaves = _leaves(listed)
     _check_fit(schema, leaves)
     formats = {
@@ -80,12 +83,11 @@ def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.featu
     }
     proto = listed.to_json_content()
     if _change_formats(proto.features, formats):
-        listed = tfds.features.FeaturesDict.from_json_content(proto)
+        listed = feature_classes.from_proto(proto)
         leaves = _leaves(listed)
     for leaf in leaves:
-        names = _field_of(schema, leaf).names
-        # Without names TFDS numbers the classes, and says so as if these were their names.
-        if names and names != tuple(map(str, range(len(names)))):
+        names = _field_of(schema, leaf).known_names
+        if names:
             _name_classes(leaf, names)
     return _with_unlisted(listed, leaves, schema, images)
 
@@ -97,22 +99,6 @@ def images_encoded_again(schema: Schema, features: tfds.features.FeaturesDict) -
         for leaf in rlds_features.read(features)
         if leaf.field.file_format == "jpeg" and not _field_of(schema, leaf).encoded
     ]
-
-
-def _parse(features_json: str) -> tfds.features.FeaturesDict:
-    import tensorflow_datasets as tfds
-
-    rlds_features.check_class_names(features_json, "the attribute 'features'")
-    try:
-        features = tfds.features.FeatureConnector.from_json(json.loads(features_json))
-    except Exception as e:
-        raise KabukiError(
-            f"the attribute 'features' holds no features that TFDS knows ({type(e).__name__}: {e}); "
-            "without it they are derived from the arrays"
-        ) from e
-    if not isinstance(features, tfds.features.FeaturesDict):
-        raise KabukiError("the attribute 'features' is no dict of features; without it they are derived")
-    return features
 
 
 def _leaves(features: tfds.features.FeaturesDict) -> list[Leaf]:

@@ -14,10 +14,10 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from kabuki_rlds import limits
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.placeholders import INSTEAD, check_is_data, placeholder
-from kabuki_rlds.formats.rlds import features as rlds_features
-from kabuki_rlds.formats.rlds import journal
+from kabuki_rlds.formats.rlds import feature_classes, journal
 from kabuki_rlds.formats.rlds.last_rows import KEY
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
 from kabuki_rlds.formats.rlds.triage import MISSING
@@ -34,30 +34,73 @@ FEATURES = "features.json"
 _INFO = "dataset_info.json"
 #: If the shards that are there are in more runs than this, no split is suggested that takes them.
 _RUNS_NAMED = 3
-#: No dataset needs so much to describe it.
-_MAX_JSON_BYTES = 64 << 20
+_METADATA = "metadata.json"
+#: What to do with a dataset whose features or metadata are rejected.
+_REMEDY = "Write the dataset again with features of `tfds.features`, or leave out the field"
 
 
 def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
-    """What TFDS knows of a dataset.
+    """Reads the metadata of a dataset, without TFDS's own builder: see `feature_classes`.
 
     Raises:
-      KabukiError: it is none, or one that names what is not TFDS's.
+      KabukiError: the folder holds no TFDS dataset, or one that names a class that is not TFDS's own or exceeds a
+        limit.
     """
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
+    from tensorflow_datasets.core import dataset_info
 
-    for name in (FEATURES, _INFO):
-        path = folder / name
-        if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
-            raise KabukiError(f"{path}: {path.stat().st_size:,} bytes are too many to describe a dataset")
-        check_is_data(path, may_be_text=True)
     try:
-        rlds_features.check_class_names((folder / FEATURES).read_text(), str(folder / FEATURES))
-        return tfds.builder_from_directory(folder).info
+        _check_metadata(folder)
+        stated = dataset_info.read_from_json(folder / _INFO)
+        shards = len(stated.splits) + sum(len(split.shard_lengths) for split in stated.splits)
+        if shards > limits.MAX_SHARDS:
+            raise KabukiError(
+                f"{folder / _INFO}: lists {shards:,} splits and shards, more than the limit of {limits.MAX_SHARDS:,}. "
+                "Write the dataset again with fewer shards"
+            )
+        # As in TFDS, features in dataset_info.json come before those in features.json.
+        if stated.HasField("features"):
+            where, text = folder / _INFO, json_format.MessageToJson(stated.features)
+        else:
+            where, text = folder / FEATURES, (folder / FEATURES).read_text("utf-8")
+        features = feature_classes.parse(text, os.fspath(where), _REMEDY)
+        if stated.is_blocked:
+            raise KabukiError(f"{folder}: TFDS has blocked this dataset: {stated.is_blocked}")
+        info = tfds.core.DatasetInfo(
+            builder=tfds.core.DatasetIdentity.from_proto(stated, os.fspath(folder)),
+            description=stated.description,
+            citation=stated.citation,
+            features=features,
+        )
+        info.read_from_directory(folder)
+        info.set_file_format(None)
     except KabukiError:
         raise
     except Exception as e:
         raise KabukiError(f"{folder}: TFDS cannot open this dataset: {one_line(e)}") from e
+    return info
+
+
+def _check_metadata(folder: pathlib.Path) -> None:
+    """Rejects metadata that would take far more memory than any dataset needs, and files in place of metadata.
+
+    Raises:
+      KabukiError: a file is too large, names too many classes, or is a placeholder.
+    """
+    for path in (folder / FEATURES, folder / _INFO, folder / _METADATA, *sorted(folder.glob("*.labels.txt"))):
+        size = path.stat().st_size if path.is_file() else 0
+        if size > limits.MAX_JSON_BYTES:
+            raise KabukiError(
+                f"{path}: has {size:,} bytes, more than the limit of {limits.MAX_JSON_BYTES:,}. {_REMEDY}"
+            )
+        check_is_data(path, may_be_text=True)
+        if size and path.suffix == ".txt":
+            lines = path.read_bytes().count(b"\n")
+            if lines > limits.MAX_CLASSES:
+                raise KabukiError(
+                    f"{path}: names {lines:,} classes, more than the limit of {limits.MAX_CLASSES:,}. {_REMEDY}"
+                )
 
 
 def file_format(info: tfds.core.DatasetInfo, folder: pathlib.Path) -> str:

@@ -8,8 +8,6 @@ own decoding.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 STEPS = "steps"
-
-#: What has more elements is beyond what NumPy counts.
-_MAX_ELEMENTS = 1 << 48
 
 _ENCODINGS: dict[str, Encoding] = {"none": "none", "bytes": "bytes", "zlib": "zlib"}
 
@@ -91,22 +86,23 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[Leaf]:
     if isinstance(item, tfds.features.Dataset):
         raise KabukiError(f"field {path!r}: a Dataset in a Sequence or in another Dataset is not known to this tool")
     info = feature.get_tensor_info()
-    if math.prod(d for d in info.shape if d is not None) > _MAX_ELEMENTS:
-        raise KabukiError(f"field {path!r}: no memory holds an array of shape {tuple(info.shape)}")
     dtype = np.dtype(info.np_dtype)
     nested = info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0
     if nested and None in info.shape[nested:]:
         raise KabukiError(
             f"field {path!r}: lists in lists of arrays of unknown shape {tuple(info.shape[nested:])} cannot be read"
         )
+    names, num_classes = _classes(item)
     field = Field(
         dtype=BYTES if dtype.kind in "OSU" else dtype,
         shape=tuple(info.shape),
         kind=_kind(item, dtype),
-        names=_class_names(item),
+        names=names,
         nested=nested,
         file_format=getattr(item, "encoding_format", None) or "",
+        num_classes=num_classes,
     )
+    field.check_size(f"field {path!r}")
     wire = _wire(path, in_steps, field, item, lengths)
     yield Leaf(path, in_steps, field, wire, feature if wire is None else item)
 
@@ -144,13 +140,15 @@ def _unwrap(feature: Any) -> tuple[tuple[int | None, ...], Any]:
     return tuple(lengths), feature
 
 
-def _class_names(item: Any) -> tuple[str, ...] | None:
+def _classes(item: Any) -> tuple[tuple[str, ...] | None, int | None]:
+    """The names of the classes of a label or of the pixels of an image, and how many they are."""
     import tensorflow_datasets as tfds
 
-    # Of an image, they are the classes that its pixels are.
-    if not isinstance(item, (tfds.features.ClassLabel, tfds.features.LabeledImage)) or not item.num_classes:
-        return None
-    return tuple(item.names)
+    label = item._class_label if isinstance(item, tfds.features.LabeledImage) else item
+    if not isinstance(label, tfds.features.ClassLabel):
+        return None, None
+    # Of a label without names, `ClassLabel.names` would make names, however many there are.
+    return (tuple(label._int2str) if label._int2str else None), label.num_classes or None
 
 
 def _kind(item: Any, dtype: np.dtype) -> Kind:
@@ -195,31 +193,3 @@ def _wire(path: str, in_steps: bool, field: Field, item: Any, lengths: tuple[int
     if field.dtype.kind not in "biufOV" or (field.dtype.kind == "V" and field.dtype.name != "bfloat16"):
         return None
     return Wire(path, key, field, in_steps, shape, lengths, encoding)
-
-
-def check_class_names(features_json: str, where: str) -> None:
-    """Refuses features of classes that are not TFDS's own.
-
-    TFDS imports the module of each class that `features.json` names, and runs it.
-    A dataset from a stranger must not choose what is imported.
-    """
-
-    def names(node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
-                    yield value
-                yield from names(value)
-        elif isinstance(node, list):
-            for value in node:
-                yield from names(value)
-
-    try:
-        parsed = json.loads(features_json)
-    except ValueError as e:
-        raise KabukiError(f"{where}: not JSON ({e})") from e
-    for name in names(parsed):
-        if "." in name and not name.startswith("tensorflow_datasets.core.features."):
-            raise KabukiError(
-                f"{where}: names the class {name!r}, which is not one of TFDS's features; nothing was imported"
-            )

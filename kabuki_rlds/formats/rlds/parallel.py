@@ -48,7 +48,7 @@ class EpisodeRange:
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """(number of the episode in its split, its record)."""
-        with KabukiSource(self.path) as source:
+        with KabukiSource(self.path, quiet=True) as source:
             encoder = ExampleEncoder(features_of(source.schema, self.images))
             blocks = source.piece(self.first, self.stop).blocks()
             records = itertools.chain.from_iterable(map(encoder.encode, blocks))
