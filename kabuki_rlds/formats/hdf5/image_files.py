@@ -65,24 +65,31 @@ class Content:
 
 def form_of(dataset: h5py.Dataset) -> Form | None:
     """How a dataset could hold image files, by its type and shape alone; None if it cannot."""
-    try:
-        dtype = dataset.dtype
-    except TypeError:
-        # Of a type that NumPy does not have.
+    dtype = _dtype_of(dataset)
+    # Most datasets hold numbers of several bytes, and asking h5py takes long.
+    if dtype is None or dtype.kind in "bfc" or (dtype.kind in "iu" and dtype.itemsize > 1):
         return None
-    if not dataset.shape:
-        return None
-    if h5py.check_string_dtype(dtype) is not None and dtype.kind == "O":
+    shape = dataset.shape
+    if not shape or (dtype.kind == "O" and h5py.check_string_dtype(dtype) is not None):
         return None
     element = h5py.check_vlen_dtype(dtype)
     if element is not None:
-        return "lists" if dataset.ndim == 1 and _is_byte(element) else None
-    longest = max(dataset.shape[1:], default=1)
-    if _is_byte(dtype) and longest >= _SHORTEST_FILE and _is_one_a_row(dataset.shape, longest):
+        return "lists" if len(shape) == 1 and _is_byte(element) else None
+    longest = max(shape[1:], default=1)
+    if _is_byte(dtype) and longest >= _SHORTEST_FILE and _is_one_a_row(shape, longest):
         return "padded"
-    if not _is_one_a_row(dataset.shape):
+    if not _is_one_a_row(shape):
         return None
     return "strings" if dtype.kind == "S" else "opaque" if is_opaque(dtype) else None
+
+
+def _dtype_of(dataset: h5py.Dataset) -> np.dtype | None:
+    try:
+        dtype: np.dtype = dataset.dtype
+    except TypeError:
+        # Of a type that NumPy does not have.
+        return None
+    return dtype
 
 
 def is_opaque(dtype: np.dtype) -> bool:
@@ -102,11 +109,11 @@ def _is_one_a_row(shape: tuple[int, ...], longest: int = 1) -> bool:
 def content_of(dataset: h5py.Dataset) -> Content:
     """Looks at some rows of a dataset to find out whether it holds image files. Rows that cannot be read hold none."""
     form = form_of(dataset)
-    if not dataset.shape or not len(dataset):
-        return Content()
     try:
         if form is None:
             _warn_of_cut_files(dataset)
+            return Content()
+        if not len(dataset):
             return Content()
         files = _sample(dataset, form)
     except (OSError, RuntimeError, ValueError):
@@ -195,8 +202,10 @@ def _raw(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
 
 def _warn_of_cut_files(dataset: h5py.Dataset) -> None:
     """Warns of strings of variable length that image files were written to: HDF5 keeps what is before the first NUL."""
-    string = h5py.check_string_dtype(dataset.dtype)
-    if string is None or string.length is not None or dataset.ndim != 1:
+    dtype = _dtype_of(dataset)
+    if dtype is None or dtype.kind != "O" or h5py.check_string_dtype(dtype) is None or dataset.ndim != 1:
+        return
+    if not len(dataset):
         return
     check_claims(dataset, 0, 1)
     text = dataset[0]

@@ -10,6 +10,7 @@ its attributes:
     nested        how many leading dimensions of `shape` are lists of lists
     encoded       true where rows are the bytes of image files
     dtype         what those decode to, or the type of elements that are stored as bytes
+    file_format   "png" or "jpeg": of image files, or of those that images were decoded from
     derived       how the column was made, where the source had none
     companion     path of a group that holds what is missing to read the rows exactly
 """
