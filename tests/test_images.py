@@ -249,6 +249,8 @@ def test_a_file_made_by_hand_serves_decoded_images(tmp_path):
     np.testing.assert_array_equal(batch["observation"], decoded(files))
     shuffled = list(kabuki_rlds.load_steps(source, 20, shuffle=True, seed=1, keep_last=True, as_numpy=True))
     assert shuffled[0]["observation"].shape == (8, HEIGHT, WIDTH, 3)
+    steps = [step for episode in kabuki_rlds.load(source) for step in episode["steps"].as_numpy_iterator()]
+    np.testing.assert_array_equal([step["observation"] for step in steps], decoded(files))
 
 
 # --- depth and channels ---

@@ -36,8 +36,9 @@ _log = logging.getLogger("kabuki_rlds")
 
 Form: TypeAlias = Literal["lists", "strings", "opaque", "padded"]
 
-#: No PNG or JPEG file is shorter.
+#: No PNG or JPEG file is shorter, and no longer one is looked for: a damaged type may state gigabytes a row.
 _SHORTEST_FILE = 64
+_LONGEST_FILE = 1 << 28
 #: Into so many parts a dataset is cut, and a row read at each cut.
 _SAMPLE_PARTS = 4
 #: Rows that are read at once to find one that is not empty take about this much, and are no more than:
@@ -71,6 +72,8 @@ def form_of(dataset: h5py.Dataset) -> Form | None:
         return None
     shape = dataset.shape
     if not shape or (dtype.kind == "O" and h5py.check_string_dtype(dtype) is not None):
+        return None
+    if dtype.itemsize * math.prod(shape[1:]) > _LONGEST_FILE:
         return None
     element = h5py.check_vlen_dtype(dtype)
     if element is not None:
@@ -116,7 +119,7 @@ def content_of(dataset: h5py.Dataset) -> Content:
         if not len(dataset):
             return Content()
         files = _sample(dataset, form)
-    except (OSError, RuntimeError, ValueError):
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         # Whoever reads the rows reports it.
         return Content()
     if not files:

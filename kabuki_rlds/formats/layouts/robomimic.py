@@ -21,6 +21,7 @@ Rule by rule:
   a demonstration terminated; MimicGen (`datagen_info`) keeps successful demonstrations alone,
   so each terminated; all others are truncated. `dones` itself is kept.
 * `is_first`, `is_last` and `discount` are derived.
+* Image files are found by their content, in any form (`formats.hdf5.image_files`).
 * A file without `rewards` has no reward: `--fill reward=0` is up to the user.
 
 Of an episode: `attributes/…` (`model_file`, `ep_meta`, …) are the attributes of its group and of
