@@ -299,7 +299,12 @@ def open_splits(
     reading = reading or Reading()
     by_split = paths_of(files)
     masks: Mapping[str, str | None] = dict.fromkeys(by_split)
-    if reading.splits and not isinstance(files, Mapping):
+    if reading.splits and isinstance(files, Mapping):
+        raise KabukiError(
+            f"the recipe makes the splits {', '.join(reading.splits)}, and so do the sources ({', '.join(by_split)}); "
+            "name them in one place: give the sources without a split, or remove `split` from the recipe"
+        )
+    if reading.splits:
         (paths,) = by_split.values()
         by_split = dict.fromkeys(reading.splits, paths)
         masks = reading.splits

@@ -232,7 +232,9 @@ def _check_apart(paths: Sequence[Path], data_dir: Path | None, opened: list[Sour
     for path in paths if os.path.exists(dest) else ():
         found = [os.path.realpath(file) for file in locate(path, data_dir).paths]
         if os.path.realpath(dest) in found and os.path.realpath(local_path(path)) not in found:
-            raise KabukiError(f"{dest}: is among the files of {path}, so its episodes would be there twice")
+            raise KabukiError(
+                f"{dest}: is among the files of {path}, so its episodes would be there twice; write to another file"
+            )
     ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
     for name in (os.path.realpath(file) for source in opened for file in source.files):
         if name in ours or os.path.dirname(name) in ours:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,11 +13,12 @@ import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError, build, convert
 from kabuki_rlds.export import export
-from tests import handmade, layout_files, tfrecords
+from tests import datasets, handmade, layout_files, tfrecords
 
 _ROWS = sum(handmade.LENGTHS)
 
@@ -243,7 +245,7 @@ def test_image_files_are_decoded_and_not_left_out(tmp_path):
     convert(source, tmp_path / "in.hdf5", images="encoded", fill={"reward": 0})
     _exported(tmp_path, tmp_path / "in.hdf5", "robomimic", "'observation/images/top', encoded image .* has no form in")
     with h5py.File(tmp_path / "robomimic.hdf5") as file:
-        np.testing.assert_array_equal(file["data/demo_0/obs/images/top"][:], pictures[:3])
+        np.testing.assert_array_equal(file["data/demo_0/obs/images/top"][:], pictures)
 
 
 def test_next_obs_are_kept_under_another_name(tmp_path):
@@ -263,3 +265,77 @@ def test_two_fields_of_one_name_are_kept(tmp_path):
     _exported(tmp_path, source, "d4rl", "'action' and 'actions' would both be 'actions' in D4RL's layout")
     with h5py.File(tmp_path / "d4rl.hdf5") as file:
         assert "other_name" in file
+
+
+# --- other remedies ---
+
+
+def test_fields_of_rlds_whose_names_a_file_cannot_hold_are_renamed_by_a_recipe(tmp_path):
+    numbers = {name: tfds.features.Scalar(np.float32) for name in ("observation", "action", "reward", "discount")}
+    flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)
+    features = {
+        "steps": tfds.features.Dataset({**numbers, **flags, "episodes": np.int64, "companion": {"x": np.int64}})
+    }
+    step = {**dict.fromkeys(numbers, 1.0), **dict.fromkeys(flags, True), "episodes": 7, "companion": {"x": 8}}
+    made = datasets.Recipe("reserved", tfds.features.FeaturesDict(features), {"train": [{"steps": [step]}]})
+    source = datasets.write(made, tmp_path)
+    for renamed in ("", "  task_episodes: {from: episodes}\n"):
+        (tmp_path / "r.yaml").write_text(f"steps:\n  reward:\n{renamed}")
+        with pytest.raises(KabukiError, match=r"keeps '(episodes|companion)' for itself; a recipe can give the field"):
+            convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("steps:\n  task_episodes: {from: episodes}\n  mate: {from: companion}\n")
+    convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")
+    with h5py.File(tmp_path / "out.hdf5") as file:
+        assert (file["task_episodes"][:].tolist(), file["mate/x"][:].tolist()) == ([7], [8])
+
+
+@pytest.mark.parametrize("name", ["steps", "steps/more"])
+def test_an_episode_field_that_rlds_cannot_hold_is_renamed_by_a_recipe(tmp_path, name):
+    fields = handmade.fields() | handmade.index() | {f"episodes/metadata/{name}": np.arange(3)}
+    source = handmade.write(tmp_path / "in.hdf5", fields)
+    with pytest.raises(KabukiError, match="RLDS keeps the steps under this name; rename it by a recipe"):
+        build(source, tmp_path / "rlds", name="x")
+    (tmp_path / "r.yaml").write_text("episode: {counts: {from: steps}}\n")
+    built = build(source, tmp_path / "rlds", name="x", recipe=tmp_path / "r.yaml")
+    episodes = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
+    counts = [episode["counts"] for episode in episodes]
+    assert [int(each["more"] if isinstance(each, dict) else each) for each in counts] == [0, 1, 2]
+
+
+def test_splits_are_named_in_one_place(tmp_path):
+    source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 2}, masks={"train": [0], "valid": [1]})
+    (tmp_path / "r.yaml").write_text("split: {train: train, val: valid}\n")
+    with pytest.raises(KabukiError, match="the recipe makes the splits train, val, and so do the sources"):
+        build({"all_of_it": source}, tmp_path / "rlds", name="x", recipe=tmp_path / "r.yaml")
+    assert build(source, tmp_path / "rlds", name="x", recipe=tmp_path / "r.yaml").splits == {"train": 1, "val": 1}
+    assert build({"everything": source}, tmp_path / "other", name="x").splits == {"everything": 2}
+
+
+def test_several_datasets_become_one_before_they_are_exported(tmp_path):
+    for number in range(2):
+        ends = np.array([0, 0, 1], bool)
+        layout_files.d4rl(tmp_path / f"hopper_{number}.hdf5", terminals=ends, timeouts=np.zeros(3, bool))
+    with pytest.raises(KabukiError, match="several datasets; `convert` makes one of them first"):
+        export(tmp_path / "hopper_*.hdf5", tmp_path / "demo.hdf5", "robomimic")
+    convert(tmp_path / "hopper_*.hdf5", tmp_path / "all.hdf5")
+    assert export(tmp_path / "all.hdf5", tmp_path / "demo.hdf5", "robomimic").actions == 6
+
+
+def test_float64_that_the_stated_features_cannot_hold_is_stored_without_them(tmp_path):
+    fields = handmade.fields()
+    fields["reward"] += 0.1
+    kinds = {
+        "observation": tfds.features.Tensor(shape=(2,), dtype=np.float32),
+        "action": np.int32,
+        "reward": np.float64,
+    }
+    kinds |= {"discount": np.float32, **dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)}
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset(kinds)})
+    source = handmade.write(tmp_path / "in.hdf5", fields, {"features": json.dumps(features.to_json())})
+    with pytest.raises(KabukiError, match="give the feature encoding='bytes', or delete the attribute 'features'"):
+        build(source, tmp_path / "rlds", name="x")
+    with h5py.File(source, "a") as file:
+        del file.attrs["features"]
+    built = build(source, tmp_path / "rlds", name="x")
+    (first, *_) = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
+    np.testing.assert_array_equal([step["reward"] for step in first["steps"].as_numpy_iterator()], fields["reward"][:3])

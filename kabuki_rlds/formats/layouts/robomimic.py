@@ -204,7 +204,7 @@ def check_count(file: h5py.File, name: str, count: int) -> None:
     stated = Attributes(file["data"]).get(name, count)
     if not np.array_equal(stated, count):
         raise KabukiError(
-            f"{file.filename}: data says {name} {stated}, but there are {count}; mend the attribute or the file"
+            f"{file.filename}: data says {name} {stated}, but there are {count}; correct the attribute or the file"
         )
 
 

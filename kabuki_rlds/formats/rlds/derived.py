@@ -212,9 +212,11 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
         for group in groups:
             at = at.setdefault(group, {})
             if not isinstance(at, dict):
-                raise KabukiError(f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it")
+                raise KabukiError(
+                    f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it by a recipe"
+                )
         if name in at:
-            raise KabukiError(f"field {path!r}: there is another of this name in RLDS; rename it")
+            raise KabukiError(f"field {path!r}: there is another of this name in RLDS; rename it by a recipe")
         at[name] = feature
     return tree
 
@@ -222,7 +224,7 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
 def _check_free(metadata: Mapping[str, Any]) -> None:
     for path in metadata:
         if path.partition("/")[0] == STEPS:
-            raise KabukiError(f"episode field {path!r}: RLDS keeps the steps under this name; rename it")
+            raise KabukiError(f"episode field {path!r}: RLDS keeps the steps under this name; rename it by a recipe")
 
 
 def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
@@ -293,9 +295,13 @@ def _label(names: tuple[str, ...], path: str) -> Any:
     # TFDS keeps the names as the lines of a file, and strips them.
     bad = next((name for name in names if name != name.strip() or not name or "\n" in name), None)
     if bad is not None:
-        raise KabukiError(f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it")
+        raise KabukiError(
+            f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it in its class_names"
+        )
     if len(set(names)) < len(names):
-        raise KabukiError(f"field {path!r}: two classes have the same name, which TFDS refuses; rename one")
+        raise KabukiError(
+            f"field {path!r}: two classes have the same name, which TFDS refuses; rename one in its class_names"
+        )
     return tfds.features.ClassLabel(names=list(names))
 
 
