@@ -138,7 +138,9 @@ class Evidence:
             return field is not None and not field.derived and field.is_fixed and is_flag_or_number(field.dtype)
 
         self._actions = [path for path in fields if is_within(path, ACTION) and is_usable(path)]
-        self._others = [path for path in (REWARD, DISCOUNT, IS_TERMINAL, IS_LAST) if is_usable(path)]
+        # Rule 2 asks for one discount and one flag a row; a reward may be several numbers.
+        one = [path for path in (DISCOUNT, IS_TERMINAL, IS_LAST) if path in fields and fields[path].shape in ((), (1,))]
+        self._others = [path for path in (REWARD, *one) if is_usable(path)]
         # The last two rows of the blocks before, since an episode may end where a block ends.
         self._tail: dict[str, np.ndarray] = {}
         self._tail_begins = np.zeros(0, bool)
