@@ -133,10 +133,15 @@ def take(column: _AnyColumn, rows: np.ndarray) -> _AnyColumn:
     return Nested(column.values[rows], tuple(kept))
 
 
+def as_ragged(column: np.ndarray) -> Ragged:
+    """Rows of one shape, as rows that may differ in shape."""
+    return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
+
+
 def as_lists(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
     """Rows that are arrays, as lists in lists of items: arrays of the last dimensions, which are the same in all."""
     if isinstance(column, np.ndarray):
-        column = Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
+        column = as_ragged(column)
     counts = np.ones(len(column), np.int64)
     lengths = []
     for sizes in column.shapes.T[: column.shapes.shape[1] - len(item)]:

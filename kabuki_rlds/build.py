@@ -21,10 +21,12 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.formats.source import Source, Stamps
+from kabuki_rlds.formats.source import Size, Source, Stamps
+from kabuki_rlds.joining import common_schema, fitted, widened
 from kabuki_rlds.last_row import Evidence, LastRow, LastRows, joined, warn_of_conflict
 from kabuki_rlds.nan_actions import NanActions, NanRows, warn_of_nan
 from kabuki_rlds.reading import Reading
+from kabuki_rlds.schema import Schema
 from kabuki_rlds.sizes import human_bytes
 
 if TYPE_CHECKING:
@@ -152,6 +154,7 @@ class OpenedSplits:
 
     Attributes:
       sources: split to its sources, in order.
+      schema: the fields of all of them.
       features: the TFDS features of all of them.
       num_steps: how many steps were written so far.
       last_rows: split to whether the last row of each episode that was written is a step.
@@ -161,11 +164,15 @@ class OpenedSplits:
     def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
         self.sources = sources
         self._images = images
-        self.features = _common_features([source for of_split in sources.values() for source in of_split], images)
+        self.schema, self.features = _common([each for of_split in sources.values() for each in of_split], images)
         self.num_steps = 0
         self.last_rows: dict[str, LastRows] = {}
         self.nan_actions: dict[str, list[NanRows]] = {}
-        self._sizes = {split: [source.size() for source in of_split] for split, of_split in sources.items()}
+        self._sizes = {split: [self._size(source) for source in of_split] for split, of_split in sources.items()}
+
+    def _size(self, source: Source) -> Size:
+        size = source.size()
+        return size if size.sample is None else dataclasses.replace(size, sample=fitted(size.sample, self.schema))
 
     @property
     def first(self) -> Source:
@@ -252,7 +259,7 @@ class OpenedSplits:
                 for block in source.blocks():
                     if writer.is_full:
                         break
-                    writer.write(block)
+                    writer.write(fitted(block, self.schema))
                     if source.last_rows is None:
                         observed.observe(block)
                     nan.observe(block)
@@ -347,15 +354,16 @@ def paths_of(files: Files) -> dict[str, list[Path]]:
     return paths
 
 
-def _common_features(sources: Sequence[Source], images: ImageFormat | None) -> tfds.features.FeaturesDict:
+def _common(sources: Sequence[Source], images: ImageFormat | None) -> tuple[Schema, tfds.features.FeaturesDict]:
+    """The schema and the features of all sources."""
     from kabuki_rlds.formats.rlds.derived import features_of
 
     schemas = [source.schema for source in sources]
+    common = common_schema(schemas, [source.label for source in sources])
     made = []
-    for i, source in enumerate(sources):
-        sources[0].schema.check_fit(source.schema, sources[0].label, source.label)
+    for source in sources:
         try:
-            made.append(features_of(source.schema.with_common_formats(schemas[:i] + schemas[i + 1 :]), images))
+            made.append(features_of(widened(source.schema, common, schemas), images))
         except KabukiError as e:
             raise KabukiError(f"{source.label}: {e}") from e
     for source, features in zip(sources[1:], made[1:], strict=True):
@@ -364,7 +372,7 @@ def _common_features(sources: Sequence[Source], images: ImageFormat | None) -> t
                 f"{source.label} does not fit {sources[0].label}: their fields are the same, but not their attributes "
                 "'features', which say how TFDS stores them"
             )
-    return made[0]
+    return common, made[0]
 
 
 def _dataset_name(name: str | None, opened: OpenedSplits) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from kabuki_rlds.convention import DISCOUNT, FILLABLE, IS_TERMINAL, has_field
 from kabuki_rlds.formats.detect import open_source, open_sources
 from kabuki_rlds.formats.hdf5.last_rows import PATH as LAST_IS_STEP
 from kabuki_rlds.formats.source import Source
+from kabuki_rlds.joining import fitted, holds
 from kabuki_rlds.last_row import LastRow, LastRows, joined
 from kabuki_rlds.reading import Reading
 from kabuki_rlds.schema import BYTES, Field
@@ -120,7 +121,7 @@ def compare(
         ours.take(mine.blocks())
         right = _Digests(steps, metadata)
         for source in theirs:
-            right.take(source.blocks())
+            right.take(fitted(block, mine.schema) for block in source.blocks())
         if ours.of == right.of:
             return found
         if [length for length, _ in ours.of] == [length for length, _ in right.of]:
@@ -160,10 +161,10 @@ def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], l
         kept = []
         for path in ours:
             others = [getattr(source.schema, what).get(path) for source in theirs]
-            if all(other is not None and other.is_same(ours[path]) for other in others):
+            if all(other is not None and holds(ours[path], other) for other in others):
                 kept.append(path)
             elif not (ours[path].derived and None in others):
-                other = next(other for other in others if other is None or not other.is_same(ours[path]))
+                other = next(other for other in others if other is None or not holds(ours[path], other))
                 says = "lacks it" if other is None else f"has {other.describe()}"
                 found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
         lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}
@@ -278,7 +279,9 @@ def _values(
         first = 0
         for ours, right, count in _aligned(
             _columns(mine.blocks(), in_steps),
-            itertools.chain.from_iterable(_columns(source.blocks(), in_steps) for source in theirs),
+            itertools.chain.from_iterable(
+                _columns((fitted(block, mine.schema) for block in source.blocks()), in_steps) for source in theirs
+            ),
         ):
             for path in paths:
                 rows[path].append(first + _unequal(ours[path], right[path]))

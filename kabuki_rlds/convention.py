@@ -121,6 +121,11 @@ def is_flag_or_number(dtype: np.dtype) -> bool:
     return dtype.kind == "b" or is_number(dtype)
 
 
+def is_flag(field: Field) -> bool:
+    """Whether a field holds one boolean a row, or one integer, of which `RuleChecker` checks that it is 0 or 1."""
+    return field.kind == "array" and field.shape == () and field.dtype.kind in "biu"
+
+
 def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> list[Violation]:
     """Rule 2: the fields that are always there, and their types.
 
@@ -135,7 +140,7 @@ def field_violations(paths: Collection[str], fields: Mapping[str, Field]) -> lis
         elif name not in (OBSERVATION, ACTION) and name not in paths:
             found.append(Violation(2, name, "a group, where it is one dataset"))
     for name in FLAGS:
-        if name in fields and fields[name] != Field(np.dtype(bool)):
+        if name in fields and not is_flag(fields[name]):
             found.append(Violation(2, name, f"{fields[name].describe()}, where it is one boolean a step"))
     reward = fields.get(REWARD)
     if reward is not None and (reward.dtype == BYTES or reward.encoded):
@@ -218,6 +223,13 @@ class RuleChecker:
     ) -> None:
         self._note(4, DISCOUNT, f"not 0 where {which} is terminal", among & ~zero & terminal, start, found)
         self._note(4, DISCOUNT, f"0 where {which} is not terminal", among & zero & ~terminal, start, found)
+
+    def check_flag(self, name: str, values: np.ndarray) -> None:
+        """Rule 2, of the rows that `check` is to take next: a flag that is stored as integers is 0 or 1."""
+        if values.dtype.kind in "iu":
+            self._note(
+                2, name, "neither 0 nor 1, where it is one boolean a step", (values != 0) & (values != 1), self._row
+            )
 
     def check_index(self, is_first: np.ndarray, begins: np.ndarray) -> None:
         """Rule 6, of the rows that `check` is to take next: where the source's episodes begin."""

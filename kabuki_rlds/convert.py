@@ -34,6 +34,7 @@ from kabuki_rlds.formats.hdf5.staging import destination_of
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.source import Skipped, Source, Stamps
+from kabuki_rlds.joining import common_schema, fitted
 from kabuki_rlds.last_row import LastRow, LastRows, joined, warn_of_conflict
 from kabuki_rlds.nan_actions import NanActions, NanRows, warn_of_nan
 from kabuki_rlds.reading import Reading
@@ -189,7 +190,7 @@ def convert(
                     if known is None:
                         evidence.observe(block)
                     nan.observe(block)
-                    writer.write(block, origin_of + first_origin)
+                    writer.write(fitted(block, schema), origin_of + first_origin)
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
                 if got != source.num_episodes:
@@ -281,17 +282,15 @@ def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
 
     A field that some sources have and others lack is `derived` in part, and says of which.
     """
-    first = completed[0].schema.with_common_formats([source.schema for source in completed[1:]])
-    for source in completed[1:]:
-        first.check_fit(source.schema, completed[0].label, source.label)
+    common = common_schema([source.schema for source in completed], [source.label for source in completed])
     steps = {}
-    for path, field in first.steps.items():
+    for path, field in common.steps.items():
         how = [source.schema.steps[path].derived for source in completed]
         if len(set(how)) > 1:
             some = (f"{text}{DERIVED_IN_PART}{each.label}" for text, each in zip(how, completed, strict=True) if text)
             field = dataclasses.replace(field, derived="; ".join(some))
         steps[path] = field
-    return dataclasses.replace(first, steps=steps)
+    return dataclasses.replace(common, steps=steps)
 
 
 def _notes(warnings: Sequence[Violation], last_rows: LastRows) -> list[Violation]:
@@ -304,10 +303,14 @@ def _notes(warnings: Sequence[Violation], last_rows: LastRows) -> list[Violation
 
 
 def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) -> None:
-    *flags, discount = (_checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT))
-    if any(flag is None for flag in flags):
+    columns = {name: _checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT)}
+    discount = columns.pop(DISCOUNT)
+    flags = {name: column for name, column in columns.items() if column is not None}
+    if len(flags) < len(FLAGS):
         return
-    is_first, is_last, is_terminal = (flag.astype(bool) for flag in flags if flag is not None)
+    for name, column in flags.items():
+        checker.check_flag(name, column)
+    is_first, is_last, is_terminal = (column.astype(bool) for column in flags.values())
     checker.check_index(is_first, block.begins[:-1])
     checker.check(is_first, is_last, is_terminal, discount, last_is_step)
 

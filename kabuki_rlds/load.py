@@ -13,6 +13,7 @@ from kabuki_rlds.block import Block, concatenate, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.joining import common_schema, differences, fitted
 from kabuki_rlds.schema import Schema
 
 if TYPE_CHECKING:
@@ -59,16 +60,17 @@ def load(path: Path | Sequence[Path], *, fields: str | Sequence[str] | None = No
         raise KabukiError("no file to load")
     # The working folder may be another one when the files are read.
     paths = [os.path.abspath(local_path(p)) for p in given]
-    schema, counts = _look_at(paths)
+    schema, files = _look_at(paths)
     steps, metadata = _elements(schema, fields, paths[0])
 
     def groups() -> Iterator[Any]:
-        for path, count in zip(paths, counts, strict=True):
+        for path, (own, count) in zip(paths, files, strict=True):
             with KabukiSource(path, quiet=True) as source:
                 source.check_whole()
-                if source.num_episodes != count or schema.misfit(source.schema) is not None:
+                if source.num_episodes != count or differences(own, source.schema, "", ""):
                     raise KabukiError(f"{path}: was changed since it was loaded; load it again")
-                for block in _whole_episodes(source.blocks(steps.signature, with_metadata=True)):
+                blocks = (fitted(block, schema) for block in source.blocks(steps.signature, with_metadata=True))
+                for block in _whole_episodes(blocks):
                     bounds = np.append(block.starts, block.num_steps)
                     yield bounds[:-1], bounds[1:], steps.parts(block.steps), metadata.parts(block.metadata)
 
@@ -88,7 +90,7 @@ def load(path: Path | Sequence[Path], *, fields: str | Sequence[str] | None = No
     dataset = tf.data.Dataset.from_generator(
         groups, output_signature=(bound, bound, steps.signature, metadata.signature)
     )
-    counted = tf.data.experimental.assert_cardinality(sum(counts))
+    counted = tf.data.experimental.assert_cardinality(sum(count for _, count in files))
     return dataset.prefetch(1).flat_map(untraced(episodes)).apply(counted)
 
 
@@ -109,17 +111,14 @@ def _steps_dataset(steps: Elements, rows: Any) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
-def _look_at(paths: Sequence[str]) -> tuple[Schema, list[int]]:
-    """The schema of the files, and how many episodes each has."""
-    schemas: list[Schema] = []
-    counts = []
+def _look_at(paths: Sequence[str]) -> tuple[Schema, list[tuple[Schema, int]]]:
+    """The schema of all files, and the schema of each and how many episodes it has."""
+    files = []
     for path in paths:
         with KabukiSource(path) as source:
             source.check_whole()
-            schemas.append(source.schema)
-            counts.append(source.num_episodes)
-            schemas[0].check_fit(source.schema, paths[0], path)
-    return schemas[0], counts
+            files.append((source.schema, source.num_episodes))
+    return common_schema([schema for schema, _ in files], paths), files
 
 
 def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> tuple[Elements, Elements]:

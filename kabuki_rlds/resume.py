@@ -27,6 +27,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.joining import differences
 
 #: About so many bytes of a source make a part.
 _PART_BYTES = 128 << 20
@@ -144,10 +145,10 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
             stored.check_whole()
         except KabukiError as e:
             raise KabukiError(f"{e}; {_ANEW}") from e
-        misfit = part.schema.misfit(stored.schema)
-        if misfit is None and (stored.num_episodes, stored.origins[0].path) != (part.num_episodes, path.name):
+        misfit = "; ".join(differences(part.schema, stored.schema, "this conversion", "the part"))
+        if not misfit and (stored.num_episodes, stored.origins[0].path) != (part.num_episodes, path.name):
             misfit = "it is another part"
-        if misfit is not None:
+        if misfit:
             raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_ANEW}")
         for block in stored.blocks():
             yield Block(

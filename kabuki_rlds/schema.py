@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import ml_dtypes
@@ -27,6 +27,14 @@ LEFT_OUT = "left out by the recipe"
 
 #: The dtype of text and bytes: one Python `bytes` an element.
 BYTES = np.dtype(object)
+
+#: An array of bytes in three dimensions is taken for an image from this height and width on.
+_LEAST_IMAGE_SIDE = 32
+#: How many channels an image of each type can have.
+_IMAGE_CHANNELS = {"uint8": (1, 3, 4), "uint16": (1, 3, 4), "float32": (1,)}
+
+#: How many names a message lists.
+_NAMED = 10
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -79,6 +87,22 @@ class Field:
     def is_list_of_images(self) -> bool:
         """Whether a row is several images, and not one (height, width, channels)."""
         return self.kind == "image" and len(self.shape) > 3
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether a row is an image or several: by its kind, or an array of bytes of that shape."""
+        if self.encoded:
+            return True
+        if self.shape[-1:] == () or self.shape[-1] not in _IMAGE_CHANNELS.get(self.dtype.name, ()):
+            return False
+        if self.kind == "image":
+            return len(self.shape) in (3, 4) and 0 not in self.shape
+        return (
+            self.kind == "array"
+            and self.dtype == np.uint8
+            and len(self.shape) == 3
+            and all(side is not None and side >= _LEAST_IMAGE_SIDE for side in self.shape[:2])
+        )
 
     @property
     def row_nbytes(self) -> int | None:
@@ -163,12 +187,6 @@ class Schema:
     features: str = ""
     info: Info = Info()
 
-    def with_common_formats(self, others: Sequence[Schema]) -> Schema:
-        """This schema, with the formats of image files in which others that fit it agree."""
-        steps = _with_common_formats(self.steps, [other.steps for other in others])
-        metadata = _with_common_formats(self.metadata, [other.metadata for other in others])
-        return dataclasses.replace(self, steps=steps, metadata=metadata)
-
     def select(self, fields: str | Sequence[str] | None, label: str) -> list[str]:
         """The paths of the step fields that `fields` names, by path or by group, in order; None names all.
 
@@ -185,40 +203,6 @@ class Schema:
             raise KabukiError(f"{label}: no step field to read; there is {', '.join(self.steps)}")
         return [path for path in self.steps if any(is_within(path, name) for name in names)]
 
-    def misfit(self, other: Schema) -> str | None:
-        """Says in which field `other` cannot be appended to this, or None if it fits."""
-        for what, mine, theirs in (
-            ("step field", self.steps, other.steps),
-            ("episode field", self.metadata, other.metadata),
-        ):
-            for path in mine | theirs:  # in the order of the fields, so that the same one is named each time
-                a, b = mine.get(path), theirs.get(path)
-                if a is None or b is None:
-                    return f"{what} {path!r} is only in {'the second' if a is None else 'the first'}"
-                if not a.is_same(b):
-                    if a.describe() == b.describe():
-                        return f"{what} {path!r} has other class names in each"
-                    return f"{what} {path!r} is {a.describe()} in the first and {b.describe()} in the second"
-        return None
-
-    def check_fit(self, other: Schema, label: str, other_label: str) -> None:
-        """Refuses `other` where it cannot be appended to this; the labels say where each is.
-
-        Raises:
-          KabukiError: it does not fit, and in which field.
-        """
-        misfit = self.misfit(other)
-        if misfit is not None:
-            raise KabukiError(f"{other_label} does not fit {label}: {misfit}")
-
-
-def _with_common_formats(fields: Mapping[str, Field], others: Sequence[Mapping[str, Field]]) -> dict[str, Field]:
-    made = dict(fields)
-    for path, field in fields.items():
-        if any(path in other and other[path].file_format != field.file_format for other in others):
-            made[path] = dataclasses.replace(field, file_format="")
-    return made
-
 
 def has_shape(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
     """Whether an array has the shape that a field states, in which None is any size."""
@@ -228,3 +212,10 @@ def has_shape(found: tuple[int, ...], stated: tuple[int | None, ...]) -> bool:
 def is_within(path: str, name: str) -> bool:
     """Whether the field at this path is the one of that name, or of the group of that name."""
     return path == name or path.startswith(f"{name}/")
+
+
+def names_of_some(names: Sequence[str]) -> str:
+    """Names in a line of a message; of many, the first and how many there are."""
+    if len(names) > _NAMED:
+        return f"{', '.join(names[:_NAMED])}, … ({len(names):,} in all)"
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -220,6 +220,8 @@ class _Check:
             interruption.check()
             stop = min(start + step, self._num_steps)
             columns = [np.asarray(self._readers[name].read(start, stop)).reshape(-1) for name in names]
+            for name, column in zip(FLAGS, columns[:3], strict=True):
+                checker.check_flag(name, column)
             flags = [column.astype(bool) for column in columns[:3]]
             self._num_begun += int(np.count_nonzero(flags[0]))
             rows = last_is_step[np.searchsorted(begins, np.arange(start, stop), side="right") - 1]

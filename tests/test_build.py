@@ -514,7 +514,7 @@ def test_ranges_hold_every_episode_once(tmp_path):
     file = handmade.write(tmp_path / "uneven.hdf5", handmade.fields(lengths, (True,) * len(lengths)))
     for limit in (None, 0, 1, 12, 13, 20, 99):
         with KabukiSource(file) as first, KabukiSource(file) as second:
-            found = ranges([first, second], limit, "png")
+            found = ranges([first, second], limit, "png", first.schema)
         keys = [r.key + i for r in found for i in range(r.stop - r.first)]
         assert keys == list(range(min(24, 24 if limit is None else limit)))
         assert all(r.key - r.first in (0, 12) and r.stop <= 12 for r in found)

@@ -421,11 +421,55 @@ def test_shapes_that_no_spec_says_vary_from_step_to_step(tmp_path):
 
 
 @pytest.mark.reference
+def test_arrays_that_differ_from_log_to_log_are_an_error(tmp_path):
+    for name, size in (("a", 7), ("b", 6)):
+        record(
+            tmp_path / "runs" / name,
+            noise(2, [3], size=1),
+            step_fn=lambda timestep, action, env, size=size: {"joints": np.zeros(size)},
+        )
+    with pytest.raises(
+        kabuki_rlds.KabukiError,
+        match=r"step field 'joints' is float64 \(7,\) in .*/a/.*: episode 0, step 0, but float64 \(6,\) in .*/b/",
+    ):
+        convert(tmp_path / "runs", tmp_path)
+
+
+@pytest.mark.reference
+def test_arrays_that_differ_from_episode_to_episode_are_an_error(tmp_path):
+    log = record(
+        tmp_path / "log",
+        noise(3, [4], size=1),
+        step_fn=lambda timestep, action, env: {"joints": np.zeros((2, 7 - env.episode // 2))},
+    )
+    with pytest.raises(
+        kabuki_rlds.KabukiError,
+        match=r"'joints' is float64 \(2, 7\) in .*, but float64 \(2, 6\) in .*episode 2, step 0",
+    ):
+        convert(log, tmp_path)
+
+
+@pytest.mark.reference
+def test_images_that_differ_from_episode_to_episode_are_joined(tmp_path, caplog):
+    log = record(
+        tmp_path / "log",
+        noise(2, [3], size=1),
+        step_fn=lambda timestep, action, env: {"camera": np.full((40 + env.episode, 33, 3), env.t, np.uint8)},
+    )
+    with h5py.File(convert(log, tmp_path)) as f:
+        assert {tuple(shape) for shape in f["companion/camera/shape"][:]} == {(40, 33, 3), (41, 33, 3)}
+    assert "'camera' is uint8 (40, 33, 3) in" in caplog.text and "rows of differing shapes" in caplog.text
+
+
+@pytest.mark.reference
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (np.float32(1), r"episode 1, step 2: field 'x' is float32, where elsewhere it is float64"),
-        (np.zeros(2), r"episode 1, step 2: field 'x' is float64 \(2,\), where elsewhere it is float64"),
+        (
+            np.zeros(2),
+            r"step field 'x' is float64 in .*: episode 0, step 0, but float64 \(2,\) in .*: episode 1, step 2",
+        ),
         ("text", r"episode 1, step 2: field 'x' is text, where elsewhere it is float64"),
         (None, r"episode 1, step 2: field 'x' has no value"),
     ],

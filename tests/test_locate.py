@@ -83,8 +83,11 @@ def test_an_incomplete_newest_version_is_an_error(tmp_path, rlds):
     (tmp_path / "hopper/2.0.0").mkdir()
     with pytest.raises(KabukiError, match=r"hopper/2.0.0: the newest .* is incomplete; .* its path: .*hopper/1.0.0$"):
         read(tmp_path, tmp_path / "hopper")
-    (tmp_path / "hopper/2.0.0").rename(tmp_path / "hopper/2.0.0.incompleteABC")
+    (tmp_path / "hopper/2.0.0").rmdir()
+    for name in ("2.0.0.incompleteABC", "incomplete.ABC_2.0.0", "2.0.0.partial"):
+        shutil.copytree(tmp_path / "hopper/1.0.0", tmp_path / "hopper" / name)
     assert read(tmp_path, tmp_path / "hopper") == [1]
+    assert read(tmp_path, tmp_path / "hopp*") == [1]
 
 
 @pytest.mark.parametrize("of", ["itself", "the folder above"])

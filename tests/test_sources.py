@@ -123,3 +123,84 @@ def test_a_field_within_another_is_refused(tmp_path, paths):
     with pytest.raises(kabuki_rlds.KabukiError, match="beside the field"):
         KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
+
+
+def store_flags(file: Path, kind: str, values: dict[str, np.ndarray]) -> None:
+    """Stores flags as PyTables, Julia and others do."""
+    with h5py.File(file, "a") as f:
+        for name, column in values.items():
+            if name in f:
+                del f[name]
+            if kind.startswith("bit field"):
+                # h5py has no dtype of bit fields.
+                properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+                if kind == "bit field in chunks":
+                    properties.set_chunk((4,))
+                    properties.set_shuffle()
+                    properties.set_deflate(4)
+                space, element = h5py.h5s.create_simple(column.shape), h5py.h5t.NATIVE_B8
+                dataset = h5py.h5d.create(f.id, name.encode(), element, space, properties)
+                dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, column.astype(np.uint8), mtype=element)
+            else:
+                f.create_dataset(name, data=column.astype(kind), chunks=(4,), compression="gzip")
+
+
+KINDS_OF_FLAGS = ["uint8", "bit field", "bit field in chunks", ">u2", "int64"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FLAGS)
+def test_flags_stored_as_integers_are_booleans(tmp_path, kind):
+    columns = {name: np.concatenate([steps(5)[name], steps(3)[name]]) for name in steps(3)}
+    right = write(tmp_path / "right.hdf5", columns)
+    file = write(tmp_path / "in.hdf5", columns)
+    store_flags(file, kind, {name: columns[name] for name in ("is_first", "is_last", "is_terminal")})
+    assert kabuki_rlds.validate(file) == []
+    result = kabuki_rlds.convert(file, tmp_path / "out.hdf5")
+    assert result.warnings == [] and kabuki_rlds.validate(result.path) == []
+    assert kabuki_rlds.compare(result.path, right) == [] == kabuki_rlds.compare(file, right)
+    summary = kabuki_rlds.inspect(file)
+    assert (summary.episodes, summary.terminal) == (2, 2)
+    with h5py.File(result.path) as f:
+        assert all(f[name].dtype == bool for name in ("is_first", "is_last", "is_terminal"))
+    for shuffle in (False, True):
+        batches = {}
+        for path in (right, file):
+            loaded = kabuki_rlds.load_steps(path, 3, shuffle, 0, keep_last=True, as_numpy=True)
+            batches[path] = [batch["is_terminal"] for batch in loaded]
+        assert [batch.tolist() for batch in batches[file]] == [batch.tolist() for batch in batches[right]]
+        assert {batch.dtype for batch in batches[file]} == {np.dtype(bool)}
+    (first, second) = kabuki_rlds.load(file)
+    assert [step["is_first"].numpy() for step in first["steps"]] == [np.True_, *[np.False_] * 4]
+    assert second["steps"].element_spec["is_last"].dtype.name == "bool"
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FLAGS)
+def test_flags_that_are_neither_0_nor_1_break_a_rule(tmp_path, kind):
+    file = write(tmp_path / "in.hdf5", steps(6))
+    store_flags(file, kind, {"is_terminal": np.array([0, 0, 0, 0, 0, 3])})
+    (broken,) = kabuki_rlds.validate(file)
+    assert str(broken) == "rule 2: is_terminal: neither 0 nor 1, where it is one boolean a step (row 5)"
+    assert kabuki_rlds.convert(file, tmp_path / "out.hdf5").warnings == [broken]
+
+
+def test_flags_of_an_rlds_dataset_keep_their_type(tmp_path):
+    import tensorflow_datasets as tfds
+
+    numbers = dict.fromkeys(("observation", "action", "reward", "discount"), np.float32)
+    flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.uint8)
+    features = tfds.features.FeaturesDict({"steps": tfds.features.Dataset({**numbers, **flags})})
+    values = {"observation": 0.0, "action": 0.0, "reward": 0.0, "discount": 1.0}
+    rows = [values | {"is_first": t == 0, "is_last": t == 1, "is_terminal": 0} for t in (0, 1)]
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        name="x",
+        version="1.0.0",
+        features=features,
+        split_datasets={"train": [(0, {"steps": rows})]},
+        data_dir=tmp_path,
+    )
+    result = kabuki_rlds.convert(builder.data_dir, tmp_path / "out.hdf5")
+    assert result.warnings == [] and kabuki_rlds.validate(result.path) == []
+    built = kabuki_rlds.build(result.path, tmp_path / "data").path
+    assert tfds.builder_from_directory(built).info.features.to_json() == features.to_json()
+    (episode,) = kabuki_rlds.load(result.path)
+    assert episode["steps"].element_spec["is_first"].dtype.name == "uint8"

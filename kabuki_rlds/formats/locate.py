@@ -42,8 +42,9 @@ _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 #: TFDS's form of a version: numbers without leading zeros.
 _NUMBER = r"(0|[1-9]\d*)"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}")
-#: A version that is being written, or was not completed: `1.0.0.incompleteXYZ` (TFDS), `1.0.0.partial`, `1.0.0.old`.
-_INCOMPLETE = re.compile(rf"{_VERSION.pattern}\.(incomplete.*|partial|old)")
+#: A version that is being written, or was not completed: `incomplete.ABC_1.0.0` or `1.0.0.incompleteABC` of TFDS,
+#: `1.0.0.partial` or `1.0.0.old` of this package.
+_INCOMPLETE = re.compile(rf"incomplete\..*_{_VERSION.pattern}|{_VERSION.pattern}\.(incomplete.*|partial|old)")
 _MACOS_PREFIX = "._"
 #: How many names a message lists.
 _NAMED = 10

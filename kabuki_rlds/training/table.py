@@ -20,6 +20,7 @@ from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, KabukiSource, column_reader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.joining import check_equal
 from kabuki_rlds.last_row import LastRow, LastRows
 from kabuki_rlds.schema import BYTES, Field, Schema
 from kabuki_rlds.training.episodes import Episodes
@@ -74,7 +75,7 @@ class Table:
             self.stored = {path: first.steps[path] for path in select(first, paths[0])}
             for source in self._sources[1:]:
                 theirs = {path: source.schema.steps[path] for path in self.stored if path in source.schema.steps}
-                Schema(self.stored, {}).check_fit(Schema(theirs, {}), paths[0], source.path)
+                check_equal(Schema(self.stored, {}), Schema(theirs, {}), paths[0], source.path)
             self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
             self._episodes = [_episodes(source, last_row) for source in self._sources]

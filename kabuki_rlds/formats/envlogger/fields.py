@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from kabuki_rlds.block import Column, Ragged, splits_of
 from kabuki_rlds.convention import ACTION, DISCOUNT, OBSERVATION, REQUIRED, REWARD
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.envlogger.messages import Leaves, Path, Piece
+from kabuki_rlds.formats.envlogger.open_fields import OpenField
 from kabuki_rlds.formats.envlogger.shard import STEP_TYPE
 from kabuki_rlds.formats.envlogger.specs import Specs
 from kabuki_rlds.limits import MAX_PADDED_BYTES
@@ -102,41 +103,46 @@ class Learner:
 
     Args:
       specs: of the environment, which say what shapes are fixed.
+      of_steps: whether rows are steps, or episodes.
     """
 
-    def __init__(self, specs: Specs):
+    def __init__(self, specs: Specs, *, of_steps: bool):
         self._specs = specs
+        self._of_steps = of_steps
         self._dtypes: dict[Path, np.dtype | None] = {}
-        self._shapes: dict[Path, list[int | None]] = {}
-        #: Fields whose shape no spec says and whose values may differ in it.
-        self._open: set[Path] = set()
+        self._shapes: dict[Path, tuple[int | None, ...]] = {}
+        #: Fields whose shape no spec says.
+        self._open: dict[Path, OpenField] = {}
 
-    def take(self, leaves: Leaves) -> None:
-        """Takes the values of some rows; what does not fit the others is left for `column` to refuse."""
+    def take(self, leaves: Leaves, begins: np.ndarray, name: Callable[[int], str]) -> None:
+        """Takes the values of some rows; what is of another type is left for `column` to refuse.
+
+        Args:
+          leaves: the values.
+          begins: whether an episode begins at each row: bool.
+          name: what to call a row in a message.
+        """
+        episodes = np.cumsum(begins)
         for path, pieces in leaves.items():
             self._dtypes.setdefault(path, None)
-            for piece in sorted(pieces, key=lambda piece: piece.rows[0]):
-                if piece.values is not None:
-                    self._take(path, piece)
+            there = sorted((piece for piece in pieces if piece.values is not None), key=lambda piece: piece.rows[0])
+            if there and path not in self._shapes:
+                self._begin(path, there[0], name(int(there[0].rows[0])))
+            fitting = [piece for piece in there if _dtype_of(piece) == self._dtypes[path]]
+            if fitting and path in self._open:
+                self._open[path].take(fitting, episodes, name)
 
-    def _take(self, path: Path, piece: Piece) -> None:
+    def _begin(self, path: Path, piece: Piece, label: str) -> None:
         assert piece.values is not None
-        shape: list[int | None] = list(piece.values.shape[1:])
-        known = self._shapes.get(path)
-        if known is None:
-            self._dtypes[path] = piece.values.dtype
-            if list(self._specs.shapes.get(path, (None, [None]))[1]) != shape:
-                self._open.add(path)
-                # A list may be of another length elsewhere.
-                shape[: piece.lists] = [None] * piece.lists
-            self._shapes[path] = shape
-        elif path in self._open and len(known) == len(shape):
-            self._shapes[path] = [a if a == b else None for a, b in zip(known, shape, strict=True)]
+        self._dtypes[path] = piece.values.dtype
+        self._shapes[path] = piece.values.shape[1:]
+        if self._specs.shapes.get(path, (None, None))[1] != self._shapes[path]:
+            self._open[path] = OpenField("/".join(path), piece, label, of_steps=self._of_steps)
 
     @property
     def is_sure(self) -> bool:
         """Whether values not yet seen cannot have shapes that are not known of, or decide whether a field is kept."""
-        return all(size is None for path in self._open for size in self._shapes[path]) and not any(
+        return all(size is None for field in self._open.values() for size in field.shape) and not any(
             dtype is None and self._is_too_large(path) for path, dtype in self._dtypes.items()
         )
 
@@ -148,9 +154,17 @@ class Learner:
         return math.prod(shape) * dtype.itemsize > MAX_PADDED_BYTES
 
     def fields(self) -> dict[Path, Field]:
+        """All fields.
+
+        Raises:
+          KabukiError: the shape of one differs between episodes.
+        """
         found = {}
         for path, dtype in self._dtypes.items():
-            shape = tuple(self._shapes.get(path, ()))
+            shape = self._shapes.get(path, ())
+            if path in self._open:
+                self._open[path].finish()
+                shape = self._open[path].shape
             if dtype is None:
                 # Nothing but None: an array without elements, or nothing yet.
                 if path not in self._specs.shapes:
@@ -162,6 +176,10 @@ class Learner:
                 dtype = BYTES if dtype.kind in "USO" else dtype
             found[path] = Field(dtype, shape, "text" if dtype == BYTES else "array")
         return found
+
+
+def _dtype_of(piece: Piece) -> np.dtype | None:
+    return None if piece.values is None else piece.values.dtype
 
 
 class MisfitError(Exception):

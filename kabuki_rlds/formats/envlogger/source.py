@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import pathlib
@@ -65,12 +66,14 @@ class EnvLoggerSource:
 
     def _learn(self) -> tuple[dict[Path, Field], dict[Path, Field]]:
         """The fields of the steps and of the episodes."""
-        steps, metadata = (Learner(self._logs[0].specs) for _ in range(2))
+        steps, metadata = (Learner(self._logs[0].specs, of_steps=of_steps) for of_steps in (True, False))
         for each in self._logs:
-            metadata.take(each.episode_leaves())
+            begins = np.ones(each.num_episodes, bool)
+            metadata.take(each.episode_leaves(), begins, functools.partial(_name_of_episode, each))
         for each, shard, batch in self._batches():
             interruption.check()
-            steps.take(each.step_leaves(shard, batch)[0])
+            leaves, _ = each.step_leaves(shard, batch)
+            steps.take(leaves, batch.begins, functools.partial(_name_of_step, shard, batch))
             # What no spec speaks of may be of another shape anywhere, so then all is looked at.
             if steps.is_sure:
                 break
@@ -128,9 +131,7 @@ class EnvLoggerSource:
                 for path, field in self._steps.items()
             }
         except MisfitError as e:
-            number = int(batch.numbers[e.row])
-            episode = int(np.searchsorted(shard.starts, number, side="right")) - 1
-            raise KabukiError(f"{shard.path}: episode {episode}, step {number - shard.starts[episode]}: {e}") from e
+            raise KabukiError(f"{_name_of_step(shard, batch, e.row)}: {e}") from e
 
     def _columns_of_episodes(self, metadata: dict[Path, Field]) -> dict[str, Column]:
         """The columns of the metadata of all episodes. They are kept: one row an episode is little beside its steps."""
@@ -159,3 +160,15 @@ class EnvLoggerSource:
 
     def close(self) -> None:
         """Nothing is held open between blocks."""
+
+
+def _name_of_episode(each: Log, episode: int) -> str:
+    """What to call an episode of a log in a message."""
+    return f"{each.folder}: episode {episode}"
+
+
+def _name_of_step(shard: Shard, batch: Batch, row: int) -> str:
+    """What to call a row of a batch in a message."""
+    number = int(batch.numbers[row])
+    episode = int(np.searchsorted(shard.starts, number, side="right")) - 1
+    return f"{shard.path}: episode {episode}, step {number - shard.starts[episode]}"

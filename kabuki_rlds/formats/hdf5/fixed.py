@@ -108,12 +108,18 @@ class FixedReader:
 
     Chunks that only HDF5's own shuffle and gzip filters went over are unpacked in
     threads; all else is read by the HDF5 library.
+
+    Args:
+      dataset: the dataset.
+      executor: the threads.
+      dtype: the type to give rows in; None is that of the dataset.
     """
 
-    def __init__(self, dataset: h5py.Dataset, executor: concurrent.futures.Executor):
+    def __init__(self, dataset: h5py.Dataset, executor: concurrent.futures.Executor, dtype: np.dtype | None = None):
         self._dataset = dataset
         self._executor = executor
         self._dtype = layout.element_dtype(dataset)
+        self._given = self._dtype if dtype is None else dtype
         self._shape: tuple[int, ...] = dataset.shape[1:]
         self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
         # Threads that unpack must not ask h5py for it: HDF5 then fails to read a good chunk now and then.
@@ -145,7 +151,8 @@ class FixedReader:
 
         def finish() -> np.ndarray:
             parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return joined.astype(self._given, copy=False)
 
         return finish
 
@@ -222,7 +229,8 @@ class FixedReader:
                 stored_type = self._dataset.id.get_type()
                 self._dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, mtype=stored_type)
             return rows.view(BFLOAT16)
-        return _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
+        found = _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
+        return found.astype(self._given, copy=False)
 
 
 def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:

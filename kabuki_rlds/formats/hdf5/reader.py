@@ -91,6 +91,9 @@ class KabukiSource:
         features = self._json_attribute("features")
         info["environment"] = self._json_attribute("environment")
         self._fields = {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()}
+        if not features:
+            # Features state how a flag of an RLDS dataset was stored.
+            self._fields |= {name: Field(np.dtype(bool)) for name in convention.FLAGS if self._holds_booleans(name)}
         self._metadata = {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()}
         self._images = self._image_columns(self._fields, self.step_datasets)
         self._metadata_images = self._image_columns(self._metadata, self.metadata_datasets)
@@ -108,6 +111,18 @@ class KabukiSource:
         self.last_rows = self._stated_last_rows()
         self.skipped = self._entries("skipped", Skipped.from_json)
         self.notes = self._entries("notes", convention.Violation.from_json)
+
+    def _holds_booleans(self, name: str) -> bool:
+        """Whether a flag is stored as integers or as a bit field, as PyTables and Julia do, which are all 0 or 1."""
+        field = self._fields.get(name)
+        if field is None or not convention.is_flag(field) or field.dtype == bool:
+            return False
+        try:
+            values = np.asarray(self.step_datasets[name][:])
+        except READ_ERRORS:
+            # Reading the rows reports it.
+            return False
+        return bool(((values == 0) | (values == 1)).all())
 
     def _stated_last_rows(self) -> LastRows | None:
         try:
@@ -397,7 +412,7 @@ def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
 def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
     """Reads the rows of a dataset that holds such a field."""
     if field.is_fixed and field.dtype != BYTES:
-        return FixedReader(dataset, executor)
+        return FixedReader(dataset, executor, field.dtype)
     if field.encoded and not field.is_list_of_images:
         return ImageFileReader(dataset, field, executor)
     return VariableReader(dataset, field)

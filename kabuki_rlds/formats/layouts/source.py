@@ -14,13 +14,14 @@ import h5py
 import numpy as np
 
 from kabuki_rlds import interruption
-from kabuki_rlds.block import Block, Column, Ragged, concatenate, nbytes
+from kabuki_rlds.block import Block, Column, Ragged, as_ragged, concatenate, nbytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.images.columns import ImageColumns
+from kabuki_rlds.joining import difference, join_fields, warn_of_shapes
 from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
 
@@ -29,9 +30,6 @@ _log = logging.getLogger("kabuki_rlds")
 #: A block takes about this many bytes, and a sample.
 _BLOCK_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 20
-
-#: Of fields that some episodes lack, so many are named in a warning.
-_NAMED = 4
 
 #: Values of assumptions that are deprecated, and the values that replace them.
 _RENAMED = {("last_observation", "terminal"): "repeat", ("last_observation", "none"): ""}
@@ -148,21 +146,21 @@ class EpisodesSource:
         self._open_path = ""
         self._opened: Any = None
         self._stamps: dict[str, dict[str, list[int] | None]] = {}
-        self._steps = _Fields("step field")
-        self._metadata = _Fields("episode field", may_lack=True)
+        self._steps = _Fields("step field", of_steps=True)
+        self._metadata = _Fields("episode field", of_steps=False)
         self._masks: set[str] = set()
         #: Of the assumptions that must apply, those that cannot apply to any file so far, and why.
         self._unused = {name: "" for name in asked if self._assume[name] not in layout.assumptions[name][:1]}
         try:
             self._of_episode = self._not_of_steps()
             self._surveys = [self._survey(path) for path in self._paths]
+            self._steps.finish(self.label)
+            self._metadata.finish(self.label)
             for name, why in self._unused.items():
                 raise KabukiError(f"{self._paths[0]}: assume: {name}={self._assume[name]} cannot apply, since {why}")
         except BaseException:
             self.close()
             raise
-        self._steps.warn(self.label)
-        self._metadata.warn(self.label)
         counts = [len(survey.taken) for survey in self._surveys]
         if split is not None and split not in self._masks:
             self.close()
@@ -353,17 +351,27 @@ def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assu
 
 
 class _Fields:
-    """Learns the fields from those of each episode. A dimension that differs between them varies."""
+    """Learns the fields from those of each episode.
 
-    def __init__(self, what: str, *, may_lack: bool = False):
+    Args:
+      what: what to call a field in a message.
+      of_steps: whether they are fields of the steps, which all episodes have. A field of an episode may be missing in
+        some, and an array has as many entries as its episode needs.
+    """
+
+    def __init__(self, what: str, *, of_steps: bool):
         self._what = what
-        self._may_lack = may_lack
+        self._of_steps = of_steps
         self._first = ""
         self._blank: set[str] = set()
         self._count = 0
         self.fields: dict[str, Field] = {}
-        self.had: dict[str, int] = {}
-        self.widened: dict[str, np.dtype] = {}
+        # The first episode that has a field, and the first that lacks it.
+        self._has: dict[str, str] = {}
+        self._lacks: dict[str, str] = {}
+        self._had: dict[str, int] = {}
+        self._retyped: dict[str, np.dtype] = {}
+        self._reshaped: dict[str, str] = {}
 
     def take(self, fields: Mapping[str, Field], label: str, blank: Collection[str] = ()) -> None:
         """Takes those of one more episode.
@@ -374,31 +382,26 @@ class _Fields:
           blank: the fields whose rows are all empty, so that they may be image files that are missing.
 
         Raises:
-          KabukiError: they are others than those before.
+          KabukiError: one differs from that of the episodes before.
         """
-        self._count += 1
-        for path in fields:
-            self.had[path] = self.had.get(path, 0) + 1
-        if not self._first:
-            self._first = label
-            self.fields = dict(fields)
-            self._blank = set(blank)
-            return
-        for path in {**self.fields, **fields}:
-            mine, theirs = self.fields.get(path), fields.get(path)
-            if self._may_lack and (mine is None or theirs is None):
-                self.fields.setdefault(path, theirs or Field(BYTES))
-                continue
-            if mine is None or theirs is None:
-                has, lacks = (label, self._first) if mine is None else (self._first, label)
-                raise KabukiError(f"{self._what} {path!r} is in {has}, but not in {lacks}")
-            if mine.encoded and path in blank:
-                continue
-            if theirs.encoded and path in self._blank:
+        self._first = self._first or label
+        for path, theirs in fields.items():
+            self._had[path] = self._had.get(path, 0) + 1
+            mine = self.fields.get(path)
+            if mine is None:
                 self.fields[path] = theirs
-            else:
+                self._has[path] = label
+                if self._count:
+                    self._lacks[path] = self._first
+            elif theirs.encoded and path in self._blank:
+                self.fields[path] = theirs
+            elif not (mine.encoded and path in blank):
                 self.fields[path] = self._joined(path, mine, theirs, label)
-        self._blank &= set(blank)
+        for path in self.fields:
+            if path not in fields:
+                self._lacks.setdefault(path, label)
+        self._blank = self._blank & set(blank) if self._count else set(blank)
+        self._count += 1
 
     def _joined(self, path: str, mine: Field, theirs: Field, label: str) -> Field:
         """The field that holds the rows of both.
@@ -406,33 +409,50 @@ class _Fields:
         Raises:
           KabukiError: there is none.
         """
-        if mine == theirs and mine.file_format == theirs.file_format:
-            return mine
         dtype = _wider(mine.dtype, theirs.dtype)
         # A decoder of image files would scale 8 bits to 16.
-        fits = mine.encoded == theirs.encoded and (not mine.encoded or mine.dtype == theirs.dtype)
-        if dtype is None or len(mine.shape) != len(theirs.shape) or not fits:
-            raise KabukiError(
-                f"{self._what} {path!r} is {mine.describe()} in {self._first}, but {theirs.describe()} in {label}"
+        is_file = mine.encoded and mine.dtype != theirs.dtype
+        joint = (
+            None
+            if dtype is None or is_file
+            else join_fields(
+                dataclasses.replace(mine, dtype=dtype),
+                dataclasses.replace(theirs, dtype=dtype),
+                of_any_length=not self._of_steps,
             )
-        shape = tuple(a if a == b else None for a, b in zip(mine.shape, theirs.shape, strict=True))
-        file_format = mine.file_format if mine.file_format == theirs.file_format else ""
-        self.widened |= {path: dtype} if mine.dtype != theirs.dtype else {}
-        return dataclasses.replace(mine, shape=shape, dtype=dtype, file_format=file_format)
+        )
+        if joint is None:
+            raise KabukiError(difference(self._what, path, mine, self._has[path], theirs, label))
+        if joint.dtype != mine.dtype or joint.dtype != theirs.dtype:
+            self._retyped[path] = joint.dtype
+        if theirs.shape != mine.shape:
+            self._reshaped.setdefault(path, difference(self._what, path, mine, self._has[path], theirs, label))
+        return joint
 
-    def warn(self, label: str) -> None:
-        """Says which of them only some episodes have, or have in another type."""
-        for path, dtype in self.widened.items():
+    def finish(self, label: str) -> None:
+        """Warns of fields that only some episodes have, and of those that differ in type or shape.
+
+        Raises:
+          KabukiError: only some episodes have a field of the steps.
+        """
+        if self._lacks and self._of_steps:
+            some = (
+                f"{self._what} {path!r} is in {self._has[path]}, but not in {lacks}"
+                for path, lacks in self._lacks.items()
+            )
+            raise KabukiError("; ".join(some))
+        for path, dtype in self._retyped.items():
             _log.warning("%s: %r is of several types, and all of it %s now, which holds each value", label, path, dtype)
+        for why in self._reshaped.values():
+            warn_of_shapes(why)
         lacking: dict[int, list[str]] = {}
-        for path, count in self.had.items():
+        for path, count in self._had.items():
             lacking.setdefault(self._count - count, []).append(path)
         for count, paths in lacking.items():
             if count:
-                more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
                 _log.warning(
-                    "%s: %d of %d episodes have no %s%s; zeros and empty text stand for it",
-                    label, count, self._count, ", ".join(map(repr, paths[:_NAMED])), more,
+                    "%s: %d of %d episodes have no %s; zeros and empty text stand for it",
+                    label, count, self._count, ", ".join(map(repr, paths)),
                 )  # fmt: skip
 
 
@@ -503,9 +523,7 @@ def _as_field(column: Column, field: Field) -> Column:
     if not isinstance(column, np.ndarray):
         return column
     column = column.astype(field.dtype, copy=False)
-    if None not in field.shape:
-        return column
-    return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
+    return as_ragged(column) if None in field.shape else column
 
 
 def _wider(a: np.dtype, b: np.dtype) -> np.dtype | None:

@@ -110,7 +110,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                     raise KabukiError(f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it")
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
-            ranges[split] = parallel.ranges(files, limit, self.builder_config.images)
+            ranges[split] = parallel.ranges(files, limit, self.builder_config.images, opened.schema)
             opened.last_rows[split] = joined([each.last_rows or decide_by_reading(each) for each in files])[:limit]
         return parallel.write_splits(
             beam.Pipeline(runner=download_config.beam_runner, options=options),

@@ -37,10 +37,6 @@ _AS_BYTES = (
     *("float16", "bfloat16", "float32", "float64"),
 )
 
-#: An array of bytes in three dimensions is taken for an image from this height and width on.
-_LEAST_IMAGE_SIDE = 32
-_IMAGE_CHANNELS = {"uint8": (1, 3, 4), "uint16": (1, 3, 4), "float32": (1,)}
-
 
 def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.features.FeaturesDict:
     """The TFDS features of a dataset with this schema: `{"steps": Dataset({…}), **episode fields}`.
@@ -235,7 +231,7 @@ def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
         return _in_lists(_label(field.names, path), len(field.shape))
     if field.nested:
         return _in_lists(_tensor(field.dtype, field.shape[field.nested :], path), field.nested)
-    if _is_image(field):
+    if field.is_picture:
         *lists, height, width, channels = field.shape if len(field.shape) > 2 else (None, None, 3)
         file_format = _format_of(field)
         if not field.encoded:
@@ -249,22 +245,6 @@ def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
 def _format_of(field: Field) -> str | None:
     """The format of its image files, where TFDS has such a one; else it tells each by itself."""
     return field.file_format if field.file_format in ("png", "jpeg") else None
-
-
-def _is_image(field: Field) -> bool:
-    if field.encoded:
-        return True
-    if field.shape[-1:] == () or field.shape[-1] not in _IMAGE_CHANNELS.get(field.dtype.name, ()):
-        return False
-    height_width = field.shape[-3:-1]
-    if field.kind == "image":
-        return len(field.shape) in (3, 4) and 0 not in field.shape
-    return (
-        field.kind == "array"
-        and field.dtype == np.uint8
-        and len(field.shape) == 3
-        and all(side is not None and side >= _LEAST_IMAGE_SIDE for side in height_width)
-    )
 
 
 def _tensor(dtype: np.dtype, shape: tuple[int | None, ...], path: str) -> Any:

@@ -18,6 +18,8 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.rlds.derived import ImageFormat, features_of
 from kabuki_rlds.formats.rlds.examples import ExampleEncoder
+from kabuki_rlds.joining import fitted
+from kabuki_rlds.schema import Schema
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -38,6 +40,7 @@ class EpisodeRange:
       stop: the one after the last.
       key: the number of the first episode in its split.
       images: how images that are stored as arrays are encoded.
+      schema: of all files of the dataset.
     """
 
     path: str
@@ -45,17 +48,20 @@ class EpisodeRange:
     stop: int
     key: int
     images: ImageFormat
+    schema: Schema
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """(number of the episode in its split, its record)."""
         with KabukiSource(self.path, quiet=True) as source:
-            encoder = ExampleEncoder(features_of(source.schema, self.images))
-            blocks = source.piece(self.first, self.stop).blocks()
+            encoder = ExampleEncoder(features_of(self.schema, self.images))
+            blocks = (fitted(block, self.schema) for block in source.piece(self.first, self.stop).blocks())
             records = itertools.chain.from_iterable(map(encoder.encode, blocks))
             yield from enumerate(itertools.chain(records, encoder.finish()), self.key)
 
 
-def ranges(sources: Sequence[KabukiSource], limit: int | None, images: ImageFormat) -> list[EpisodeRange]:
+def ranges(
+    sources: Sequence[KabukiSource], limit: int | None, images: ImageFormat, schema: Schema
+) -> list[EpisodeRange]:
     """Cuts the files of a split, up to `limit` episodes, into ranges of about the same number of steps."""
     found: list[EpisodeRange] = []
     key = 0
@@ -69,7 +75,7 @@ def ranges(sources: Sequence[KabukiSource], limit: int | None, images: ImageForm
         cuts = np.searchsorted(source.starts[:episodes], np.arange(1, count) * steps // count)
         for first, stop in itertools.pairwise([0, *np.unique(cuts).tolist(), episodes]):
             if stop > first:
-                found.append(EpisodeRange(source.path, first, stop, key + first, images))
+                found.append(EpisodeRange(source.path, first, stop, key + first, images, schema))
         key += episodes
     return found
 
