@@ -558,7 +558,9 @@ def test_names_of_classes_are_kept(tmp_path):
 
 def test_different_numbers_of_classes_do_not_fit(tmp_path):
     folders = [with_label(tmp_path / "a", 3), with_label(tmp_path / "b", 4)]
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"'label' is label int64 of 3 classes in .*, but label int64 of 4"):
+    with pytest.raises(
+        kabuki_rlds.KabukiError, match=r"'label' is label int64 of 3 classes in .*, but label int64 of 4"
+    ):
         kabuki_rlds.convert(folders, tmp_path / "out.hdf5")
 
 
