@@ -5,6 +5,8 @@ build      Kabuki files to an RLDS dataset
 validate   a file against each rule of the format
 compare    a file with the datasets that it came from
 inspect    what is in a file
+open       any source, for random access to its episodes
+export     a dataset to robomimic's, Minari's or D4RL's layout
 load       files as a `tf.data.Dataset` of RLDS episodes
 load_steps, load_transitions, load_windows    batches to train on
 record     an environment, as it is used
@@ -19,8 +21,10 @@ from kabuki_rlds.compare import Difference, compare
 from kabuki_rlds.convention import Violation
 from kabuki_rlds.convert import Conversion, convert
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.export import Exported, export
 from kabuki_rlds.inspect import Summary, inspect
 from kabuki_rlds.load import load
+from kabuki_rlds.opening import OpenDataset, StoredEpisode, open
 from kabuki_rlds.recording.environments import record
 from kabuki_rlds.recording.logger import Logger
 from kabuki_rlds.training import load_steps, load_transitions, load_windows
@@ -36,18 +40,23 @@ __all__ = [
     "Built",
     "Conversion",
     "Difference",
+    "Exported",
     "KabukiError",
     "Logger",
+    "OpenDataset",
+    "StoredEpisode",
     "Summary",
     "Violation",
     "build",
     "compare",
     "convert",
+    "export",
     "inspect",
     "load",
     "load_steps",
     "load_transitions",
     "load_windows",
+    "open",
     "record",
     "validate",
 ]

@@ -9,6 +9,7 @@ user asks to conform it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -71,6 +72,7 @@ class CompletedSource:
       conform: change values that break rules 4 and 5 to what the rules say.
       left_out: fields that a recipe took from the source.
       last_rows: whether the last row of each episode is a step; None is what the source says of it.
+      derivable_only: add what can be derived, and leave out what cannot.
 
     Attributes:
       schema: the source's, with the added fields.
@@ -88,12 +90,14 @@ class CompletedSource:
         conform: bool = False,
         left_out: Mapping[str, LeftOut] | None = None,
         last_rows: LastRows | None = None,
+        derivable_only: bool = False,
     ):
         self._source = source
         self.last_rows = source.last_rows if last_rows is None else last_rows
         self._constants = fill
         self._conform = conform
         self._left_out = left_out or {}
+        self._derivable_only = derivable_only
         self.changed: dict[str, int] = {}
         self.origins = source.origins
         self.origin_of = source.origin_of
@@ -111,19 +115,29 @@ class CompletedSource:
                 raise KabukiError(f"fill: {value} for {name} is more than a float32 holds")
         self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
         self._missing = [name for name in REQUIRED if not has_field(have, name)]
+        if derivable_only:
+            self._missing = [name for name in self._missing if self._is_derivable(name)]
+            if DISCOUNT in self._missing and not has_field(have, IS_TERMINAL):
+                self._missing.remove(DISCOUNT)
         for name in self._missing:
             self._check_may_be_missing(name)
         for name in (*FLAGS, DISCOUNT):
-            if name not in have and name not in self._missing:
+            if name not in have and has_field(have, name):
                 raise KabukiError(f"{source.label}: {name!r} is a dict of fields, and not one value a step")
         self._added = {name: self._new_field(name) for name in self._missing}
         self.schema = dataclasses.replace(source.schema, steps=have | self._added)
+
+    def _is_derivable(self, name: str) -> bool:
+        """Whether the rules tell the values of a field that is missing."""
+        return name not in (OBSERVATION, ACTION, REWARD) and (
+            name != IS_TERMINAL or DISCOUNT in self._source.schema.steps
+        )
 
     def _check_may_be_missing(self, name: str) -> None:
         """Refuses what would need a value that neither the source nor the user gives."""
         have = self._source.schema.steps
         gone = self._left_out.get(name)
-        is_derivable = name not in (OBSERVATION, ACTION, REWARD) and (name != IS_TERMINAL or DISCOUNT in have)
+        is_derivable = self._is_derivable(name)
         if gone is not None and not (gone.is_stated if name in self._fill else is_derivable):
             raise KabukiError(
                 f"{gone.where}: the recipe leaves out {name!r}, which {self.label} has and every file needs; "
@@ -169,16 +183,22 @@ class CompletedSource:
         )
         return dataclasses.replace(size, sample=next(completed, None))
 
+    def piece(self, first: int, stop: int) -> CompletedSource:
+        self._decide_if_needed()
+        return self._of(self._source.piece(first, stop), first)
+
     def pieces(self, num_bytes: int) -> list[CompletedSource]:
         self._decide_if_needed()
-        pieces = []
-        first = 0
-        for piece in self._source.pieces(num_bytes):
-            now = slice(first, first + piece.num_episodes)
-            first = now.stop
-            last_rows = None if self.last_rows is None else self.last_rows[now]
-            pieces.append(CompletedSource(piece, self._constants, self._conform, self._left_out, last_rows))
-        return pieces
+        pieces = self._source.pieces(num_bytes)
+        starts = itertools.accumulate((piece.num_episodes for piece in pieces), initial=0)
+        return [self._of(piece, first) for piece, first in zip(pieces, starts, strict=False)]
+
+    def _of(self, piece: Source, first: int) -> CompletedSource:
+        """A piece of the source, which begins with the episode `first`, completed as this one is."""
+        last_rows = None if self.last_rows is None else self.last_rows[first : first + piece.num_episodes]
+        return CompletedSource(
+            piece, self._constants, self._conform, self._left_out, last_rows, derivable_only=self._derivable_only
+        )
 
     def decide(self) -> LastRows:
         """Whether the last row of each episode is a step. Reads the whole source if only its values tell."""

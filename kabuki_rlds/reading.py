@@ -108,6 +108,14 @@ class Reading:
             source = as_evidence(source, self.recipe)
         return decide_by_reading(source)
 
+    def derive(self, source: Source) -> CompletedSource:
+        """The source as the recipe has it, with the required fields that can be derived.
+
+        Raises:
+          KabukiError: the recipe does not fit it.
+        """
+        return CompletedSource(self.shape(source), last_rows=self.last_rows_of(source), derivable_only=True)
+
     def last_rows_of(self, source: Source) -> LastRows | None:
         """What the user says of the last rows of a source, else what the source says; None if neither does."""
         if self.last_row is None:

@@ -148,6 +148,9 @@ class Source(Protocol):
           KabukiError: what was read is not what the source says it holds.
         """
 
+    def piece(self, first: int, stop: int) -> Source:
+        """The episodes `first` to `stop` as a source of their own, which lives as long as this one is open."""
+
     def pieces(self, num_bytes: int) -> Sequence[Source]:
         """The same episodes in order, as sources of about so many bytes each where it can be cut."""
 

@@ -144,6 +144,9 @@ class RecipeSource:
         sample = None if size.sample is None else next(self._made(iter([size.sample])), None)
         return dataclasses.replace(size, sample=sample, image_fields=())
 
+    def piece(self, first: int, stop: int) -> RecipeSource:
+        return RecipeSource(self._source.piece(first, stop), self._recipe)
+
     def pieces(self, num_bytes: int) -> list[RecipeSource]:
         return [RecipeSource(piece, self._recipe) for piece in self._source.pieces(num_bytes)]
 

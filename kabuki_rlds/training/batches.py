@@ -23,7 +23,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged
+from kabuki_rlds.arrays import as_array, nested
+from kabuki_rlds.block import Column
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.last_row import LastRow
@@ -109,7 +110,7 @@ class Batches:
         for block in self.blocks():
             rows = math.prod(self.lead)
             count = len(next(iter(block.values()))) // rows
-            arrays = {path: _as_array(column, self.lead) for path, column in block.items()}
+            arrays = {path: as_array(column, self.lead) for path, column in block.items()}
             for start in range(0, count, self.batch_size):
                 yield nested({path: array[start : start + self.batch_size] for path, array in arrays.items()})
 
@@ -202,18 +203,6 @@ class Batches:
         return self.__dict__ | {"_held": None, "_images": None}
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A dict of dicts out of what stands at paths."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *groups, name = path.split("/")
-        at = tree
-        for group in groups:
-            at = at.setdefault(group, {})
-        at[name] = value
-    return tree
-
-
 def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, count)) for start in range(0, count, size))
 
@@ -230,26 +219,3 @@ def _ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
         finally:
             thread.shutdown(cancel_futures=True)
             items.close()
-
-
-def _as_array(column: Column, lead: tuple[int, ...]) -> np.ndarray:
-    """A column as one array, (samples, *lead, …), of objects where its rows differ in shape."""
-    if isinstance(column, Ragged):
-        bounds = itertools.pairwise(column.splits.tolist())
-        rows = [column.values[a:b].reshape(shape) for (a, b), shape in zip(bounds, column.shapes.tolist(), strict=True)]
-    elif isinstance(column, Nested):
-        items = column.values
-        for splits in reversed(column.splits):
-            items = _objects([items[a:b] for a, b in itertools.pairwise(splits.tolist())])
-        rows = list(items)
-    else:
-        return column.reshape(len(column) // math.prod(lead), *lead, *column.shape[1:])
-    return _objects(rows).reshape(-1, *lead)
-
-
-def _objects(items: Sequence[Any]) -> np.ndarray:
-    """An array of one object each, which NumPy would stack if it could."""
-    array = np.empty(len(items), object)
-    for i, item in enumerate(items):
-        array[i] = item
-    return array

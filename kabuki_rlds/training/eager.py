@@ -14,8 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from kabuki_rlds.arrays import nested
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.training.batches import nested
 
 
 class EagerDataset(tf.data.Dataset):  # type: ignore[misc]  # TensorFlow ships no types.

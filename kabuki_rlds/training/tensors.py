@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kabuki_rlds.arrays import nested
 from kabuki_rlds.block import Column, Nested, as_lists
 from kabuki_rlds.schema import BYTES, Field
-from kabuki_rlds.training.batches import Batches, nested
+from kabuki_rlds.training.batches import Batches
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -20,6 +20,7 @@ from kabuki_rlds.formats.envlogger.fields import Learner, MisfitError
 from kabuki_rlds.formats.envlogger.log import Log
 from kabuki_rlds.formats.envlogger.messages import Leaves, Path
 from kabuki_rlds.formats.envlogger.shard import Batch, Shard
+from kabuki_rlds.formats.part import PartOfSource
 from kabuki_rlds.formats.source import Origin, Size
 from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import Field, Info, Schema
@@ -154,6 +155,9 @@ class EnvLoggerSource:
                         each.folder, lacking.sum(), len(lacking), name,
                     )  # fmt: skip
         return {name: concatenate(columns) for name, columns in sorted(found.items())}
+
+    def piece(self, first: int, stop: int) -> PartOfSource:
+        return PartOfSource(self, first, stop)
 
     def pieces(self, num_bytes: int) -> list[EnvLoggerSource]:
         return [self]

@@ -26,6 +26,7 @@ arrays (the weights of a policy), which are left out with a warning.
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import functools
 import itertools
 import json
@@ -153,6 +154,7 @@ class D4rlSource:
         last = terminal | cut
         last[-1:] = True
         self._is_last, self._is_terminal = last, terminal
+        self._rows = range(count)
         # Whether each stored row is followed by one for the last observation of its episode.
         if _NEXT in found:
             self._extra = last
@@ -294,7 +296,7 @@ class D4rlSource:
         """Runs of stored rows that make a block each."""
         row_bytes = sum(self._row_nbytes(name, field) for name, field in self._fields.items())
         rows = max(1, min(1 << 16, _BLOCK_BYTES // max(row_bytes, 1)))
-        return itertools.pairwise([*range(0, len(self._is_last), rows), len(self._is_last)])
+        return itertools.pairwise([*self._rows[::rows], self._rows.stop])
 
     def _row_nbytes(self, name: str, field: Field) -> int:
         # Rows that vary in size are stored as they are, so the file's size bounds them.
@@ -313,6 +315,15 @@ class D4rlSource:
         if not isinstance(column, np.ndarray):
             raise KabukiError(f"{self._path}: {name!r}: rows of differing lengths, which no D4RL file has")
         return column
+
+    def piece(self, first: int, stop: int) -> D4rlSource:
+        ends = np.flatnonzero(self._is_last) + 1
+        piece = copy.copy(self)
+        piece._rows = range(int(ends[first - 1]) if first else 0, int(ends[stop - 1]) if stop else 0)
+        piece.num_episodes = stop - first
+        piece.origin_of = self.origin_of[first:stop]
+        piece.last_rows = None if self.last_rows is None else self.last_rows[first:stop]
+        return piece
 
     def pieces(self, num_bytes: int) -> list[D4rlSource]:
         return [self]

@@ -77,6 +77,15 @@ class ShardSlice:
             lengths.sum() - sum(lengths[n - self.skip] for n in self.lost if 0 <= n - self.skip < len(lengths))
         )
 
+    def part(self, first: int, stop: int) -> ShardSlice:
+        """Those of its records from `first` up to `stop`, which are numbered without those that are lost."""
+        if not self.lost:
+            to_end = self.to_end and stop == self.expected
+            return dataclasses.replace(self, skip=self.skip + first, expected=stop - first, to_end=to_end)
+        numbers = np.arange(self.skip, self.skip + self.expected + len(self.lost))
+        numbers = numbers[~np.isin(numbers, list(self.lost))]
+        return dataclasses.replace(self, skip=int(numbers[first]), expected=stop - first, to_end=False)
+
     def cut(self, num_bytes: int) -> list[ShardSlice]:
         """Slices of about so many bytes each; one with lost records is left whole."""
         count = min(max(1, round(self.num_bytes / num_bytes)), self.expected)

@@ -250,6 +250,18 @@ class RldsSource:
             return KabukiError(f"{self.label}: {one_line(error)}")
         return KabukiError(self._triage.explain(loss, shards))
 
+    def piece(self, first: int, stop: int) -> RldsSource:
+        slices = []
+        begin = 0
+        for shard in self._shards:
+            a, b = max(first - begin, 0), min(stop - begin, shard.expected)
+            begin += shard.expected
+            if a < b:
+                slices.append(shard.part(a, b))
+        piece = copy.copy(self)
+        piece._take(slices)
+        return piece
+
     def pieces(self, num_bytes: int) -> list[RldsSource]:
         runs: list[list[ShardSlice]] = [[]]
         held = 0.0
