@@ -27,7 +27,7 @@ def _same(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype == object or b.dtype == object:
         return len(a) == len(b) and all(map(_same, a, b))
-    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("name", ["plain", "array_record", "every_kind", "oxe_style", "no_steps"])
@@ -44,7 +44,7 @@ def test_episodes_of_rlds_are_those_that_tfds_reads(name: str, dataset: Any, exp
                 got = steps.get(path, np.zeros(0))
                 assert all(_same(a, b) for a, b in zip(got, column[rows], strict=True)), path
             metadata = _flat(episode.metadata)
-            assert all(_same(metadata[path], column[i]) for path, column in want.metadata.items())
+            assert all(_same(metadata[path], column[i]) for path, column in want.episodes.items())
 
 
 def _sources(tmp_path: Path, dataset: Any) -> dict[str, Path]:
@@ -122,7 +122,7 @@ def test_episodes_stay_valid_when_the_source_is_closed(tmp_path: Path) -> None:
     with kabuki_rlds.open(path) as opened:
         episode = opened[1]
     with h5py.File(path) as f:
-        np.testing.assert_array_equal(episode.steps["reward"], f["reward"][3:6])
+        np.testing.assert_array_equal(episode.steps["reward"], f["reward"][3:4])
 
 
 def test_a_missing_source_is_an_error() -> None:
