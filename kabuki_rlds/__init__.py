@@ -20,7 +20,13 @@ from kabuki_rlds.build import Built, build
 from kabuki_rlds.compare import Difference, compare
 from kabuki_rlds.convention import Violation
 from kabuki_rlds.convert import Conversion, convert
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import (
+    DestinationExistsError,
+    InvalidArgumentError,
+    KabukiError,
+    MissingDependencyError,
+    SourceNotFoundError,
+)
 from kabuki_rlds.export import Exported, export
 from kabuki_rlds.inspect import Summary, inspect
 from kabuki_rlds.load import load
@@ -39,11 +45,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Built",
     "Conversion",
+    "DestinationExistsError",
     "Difference",
     "Exported",
+    "InvalidArgumentError",
     "KabukiError",
     "Logger",
+    "MissingDependencyError",
     "OpenDataset",
+    "SourceNotFoundError",
     "StoredEpisode",
     "Summary",
     "Violation",
@@ -68,7 +78,7 @@ def __getattr__(name: str) -> Any:
         try:
             from kabuki_rlds.recording.envlogger import EnvLoggerBackend
         except ImportError as e:
-            raise KabukiError(
+            raise MissingDependencyError(
                 f"EnvLogger is not there ({e}): pip install 'kabuki_rlds[envlogger]', for Python 3.11 on Linux x86-64; "
                 "kabuki_rlds.record does without it"
             ) from e

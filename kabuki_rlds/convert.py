@@ -25,7 +25,7 @@ from kabuki_rlds.convention import (
     is_flag_or_number,
     one_per_row,
 )
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DestinationExistsError, KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.hdf5.chunks import Compression
@@ -141,7 +141,7 @@ def convert(
         raise KabukiError("no source to convert")
     dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
-        raise KabukiError(f"{dest}: already there; --overwrite replaces it")
+        raise DestinationExistsError(f"{dest}: already there; --overwrite replaces it")
     reading = Reading(recipe, assume, fill, last_row)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""The one error that is meant for the person who runs the tool, and its text."""
+"""The errors that are meant for the person who runs the tool, and their text.
+
+All derive from `KabukiError`; where Python has an error of the same meaning, from that too.
+"""
 
 import re
 
@@ -15,6 +18,22 @@ class KabukiError(Exception):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class SourceNotFoundError(KabukiError, FileNotFoundError):
+    """There is no source of this path or name."""
+
+
+class DestinationExistsError(KabukiError, FileExistsError):
+    """The destination exists, and the caller did not ask to replace it."""
+
+
+class InvalidArgumentError(KabukiError, ValueError):
+    """An argument has a value that it cannot have."""
+
+
+class MissingDependencyError(KabukiError, ImportError):
+    """An optional package is not installed. The message has the command that installs it."""
 
 
 def printable(text: str) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 
 from kabuki_rlds.block import Block, Column
 from kabuki_rlds.convention import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, REWARD, is_flag_or_number
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.schema import Field, is_within
 
 _log = logging.getLogger("kabuki_rlds")
@@ -106,7 +106,7 @@ def check_choice(last_row: str | None) -> None:
       KabukiError: it is something else.
     """
     if last_row is not None and last_row not in CHOICES:
-        raise KabukiError(f"last_row is {last_row!r}, expected 'step' or 'observation'")
+        raise InvalidArgumentError(f"last_row is {last_row!r}, expected 'step' or 'observation'")
 
 
 def warn_of_conflict(last_rows: LastRows, label: str) -> None:

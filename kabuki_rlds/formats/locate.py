@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, SourceNotFoundError
 from kabuki_rlds.filesystem import local_path, subfolders
 from kabuki_rlds.formats.envlogger import log
 from kabuki_rlds.formats.layouts import minari, minari_arrow
@@ -158,17 +158,17 @@ def _named_dataset(source: Path, data_dir: pathlib.Path) -> pathlib.Path | None:
     return folder if os.path.isdir(folder) else None
 
 
-def _not_found(source: Path, data_dir: pathlib.Path, is_given: bool) -> KabukiError:
+def _not_found(source: Path, data_dir: pathlib.Path, is_given: bool) -> SourceNotFoundError:
     if not is_given:
         # `build` and `recipe` have no option for it.
-        return KabukiError(
+        return SourceNotFoundError(
             f"{source}: no such file or folder, and no TFDS dataset of this name under {data_dir}; give the path of "
             "the dataset, or its name and the folder that holds it (TFDS_DATA_DIR, or --data-dir of convert and export)"
         )
     if not os.path.isdir(data_dir):
-        return KabukiError(f"{source}: no such file or folder, and the folder {data_dir} does not exist")
+        return SourceNotFoundError(f"{source}: no such file or folder, and the folder {data_dir} does not exist")
     have = sorted(each.name for each in data_dir.iterdir() if each.is_dir() and not each.name.startswith("."))
-    return KabukiError(
+    return SourceNotFoundError(
         f"{source}: no such file or folder, and {data_dir} holds no dataset of this name "
         f"(it holds {_listed(have) or 'no folder'})"
     )

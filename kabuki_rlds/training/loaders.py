@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from kabuki_rlds.convention import ACTION, IS_LAST, OBSERVATION
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.filesystem import local_path
 from kabuki_rlds.last_row import LastRow, check_choice
 from kabuki_rlds.schema import Field, Schema, is_within
@@ -138,7 +138,7 @@ def load_transitions(
     # No episode is longer.
     n_step = min(_count("n_step", n_step), _LONGEST)
     if not (isinstance(gamma, numbers.Real) and math.isfinite(gamma) and gamma >= 0):
-        raise KabukiError(f"gamma is {gamma}; it is a number from 0 on")
+        raise InvalidArgumentError(f"gamma is {gamma}; it is a number from 0 on")
     returns = Returns(n_step, gamma) if n_step > 1 else None
     make = functools.partial(Transitions, n_step=n_step)
     return _loader(
@@ -244,7 +244,7 @@ def _tell_of_left_out(table: Table, path: str) -> None:
 
 def _count(name: str, value: int, least: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or value < least:
-        raise KabukiError(f"{name} is {value}; it is a whole number from {least} on")
+        raise InvalidArgumentError(f"{name} is {value}; it is a whole number from {least} on")
     # One of NumPy's few bits cannot be multiplied.
     return int(value)
 

@@ -8,7 +8,7 @@ import os
 
 import h5py
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, SourceNotFoundError
 from kabuki_rlds.filesystem import is_locked, local_path
 from kabuki_rlds.formats.hdf5 import plugins
 from kabuki_rlds.formats.hdf5.attributes import AXES
@@ -37,7 +37,7 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
     """
     path = os.fspath(local_path(path))
     if not os.path.exists(path):
-        raise KabukiError(f"{path}: no such file")
+        raise SourceNotFoundError(f"{path}: no such file")
     if os.path.isdir(path):
         raise KabukiError(f"{path}: a folder, not an HDF5 file")
     if not os.path.isfile(path):

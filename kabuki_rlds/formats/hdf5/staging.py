@@ -7,7 +7,7 @@ import os
 import pathlib
 
 from kabuki_rlds import filesystem
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DestinationExistsError, KabukiError
 
 
 class StagedFile:
@@ -109,7 +109,7 @@ class StagedFile:
     def _check_free(self) -> None:
         # A link that leads nowhere is there too, for what gives the file its name.
         if not self._overwrite and os.path.lexists(self.destination):
-            raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
+            raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
 
     def _rename_to_new(self) -> None:
         try:

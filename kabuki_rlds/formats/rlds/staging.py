@@ -8,7 +8,7 @@ import shutil
 from types import TracebackType
 
 from kabuki_rlds import filesystem
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DestinationExistsError, KabukiError
 
 
 class StagedFolder:
@@ -138,7 +138,7 @@ class StagedFolder:
         if not os.path.lexists(self.destination):
             return
         if not self._overwrite:
-            raise KabukiError(f"{self.destination}: already there; --overwrite replaces it")
+            raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
         if not (self.destination / self._mark).is_file():
             raise KabukiError(
                 f"{self.destination}: there, but no {self._what}; move it away, or write the new one elsewhere"
