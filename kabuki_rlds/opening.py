@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -17,9 +18,11 @@ from kabuki_rlds.block import Block, Column, concatenate
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.detect import open_sources
 from kabuki_rlds.formats.source import Source
+from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.joining import check_equal
 from kabuki_rlds.last_row import LastRow, LastRows
 from kabuki_rlds.reading import Reading
-from kabuki_rlds.schema import Info, Schema
+from kabuki_rlds.schema import Info
 
 Path: TypeAlias = str | os.PathLike[str]
 
@@ -57,16 +60,29 @@ class OpenDataset(Sequence[StoredEpisode]):
       info: name, version, description and so on.
     """
 
-    def __init__(self, sources: Sequence[Source], last_rows: Sequence[LastRows | None], numbers: Sequence[int]):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        last_rows: Sequence[LastRows | None],
+        numbers: Sequence[int],
+        passes: list[int] | None = None,
+    ):
         self._sources = sources
         self._last_rows = last_rows
         self._numbers = numbers
+        # A source serves one pass at a time, so each pass has a number, also among the views of one dataset.
+        self._passes = [0] if passes is None else passes
         self._bounds = np.cumsum([0, *(source.num_episodes for source in sources)])
+        # Image files of a Kabuki file stay encoded when it is converted; here they are decoded.
+        schema = sources[0].schema
+        self._steps = ImageDecoder(schema.steps, sources[0].label)
+        self._metadata = ImageDecoder(schema.metadata, sources[0].label)
+        self.schema = dataclasses.replace(
+            schema,
+            steps={path: decoded(field) for path, field in schema.steps.items()},
+            metadata={path: decoded(field) for path, field in schema.metadata.items()},
+        )
         self._stack = contextlib.ExitStack()
-
-    @property
-    def schema(self) -> Schema:
-        return self._sources[0].schema
 
     @property
     def info(self) -> Info:
@@ -82,21 +98,25 @@ class OpenDataset(Sequence[StoredEpisode]):
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> StoredEpisode | OpenDataset:
         if isinstance(index, slice):
-            return OpenDataset(self._sources, self._last_rows, self._numbers[index])
+            return OpenDataset(self._sources, self._last_rows, self._numbers[index], self._passes)
         if isinstance(index, (Sequence, np.ndarray)):
             chosen = [self._numbers[self._position(i)] for i in index]
-            return OpenDataset(self._sources, self._last_rows, chosen)
+            return OpenDataset(self._sources, self._last_rows, chosen, self._passes)
         return self._read(self._numbers[self._position(index)])
 
     def __iter__(self) -> Iterator[StoredEpisode]:
-        start = 0
-        while start < len(self):
-            # Consecutive episodes are read in one pass.
-            stop = start + 1
+        at = 0
+        while at < len(self):
+            # Consecutive episodes are read in one pass, unless something else is read meanwhile.
+            stop = at + 1
             while stop < len(self) and self._numbers[stop] == self._numbers[stop - 1] + 1:
                 stop += 1
-            yield from self._run(self._numbers[start], self._numbers[stop - 1] + 1)
-            start = stop
+            number = self._begin_pass()
+            for episode in self._run(self._numbers[at], self._numbers[stop - 1] + 1):
+                at += 1
+                yield episode
+                if self._passes[0] != number:
+                    break
 
     def _position(self, index: Any) -> int:
         try:
@@ -107,8 +127,14 @@ class OpenDataset(Sequence[StoredEpisode]):
             raise IndexError(f"index {at} is out of range for {len(self)} episodes")
         return at % len(self)
 
+    def _begin_pass(self) -> int:
+        self._passes[0] += 1
+        return self._passes[0]
+
     def _read(self, number: int) -> StoredEpisode:
-        return next(self._run(number, number + 1))
+        self._begin_pass()
+        (episode,) = self._run(number, number + 1)
+        return episode
 
     def _run(self, first: int, stop: int) -> Iterator[StoredEpisode]:
         """The episodes `first` to `stop`, which end where the next begins."""
@@ -120,16 +146,18 @@ class OpenDataset(Sequence[StoredEpisode]):
 
     def _episodes(self, source: Source, last_rows: LastRows | None, first: int, stop: int) -> Iterator[StoredEpisode]:
         number = first
-        for steps, metadata in _whole_episodes(source.piece(first, stop).blocks()):
-            last = None if last_rows is None else bool(last_rows.is_step[number])
-            count = len(next(iter(steps.values()))) if steps else 0
-            number += 1
-            yield StoredEpisode(
-                nested({path: as_array(column) for path, column in steps.items()}),
-                nested({path: as_array(column)[0] for path, column in metadata.items()}),
-                count,
-                last,
-            )
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-open") as threads:
+            for steps, metadata in _whole_episodes(source.piece(first, stop).blocks()):
+                last = None if last_rows is None else bool(last_rows.is_step[number])
+                count = len(next(iter(steps.values()))) if steps else 0
+                number += 1
+                steps, metadata = self._steps.decode(steps, threads), self._metadata.decode(metadata, threads)
+                yield StoredEpisode(
+                    nested({path: as_array(column) for path, column in steps.items()}),
+                    nested({path: as_array(column)[0] for path, column in metadata.items()}),
+                    count,
+                    last,
+                )
         if number != stop:
             raise KabukiError(f"{source.label}: states {stop - first} episodes, but {number - first} were read")
 
@@ -193,7 +221,7 @@ def open(  # kabuki_rlds.open reads as the built-in does
             stack.callback(source.close)
         sources = [reading.derive(source) for source in opened]
         for source in sources[1:]:
-            sources[0].schema.check_fit(source.schema, sources[0].label, source.label)
+            check_equal(sources[0].schema, source.schema, sources[0].label, source.label)
         last_rows = [reading.last_rows_of(source) for source in opened]
         dataset = OpenDataset(sources, last_rows, range(sum(source.num_episodes for source in sources)))
         dataset._stack = stack.pop_all()

@@ -24,6 +24,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, bytes) or isinstance(b, bytes):
         return a == b
+    if isinstance(a, list) or isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, list(a), list(b)))
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype == object or b.dtype == object:
         return len(a) == len(b) and all(map(_same, a, b))
@@ -86,6 +88,20 @@ def test_an_index_gives_the_episode_that_iteration_gives(kind: str, tmp_path: Pa
                 opened[index]
         with pytest.raises(TypeError, match="an index is an integer"):
             opened["0"]  # type: ignore[call-overload]
+
+
+def test_episodes_may_be_read_while_others_are_iterated(tmp_path: Path) -> None:
+    for i in range(3):
+        layout_files.aloha(tmp_path / f"episode_{i}.hdf5", i + 2)
+    demo = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 4, 1: 5})
+    for source, lengths in ((str(tmp_path / "episode_*.hdf5"), [2, 3, 4]), (demo, [5, 6])):
+        with kabuki_rlds.open(source) as opened:
+            seen = []
+            for i, episode in enumerate(opened):
+                seen.append(episode.num_steps)
+                assert opened[-1 - i].num_steps == lengths[-1 - i]
+                assert opened[:1][0].num_steps == lengths[0]
+            assert seen == lengths
 
 
 def test_images_are_decoded_and_required_fields_derived(tmp_path: Path, dataset: Any) -> None:

@@ -1,24 +1,29 @@
-"""Some consecutive episodes of a source that can only be read from its beginning."""
+"""Some consecutive episodes of a source."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from kabuki_rlds.block import Block
 from kabuki_rlds.formats.source import Size, Source
 
 
 class PartOfSource:
-    """The episodes `first` to `stop` of a source. What comes before them is read, and passed over.
+    """The episodes `first` to `stop` of a source.
 
     Args:
       source: the source, which stays open.
       first: number of the first episode.
       stop: number of the one after the last.
+      blocks_of: gives the blocks of such episodes. None reads the source from its beginning, and passes over what
+        comes before them.
     """
 
-    def __init__(self, source: Source, first: int, stop: int):
+    def __init__(
+        self, source: Source, first: int, stop: int, blocks_of: Callable[[int, int], Iterator[Block]] | None = None
+    ):
         self._source, self._first, self._stop = source, first, stop
+        self._blocks_of = blocks_of
         self.schema = source.schema
         self.origins = source.origins
         self.origin_of = source.origin_of[first:stop]
@@ -32,6 +37,9 @@ class PartOfSource:
         return self._source.size()
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
+        if self._blocks_of is not None:
+            yield from self._blocks_of(self._first, self._stop)
+            return
         before = 0
         for block in self._source.blocks(only):
             count = block.num_episodes
@@ -52,7 +60,7 @@ class PartOfSource:
                 return
 
     def piece(self, first: int, stop: int) -> PartOfSource:
-        return PartOfSource(self._source, self._first + first, self._first + stop)
+        return PartOfSource(self._source, self._first + first, self._first + stop, self._blocks_of)
 
     def pieces(self, num_bytes: int) -> list[PartOfSource]:
         return [self]

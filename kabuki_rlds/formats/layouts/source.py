@@ -19,6 +19,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
 from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
+from kabuki_rlds.formats.part import PartOfSource
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.joining import difference, join_fields, warn_of_shapes
@@ -107,6 +108,10 @@ class _Survey:
     taken: list[int]
     lengths: list[int]
     last_is_step: list[bool]
+
+    def part(self, first: int, stop: int) -> _Survey:
+        """That of some of the episodes."""
+        return _Survey(self.path, self.taken[first:stop], self.lengths[first:stop], self.last_is_step[first:stop])
 
 
 class EpisodesSource:
@@ -251,10 +256,21 @@ class EpisodesSource:
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         yield from self._blocks(_BLOCK_BYTES)
 
-    def _blocks(self, num_bytes: int) -> Iterator[Block]:
+    def blocks_of(self, first: int, stop: int) -> Iterator[Block]:
+        """The blocks of the episodes `first` to `stop`, without what comes before them. One such pass at a time."""
+        begin = 0
+        surveys = []
+        for survey in self._surveys:
+            a, b = max(first - begin, 0), min(stop - begin, len(survey.taken))
+            begin += len(survey.taken)
+            if a < b:
+                surveys.append(survey.part(a, b))
+        return self._blocks(_BLOCK_BYTES, surveys)
+
+    def _blocks(self, num_bytes: int, surveys: Sequence[_Survey] | None = None) -> Iterator[Block]:
         rows = self._rows_in(num_bytes)
         waiting = _Waiting(self.schema)
-        for survey in self._surveys:
+        for survey in self._surveys if surveys is None else surveys:
             if not survey.taken:
                 continue
             taken, lengths = set(survey.taken), []
@@ -292,6 +308,9 @@ class EpisodesSource:
     def _rows_in(self, num_bytes: int) -> int:
         sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
         return max(1, num_bytes // max(sum(sizes), 1))
+
+    def piece(self, first: int, stop: int) -> PartOfSource:
+        return PartOfSource(self, first, stop, self.blocks_of)
 
     def pieces(self, num_bytes: int) -> list[EpisodesSource]:
         return [self]
