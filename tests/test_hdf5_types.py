@@ -230,7 +230,7 @@ def test_named_axes_are_no_reason_for_a_note(tmp_path, caplog):
         file["companion/axis"].make_scale("axis")
         file["observation"].dims[1].attach_scale(file["companion/axis"])
     assert kabuki_rlds.validate(path) == []
-    assert not caplog.records
+    assert "cannot read" not in caplog.text
 
 
 # --- datasets ---
