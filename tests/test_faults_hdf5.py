@@ -15,6 +15,7 @@ from kabuki_rlds.formats.hdf5 import claims, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.images import png
 from tests import handmade
 from tests.handmade import Stored
 
@@ -247,7 +248,8 @@ def test_image_files_are_validated_a_few_rows_at_a_time(tmp_path, monkeypatch):
         VariableReader, "read", lambda self, start, stop: most.append(stop - start) or whole(self, start, stop)
     )
     rows = np.empty(64, object)
-    rows[:] = [np.zeros(1 << 12, np.uint8)] * 64
+    noise = np.random.default_rng(0).integers(0, 256, (37, 37, 3), np.uint8)
+    rows[:] = [np.frombuffer(png.file(noise), np.uint8)] * 64
     image = {"kind": "image", "encoded": True, "dtype": "uint8", "shape": [-1, -1, 3]}
     more = Stored(rows, {"dtype": h5py.vlen_dtype(np.uint8)}, image)
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields((64,), (True,)) | {"more": more})
