@@ -188,6 +188,20 @@ class Block:
         begun = np.bincount(self.starts, minlength=self.num_steps + 1)[: self.num_steps]
         return np.cumsum(begun) - 1
 
+    def part(self, rows: slice, episodes: slice) -> Block:
+        """Some rows, and the episodes that begin in them.
+
+        Args:
+          rows: the rows, from a first to a last.
+          episodes: the numbers of the episodes, of which the first that begins in the block is 0.
+        """
+        return Block(
+            {path: column[rows] for path, column in self.steps.items()},
+            rows.stop - rows.start,
+            self.starts[episodes] - rows.start,
+            {path: column[episodes] for path, column in self.metadata.items()},
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the decoded steps and metadata."""

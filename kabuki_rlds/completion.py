@@ -216,6 +216,9 @@ class CompletedSource:
         if self.last_rows is None and (self._conform or is_derived):
             self.decide()
 
+    def name_of(self, episode: int) -> str:
+        return self._source.name_of(episode)
+
     def close(self) -> None:
         self._source.close()
 

@@ -69,7 +69,7 @@ class LastRows:
         check_choice(last_row)
         return cls.of_all(last_row == "step", num_episodes, f"as given by last_row={last_row}")
 
-    def __getitem__(self, episodes: slice) -> LastRows:
+    def __getitem__(self, episodes: slice | np.ndarray) -> LastRows:
         return dataclasses.replace(self, is_step=self.is_step[episodes])
 
     @property

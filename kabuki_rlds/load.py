@@ -149,22 +149,12 @@ def _whole_episodes(blocks: Iterator[Block]) -> Iterator[Block]:
             continue
         # The last episode may go on in the next block.
         row, episode = int(block.starts[-1]), block.num_episodes - 1
-        whole = _joined([*pieces, _cut(block, slice(0, row), slice(0, episode))])
-        pieces = [_cut(block, slice(row, block.num_steps), slice(episode, None))]
+        whole = _joined([*pieces, block.part(slice(0, row), slice(0, episode))])
+        pieces = [block.part(slice(row, block.num_steps), slice(episode, None))]
         if whole.num_episodes:
             yield whole
     if any(piece.num_episodes for piece in pieces):
         yield _joined(pieces)
-
-
-def _cut(block: Block, rows: slice, episodes: slice) -> Block:
-    """Some rows of a block, and the episodes that begin in them."""
-    return Block(
-        {path: column[rows] for path, column in block.steps.items()},
-        rows.stop - rows.start,
-        block.starts[episodes] - rows.start,
-        {path: column[episodes] for path, column in block.metadata.items()},
-    )
 
 
 def _joined(blocks: Sequence[Block]) -> Block:

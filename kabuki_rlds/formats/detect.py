@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.layouts import registry
+from kabuki_rlds.formats.layouts.d4rl import D4rl
+from kabuki_rlds.formats.layouts.episode import EmptyEpisodeError
+from kabuki_rlds.formats.layouts.source import Layout
+from kabuki_rlds.formats.left_out import NothingLeftError, report, skipped_for, without_damaged
 from kabuki_rlds.formats.locate import FEATURES, Path, is_looked_up, locate
-from kabuki_rlds.formats.source import Source
+from kabuki_rlds.formats.source import Skipped, Source
+from kabuki_rlds.formats.split import ALL, WHOLE, SplitError, selected
+
+_Read = TypeVar("_Read")
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -40,11 +52,12 @@ def open_sources(
 
     Args:
       sources: each is a file, a folder, a pattern of names, or the name of a TFDS dataset; see `formats.locate`.
-      split: which split of a TFDS dataset, in TFDS's syntax, by default `train`; or which mask of demonstrations. A
-        Kabuki file is one split, and so is a log.
+      split: which split of a TFDS dataset, by default `train`; or which mask of demonstrations; or a part of one in
+        TFDS's syntax (`train[:10%]`, see `formats.split`). A Kabuki file is one split, `train`, and so are a log, and
+        demonstrations without masks.
       data_dir: where TFDS datasets are; by default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
       images: how images that are stored as image files are read.
-      skip_bad: leave out the damaged episodes of a TFDS dataset or a log.
+      skip_bad: leave out episodes that are damaged, and files that are if there are others. All data is read for it.
       assume: what files in a layout of others do not say: {"dones": "reward"}; see its module.
       recipe_assume: the same according to a recipe, which may be used for files that need no assumption.
 
@@ -55,11 +68,12 @@ def open_sources(
       KabukiError: there is no such dataset, or it is none of these.
     """
     opened: list[Source] = []
+    lost = _Lost(skip_bad)
     try:
-        for source in _opened(sources, split, data_dir, images, skip_bad, assume, recipe_assume):
+        for source in _opened(sources, split, data_dir, images, lost, assume, recipe_assume):
             opened.append(source)
-        _check_split(opened, split)
         _check_data_dir(sources, data_dir)
+        lost.report_to(opened)
     except BaseException:
         for source in opened:
             source.close()
@@ -67,18 +81,45 @@ def open_sources(
     return opened
 
 
-def _check_split(opened: Sequence[Source], split: str | None) -> None:
-    """Refuses a split if no source has splits, and warns of the sources that are taken whole."""
-    if split is None:
-        return
-    from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
+class _Lost:
+    """Files that are left out, since they are damaged or hold no steps.
 
-    kinds = {KabukiSource: "a Kabuki file", EnvLoggerSource: "a log"}
-    whole = [(source, kinds[type(source)]) for source in opened if type(source) in kinds]
-    for source, what in whole:
-        if len(whole) == len(opened):
-            raise KabukiError(f"{source.label}: {what} is one split, so {split!r} cannot be taken of it")
-        _log.warning("%s: %s is one split; all of it is taken, and not %r", source.label, what, split)
+    Args:
+      skip_bad: whether damaged files are left out.
+    """
+
+    def __init__(self, skip_bad: bool):
+        self.skip_bad = skip_bad
+        self._skipped: list[Skipped] = []
+        self._first: KabukiError | None = None
+
+    def unless(self, path: pathlib.Path, read: Callable[[], _Read]) -> _Read | None:
+        """What is read of a file; None if it is left out."""
+        try:
+            return read()
+        except NothingLeftError as e:
+            self._skipped += e.skipped
+            self._first = self._first or e
+        except KabukiError as e:
+            is_damaged = self.skip_bad and path.is_file() and not isinstance(e, SplitError)
+            if not (is_damaged or isinstance(e, EmptyEpisodeError)):
+                raise
+            self._skipped.append(skipped_for(os.fspath(path), 0, e))
+            self._first = self._first or e
+        return None
+
+    def report_to(self, opened: Sequence[Source]) -> None:
+        """Adds what is left out to what the sources leave out.
+
+        Raises:
+          KabukiError: no source is left.
+        """
+        if self._first is None:
+            return
+        if not opened:
+            raise self._first
+        report(opened[0].label, self._skipped)
+        opened[0].skipped = [*self._skipped, *opened[0].skipped]
 
 
 def _check_data_dir(sources: Sequence[Path], data_dir: Path | None) -> None:
@@ -94,58 +135,93 @@ def _opened(
     split: str | None,
     data_dir: Path | None,
     images: Literal["arrays", "encoded"],
-    skip_bad: bool,
+    lost: _Lost,
     assume: Mapping[str, str] | None,
     recipe_assume: Mapping[str, str] | None,
 ) -> Iterator[Source]:
-    from kabuki_rlds.formats.layouts import registry
-
     paths: list[pathlib.Path] = []
     for source in sources:
         located = locate(source, data_dir)
         for level, note in located.notes:
             _log.log(level, "%s", note)
         paths += located.paths
-    found = [(path, registry.layout_of(path)) for path in paths]
-    if assume and not any(layout for _, layout in found):
+    found = []
+    for path in paths:
+        known = lost.unless(path, functools.partial(_with_layout, path))
+        if known is not None:
+            found.append(known)
+    if assume and found and not any(layout for _, layout in found):
         raise KabukiError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
     assumed = {**(recipe_assume or {}), **(assume or {})}
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]
-        if layout is not None:
-            yield from registry.open_files(
-                layout, files, split=split, assume=assumed, images=images, asked=list(assume or {})
+        # Demonstrations in several files are one source.
+        is_joined = layout is not None and not isinstance(layout, D4rl)
+        for together in [files] if is_joined else [[path] for path in files]:
+            read = (
+                functools.partial(_open, together[0], split, images, lost.skip_bad)
+                if layout is None
+                else functools.partial(
+                    registry.open_files,
+                    layout,
+                    together,
+                    split=split,
+                    assume=assumed,
+                    asked=list(assume or {}),
+                    images=images,
+                    skip_bad=lost.skip_bad,
+                )
             )
-            continue
-        for path in files:
-            yield _open(path, split, images, skip_bad)
+            opened = lost.unless(together[0], read)
+            if opened is not None:
+                yield opened
+
+
+def _with_layout(path: pathlib.Path) -> tuple[pathlib.Path, Layout | D4rl | None]:
+    return path, registry.layout_of(path)
 
 
 def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool) -> Source:
     """Opens what is in no layout of others."""
     if path.is_file():
-        try:
-            source_file = KabukiSource(path, images)
-        except KabukiError as e:
-            from kabuki_rlds.formats.layouts import registry
-
-            raise registry.unknown(path, e) from e
-        try:
-            source_file.check_whole()
-            left_out = source_file.left_out()
-        except BaseException:
-            source_file.close()
-            raise
-        if left_out:
-            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
-            what = ", ".join(left_out[:_NAMED]) + more
-            _log.warning("%s: left out, since the format has no place for it: %s", path, what)
-        return source_file
+        return _open_kabuki(path, split, images, skip_bad)
     if not (path / FEATURES).is_file():
         from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 
-        return EnvLoggerSource(path, skip_bad=skip_bad)
+        logs = EnvLoggerSource(path, skip_bad=skip_bad)
+        whole = np.arange(logs.num_episodes)
+        return logs if split is None else logs.select(selected(split, {WHOLE: whole, ALL: whole}, logs.label))
     # TensorFlow is imported with it, so only when there is something to read.
     from kabuki_rlds.formats.rlds.source import RldsSource
 
     return RldsSource(path, "train" if split is None else split, images, skip_bad=skip_bad)
+
+
+def _open_kabuki(
+    path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool
+) -> KabukiSource:
+    try:
+        file = KabukiSource(path, images)
+    except KabukiError as e:
+        raise registry.unknown(path, e) from e
+    try:
+        file.check_whole()
+        left_out = file.left_out()
+        if left_out:
+            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
+            what = ", ".join(left_out[:_NAMED]) + more
+            _log.warning("%s: left out, since the format has no place for it: %s", path, what)
+        if split is not None:
+            file = file.select(selected(split, _splits(file), file.label))
+        return without_damaged(file) if skip_bad else file
+    except BaseException:
+        file.close()
+        raise
+
+
+def _splits(file: KabukiSource) -> dict[str, np.ndarray]:
+    """The split that a Kabuki file is, under the names that it has."""
+    whole = np.arange(file.num_episodes)
+    names = {origin.split for origin in file.origins}
+    named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
+    return dict.fromkeys((WHOLE, ALL, *named), whole)

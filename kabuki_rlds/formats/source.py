@@ -151,6 +151,9 @@ class Source(Protocol):
     def piece(self, first: int, stop: int) -> Source:
         """The episodes `first` to `stop` as a source of their own, which lives as long as this one is open."""
 
+    def name_of(self, episode: int) -> str:
+        """What to call an episode in a message: its file, and its place there."""
+
     def pieces(self, num_bytes: int) -> Sequence[Source]:
         """The same episodes in order, as sources of about so many bytes each where it can be cut."""
 

@@ -150,6 +150,9 @@ class RecipeSource:
     def pieces(self, num_bytes: int) -> list[RecipeSource]:
         return [RecipeSource(piece, self._recipe) for piece in self._source.pieces(num_bytes)]
 
+    def name_of(self, episode: int) -> str:
+        return self._source.name_of(episode)
+
     def close(self) -> None:
         self._source.close()
 
@@ -169,15 +172,19 @@ class RecipeSource:
 
     def _made(self, blocks: Iterator[Block]) -> Iterator[Block]:
         open_episode: dict[str, np.ndarray] = {}
+        begun = 0
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-recipe") as threads:
             for block in blocks:
                 steps = block.steps if self._decoder is None else self._decoder.decode(block.steps, threads)
                 # Which of the episodes of the block each step is of; 0 is the one that it goes on with.
                 episode_of = np.cumsum(block.begins[:-1])
+                of_steps = begun + block.episode_of
+                begin_here = np.arange(begun, begun + block.num_episodes)
+                begun += block.num_episodes
                 columns: dict[str, Column] = {path: block.steps[path] for path in self._steps}
                 for made in self._recipe.steps:
                     if made.sources and made.sources[0] not in steps:
-                        of_episodes = self._of_episodes(made, block)
+                        of_episodes = self._of_episodes(made, block, begin_here)
                         before = open_episode.get(made.path, of_episodes[:1])
                         known = np.concatenate([before, of_episodes])
                         # In a block that goes on with an episode there may be no other.
@@ -185,27 +192,48 @@ class RecipeSource:
                         columns[made.path] = take(known, at)
                         open_episode[made.path] = known[-1:]
                     else:
-                        columns[made.path] = self._apply(made, [steps[path] for path in made.sources], block.num_steps)
+                        columns[made.path] = self._apply(made, [steps[path] for path in made.sources], of_steps)
                 metadata: dict[str, Column] = {path: block.metadata[path] for path in self._metadata}
                 for made in self._recipe.episode:
-                    metadata[made.path] = self._of_episodes(made, block)
+                    metadata[made.path] = self._of_episodes(made, block, begin_here)
                 yield Block(columns, block.num_steps, block.starts, metadata)
 
-    def _of_episodes(self, made: Made, block: Block) -> np.ndarray:
-        column = self._apply(made, [block.metadata[path] for path in made.sources], block.num_episodes)
+    def _of_episodes(self, made: Made, block: Block, episodes: np.ndarray) -> np.ndarray:
+        column = self._apply(made, [block.metadata[path] for path in made.sources], episodes)
         assert isinstance(column, np.ndarray)
         return column
 
-    def _apply(self, made: Made, columns: list[Column], count: int) -> Column:
+    def _apply(self, made: Made, columns: list[Column], episodes: np.ndarray) -> Column:
+        """What the operations make of the columns, given the number of the episode of each row."""
         if not made.operations:
             return columns[0]
         arrays = [column for column in columns if isinstance(column, np.ndarray)]
         try:
-            for operation in made.operations:
-                arrays = [operation.apply(arrays, count)]
+            return _applied(made, arrays, 0, len(episodes))
         except ValueError as e:
-            raise KabukiError(f"{made.where}: {self.label}: {e}") from e
-        return np.ascontiguousarray(arrays[0])
+            row, why = _first_wrong(made, arrays, len(episodes), e)
+            raise KabukiError(f"{made.where}: {self.name_of(int(episodes[row]))}: {why}") from e
+
+
+def _applied(made: Made, arrays: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:
+    """What the operations make of some rows."""
+    parts = [array[start:stop] for array in arrays]
+    for operation in made.operations:
+        parts = [operation.apply(parts, stop - start)]
+    return np.ascontiguousarray(parts[0])
+
+
+def _first_wrong(made: Made, arrays: Sequence[np.ndarray], count: int, error: ValueError) -> tuple[int, ValueError]:
+    """The first row that the operations refuse, and why."""
+    start, stop = 0, count
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        try:
+            _applied(made, arrays, start, middle)
+            start = middle
+        except ValueError as e:
+            stop, error = middle, e
+    return start, error
 
 
 def as_evidence(source: Source, recipe: Recipe) -> Source:

@@ -58,7 +58,7 @@ class Log:
       shards: its shards, in order.
       metadata: what the log says of all its episodes, as a Python object.
       specs: of the environment.
-      num_steps: how many steps its whole episodes have.
+      lengths: how many steps each of its whole episodes has: int64, (episodes,).
       num_episodes: how many whole episodes it has.
       num_bytes: bytes on disk.
       num_skipped: how many episodes are left out.
@@ -80,9 +80,8 @@ class Log:
         self.shards = [Shard(path, verify=skip_bad) for path in inside]
         losses = [shard.losses for shard in self.shards if shard.losses]
         if losses and not skip_bad:
-            more = f" (and {len(losses) - 1} more shards are damaged)" if len(losses) > 1 else ""
             remedy = REMEDY if any(shard.is_whole.any() for shard in self.shards) else REMEDY_WITHOUT_REST
-            raise KabukiError(f"{losses[0]}{more}; {remedy}")
+            raise KabukiError(f"{'; '.join(losses)}; {remedy}")
         for loss in losses:
             _log.warning("%s, and left out", loss)
         for shard in self.shards:
@@ -93,7 +92,8 @@ class Log:
         self.skipped = [loss for shard in self.shards for loss in _skipped(shard)]
         # The last shard may still be written to.
         self.files = [path for shard in self.shards if not shard.is_cut for path in shard.folder.iterdir()]
-        self.num_steps = sum(int((shard.stops - shard.starts)[shard.is_whole].sum()) for shard in self.shards)
+        of_shards = [(shard.stops - shard.starts)[shard.is_whole] for shard in self.shards]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *of_shards])
         self.num_bytes = sum(shard.num_bytes for shard in self.shards)
 
     def _read_metadata(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -20,8 +21,9 @@ from kabuki_rlds.formats.envlogger.fields import Learner, MisfitError
 from kabuki_rlds.formats.envlogger.log import Log
 from kabuki_rlds.formats.envlogger.messages import Leaves, Path
 from kabuki_rlds.formats.envlogger.shard import Batch, Shard
-from kabuki_rlds.formats.part import PartOfSource
+from kabuki_rlds.formats.left_out import NothingLeftError
 from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.formats.split import read_selected
 from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import Field, Info, Schema
 
@@ -53,9 +55,12 @@ class EnvLoggerSource:
         self.skipped = [loss for each in self._logs for loss in each.skipped]
         self.files = [os.fspath(path) for each in self._logs for path in each.files]
         self.origins = [Origin(str(each.folder.resolve()), format="envlogger") for each in self._logs]
+        if not any(each.num_episodes for each in self._logs) and self.skipped:
+            raise NothingLeftError(self.label, self.skipped)
         counts = [each.num_episodes for each in self._logs]
         self.origin_of = np.repeat(np.arange(len(counts)), counts)
         self.num_episodes = sum(counts)
+        self._taken: np.ndarray | None = None
         self.last_rows: LastRows | None = LastRows.of_all(
             False, self.num_episodes, "EnvLogger keeps the last observation in a row of its own"
         )
@@ -88,11 +93,15 @@ class EnvLoggerSource:
                         yield each, shard, batch
 
     def size(self) -> Size:
-        steps = sum(each.num_steps for each in self._logs)
-        sample = next(self.blocks(), None)
-        return Size(steps, True, sum(each.num_bytes for each in self._logs), sample)
+        lengths = np.concatenate([np.zeros(0, np.int64), *(each.lengths for each in self._logs)])
+        steps = int((lengths if self._taken is None else lengths[self._taken]).sum())
+        num_bytes = sum(each.num_bytes for each in self._logs) * steps // max(int(lengths.sum()), 1)
+        return Size(steps, True, num_bytes, next(self.blocks(), None))
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
+        yield from self._all_blocks() if self._taken is None else read_selected(self._all_blocks, self._taken)
+
+    def _all_blocks(self) -> Iterator[Block]:
         done = 0
         for block in alignment.align(self._aligned_to_actions(), self._steps):
             interruption.check()
@@ -156,11 +165,25 @@ class EnvLoggerSource:
                     )  # fmt: skip
         return {name: concatenate(columns) for name, columns in sorted(found.items())}
 
-    def piece(self, first: int, stop: int) -> PartOfSource:
-        return PartOfSource(self, first, stop)
+    def piece(self, first: int, stop: int) -> EnvLoggerSource:
+        return self.select(np.arange(first, stop))
 
     def pieces(self, num_bytes: int) -> list[EnvLoggerSource]:
         return [self]
+
+    def select(self, episodes: np.ndarray) -> EnvLoggerSource:
+        """The episodes of these numbers, in this order."""
+        part = copy.copy(self)
+        part._taken = episodes if self._taken is None else self._taken[episodes]
+        part.num_episodes = len(episodes)
+        part.origin_of = self.origin_of[episodes]
+        part.last_rows = None if self.last_rows is None else self.last_rows[episodes]
+        return part
+
+    def name_of(self, episode: int) -> str:
+        log = int(self.origin_of[episode])
+        number = episode if self._taken is None else int(self._taken[episode])
+        return f"{self._logs[log].folder}: episode {number - sum(each.num_episodes for each in self._logs[:log])}"
 
     def close(self) -> None:
         """Nothing is held open between blocks."""

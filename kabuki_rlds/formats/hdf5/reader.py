@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds import convention, interruption
-from kabuki_rlds.block import Block, Column
+from kabuki_rlds.block import Block, Column, splits_of
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import last_rows, layout
 from kabuki_rlds.formats.hdf5.attributes import Attributes
@@ -27,6 +27,7 @@ from kabuki_rlds.formats.hdf5.file_reader import ImageFileReader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.formats.split import runs
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
@@ -100,7 +101,7 @@ class KabukiSource:
         self.schema = Schema(self._images.fields, self._metadata_images.fields, features, Info(**info))
         self.starts = self._starts()
         self.num_episodes = len(self.starts)
-        self._episodes = range(self.num_episodes)
+        self._taken = np.arange(self.num_episodes)
         for dataset in self.metadata_datasets.values():
             rows = dataset.shape[0] if dataset.shape else "no"
             if rows != self.num_episodes:
@@ -249,7 +250,9 @@ class KabukiSource:
 
     def size(self) -> Size:
         sample = next(self.blocks(), None)
-        return Size(self.num_steps, True, os.path.getsize(self.path), sample, self._images.decoded)
+        steps = int(self._lengths.sum())
+        num_bytes = os.path.getsize(self.path) * steps // max(self.num_steps, 1)
+        return Size(steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
         """All steps in order, with image files checked, and decoded if arrays are wanted.
@@ -264,13 +267,8 @@ class KabukiSource:
             for path, dataset in self.metadata_datasets.items()
             if only is None or with_metadata
         }
-        rows = self._block_rows(readers)
-        begin, end_row = self.row_of(self._episodes.start), self.row_of(self._episodes.stop)
-        bounds = [*range(begin, end_row, rows), end_row] if begin < end_row else [begin, end_row]
-        for start, stop in itertools.pairwise(bounds):
+        for start, stop, first, end in self._spans(self._block_rows(readers)):
             interruption.check()
-            first = int(np.searchsorted(self.starts, start)) if start > begin else self._episodes.start
-            end = int(np.searchsorted(self.starts, stop)) if stop < end_row else self._episodes.stop
             steps = {path: self._read(reader, path, start, stop) for path, reader in readers.items()}
             of_episodes = {path: self._read(reader, path, first, end) for path, reader in metadata.items()}
             if only is None:
@@ -278,6 +276,14 @@ class KabukiSource:
                 place = functools.partial(self._place_of_episode, first)
                 of_episodes = self._metadata_images.serve(of_episodes, place, self._executor)
             yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes)
+
+    def _spans(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
+        """(first row, one after the last, first episode that begins in them, one after the last) of each block."""
+        for first, end in runs(self._taken) if len(self._taken) else [(0, 0)]:
+            begin, stop = self.row_of(first) if first < end else 0, self.row_of(end) if first < end else 0
+            bounds = [*range(begin, stop, rows), stop] if begin < stop else [begin, stop]
+            inner = np.searchsorted(self.starts, bounds[1:-1]).tolist()
+            yield from zip(bounds, bounds[1:], [first, *inner], [*inner, end], strict=False)
 
     def _place(self, start: int, row: int) -> str:
         episode = int(np.searchsorted(self.starts, start + row, "right")) - 1
@@ -287,25 +293,40 @@ class KabukiSource:
         return f"{self.path}: episode {first + number}"
 
     def pieces(self, num_bytes: int) -> list[KabukiSource]:
-        count = min(-(-os.path.getsize(self.path) // num_bytes), self.num_episodes)
+        starts = splits_of(self._lengths)
+        size = os.path.getsize(self.path) * int(starts[-1]) // max(self.num_steps, 1)
+        count = min(-(-size // num_bytes), self.num_episodes)
         if count < 2:
             return [self]
         # At the episodes that are nearest to so many rows.
-        rows = np.linspace(0, self.num_steps, count + 1)[1:-1]
-        cuts = np.unique(np.searchsorted(self.starts, rows))
-        pieces = []
-        for first, end in itertools.pairwise([0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]):
-            pieces.append(self.piece(first, end))
-        return pieces
+        rows = np.linspace(0, starts[-1], count + 1)[1:-1]
+        cuts = np.unique(np.searchsorted(starts[:-1], rows))
+        bounds = [0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]
+        return [self.piece(first, end) for first, end in itertools.pairwise(bounds)]
 
     def piece(self, first: int, end: int) -> KabukiSource:
-        """The episodes `first` to `end` as a source of their own, which lives as long as this one is open."""
-        piece = copy.copy(self)
-        piece._episodes = range(first, end)
-        piece.num_episodes = end - first
-        piece.origin_of = self.origin_of[first:end]
-        piece.last_rows = None if self.last_rows is None else self.last_rows[first:end]
-        return piece
+        """The episodes `first` to `end`; see `select`."""
+        return self.select(np.arange(first, end))
+
+    def select(self, episodes: np.ndarray) -> KabukiSource:
+        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        selected = copy.copy(self)
+        selected._taken = self._taken[episodes]
+        selected.num_episodes = len(episodes)
+        selected.origin_of = self.origin_of[episodes]
+        selected.last_rows = None if self.last_rows is None else self.last_rows[episodes]
+        return selected
+
+    def record_of(self, episode: int) -> tuple[str, int]:
+        return self.path, int(self._taken[episode])
+
+    def name_of(self, episode: int) -> str:
+        return f"{self.path}: episode {self._taken[episode]}"
+
+    @property
+    def _lengths(self) -> np.ndarray:
+        """How many rows each episode has."""
+        return (self.ends - self.starts)[self._taken]
 
     @property
     def ends(self) -> np.ndarray:

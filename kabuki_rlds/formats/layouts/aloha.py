@@ -26,6 +26,7 @@ gives it otherwise, and `--assume instruction=name` takes the name of the folder
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -34,9 +35,12 @@ import h5py
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.layouts.episode import (
+    EmptyEpisodeError,
     Episode,
     Rows,
     Stored,
+    Unreadable,
+    attempt,
     attributes_within,
     fields_of,
     rows_of,
@@ -81,10 +85,16 @@ class Aloha(Hdf5Files):
         count = rows_of(file["action"])
         yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(
+        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
+        yield attempt("the episode", functools.partial(self._episode, file, assume, of_episode))
+
+    def _episode(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         count = rows_of(file["action"])
         if not count:
-            raise KabukiError(f"{file.filename}: no actions, so no steps")
+            has_steps = any(rows_of(dataset) for dataset in fields_of(file["observations"], "observations").values())
+            raise (KabukiError if has_steps else EmptyEpisodeError)(f"{file.filename}: no actions, so no steps")
         terminal = assume["ends"] == "terminal"
         extra = has_last_row(assume)
         steps: dict[str, Rows] = {}
@@ -114,7 +124,7 @@ class Aloha(Hdf5Files):
             steps[name] = Stored(dataset, "repeat" if extra else "")
         derived = f"{str(terminal).lower()}, since nothing says how an episode ended"
         steps["is_terminal"] = ends(count + extra, terminal, derived)
-        yield Episode("the episode", count + extra, steps, metadata, last_is_step=not extra)
+        return Episode("the episode", count + extra, steps, metadata, last_is_step=not extra)
 
     def info(self, file: h5py.File) -> Info:
         return Info()

@@ -46,6 +46,7 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.layouts.episode import (
+    EmptyEpisodeError,
     are_equal,
     as_json,
     attributes,
@@ -58,6 +59,7 @@ from kabuki_rlds.formats.layouts.episode import (
 from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, has_last_row
 from kabuki_rlds.formats.layouts.source import complete_assumptions
 from kabuki_rlds.formats.source import Origin, Size, Skipped
+from kabuki_rlds.formats.split import ALL, WHOLE, runs, selected
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.images.decode import decoded
 from kabuki_rlds.last_row import LastRows
@@ -96,9 +98,10 @@ class D4rlSource:
 
     Args:
       path: the file.
-      split: None, since a file is one split.
+      split: a part of the file, as in `formats.split`; None is all of it.
       assume: what it does not say.
       images: how images that are stored as image files are read.
+      skip_bad: whether damaged rows are no error until they are read.
       asked: the assumptions that must apply.
 
     Raises:
@@ -114,13 +117,13 @@ class D4rlSource:
         assume: Mapping[str, str],
         images: Literal["arrays", "encoded"] = "arrays",
         asked: Collection[str] = (),
+        skip_bad: bool = False,
     ):
+        self._skip_bad = skip_bad
         self._path = self.label = os.fspath(path)
         self._asked = asked
         self._decodes = images == "arrays"
         self._assume = complete_assumptions(D4rl.name, D4rl.assumptions, assume)
-        if split is not None:
-            raise KabukiError(f"{self._path}: a D4RL file is one split, so {split!r} cannot be taken of it")
         self.files = [os.path.abspath(self._path)]
         self.skipped: list[Skipped] = []
         self._file = open_file(path)
@@ -134,12 +137,15 @@ class D4rlSource:
         except BaseException:
             self.close()
             raise
+        if split is not None:
+            whole = np.arange(self.num_episodes)
+            self._take(selected(split, {WHOLE: whole, ALL: whole}, self.label))
 
     def _open(self) -> None:
         found = fields_of(self._file, "", skip=("metadata",))
         count = rows_of(found["actions"]) or 0
         if not count:
-            raise KabukiError(f"{self._path}: no actions, so no steps")
+            raise EmptyEpisodeError(f"{self._path}: no actions, so no steps")
         for name, dataset in list(found.items()):
             if rows_of(dataset) == count:
                 continue
@@ -154,7 +160,6 @@ class D4rlSource:
         last = terminal | cut
         last[-1:] = True
         self._is_last, self._is_terminal = last, terminal
-        self._rows = range(count)
         # Whether each stored row is followed by one for the last observation of its episode.
         if _NEXT in found:
             self._extra = last
@@ -180,6 +185,7 @@ class D4rlSource:
         self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
         self.schema = Schema(dict(sorted(self._images.fields.items())), {}, info=self._info())
         self._begins = np.flatnonzero(np.append(True, last[:-1]))
+        self._taken = np.arange(self.num_episodes)
 
     def _check_applies(self) -> None:
         """Refuses an assumption of the user that cannot apply."""
@@ -239,9 +245,15 @@ class D4rlSource:
         if self._fields[_NEXT] != self._fields["observations"]:
             raise KabukiError(f"{self._path}: {_NEXT} are of another type or shape than observations")
         readers = {name: self._reader(name) for name in ("observations", _NEXT)}
-        for start, stop in self._ranges():
-            observations = self._read(readers["observations"], "observations", start, min(stop + 1, len(self._is_last)))
-            following = self._read(readers[_NEXT], _NEXT, start, start + len(observations) - 1)
+        for start, stop in self._ranges(0, len(self._is_last)):
+            try:
+                end = min(stop + 1, len(self._is_last))
+                observations = self._read(readers["observations"], "observations", start, end)
+                following = self._read(readers[_NEXT], _NEXT, start, start + len(observations) - 1)
+            except KabukiError:
+                if not self._skip_bad:
+                    raise
+                continue
             inner = ~self._is_last[start : start + len(following)]
             if not are_equal(following[inner], observations[1:][inner]):
                 return False
@@ -259,12 +271,13 @@ class D4rlSource:
 
     def size(self) -> Size:
         sample = next(self.blocks(), None)
-        return Size(self.num_steps, True, os.path.getsize(self._path), sample, self._images.decoded)
+        num_bytes = os.path.getsize(self._path) * self.num_episodes // len(self._begins)
+        return Size(self.num_steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         readers = {name: self._reader(name) for name in self._fields}
         following = self._reader(_NEXT) if _NEXT in self._datasets else None
-        for start, stop in self._ranges():
+        for start, stop in self._taken_ranges():
             interruption.check()
             extra = self._extra[start:stop]
             rows = np.repeat(np.arange(stop - start), 1 + extra)
@@ -292,11 +305,17 @@ class D4rlSource:
         episode = int(np.searchsorted(self._begins, stored[row], "right")) - 1
         return f"{self._path}: episode {episode}: row {stored[row] - self._begins[episode]}"
 
-    def _ranges(self) -> Iterator[tuple[int, int]]:
+    def _taken_ranges(self) -> Iterator[tuple[int, int]]:
+        """Runs of stored rows of the episodes that are taken, each of which makes a block."""
+        bounds = np.append(self._begins, len(self._is_last))
+        for first, end in runs(self._taken):
+            yield from self._ranges(int(bounds[first]), int(bounds[end]))
+
+    def _ranges(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Runs of stored rows that make a block each."""
         row_bytes = sum(self._row_nbytes(name, field) for name, field in self._fields.items())
         rows = max(1, min(1 << 16, _BLOCK_BYTES // max(row_bytes, 1)))
-        return itertools.pairwise([*self._rows[::rows], self._rows.stop])
+        return itertools.pairwise([*range(first, end, rows), end])
 
     def _row_nbytes(self, name: str, field: Field) -> int:
         # Rows that vary in size are stored as they are, so the file's size bounds them.
@@ -317,16 +336,31 @@ class D4rlSource:
         return column
 
     def piece(self, first: int, stop: int) -> D4rlSource:
-        ends = np.flatnonzero(self._is_last) + 1
-        piece = copy.copy(self)
-        piece._rows = range(int(ends[first - 1]) if first else 0, int(ends[stop - 1]) if stop else 0)
-        piece.num_episodes = stop - first
-        piece.origin_of = self.origin_of[first:stop]
-        piece.last_rows = None if self.last_rows is None else self.last_rows[first:stop]
-        return piece
+        return self.select(np.arange(first, stop))
 
     def pieces(self, num_bytes: int) -> list[D4rlSource]:
         return [self]
+
+    def select(self, episodes: np.ndarray) -> D4rlSource:
+        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        part = copy.copy(self)
+        part._take(episodes)
+        return part
+
+    def _take(self, episodes: np.ndarray) -> None:
+        self._taken = self._taken[episodes]
+        self.num_episodes = len(episodes)
+        self.origin_of = self.origin_of[episodes]
+        self.last_rows = None if self.last_rows is None else self.last_rows[episodes]
+        bounds = np.append(self._begins, len(self._is_last))
+        added = np.add.reduceat(self._extra, self._begins, dtype=np.int64)
+        self.num_steps = int((np.diff(bounds) + added)[self._taken].sum())
+
+    def record_of(self, episode: int) -> tuple[str, int]:
+        return self._path, int(self._taken[episode])
+
+    def name_of(self, episode: int) -> str:
+        return f"{self._path}: episode {self._taken[episode]}"
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)

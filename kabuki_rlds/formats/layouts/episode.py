@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
 import h5py
@@ -24,6 +24,10 @@ _log = logging.getLogger("kabuki_rlds")
 #: What stands in the row of the last observation of an episode, if its layout stores no such row:
 #: "zero" (padding), or "repeat" (the row before).
 Final: TypeAlias = Literal["", "zero", "repeat"]
+
+
+class EmptyEpisodeError(KabukiError):
+    """An episode without steps. It is left out, and reported."""
 
 
 class Rows(Protocol):
@@ -63,6 +67,40 @@ class Episode:
     metadata: Mapping[str, str | bytes | np.generic | np.ndarray]
     masks: frozenset[str] = frozenset()
     last_is_step: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """An episode of a file that cannot be read.
+
+    Attributes:
+      label: where it stands in the file, for a message.
+      error: why it cannot be read.
+      masks: as in `Episode`.
+    """
+
+    label: str
+    error: Exception
+    masks: frozenset[str] = frozenset()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no steps."""
+        return isinstance(self.error, EmptyEpisodeError)
+
+
+def attempt(label: str, read: Callable[[], Episode], masks: frozenset[str] = frozenset()) -> Episode | Unreadable:
+    """An episode, or why it cannot be read, so that the others of its file can be.
+
+    Args:
+      label: where it stands in the file, for a message.
+      read: makes it.
+      masks: the names of the parts of the dataset that it is in.
+    """
+    try:
+        return read()
+    except (KabukiError, *READ_ERRORS) as e:
+        return Unreadable(label, e, masks)
 
 
 class Stored:

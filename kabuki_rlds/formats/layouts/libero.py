@@ -24,7 +24,7 @@ import h5py
 
 from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.hdf5.layout import text_attribute
-from kabuki_rlds.formats.layouts.episode import Episode
+from kabuki_rlds.formats.layouts.episode import Episode, Unreadable
 from kabuki_rlds.formats.layouts.instruction import ASSUMPTION, FIELD, NAME, instruction
 from kabuki_rlds.formats.layouts.robomimic import Robomimic, demonstrations
 from kabuki_rlds.formats.layouts.source import Assumptions
@@ -51,10 +51,14 @@ class Libero(Robomimic):
         stated = _stated(file["data"]) if name == ASSUMPTION and value != NAME else ""
         return f"the file has the instruction {stated!r}" if stated else super().why_not(file, name, value)
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(
+        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
         told = instruction(_stated(file["data"]), pathlib.Path(file.filename).stem, assume, file.filename)
         for episode in super().episodes(file, assume, of_episode):
-            yield dataclasses.replace(episode, metadata={**episode.metadata, **told})
+            if isinstance(episode, Episode):
+                episode = dataclasses.replace(episode, metadata={**episode.metadata, **told})
+            yield episode
 
 
 def _stated(data: h5py.Group) -> str:

@@ -25,6 +25,7 @@ the attributes of the file, where versions before 0.5 had them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -38,10 +39,13 @@ import numpy as np
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.layouts.episode import (
+    EmptyEpisodeError,
     Episode,
     Rows,
     Stored,
+    Unreadable,
     as_json,
+    attempt,
     attributes,
     attributes_within,
     fields_of,
@@ -77,15 +81,17 @@ class Minari(Hdf5Files):
         warn_of_rest(file, {name for name, _ in _groups(file)})
         yield from ()
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(
+        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
         groups = _groups(file)
         stated = read_metadata(pathlib.Path(file.filename).parent)
         of_file = {name: value for name, value in _of_file(file).items() if name not in stated}
-        steps = 0
+        steps: int | None = 0
         for name, group in groups:
-            episode = _episode(name, group)
-            steps += episode.length - 1
-            yield episode
+            found = attempt(name, functools.partial(_episode, name, group))
+            steps = add_steps(steps, found)
+            yield found
         check_counts(pathlib.Path(file.filename).parent / METADATA, stated, len(groups), steps)
         check_counts(file.filename, of_file, len(groups), steps)
 
@@ -93,20 +99,27 @@ class Minari(Hdf5Files):
         return info_of({**_of_file(file), **read_metadata(pathlib.Path(file.filename).parent)})
 
 
-def check_counts(label: str | os.PathLike[str], stated: Mapping[str, Any], episodes: int, steps: int) -> None:
+def add_steps(steps: int | None, found: Episode | Unreadable) -> int | None:
+    """The number of steps with those of one more episode; None if it is not known, since one cannot be read."""
+    if steps is None or (isinstance(found, Unreadable) and not found.is_empty):
+        return None
+    return steps if isinstance(found, Unreadable) else steps + found.length - 1
+
+
+def check_counts(label: str | os.PathLike[str], stated: Mapping[str, Any], episodes: int, steps: int | None) -> None:
     """Holds what is said of a dataset against what is there.
 
     Args:
       label: the file that says it.
       stated: what it says.
       episodes: how many there are.
-      steps: how many they have.
+      steps: how many they have; None if that is not known.
 
     Raises:
       KabukiError: it says other numbers.
     """
     for key, count in (("total_episodes", episodes), ("total_steps", steps)):
-        if stated.get(key, count) != count:
+        if count is not None and stated.get(key, count) != count:
             raise KabukiError(f"{os.fspath(label)}: says {key} {stated[key]}, but there are {count}")
 
 
@@ -156,10 +169,18 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     return stated
 
 
+def _is_empty(fields: Mapping[str, h5py.Dataset]) -> bool:
+    """Whether an episode has no steps, of which there may be an observation before the first."""
+    rows = {path: rows_of(dataset) or 0 for path, dataset in fields.items()}
+    return all(count <= (path.partition("/")[0] in ("observations", "infos")) for path, count in rows.items())
+
+
 def _episode(name: str, group: h5py.Group) -> Episode:
     label = f"{group.file.filename}: {name}"
     fields = fields_of(group, name)
     terminations = fields.get("terminations")
+    if not Attributes(group).get("total_steps", 0) and _is_empty(fields):
+        raise EmptyEpisodeError(f"{label}: no terminations, so no steps")
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
     count = len(terminations)

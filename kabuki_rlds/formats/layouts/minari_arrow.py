@@ -30,8 +30,8 @@ import numpy as np
 
 from kabuki_rlds.block import Column, Ragged, concatenate
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.layouts.episode import Episode, Rows, padding
-from kabuki_rlds.formats.layouts.minari import METADATA, NAMES, check_counts, info_of, read_metadata
+from kabuki_rlds.formats.layouts.episode import EmptyEpisodeError, Episode, Rows, Unreadable, attempt, padding
+from kabuki_rlds.formats.layouts.minari import METADATA, NAMES, add_steps, check_counts, info_of, read_metadata
 from kabuki_rlds.formats.layouts.robomimic import ends
 from kabuki_rlds.formats.layouts.source import Assumptions
 from kabuki_rlds.formats.placeholders import check_is_data
@@ -75,12 +75,14 @@ class MinariArrow:
     def extras(self, file: _Folder) -> Iterator[tuple[set[str], set[str]]]:
         yield from ()
 
-    def episodes(self, file: _Folder, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
-        steps = 0
+    def episodes(
+        self, file: _Folder, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
+        steps: int | None = 0
         for folder in file.episodes:
-            episode = _episode(folder, file.metadata)
-            steps += episode.length - 1
-            yield episode
+            found = attempt(folder.name, functools.partial(_episode, folder, file.metadata))
+            steps = add_steps(steps, found)
+            yield found
         check_counts(file.path / METADATA, file.metadata, len(file.episodes), steps)
 
     def info(self, file: _Folder) -> Info:
@@ -124,8 +126,8 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> Episode:
     dataset = pyarrow.dataset.dataset(files, format=data_format)
     length = dataset.count_rows()
     said = read_metadata(folder)
-    if length < 2:
-        raise KabukiError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
+    if length < 2 and not said.get("total_steps"):
+        raise EmptyEpisodeError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
     count = said.get("total_steps", length - 1)
     if count != length - 1:
         raise KabukiError(f"{folder}: says total_steps {count}, but has {length} rows, the last of which is none")

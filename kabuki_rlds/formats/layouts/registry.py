@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from kabuki_rlds.convention import FLAGS
@@ -21,6 +21,7 @@ from kabuki_rlds.formats.layouts.minari import Minari
 from kabuki_rlds.formats.layouts.robomimic import Robomimic
 from kabuki_rlds.formats.layouts.robosuite import Robosuite
 from kabuki_rlds.formats.layouts.source import EpisodesSource, Layout
+from kabuki_rlds.formats.left_out import without_damaged
 from kabuki_rlds.formats.source import Source
 
 #: In the order in which they are asked, since the first that recognises a file has it.
@@ -84,13 +85,16 @@ def open_files(
     assume: Mapping[str, str],
     asked: Collection[str],
     images: Literal["arrays", "encoded"],
-) -> Iterator[Source]:
-    """Opens files that are all in one layout.
+    skip_bad: bool,
+) -> Source:
+    """Opens files that are all in one layout, or the one file that makes a source.
 
     Raises:
       KabukiError: one cannot be read, or has not the split.
     """
     if isinstance(layout, D4rl):
-        yield from (D4rlSource(path, split=split, assume=assume, images=images, asked=asked) for path in files)
-    else:
-        yield EpisodesSource(layout, files, split=split, assume=assume, images=images, asked=asked)
+        (path,) = files
+        flat = D4rlSource(path, split=split, assume=assume, images=images, asked=asked, skip_bad=skip_bad)
+        return without_damaged(flat) if skip_bad else flat
+    source = EpisodesSource(layout, files, split=split, assume=assume, images=images, asked=asked, skip_bad=skip_bad)
+    return without_damaged(source) if skip_bad else source

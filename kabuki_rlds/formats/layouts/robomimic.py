@@ -32,6 +32,8 @@ in the file or in `data` is left out, and a warning names it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -43,12 +45,15 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.attributes import Attributes
 from kabuki_rlds.formats.layouts.episode import (
+    EmptyEpisodeError,
     Episode,
     Final,
     Followed,
     Given,
     Rows,
     Stored,
+    Unreadable,
+    attempt,
     attributes,
     attributes_within,
     fields_of,
@@ -90,28 +95,28 @@ class Robomimic(Hdf5Files):
         warn_of_rest(file["data"], {name for name, _ in demos})
         for name, group in demos:
             fields = fields_of(group, f"data/{name}", skip=("obs", "next_obs", "actions", *_OF_STEPS))
-            actions = group.get("actions")
-            count = len(actions) if isinstance(actions, h5py.Dataset) and actions.shape else None
-            yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
+            count = num_actions(group)
+            if count:
+                yield set(fields), {path for path, dataset in fields.items() if rows_of(dataset) == count}
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(
+        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
         demos = demonstrations(file)
         check_count(file, "num_demos", len(demos))
         of_file = {**attributes(file, "file"), **attributes(file["data"], "file"), "file_path": file.filename}
         masks = _masks(file, [name for name, _ in demos])
         total = 0
         for name, group in demos:
-            episode = self._episode(name, group, assume, of_episode)
-            total += len(group["actions"])
+            total += num_actions(group) or 0
             within = {f"mask/{key}": np.bool_(name in names) for key, names in masks.items()}
-            yield Episode(
-                f"data/{name}",
-                episode.length,
-                episode.steps,
-                {**episode.metadata, **of_file, **within, "episode": name},
-                frozenset(key for key, names in masks.items() if name in names),
-                episode.last_is_step,
-            )
+            in_masks = frozenset(key for key, names in masks.items() if name in names)
+            read = functools.partial(self._episode, name, group, assume, of_episode)
+            found = attempt(f"data/{name}", read, in_masks)
+            if isinstance(found, Episode):
+                metadata = {**found.metadata, **of_file, **within, "episode": name}
+                found = dataclasses.replace(found, label=f"data/{name}", metadata=metadata, masks=in_masks)
+            yield found
         check_count(file, "total", total)
 
     def info(self, file: h5py.File) -> Info:
@@ -147,12 +152,14 @@ class Robomimic(Hdf5Files):
     def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> Episode:
         label = f"{group.file.filename}: data/{name}"
         fields = fields_of(group, f"data/{name}")
-        if "actions" not in fields or not rows_of(fields["actions"]):
-            raise KabukiError(f"{label}: no actions, so no steps")
-        count = len(fields["actions"])
+        count = num_actions(group) or 0
         stated = Attributes(group).get("num_samples", count)
         if not np.array_equal(stated, count):
             raise KabukiError(f"{label}: says num_samples {stated}, but has {count} actions")
+        if not count:
+            of_steps = (d for path, d in fields.items() if path.partition("/")[0] in ("obs", "next_obs", *_OF_STEPS))
+            has_steps = any(rows_of(dataset) for dataset in of_steps)
+            raise (KabukiError if has_steps else EmptyEpisodeError)(f"{label}: no actions, so no steps")
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
         observed = {path.removeprefix("obs/") for path in fields if path.startswith("obs/")}
@@ -193,6 +200,12 @@ def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
     named = [(int(found[1]), name) for name in data if (found := _DEMO.fullmatch(name))]
     groups = [(name, data.get(name)) for _, name in sorted(named)]
     return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+
+
+def num_actions(group: h5py.Group) -> int | None:
+    """How many actions a demonstration has; None if it has no dataset of them."""
+    actions = group.get("actions")
+    return rows_of(actions) if isinstance(actions, h5py.Dataset) else None
 
 
 def check_count(file: h5py.File, name: str, count: int) -> None:

@@ -23,8 +23,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
-from kabuki_rlds.formats.layouts.episode import Episode, Rows, Stored
-from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, Robomimic, demonstrations
+from kabuki_rlds.formats.layouts.episode import Episode, Rows, Stored, Unreadable
+from kabuki_rlds.formats.layouts.robomimic import LAST_OBSERVATION, Robomimic, demonstrations, num_actions
 from kabuki_rlds.formats.layouts.source import Assumptions
 
 
@@ -35,7 +35,7 @@ class Robosuite(Robomimic):
     assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
 
     def recognises(self, file: h5py.File) -> bool:
-        demos = demonstrations(file)
+        demos = [(name, group) for name, group in demonstrations(file) if num_actions(group)]
         return bool(demos) and all(
             isinstance(group.get("states"), h5py.Dataset)
             and "actions" in group
@@ -43,8 +43,13 @@ class Robosuite(Robomimic):
             for _, group in demos
         )
 
-    def episodes(self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
+    def episodes(
+        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+    ) -> Iterator[Episode | Unreadable]:
         for episode in super().episodes(file, assume, of_episode):
+            if isinstance(episode, Unreadable):
+                yield episode
+                continue
             steps: dict[str, Rows] = dict(episode.steps)
             stored = len(file[f"{episode.label}/states"])
             del steps["states"]

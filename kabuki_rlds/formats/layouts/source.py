@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
@@ -18,9 +20,10 @@ from kabuki_rlds.block import Block, Column, Ragged, as_ragged, concatenate, nby
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.file import open_file
 from kabuki_rlds.formats.hdf5.reader import READ_ERRORS
-from kabuki_rlds.formats.layouts.episode import Episode, empty_row, text_bytes
-from kabuki_rlds.formats.part import PartOfSource
+from kabuki_rlds.formats.layouts.episode import Episode, Unreadable, empty_row, text_bytes
+from kabuki_rlds.formats.left_out import NothingLeftError, report, skipped_for
 from kabuki_rlds.formats.source import Origin, Size, Skipped, stamp
+from kabuki_rlds.formats.split import ALL, WHOLE, selected
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.joining import difference, join_fields, warn_of_shapes
 from kabuki_rlds.last_row import LastRows
@@ -34,6 +37,8 @@ _SAMPLE_BYTES = 1 << 20
 
 #: Values of assumptions that are deprecated, and the values that replace them.
 _RENAMED = {("last_observation", "terminal"): "repeat", ("last_observation", "none"): ""}
+
+_Item = TypeVar("_Item")
 
 #: What a user takes for granted of files that do not say it: {"dones": "success"}.
 Assumptions: TypeAlias = Mapping[str, str]
@@ -68,8 +73,8 @@ class Layout(Protocol):
     def extras(self, file: Any) -> Iterator[tuple[set[str], set[str]]]:
         """What each episode of a file has that the layout does not know of: all of it, and what has a row an action."""
 
-    def episodes(self, file: Any, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode]:
-        """The episodes of a file, in order.
+    def episodes(self, file: Any, assume: Assumptions, of_episode: Collection[str]) -> Iterator[Episode | Unreadable]:
+        """The episodes of a file, in order, with those that cannot be read.
 
         Args:
           file: the file.
@@ -101,17 +106,70 @@ class Hdf5Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Survey:
-    """What is known of a file before its steps are read: the numbers of its episodes that are taken, and their rows."""
+class _Surveyed:
+    """What is known of an episode before its steps are read.
+
+    Attributes:
+      path: its file.
+      number: its number there.
+      label: where it stands there, for a message.
+      masks: the names of the parts of the dataset that it is in.
+      length: how many rows it has.
+      last_is_step: whether its last row is a step.
+      steps: path to field of the steps.
+      metadata: path to field of the episode.
+      blank: the fields of the steps whose rows are all empty.
+    """
 
     path: str
-    taken: list[int]
-    lengths: list[int]
-    last_is_step: list[bool]
+    number: int
+    label: str
+    masks: frozenset[str]
+    length: int
+    last_is_step: bool
+    steps: Mapping[str, Field]
+    metadata: Mapping[str, Field]
+    blank: tuple[str, ...]
 
-    def part(self, first: int, stop: int) -> _Survey:
-        """That of some of the episodes."""
-        return _Survey(self.path, self.taken[first:stop], self.lengths[first:stop], self.last_is_step[first:stop])
+    @property
+    def name(self) -> str:
+        return f"{self.path}: {self.label}"
+
+
+class _Files:
+    """The files of a source, of which one is open at a time: to open one is to look at all objects in it."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._stack = contextlib.ExitStack()
+        self._path = ""
+        self._opened: Any = None
+        self._stamps: dict[str, dict[str, list[int] | None]] = {}
+
+    def open(self, path: str) -> Any:
+        """A file, opened. The one before it is closed."""
+        if self._path != path:
+            self.close()
+            is_known = path in self._stamps
+            self.check_unchanged(path)
+            self._opened = self._stack.enter_context(self._layout.open(path, quiet=is_known))
+            self._path = path
+        return self._opened
+
+    def check_unchanged(self, path: str, fits: bool = True) -> None:
+        """Refuses a file that is not what it was when it was first opened, or in which other episodes were read.
+
+        Raises:
+          KabukiError: it is not.
+        """
+        stamps = {file: stamp(file) for file in self._layout.files(path)}
+        if not fits or self._stamps.setdefault(path, stamps) != stamps:
+            raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
+
+    def close(self) -> None:
+        """Closes the one that is open."""
+        self._stack.close()
+        self._path = ""
 
 
 class EpisodesSource:
@@ -120,10 +178,12 @@ class EpisodesSource:
     Args:
       layout: how the files are laid out.
       paths: the files.
-      split: the name of a mask, of whose episodes alone are taken; None takes all.
+      split: the name of a mask, or a part of one as in `formats.split`, of whose episodes alone are taken; None is all.
       assume: what the files do not say.
       images: how images that are stored as image files are read.
       asked: the assumptions that must apply to one file at least.
+      skip_bad: leave out episodes whose structure is damaged, and damaged files if there are others. Episodes without
+        steps are left out in any case.
 
     Raises:
       KabukiError: a file cannot be opened, its episodes are not whole or do not fit each other, there is no such
@@ -139,105 +199,159 @@ class EpisodesSource:
         assume: Assumptions | None = None,
         images: Literal["arrays", "encoded"] = "arrays",
         asked: Collection[str] = (),
+        skip_bad: bool = False,
     ):
         self._layout = layout
-        self._split = split
+        self._skip_bad = skip_bad
         self._assume = complete_assumptions(layout.name, layout.assumptions, assume or {})
         self._paths = [os.fspath(path) for path in paths]
-        self.label = self._paths[0] if len(paths) == 1 else f"{self._paths[0]} and {len(paths) - 1} more"
-        self.files = [os.path.abspath(file) for path in self._paths for file in layout.files(path)]
+        self.skipped: list[Skipped] = []
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
-        self._open = contextlib.ExitStack()
-        self._open_path = ""
-        self._opened: Any = None
-        self._stamps: dict[str, dict[str, list[int] | None]] = {}
-        self._steps = _Fields("step field", of_steps=True)
-        self._metadata = _Fields("episode field", of_steps=False)
-        self._masks: set[str] = set()
+        self._files = _Files(layout)
         #: Of the assumptions that must apply, those that cannot apply to any file so far, and why.
         self._unused = {name: "" for name in asked if self._assume[name] not in layout.assumptions[name][:1]}
         try:
             self._of_episode = self._not_of_steps()
-            self._surveys = [self._survey(path) for path in self._paths]
-            self._steps.finish(self.label)
-            self._metadata.finish(self.label)
+            surveyed = self._survey()
             for name, why in self._unused.items():
                 raise KabukiError(f"{self._paths[0]}: assume: {name}={self._assume[name]} cannot apply, since {why}")
+            self.label = _named(self._paths)
+            if not surveyed:
+                raise NothingLeftError(self.label, self.skipped)
+            report(self.label, self.skipped)
+            self._take(surveyed if split is None else self._of_split(split, surveyed))
+            self._open_fields(split, images)
         except BaseException:
             self.close()
             raise
-        counts = [len(survey.taken) for survey in self._surveys]
-        if split is not None and split not in self._masks:
-            self.close()
-            raise KabukiError(
-                f"{self.label}: no split {split!r}; "
-                + (f"there is {', '.join(sorted(self._masks))}" if self._masks else "these files are one split")
-            )
-        self.num_episodes = sum(counts)
-        self.num_steps = sum(sum(survey.lengths) for survey in self._surveys)
-        self.origins = [Origin(os.path.realpath(path), split=split or "", format=layout.name) for path in self._paths]
-        self.origin_of = np.repeat(np.arange(len(counts)), counts)
+
+    def _open_fields(self, split: str | None, images: Literal["arrays", "encoded"]) -> None:
+        """Finds out what the fields of the episodes that are taken are."""
+        steps, metadata = _Fields("step field", of_steps=True), _Fields("episode field", of_steps=False)
+        for episode in self._taken:
+            steps.take(episode.steps, episode.name, episode.blank)
+            metadata.take(episode.metadata, episode.name)
+        steps.finish(self.label)
+        metadata.finish(self.label)
+        self._fields = steps.fields
+        self.files = [os.path.abspath(file) for path in self._paths for file in self._layout.files(path)]
+        self.origins = [
+            Origin(os.path.realpath(path), split=split or "", format=self._layout.name) for path in self._paths
+        ]
+        decode = self._fields if images == "arrays" else ()
+        self._images = ImageColumns(self._fields, self.label, decode=decode, like_headers=self._fields)
+        self.schema = Schema(
+            dict(sorted(self._images.fields.items())), dict(sorted(metadata.fields.items())), info=self._info
+        )
+
+    def _take(self, episodes: Sequence[_Surveyed]) -> None:
+        self._taken = episodes
+        self.num_episodes = len(episodes)
+        self.num_steps = sum(episode.length for episode in episodes)
+        numbers = {path: number for number, path in enumerate(self._paths)}
+        self.origin_of = np.array([numbers[episode.path] for episode in episodes], np.int64)
         self.last_rows: LastRows | None = self._last_rows()
-        self.skipped: list[Skipped] = []
-        found = self._steps.fields
-        self._images = ImageColumns(found, self.label, decode=found if images == "arrays" else (), like_headers=found)
-        steps, metadata = self._images.fields, self._metadata.fields
-        self.schema = Schema(dict(sorted(steps.items())), dict(sorted(metadata.items())), info=self._info)
 
     def _not_of_steps(self) -> set[str]:
         """Those of the extras that have not a row for each action in each of the episodes."""
         seen: set[str] = set()
         always: set[str] | None = None
-        for path in self._paths:
+        for path in list(self._paths):
             interruption.check()
-            with self._reading(path):
-                for names, of_steps in self._layout.extras(self._file(path)):
-                    seen |= names
-                    always = of_steps if always is None else always & of_steps
+            for names, of_steps in self._unless_damaged(path, self._extras):
+                seen |= names
+                always = of_steps if always is None else always & of_steps
         return seen - (always or set())
 
-    def _survey(self, path: str) -> _Survey:
-        taken, lengths, last_is_step = [], [], []
-        file = self._file(path)
-        if path == self._paths[0]:
-            with self._reading(path):
-                self._info = self._layout.info(file)
-        for name in list(self._unused):
-            with self._reading(path):
-                self._unused[name] = self._layout.why_not(file, name, self._assume[name])
-            if not self._unused[name]:
-                del self._unused[name]
-        for number, episode in enumerate(self._episodes(path, file)):
-            interruption.check()
-            self._masks |= episode.masks
-            if self._split is not None and self._split not in episode.masks:
-                continue
-            label = f"{path}: {episode.label}"
-            # Each layout refuses what is not so, and says how; one that did not would shift all rows that follow.
-            assert episode.length and all(len(rows) == episode.length for rows in episode.steps.values()), label
-            blank = [name for name, rows in episode.steps.items() if rows.is_blank]
-            self._steps.take({name: rows.field for name, rows in episode.steps.items()}, label, blank)
-            self._metadata.take({name: _field_of(value) for name, value in episode.metadata.items()}, label)
-            taken.append(number)
-            lengths.append(episode.length)
-            last_is_step.append(episode.last_is_step)
-        if not taken and self._split is None:
-            raise KabukiError(f"{path}: holds no episode")
-        return _Survey(path, taken, lengths, last_is_step)
-
-    def _episodes(self, path: str, file: Any) -> Iterator[Episode]:
+    def _extras(self, path: str) -> list[tuple[set[str], set[str]]]:
         with self._reading(path):
-            yield from self._layout.episodes(file, self._assume, self._of_episode)
+            return list(self._layout.extras(self._files.open(path)))
 
-    @contextlib.contextmanager
-    def _reading(self, path: str) -> Iterator[None]:
+    def _survey(self) -> list[_Surveyed]:
+        """All episodes of all files that can be read."""
+        self._info = Info()
+        found: list[_Surveyed] = []
+        alike: dict[Any, Any] = {}
+        for path in list(self._paths):
+            is_first = path == self._paths[0]
+            for episode in self._unless_damaged(path, functools.partial(self._survey_file, is_first=is_first)):
+                interruption.check()
+                if isinstance(episode, Skipped):
+                    self.skipped.append(episode)
+                else:
+                    # Most episodes have equal fields, which are held once.
+                    steps, metadata = (
+                        alike.setdefault(tuple((name, field, field.file_format) for name, field in each.items()), each)
+                        for each in (episode.steps, episode.metadata)
+                    )
+                    found.append(dataclasses.replace(episode, steps=steps, metadata=metadata))
+        return found
+
+    def _survey_file(self, path: str, *, is_first: bool) -> list[_Surveyed | Skipped]:
+        """The episodes of a file, and those that are left out.
+
+        Raises:
+          KabukiError: the file cannot be read, or an episode, unless it is left out.
+        """
+        found: list[_Surveyed | Skipped] = []
+        with self._reading(path):
+            file = self._files.open(path)
+            if is_first:
+                self._info = self._layout.info(file)
+            for name in list(self._unused):
+                self._unused[name] = self._layout.why_not(file, name, self._assume[name])
+                if not self._unused[name]:
+                    del self._unused[name]
+            for number, episode in enumerate(self._layout.episodes(file, self._assume, self._of_episode)):
+                if isinstance(episode, Unreadable):
+                    if not (self._skip_bad or episode.is_empty):
+                        raise episode.error
+                    found.append(skipped_for(path, number, episode.error))
+                    continue
+                # Each layout refuses what is not so, and says how; one that did not would shift all rows that follow.
+                assert episode.length and all(len(rows) == episode.length for rows in episode.steps.values()), path
+                found.append(
+                    _Surveyed(
+                        path,
+                        number,
+                        episode.label,
+                        episode.masks,
+                        episode.length,
+                        episode.last_is_step,
+                        {name: rows.field for name, rows in episode.steps.items()},
+                        {name: _field_of(value) for name, value in episode.metadata.items()},
+                        tuple(name for name, rows in episode.steps.items() if rows.is_blank),
+                    )
+                )
+        if not found:
+            raise KabukiError(f"{path}: holds no episode")
+        return found
+
+    def _unless_damaged(self, path: str, read: Callable[[str], list[_Item]]) -> list[_Item]:
+        """What is read of a file; nothing if it is damaged and can be left out, since there are others."""
         try:
-            yield
-        except READ_ERRORS as e:
-            raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
+            return read(path)
+        except KabukiError as e:
+            if not self._skip_bad or len(self._paths) == 1:
+                raise
+            self._paths.remove(path)
+            self.skipped.append(skipped_for(path, 0, e))
+            return []
+
+    def _of_split(self, split: str, episodes: Sequence[_Surveyed]) -> list[_Surveyed]:
+        """The episodes of a mask, or of a part of one.
+
+        Raises:
+          KabukiError: there is no such mask.
+        """
+        masks = sorted({mask for episode in episodes for mask in episode.masks})
+        numbers = {mask: np.flatnonzero([mask in episode.masks for episode in episodes]) for mask in masks}
+        whole = np.arange(len(episodes))
+        splits = {ALL: whole, **(numbers or {WHOLE: whole})}
+        return [episodes[number] for number in selected(split, splits, self.label)]
 
     def _last_rows(self) -> LastRows:
-        is_step = np.array([each for survey in self._surveys for each in survey.last_is_step], bool)
+        is_step = np.array([episode.last_is_step for episode in self._taken], bool)
         reasons = []
         if is_step.any():
             reasons.append(f"{self._layout.name} data without an observation after the last action")
@@ -248,6 +362,13 @@ class EpisodesSource:
             )
         return LastRows(is_step, "; ".join(reasons))
 
+    @contextlib.contextmanager
+    def _reading(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except READ_ERRORS as e:
+            raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
+
     def size(self) -> Size:
         sample = next(self._blocks(_SAMPLE_BYTES), None)
         num_bytes = sum(map(os.path.getsize, self.files))
@@ -256,43 +377,46 @@ class EpisodesSource:
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         yield from self._blocks(_BLOCK_BYTES)
 
-    def blocks_of(self, first: int, stop: int) -> Iterator[Block]:
-        """The blocks of the episodes `first` to `stop`, without what comes before them. One such pass at a time."""
-        begin = 0
-        surveys = []
-        for survey in self._surveys:
-            a, b = max(first - begin, 0), min(stop - begin, len(survey.taken))
-            begin += len(survey.taken)
-            if a < b:
-                surveys.append(survey.part(a, b))
-        return self._blocks(_BLOCK_BYTES, surveys)
-
-    def _blocks(self, num_bytes: int, surveys: Sequence[_Survey] | None = None) -> Iterator[Block]:
+    def _blocks(self, num_bytes: int) -> Iterator[Block]:
         rows = self._rows_in(num_bytes)
         waiting = _Waiting(self.schema)
-        for survey in self._surveys if surveys is None else surveys:
-            if not survey.taken:
-                continue
-            taken, lengths = set(survey.taken), []
-            file = self._file(survey.path)
-            for number, episode in enumerate(self._episodes(survey.path, file)):
-                if number not in taken:
-                    continue
-                lengths.append(episode.length)
-                for start in range(0, episode.length, rows):
-                    interruption.check()
-                    stop = min(start + rows, episode.length)
-                    columns = self._read(f"{survey.path}: {episode.label}", episode, start, stop)
-                    waiting.add(columns, stop - start, episode if start == 0 else None)
-                    if waiting.nbytes >= num_bytes:
-                        yield waiting.block()
-            self._check_unchanged(survey.path, lengths == survey.lengths)
+        for episode, surveyed in self._episodes():
+            for start in range(0, episode.length, rows):
+                interruption.check()
+                stop = min(start + rows, episode.length)
+                columns = self._read(surveyed.name, episode, start, stop)
+                waiting.add(columns, stop - start, episode if start == 0 else None)
+                if waiting.nbytes >= num_bytes:
+                    yield waiting.block()
         if waiting.num_steps:
             yield waiting.block()
 
+    def _episodes(self) -> Iterator[tuple[Episode, _Surveyed]]:
+        """The episodes that are taken, with what is known of each.
+
+        Raises:
+          KabukiError: a file is not what it was.
+        """
+        taken = iter(self._taken)
+        wanted = next(taken, None)
+        while wanted is not None:
+            path, before = wanted.path, -1
+            with self._reading(path):
+                found = enumerate(self._layout.episodes(self._files.open(path), self._assume, self._of_episode))
+                # Episodes may be taken in another order than that of their file.
+                while wanted is not None and wanted.path == path and wanted.number > before:
+                    before = wanted.number
+                    episode = next((each for number, each in found if number == before), None)
+                    if not isinstance(episode, Episode) or episode.length != wanted.length:
+                        self._files.check_unchanged(path, fits=False)
+                    assert isinstance(episode, Episode)
+                    yield episode, wanted
+                    wanted = next(taken, None)
+            self._files.check_unchanged(path)
+
     def _read(self, label: str, episode: Episode, start: int, stop: int) -> dict[str, Column]:
         columns: dict[str, Column] = {}
-        for path, field in self._steps.fields.items():
+        for path, field in self._fields.items():
             rows = episode.steps[path]
             if field.encoded and not rows.field.encoded:
                 # The rows are blank: the image files of this episode are missing.
@@ -309,36 +433,32 @@ class EpisodesSource:
         sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
         return max(1, num_bytes // max(sum(sizes), 1))
 
-    def piece(self, first: int, stop: int) -> PartOfSource:
-        return PartOfSource(self, first, stop, self.blocks_of)
+    def piece(self, first: int, stop: int) -> EpisodesSource:
+        return self.select(np.arange(first, stop))
 
     def pieces(self, num_bytes: int) -> list[EpisodesSource]:
         return [self]
 
-    def _file(self, path: str) -> Any:
-        """A file, opened; the one before it is closed. To open one is to look at all objects in it."""
-        if self._open_path != path:
-            self._open.close()
-            self._open_path = ""
-            is_known = path in self._stamps
-            self._check_unchanged(path)
-            self._opened = self._open.enter_context(self._layout.open(path, quiet=is_known))
-            self._open_path = path
-        return self._opened
+    def select(self, episodes: np.ndarray) -> EpisodesSource:
+        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        part = copy.copy(self)
+        part._take([self._taken[number] for number in episodes.tolist()])
+        return part
 
-    def _check_unchanged(self, path: str, fits: bool = True) -> None:
-        """Refuses files that are not what they were when they were first opened, or in which other episodes were read.
+    def record_of(self, episode: int) -> tuple[str, int]:
+        return self._taken[episode].path, self._taken[episode].number
 
-        Raises:
-          KabukiError: they are not.
-        """
-        stamps = {file: stamp(file) for file in self._layout.files(path)}
-        if not fits or self._stamps.setdefault(path, stamps) != stamps:
-            raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
+    def name_of(self, episode: int) -> str:
+        return self._taken[episode].name
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
-        self._open.close()
+        self._files.close()
+
+
+def _named(paths: Sequence[str]) -> str:
+    """What to call the files in a message that is about all of them."""
+    return paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]} ({len(paths):,} files)"
 
 
 def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assume: Assumptions) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Collection, Iterator, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 from kabuki_rlds import interruption
 from kabuki_rlds.block import Block, Column, Ragged, splits_of
 from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.formats.left_out import NothingLeftError, report
 from kabuki_rlds.formats.rlds import directory, fallback, pipeline
 from kabuki_rlds.formats.rlds import features as rlds_features
 from kabuki_rlds.formats.rlds.last_rows import StatedLastRows
@@ -30,7 +30,6 @@ from kabuki_rlds.schema import Field, Schema
 if TYPE_CHECKING:
     pass
 
-_log = logging.getLogger("kabuki_rlds")
 
 #: Records that are parsed at once take about this many bytes, and are no more than:
 _BATCH_BYTES = 4 << 20
@@ -38,8 +37,6 @@ _BATCH_EPISODES = 512
 #: Bytes of records whose steps are counted beforehand, and the most shards that they are taken from.
 _SAMPLE_BYTES = 64 << 20
 _SAMPLE_SHARDS = 16
-#: How many losses are named in the log; the file names them all.
-_NAMED = 20
 
 
 class RldsSource:
@@ -138,10 +135,9 @@ class RldsSource:
         sifted = [self._triage.sift(shard) for shard in self._shards]
         self._shards = [shard for shard, _ in sifted if shard.expected]
         self.skipped += [loss for _, losses in sifted for loss in losses]
-        for loss in self.skipped[:_NAMED]:
-            _log.warning("%s; left out", loss)
-        if len(self.skipped) > _NAMED:
-            _log.warning("%s: and %d more places like these", self.label, len(self.skipped) - _NAMED)
+        if self.skipped and not any(shard.expected for shard in self._shards):
+            raise NothingLeftError(self.label, self.skipped)
+        report(self.label, self.skipped)
 
     def _read_all(self, examples: Sequence[bytes]) -> None:
         """Reads serialized examples as `blocks` does, and drops what comes of it."""
@@ -278,6 +274,9 @@ class RldsSource:
             piece._take(run)
             pieces.append(piece)
         return pieces
+
+    def name_of(self, episode: int) -> str:
+        return f"{self.label}: episode {episode}"
 
     def close(self) -> None:
         """Nothing is held open between blocks."""
