@@ -82,6 +82,7 @@ def build(
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
     last_row: LastRow | None = None,
+    skip_bad_episodes: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Built:
@@ -110,6 +111,7 @@ def build(
       fill: constants for required fields that the files lack: {"reward": 0.0}.
       last_row: whether the last row of each episode is a "step" or only an "observation": see `convert`. The
         dataset's `metadata.json` keeps it.
+      skip_bad_episodes: leave out damaged episodes; see `convert`.
       overwrite: replace the dataset of this name and version.
       progress: show a progress bar on stderr.
 
@@ -119,7 +121,7 @@ def build(
         or cannot be written.
     """
     data_dir = local_path(data_dir)
-    with open_splits(files, images, Reading(recipe, assume, fill, last_row)) as opened:
+    with open_splits(files, images, Reading(recipe, assume, fill, last_row), skip_bad_episodes) as opened:
         from kabuki_rlds.formats.rlds import writer
         from kabuki_rlds.formats.rlds.staging import StagedFolder
 
@@ -291,7 +293,7 @@ class OpenedSplits:
 
 @contextlib.contextmanager
 def open_splits(
-    files: Files, images: ImageFormat | None = None, reading: Reading | None = None
+    files: Files, images: ImageFormat | None = None, reading: Reading | None = None, skip_bad: bool = False
 ) -> Iterator[OpenedSplits]:
     """Opens the files of a dataset, and sees to it that they fit each other.
 
@@ -299,6 +301,7 @@ def open_splits(
       files: as in `build`.
       images: likewise.
       reading: how they are read.
+      skip_bad: leave out damaged episodes.
 
     Raises:
       KabukiError: a file cannot be opened, a split cannot be named so, or files do not fit.
@@ -322,6 +325,7 @@ def open_splits(
                 paths,
                 split=masks[split],
                 images="encoded",
+                skip_bad=skip_bad,
                 assume=reading.assume,
                 recipe_assume=reading.recipe_assume,
             )

@@ -59,7 +59,7 @@ class Conversion:
       warnings: rules of the format that the source breaks, and so the file.
       changed: field to number of rows that `conform` changed.
       derived: field that the source lacks to how it was made.
-      skipped: damaged episodes of the sources that the file lacks.
+      skipped: episodes of the sources that were left out, since they are damaged or empty.
       last_rows: whether the last row of each episode is a step, and why.
       nan_actions: the rows whose action has a NaN, by field.
     """
@@ -105,10 +105,10 @@ def convert(
         a layout of others (a file, a folder, a pattern of names); or several, which are
         stitched in the order given.
       dest: the file to write.
-      split: which split of the TFDS datasets, in TFDS's syntax: `train[:10%]`; by default
-        `train`. Of demonstrations, the name of a mask, or of a split of the recipe;
-        by default all. A Kabuki file is
-        one split, of which all is taken.
+      split: which split of each source, or which part of it in TFDS's syntax: `train[:10%]`,
+        `train[17:18]`, `train+test`. Of TFDS datasets it is by default `train`. Of
+        demonstrations it is the name of a mask, or of a split of the recipe; by default all.
+        A Kabuki file is one split, `train`, and so are a log, and demonstrations without masks.
       data_dir: where a TFDS name is looked up.
       images: store images decoded ("arrays"), or as the bytes of their files
         ("encoded").
@@ -122,9 +122,9 @@ def convert(
         the source decides (see `last_row`).
       conform: change values that break the rules on episode ends and discounts to
         what the rules say; without it they are kept, and warned of.
-      skip_bad_episodes: leave out the episodes of an RLDS dataset or an EnvLogger log that cannot
-        be read, and convert the rest. The file says which they are. All of a dataset
-        is read twice.
+      skip_bad_episodes: leave out the episodes that cannot be read, and the damaged files among
+        several, and convert the rest. The file says which they are. All data is read twice.
+        Demonstrations without steps are left out in any case.
       resume: keep what is done in `<dest>.parts`, and go on from what is there already,
         which an earlier call with the same sources and options left. The result is the same as if it had
         not been interrupted. Until the end it takes twice the room.

@@ -78,6 +78,7 @@ def export(
     assume: Mapping[str, str] | None = None,
     fill: Mapping[str, float] | None = None,
     last_row: LastRow | None = None,
+    skip_bad_episodes: bool = False,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Exported:
@@ -96,6 +97,7 @@ def export(
       assume: likewise.
       fill: likewise.
       last_row: likewise.
+      skip_bad_episodes: likewise.
       overwrite: replace `dest`.
       progress: show a progress bar on stderr.
 
@@ -113,6 +115,7 @@ def export(
             split=reading.split_of(split),
             data_dir=data_dir,
             images="arrays",
+            skip_bad=skip_bad_episodes,
             assume=reading.assume,
             recipe_assume=reading.recipe_assume,
         )

@@ -721,5 +721,5 @@ def test_only_numpy_is_needed_to_read_a_log(tmp_path):
 
 
 def test_a_log_is_one_split(tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match="a log is one split, so 'test' cannot be taken of it"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.2: no split 'test'; it has train \("):
         kabuki_rlds.convert(VERSIONS / "1.2", tmp_path / "out.hdf5", split="test")

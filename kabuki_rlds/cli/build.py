@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill
+from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.errors import printable
 from kabuki_rlds.filesystem import local_path
@@ -52,6 +52,7 @@ def add(commands: Commands, common: Parser) -> None:
         help="how images that are stored as arrays are encoded; jpeg is lossy (default: as their original files, or "
         "png if these are not known)",
     )
+    add_skip_bad_episodes(command)
     command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     command.set_defaults(run=run)
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         assume=dict(arguments.assume),
         last_row=arguments.last_row,
         fill=dict(arguments.fill),
+        skip_bad_episodes=arguments.skip_bad_episodes,
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
     )

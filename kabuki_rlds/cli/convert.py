@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
+from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes, folder_among
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
 from kabuki_rlds.convert import convert
 from kabuki_rlds.errors import printable
@@ -35,7 +35,8 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
     command.add_argument(
         "--split",
-        help="split of the TFDS datasets, like train[:10%%] or train+test (default: train), or a mask of "
+        help="split of each source, or a part of it, like train[:10%%], train[17:18] or train+test: of TFDS datasets "
+        "(default: train), of a Kabuki file, a log or demonstrations, which are train, or a mask of "
         "demonstrations (default: all)",
     )
     command.add_argument(
@@ -60,12 +61,7 @@ def add(commands: Commands, common: Parser) -> None:
         action="store_true",
         help="change discounts and flags that break the rules on how episodes end; without it they are kept",
     )
-    command.add_argument(
-        "--skip-bad-episodes",
-        action="store_true",
-        help="leave out the episodes of an RLDS dataset or a log that are damaged, say which they are and note them in "
-        "the file, and convert the rest; without it the first of them ends the conversion",
-    )
+    add_skip_bad_episodes(command)
     command.add_argument(
         "--resume",
         action="store_true",
@@ -105,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(f"{PROG}: warning: the source breaks {violation}; kept as it is{remedy}"), file=sys.stderr)
     lost = sum(loss.count for loss in result.skipped)
     if lost:
-        what = "1 damaged episode was" if lost == 1 else f"{lost:,} damaged episodes were"
-        print(f"{PROG}: warning: {what} left out; inspect names them", file=sys.stderr)
+        what = "1 episode was" if lost == 1 else f"{lost:,} episodes were"
+        print(f"{PROG}: warning: {what} left out (empty or damaged); inspect names them", file=sys.stderr)
     if not arguments.quiet:
         for field, how in result.derived.items():
             print(printable(f"{field}: {how}" if LEFT_OUT in how else f"{field}: not in the source, {how}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill, folder_among
+from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.errors import printable
 
@@ -27,6 +27,7 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("--data-dir", metavar="DIR", help="where TFDS names are looked up")
     add_assume(command)
     add_fill(command)
+    add_skip_bad_episodes(command)
     command.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
     command.set_defaults(run=run)
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         assume=dict(arguments.assume),
         last_row=arguments.last_row,
         fill=dict(arguments.fill),
+        skip_bad_episodes=arguments.skip_bad_episodes,
         overwrite=arguments.overwrite,
         progress=sys.stderr.isatty() and not arguments.quiet,
     )

@@ -47,6 +47,16 @@ def add_fill(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_skip_bad_episodes(command: argparse.ArgumentParser) -> None:
+    """Adds the one that says what becomes of damaged episodes."""
+    command.add_argument(
+        "--skip-bad-episodes",
+        action="store_true",
+        help="leave out the episodes that are damaged, and the damaged files among several, report which they are, and "
+        "go on with the rest; without it the first of them is an error",
+    )
+
+
 def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
     """Whether a source is a folder, which TensorFlow may be needed for.
 

@@ -67,7 +67,7 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
         )
     episodes = splits.get(found["name"])
     if episodes is None:
-        have = ", ".join(f"{name} ({len(each):,} episodes)" for name, each in splits.items() if name != ALL)
+        have = ", ".join(f"{name} ({_counted(each)})" for name, each in splits.items() if name != ALL)
         raise SplitError(f"{label}: no split {found['name']!r}; it has {have}")
     if found["start"] is None:
         return episodes
@@ -84,6 +84,10 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
             f"{label}: split {split!r}: {text!r} ends before it begins: at episode {stop}, where it begins at {start}"
         )
     return episodes[start:stop]
+
+
+def _counted(episodes: np.ndarray) -> str:
+    return "1 episode" if len(episodes) == 1 else f"{len(episodes):,} episodes"
 
 
 def _boundary(text: str, default: int, count: int, label: str, part: str) -> int:
@@ -107,7 +111,7 @@ def _boundary(text: str, default: int, count: int, label: str, part: str) -> int
             f"{label}: {part!r}: {text!r} is neither a number of episodes nor a percentage{shards}"
         ) from None
     if abs(number) > count:
-        raise SplitError(f"{label}: {part!r}: there are only {count:,} episodes")
+        raise SplitError(f"{label}: {part!r}: the split has only {count:,} episodes")
     return number + count if number < 0 else number
 
 

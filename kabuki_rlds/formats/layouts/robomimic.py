@@ -154,12 +154,12 @@ class Robomimic(Hdf5Files):
         fields = fields_of(group, f"data/{name}")
         count = num_actions(group) or 0
         stated = Attributes(group).get("num_samples", count)
-        if not np.array_equal(stated, count):
-            raise KabukiError(f"{label}: says num_samples {stated}, but has {count} actions")
         if not count:
             of_steps = (d for path, d in fields.items() if path.partition("/")[0] in ("obs", "next_obs", *_OF_STEPS))
-            has_steps = any(rows_of(dataset) for dataset in of_steps)
-            raise (KabukiError if has_steps else EmptyEpisodeError)(f"{label}: no actions, so no steps")
+            is_empty = np.array_equal(stated, 0) and not any(rows_of(dataset) for dataset in of_steps)
+            raise (EmptyEpisodeError if is_empty else KabukiError)(f"{label}: no actions, so no steps")
+        if not np.array_equal(stated, count):
+            raise KabukiError(f"{label}: says num_samples {stated}, but has {count} actions")
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
         observed = {path.removeprefix("obs/") for path in fields if path.startswith("obs/")}
