@@ -69,7 +69,7 @@ def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
 
 def test_a_split_of_a_kabuki_file_is_refused(tmp_path):
     file = write(tmp_path / "in.hdf5", steps(4))
-    with pytest.raises(kabuki_rlds.KabukiError, match="no split 'test'; it has train .1 episode."):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"no split 'test'; it has train .1 episode."):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5", split="test")
 
 
