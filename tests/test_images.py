@@ -127,6 +127,38 @@ def test_image_files_are_found_in_every_form_of_storage(form, make, tmp_path):
     assert validate(tmp_path / "encoded.hdf5") == []
 
 
+def _several(group: h5py.Group, name: str, rows: Sequence[Sequence[bytes]], form: str) -> None:
+    longest = max(len(file) for row in rows for file in row)
+    if form != "lists":
+        _put(group, name, np.array(rows, f"{'S' if form == 'strings' else 'V'}{longest}"))
+        return
+    stored = group.create_dataset(name, (len(rows), len(rows[0])), h5py.vlen_dtype(np.uint8))
+    for at, row in enumerate(rows):
+        for camera, file in enumerate(row):
+            stored[at, camera] = np.frombuffer(file, np.uint8)
+
+
+@pytest.mark.parametrize("form", ["strings", "opaque", "lists"])
+def test_rows_of_several_image_files_are_lists_of_images(form, tmp_path):
+    rows = [list(pair) for pair in zip(jpegs(5), reversed(jpegs(5)), strict=True)]
+    source = aloha(tmp_path / "episode_0.hdf5", rows, lambda group, name, files: _several(group, name, files, form))
+    convert(source, tmp_path / "arrays.hdf5", fill={"reward": 0})
+    stored, attributes = read(tmp_path / "arrays.hdf5")
+    np.testing.assert_array_equal(stored, [decoded(row) for row in rows])
+    assert attributes["kind"] == "image"
+    file = convert(source, tmp_path / "encoded.hdf5", fill={"reward": 0}, images="encoded").path
+    assert validate(file) == []
+    (batch,) = kabuki_rlds.load_steps(file, 9, keep_last=True, as_numpy=True)
+    np.testing.assert_array_equal(batch["observation"]["images"]["top"], stored)
+    builder = tfds.builder_from_directory(build(source, tmp_path / "rlds", name="made", fill={"reward": 0}).path)
+    feature = builder.info.features["steps"]["observation"]["images"]["top"]
+    assert isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image)
+    rows[3][1] = rows[3][1][:-9]
+    aloha(source, rows, lambda group, name, files: _several(group, name, files, form))
+    with pytest.raises(KabukiError, match=r"row 3: field 'observation/images/top': image 1 is a truncated JPEG"):
+        convert(source, tmp_path / "again.hdf5", fill={"reward": 0}, images="encoded")
+
+
 # --- layouts ---
 
 

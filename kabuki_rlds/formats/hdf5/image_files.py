@@ -7,6 +7,8 @@ HDF5 has no type for a file, so writers choose one of several. A row is
     opaque   an opaque value, padded likewise
     padded   a row of an array of bytes (rows, longest file), padded likewise
 
+All but the last can have several files in a row: (rows, files), as many in each.
+
 PNG and JPEG files do not end with a NUL, so the padding can be told from the file. Strings of
 variable length cannot hold one: they end at the first NUL, and all image files have some.
 
@@ -76,14 +78,20 @@ def form_of(dataset: h5py.Dataset) -> Form | None:
     if dtype.itemsize * math.prod(shape[1:]) > _LONGEST_FILE:
         return None
     element = h5py.check_vlen_dtype(dtype)
-    if element is not None:
-        return "lists" if len(shape) == 1 and _is_byte(element) else None
+    # All dimensions of a row but one are 1: OpenCV gives a file as (n, 1).
     longest = max(shape[1:], default=1)
-    if _is_byte(dtype) and longest >= _SHORTEST_FILE and _is_one_a_row(shape, longest):
-        return "padded"
-    if not _is_one_a_row(shape):
+    if math.prod(shape[1:]) != longest:
         return None
+    if element is not None:
+        return "lists" if _is_byte(element) else None
+    if _is_byte(dtype) and longest >= _SHORTEST_FILE:
+        return "padded"
     return "strings" if dtype.kind == "S" else "opaque" if is_opaque(dtype) else None
+
+
+def files_per_row(dataset: h5py.Dataset, form: Form) -> int:
+    """How many files a row of a dataset in such a form holds."""
+    return 1 if form == "padded" else math.prod(dataset.shape[1:])
 
 
 def _dtype_of(dataset: h5py.Dataset) -> np.dtype | None:
@@ -102,11 +110,6 @@ def is_opaque(dtype: np.dtype) -> bool:
 
 def _is_byte(dtype: np.dtype) -> bool:
     return dtype.kind in "iuSV" and dtype.itemsize == 1 and h5py.check_enum_dtype(dtype) is None
-
-
-def _is_one_a_row(shape: tuple[int, ...], longest: int = 1) -> bool:
-    """Whether all dimensions of a row are 1, except the longest. OpenCV gives files as (n, 1)."""
-    return sorted(shape[1:]) in ([], [1] * (len(shape) - 2) + [longest])
 
 
 def content_of(dataset: h5py.Dataset) -> Content:
@@ -129,7 +132,9 @@ def content_of(dataset: h5py.Dataset) -> Content:
     if 2 * len(decodable) > len(files):
         # A damaged header may state any size.
         whole = [header for file, header in decodable if damage_of(file) is None]
-        return Content(_field_of(whole or [header for _, header in decodable]))
+        field = _field_of(whole or [header for _, header in decodable])
+        files_in_row = files_per_row(dataset, form)
+        return Content(field if files_in_row == 1 else dataclasses.replace(field, shape=(files_in_row, *field.shape)))
     # Text may begin as a BMP file does.
     if 2 * len(headers) > len(files) and all(header.file_format != "bmp" for _, header in headers):
         _warn_of_undecodable(dataset.file.filename, dataset.name, headers[0][1].file_format)
@@ -172,20 +177,20 @@ def _sample(dataset: h5py.Dataset, form: Form) -> list[bytes]:
 
 
 def read_files(dataset: h5py.Dataset, form: Form, start: int, stop: int) -> list[bytes]:
-    """The bytes of some rows, without padding.
+    """The files of some rows, end to end, without padding.
 
     Raises:
       OSError, RuntimeError, ValueError: they cannot be read.
     """
     if form == "lists":
         check_claims(dataset, start, stop)
-        return [row.tobytes() for row in dataset[start:stop]]
+        return [file.tobytes() for file in dataset[start:stop].reshape(-1)]
     if form == "padded":
         return unpadded(np.asarray(dataset[start:stop]))
     pad = b"\0"
     if form == "strings" and dataset.id.get_type().get_strpad() == h5py.h5t.STR_SPACEPAD:
         pad = b" "
-    return unpadded(_raw(dataset, start, stop), pad)
+    return unpadded(_raw(dataset, start, stop).reshape(-1), pad)
 
 
 def unpadded(rows: np.ndarray, pad: bytes = b"\0") -> list[bytes]:

@@ -331,8 +331,9 @@ def _read_encoded_field(dataset: h5py.Dataset, attributes: Mapping[str, Any]) ->
     is_image = _as_text(attributes.get("kind", "")) == "image"
     if form is None or not is_image or shape is None or not _has_files(dtype, shape):
         raise ValueError(f"there are no image files of {dtype} {shape or ''}")
-    if len(shape) > 3 and form != "lists":
-        raise ValueError("lists of image files are stored as bytes of variable length")
+    has_several = image_files.files_per_row(dataset, form) > 1
+    if has_several != (len(shape) > 3 and "companion" not in attributes):
+        raise ValueError(f"rows of {dataset.shape[1:]} are not image files of {shape}")
     names = _names(dataset, attributes)
     return Field(
         dtype=dtype,

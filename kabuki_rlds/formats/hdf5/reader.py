@@ -434,7 +434,8 @@ def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futu
     """Reads the rows of a dataset that holds such a field."""
     if field.is_fixed and field.dtype != BYTES:
         return FixedReader(dataset, executor, field.dtype)
-    if field.encoded and not field.is_list_of_images:
+    # Lists of any length have a companion.
+    if field.encoded and not (field.is_list_of_images and "companion" in dataset.attrs):
         return ImageFileReader(dataset, field, executor)
     return VariableReader(dataset, field)
 

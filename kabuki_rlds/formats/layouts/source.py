@@ -420,7 +420,7 @@ class EpisodesSource:
             rows = episode.steps[path]
             if field.encoded and not rows.field.encoded:
                 # The rows are blank: the image files of this episode are missing.
-                columns[path] = np.full(stop - start, b"", object)
+                columns[path] = _missing_files(field, stop - start)
                 continue
             try:
                 column = rows.read(start, stop, self._threads)
@@ -655,6 +655,14 @@ def _as_value(value: object) -> np.ndarray:
 def _field_of(value: object) -> Field:
     array = _as_value(value)
     return Field(array.dtype, array.shape, "text" if array.dtype == BYTES else "array")
+
+
+def _missing_files(field: Field, count: int) -> Column:
+    """Rows of empty image files."""
+    if not field.is_list_of_images:
+        return np.full(count, b"", object)
+    files = field.shape[0] or 1
+    return Ragged(np.full(count * files, b"", object), np.full((count, 1), files, np.int64))
 
 
 def _as_field(column: Column, field: Field) -> Column:
