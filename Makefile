@@ -101,7 +101,7 @@ define get-gmpxx
 endef
 
 define create-venv
-@echo 'setting up $(VENV)/ with Python $(VERSION), once: about 0.9 GB to download, 2.5 GB on disk'
+@echo 'setting up $(VENV)/ with Python $(VERSION), once: about 0.9 GB to download, 3 GB on disk'
 @"$(PYTHON)" -m venv --clear $(VENV)
 endef
 
