@@ -272,7 +272,17 @@ def test_descriptions_are_kept():
         (legacy(SEQUENCE, [proto(TENSOR, None)]) | {"x": 1}, "is a Sequence, expected a FeaturesDict"),
         (legacy(DICT, {"x": {"type": SEQUENCE, "content": {"feature": proto(TENSOR, None), "length": -7}}}), "length"),
         (legacy(DICT, {"x": legacy(TENSOR, {"shape": [2], "dtype": "f4,f4"})}), "has the dtype 'f4,f4'"),
-        (legacy(DICT, {"x": legacy(TENSOR, {"shape": [2], "dtype": "nothing"})}), "feature 'x' cannot be made"),
+        *(
+            (
+                legacy(DICT, {"x": legacy(TENSOR, {"shape": [2], "dtype": "int32"} | wrong)}),
+                "feature 'x' cannot be made",
+            )
+            for wrong in (
+                *({"dtype": "nothing"}, {"dtype": ["int32"]}, {"encoding": "nothing"}, {"minimum": "a"}),
+                *({"optional": "yes"}, {"shape": 3}, {"shape": "23"}, {"shape": [1.5]}, {"shape": ["3"]}),
+                *({"shape": [[3]]}, {"shape": {"a": 1}}, {"shape": [float("nan")]}),
+            )
+        ),
     ],
 )
 def test_what_is_no_features_json_is_one_line(value, says):
@@ -376,6 +386,7 @@ OF_DATASETS: dict[str, Callable[[Path, Path, Path], object]] = {
     "source": lambda folder, file, out: open_source(folder),
     "convert": lambda folder, file, out: kabuki_rlds.convert(folder, out / "out.hdf5"),
     "convert, skipping": lambda folder, file, out: kabuki_rlds.convert(folder, out / "o.hdf5", skip_bad_episodes=True),
+    "open": lambda folder, file, out: kabuki_rlds.open(folder),
     "build": lambda folder, file, out: kabuki_rlds.build(folder, out / "built", name="x"),
     "export": lambda folder, file, out: export(folder, out / "out.hdf5", "robomimic"),
     "compare": lambda folder, file, out: kabuki_rlds.compare(file, folder),
@@ -391,6 +402,7 @@ OF_FILES: dict[str, Callable[[Path, Path], object]] = {
     "load_windows": lambda file, out: list(kabuki_rlds.load_windows(file, 4, length=2)),
     "convert": lambda file, out: kabuki_rlds.convert(file, out / "out.hdf5"),
     "build": lambda file, out: kabuki_rlds.build(file, out / "built", name="x"),
+    "open": lambda file, out: kabuki_rlds.open(file)[0],
     "validate": lambda file, out: kabuki_rlds.validate(file),
     "inspect": lambda file, out: kabuki_rlds.inspect(file),
     "compare": lambda file, out: kabuki_rlds.compare(file, file),

@@ -435,7 +435,7 @@ def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futu
     if field.is_fixed and field.dtype != BYTES:
         return FixedReader(dataset, executor, field.dtype)
     # Lists of any length have a companion.
-    if field.encoded and not (field.is_list_of_images and "companion" in dataset.attrs):
+    if field.encoded and not (field.is_list_of_images and "companion" in Attributes(dataset)):
         return ImageFileReader(dataset, field, executor)
     return VariableReader(dataset, field)
 

@@ -192,6 +192,8 @@ class _Parser:
             else:
                 feature = cls.from_json_content(self._checked(content, path))
                 self._check_classes(feature, path)
+                # TFDS checks little of a shape or a limit before it is used.
+                feature.to_proto()
                 return feature
         except KabukiError:
             raise
