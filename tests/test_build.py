@@ -142,7 +142,8 @@ def test_metadata_and_version_are_those_of_the_file(tmp_path):
     file = handmade.write(tmp_path / "my hopper-2.hdf5", handmade.fields(), root)
     built = kabuki_rlds.build(file, tmp_path / "data")
     assert built.path == tmp_path / "data" / "my_hopper_2" / "2.1.0"
-    assert dict(tfds.builder_from_directory(built.path).info.metadata) == specs
+    ours = {"kabuki": {"last_is_step": {"train": [[False, 3]]}}}
+    assert dict(tfds.builder_from_directory(built.path).info.metadata) == specs | ours
 
 
 def test_a_column_that_somebody_added_is_there(converted, tmp_path):
@@ -390,6 +391,7 @@ def test_tfds_builds_in_a_process_of_its_own(converted, dataset, expected, tmp_p
         "dataset_info.json",
         "features.json",
         "kabuki_hdf5-train.array_record-00000-of-00001",
+        "metadata.json",
     ]
     info = tfds.builder("kabuki_hdf5/plain", data_dir=tmp_path).info
     assert info.description == "The test dataset plain."
@@ -781,7 +783,12 @@ def test_the_command_builds_in_one_line(hand_file, converted, tmp_path, capsys):
     out, err = capsys.readouterr()
     folder = tmp_path / "mine" / "1.0.0"
     size = sum(file.stat().st_size for file in folder.iterdir())
-    assert out == f"{folder}: 24 steps in 9 episodes (train 6, val 3), {size / 1e3:.0f} kB\n"
+    *last_rows, line = out.splitlines()
+    assert line == f"{folder}: 24 steps in 9 episodes (train 6, val 3), {size / 1e3:.0f} kB"
+    assert [each.partition(" (")[0] for each in last_rows] == [
+        "train: last rows: observations in 6 of 6 episodes",
+        "val: last rows: observations in 3 of 3 episodes",
+    ]
     assert err == ""
     assert main(arguments) == 1
     assert capsys.readouterr().err == f"kabuki-rlds: error: {folder}: already there; --overwrite replaces it\n"

@@ -22,6 +22,7 @@ from kabuki_rlds.formats.hdf5 import chunks, layout
 from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.formats.hdf5.writer import KabukiWriter
 from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BFLOAT16, BYTES, Field, Schema
 
 DTYPES = [
@@ -168,6 +169,7 @@ class _Steps:
         self.label = "made up"
         self.origins = [Origin("made up")]
         self.skipped, self.files = [], []
+        self.last_rows = LastRows.of_all(False, len(episodes), "made up")
         lengths = [length for length, _ in episodes]
         self.starts = np.cumsum([0, *lengths[:-1]]) if episodes else np.zeros(0, np.int64)
         self.num_episodes = len(episodes)
@@ -179,7 +181,7 @@ class _Steps:
         self.schema = Schema({name: Field(column.dtype) for name, column in self.columns.items()}, {})
         self.bounds = [0, *sorted(min(c, self.rows) for c in cut), self.rows]
 
-    def blocks(self):
+    def blocks(self, only=None):
         taken = 0
         for a, b in itertools.pairwise(self.bounds):
             end = len(self.starts) if b == self.rows else int(np.searchsorted(self.starts, b))

@@ -164,7 +164,7 @@ def test_truncated_episodes_that_carry_values_are_taken_for_padding_with_a_warni
     assert "5 of 5 last rows carry a step" in caplog.text and "--last-row step" in caplog.text
     caplog.clear()
     kabuki_rlds.convert(source, tmp_path / "s.hdf5", last_row="step")
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert _steps(tmp_path / "s.hdf5")[0] == TOTAL
 
 

@@ -124,6 +124,7 @@ def test_the_specs_are_kept(tmp_path):
     assert stored["environment_specs"]["action_spec"]["num_values"] == 2
     assert stored["environment_specs"]["observation_spec"]["shape"] == [4]
     file = kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").path
+    assert stored.pop("kabuki") == {"last_is_step": {"train": []}}
     assert json.loads(kabuki_rlds.inspect(file).info.environment) == stored
 
 

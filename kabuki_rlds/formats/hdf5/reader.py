@@ -306,7 +306,7 @@ class KabukiSource:
 
     def piece(self, first: int, end: int) -> KabukiSource:
         """The episodes `first` to `end`; see `select`."""
-        return self.select(np.arange(first, end))
+        return self.select(np.arange(first, min(end, self.num_episodes)))
 
     def select(self, episodes: np.ndarray) -> KabukiSource:
         """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
