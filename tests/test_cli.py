@@ -320,7 +320,7 @@ def test_a_dataset_is_found_by_its_name_and_nothing_of_tensorflow_is_seen(datase
     assert last_rows.startswith("last rows: observations in 10 of 10 episodes (rule 4: ")
     assert line.startswith(f"{tmp_path / 'out.hdf5'}: 139 steps in 10 episodes, ")
     assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("kabuki-rlds: about ")
+    assert result.err.startswith("kabuki-rlds: 139 steps, ")
 
 
 def test_no_noise_stands_before_an_error_either(dataset, tmp_path):
