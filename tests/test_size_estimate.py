@@ -49,7 +49,7 @@ def stated(text: str) -> tuple[int, float]:
     "split", ["train[:1]", "train[10:20]", "train[200:]", "train[-1:]", "train[:50%]", "train[-3:-1]"]
 )
 def test_a_part_of_a_shard_is_estimated_within_a_tenth(data_dir, tmp_path, caplog, size, file_format, split):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "kabuki_rlds")
     result = kabuki_rlds.convert(f"{size}_{file_format}", tmp_path / "x.hdf5", data_dir=data_dir, split=split)
     num_steps, num_bytes = stated(caplog.text)
     assert abs(num_steps - result.steps) <= result.steps / 10
