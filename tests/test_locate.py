@@ -114,7 +114,7 @@ def test_weights_beside_a_recording(tmp_path, caplog):
 
 
 def test_datasets_in_a_folder_are_joined_in_the_order_of_their_names(tmp_path, rlds, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "kabuki_rlds")
     for name, version, reward in (("b10", "1.0.0", 4), ("a", "1.0.0", 1), ("b2", "1.0.0", 2), ("b2", "2.0.0", 3)):
         rlds(tmp_path / "all", name, version, reward)
     kabuki(tmp_path / "all/extra.hdf5", 9)
@@ -135,7 +135,7 @@ def test_datasets_in_a_folder_are_joined_in_the_order_of_their_names(tmp_path, r
     ],
 )
 def test_datasets_that_a_pattern_matches_are_joined(tmp_path, rlds, caplog, pattern, want, order):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "kabuki_rlds")
     for name, version, reward in (("b10", "1.0.0", 4), ("a", "1.0.0", 1), ("b2", "1.0.0", 2), ("b2", "2.0.0", 3)):
         rlds(tmp_path / "all", name, version, reward)
     assert read(tmp_path, tmp_path / pattern) == want
