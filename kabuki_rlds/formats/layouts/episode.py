@@ -247,7 +247,9 @@ def value_of(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
       ValueError: it cannot be read, and which it is.
     """
     try:
-        if dataset.dtype.kind in "OV" and (reason := types.unreadable(dataset.id.get_type())):
+        # An opaque value is as many bytes as its type says; within other types h5py does not know it.
+        may_be_unreadable = dataset.dtype.kind in "OV" and not image_files.is_opaque(dataset.dtype)
+        if may_be_unreadable and (reason := types.unreadable(dataset.id.get_type())):
             raise ValueError(f"its type has {reason}, which are not read")
         if dataset.shape and dataset.dtype.kind == "O":
             claims.check_claims(dataset, 0, len(dataset))
