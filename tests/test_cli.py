@@ -279,11 +279,10 @@ def test_a_missing_field_names_the_remedy(dataset, tmp_path, call):
 def test_sources_that_do_not_fit_name_the_field(valid, tmp_path, call):
     fields = handmade.fields()
     other = handmade.write(tmp_path / "other.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
+    hand = handmade.write(tmp_path / "hand.hdf5", fields)
     assert_fails(
-        call("convert", other, handmade.write(tmp_path / "hand.hdf5", fields), tmp_path / "out.hdf5"),
-        "hand.hdf5 does not fit",
-        "other.hdf5",
-        "step field 'reward' is float32 in the first and float64 in the second",
+        call("convert", other, hand, tmp_path / "out.hdf5"),
+        f"{hand} does not fit {other}: step field 'reward' is float32 in {other}, but float64 in {hand}",
     )
     assert_fails(call("convert", other, valid, tmp_path / "out.hdf5"), "valid.hdf5 does not fit")
 
