@@ -179,7 +179,7 @@ def _episode(name: str, group: h5py.Group) -> Episode:
     label = f"{group.file.filename}: {name}"
     fields = fields_of(group, name)
     terminations = fields.get("terminations")
-    if not Attributes(group).get("total_steps", 0) and _is_empty(fields):
+    if np.array_equal(Attributes(group).get("total_steps", 0), 0) and _is_empty(fields):
         raise EmptyEpisodeError(f"{label}: no terminations, so no steps")
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise KabukiError(f"{label}: no terminations, one a step")
