@@ -270,16 +270,16 @@ def test_image_files_where_the_layout_has_none(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "label"),
     [
-        (robomimic, ": data/demo_1"),
-        (lambda path: layout_files.robomimic(path, {0: 3, 1: 2}, next_obs=False), ": data/demo_1"),
-        (lambda path: layout_files.robosuite(path, {0: 3, 1: 2}), ": data/demo_1"),
+        (robomimic, "data/demo_1"),
+        (lambda path: layout_files.robomimic(path, {0: 3, 1: 2}, next_obs=False), "data/demo_1"),
+        (lambda path: layout_files.robosuite(path, {0: 3, 1: 2}), "data/demo_1"),
         (MADE["aloha"], ""),
     ],
 )
-def test_an_episode_without_actions_is_refused(make, label, repeat, tmp_path, capsys):
+def test_an_episode_without_actions_is_left_out_if_it_is_not_the_only_one(make, label, repeat, tmp_path, capsys):
     path = make(tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
-        group = file["data/demo_1"] if label else file
+        group = file[label] if label else file
         names: list[str] = []
         group.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         for name in names:
@@ -290,8 +290,23 @@ def test_an_episode_without_actions_is_refused(make, label, repeat, tmp_path, ca
             group.attrs["num_samples"] = 0
             file["data"].attrs["total"] = 3
     assume = ["--assume", "last_observation=repeat"] if repeat else []
-    assert main(["convert", str(path), str(tmp_path / "out.hdf5"), "--fill", "reward=0", *assume]) == 1
-    assert capsys.readouterr().err == f"kabuki-rlds: error: {path}{label}: no actions, so no steps\n"
+    out = tmp_path / "out.hdf5"
+    code = main(["convert", str(path), str(out), "--fill", "reward=0", *assume])
+    error = capsys.readouterr().err
+    if make is robomimic and repeat:
+        # Its files hold the last observation.
+        assert (code, error.count("\n")) == (1, 1)
+        assert "last_observation=repeat cannot apply" in error
+    elif not label:
+        assert (code, error) == (1, f"kabuki-rlds: error: {path}: no actions, so no steps\n")
+    else:
+        assert code == 0
+        assert f"kabuki-rlds: warning: {path}: record 1: {label}: no actions, so no steps; left out\n" in error
+        assert error.endswith("kabuki-rlds: warning: 1 episode was left out (empty or damaged); inspect names them\n")
+        with h5py.File(out) as file:
+            assert file["episodes/length"][:].tolist() == [4 if repeat or make is robomimic else 3]
+        assert main(["inspect", str(out)]) == 0
+        assert f"  left out  {path}: record 1: {label}: no actions, so no steps\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("layout", "group"), [("robomimic", "data/demo_"), ("minari", "episode_")])
@@ -489,7 +504,8 @@ def _with(name: str, values: Any) -> Callable[[Any], Any]:
     ("change", "message"),
     [
         (lambda table: None, "data/1: no .{} file"),
-        (lambda table: table.slice(0, 1), "data/1: a table of 1 rows, so no steps"),
+        # Not an empty episode, since its metadata say that it has a step.
+        (lambda table: table.slice(0, 1), "data/1: says total_steps 1, but has 1 rows, the last of which is none"),
         (lambda table: table.slice(0, 2).take([0, 0, 1]), "data/1: says total_steps 1, but has 3 rows, the last of"),
         (lambda table: table.drop_columns(["rewards"]), "data/1: the table has no column for reward"),
         (_with("rewards", [None, 0.5]), "data/1: rewards: 1 rows without a value"),

@@ -293,9 +293,9 @@ def test_more_episodes_than_were_said_are_no_loss(damaged, tmp_path, caplog):
 def test_a_dataset_of_which_nothing_can_be_read(damaged, tmp_path):
     for shard in tfrecords.shards(damaged):
         shard.write_bytes(b"")
-    result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.steps) == (0, 0)
-    assert sum(loss.count for loss in result.skipped) == EPISODES
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"none of the {EPISODES} episodes can be read; the first: "):
+        kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert not (tmp_path / "out.hdf5").exists()
 
 
 def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
@@ -305,7 +305,7 @@ def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
     error = capfd.readouterr().err
     shard = tfrecords.shards(damaged)[1]
     assert f"kabuki-rlds: warning: {shard}: record 1: the data is damaged, by its checksum; left out\n" in error
-    assert error.endswith("kabuki-rlds: warning: 1 damaged episode was left out; inspect names them\n")
+    assert error.endswith("kabuki-rlds: warning: 1 episode was left out (empty or damaged); inspect names them\n")
     assert main(["inspect", str(out)]) == 0
     assert f"  left out  {shard}: record 1: the data is damaged, by its checksum\n" in capfd.readouterr().out
     assert main(["validate", str(out), "--against", str(damaged)]) == 0
