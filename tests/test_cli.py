@@ -8,11 +8,10 @@ looks at the noise of its start.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import h5py
@@ -56,10 +55,8 @@ def light(*arguments, **options) -> Result:
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Runs the command in this process."""
-    log = logging.getLogger("kabuki_rlds")
-    before = log.handlers, log.propagate, log.level
 
     def run(*arguments) -> Result:
         capfd.readouterr()
@@ -69,8 +66,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
             code = e.code  # type: ignore[assignment]
         return Result(code, *capfd.readouterr())
 
-    yield run
-    log.handlers, log.propagate, log.level = before
+    return run
 
 
 @pytest.fixture
