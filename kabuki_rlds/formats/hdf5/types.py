@@ -1,7 +1,8 @@
 """Which HDF5 types h5py can read.
 
 h5py 3.16 crashes when it reads a sequence of region references, with HDF5 1.14 and 2.0. It cannot read opaque data
-either. So the types whose values are read are listed here.
+either, unless it is all that a dataset holds: see `image_files.is_opaque`. So the types whose values are read are
+listed here.
 """
 
 from __future__ import annotations
