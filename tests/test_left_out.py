@@ -263,4 +263,4 @@ def test_no_message_says_and_more(tmp_path):
     with pytest.raises(
         KabukiError, match=r"episode_0.hdf5 to .*episode_3.hdf5 \(4 files\): the steps have no 'reward'"
     ):
-        kabuki_rlds.convert(tmp_path, tmp_path.parent / "out.hdf5")
+        kabuki_rlds.convert(tmp_path, tmp_path.parent / "left_out_joined.hdf5")
