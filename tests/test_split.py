@@ -140,7 +140,9 @@ def test_masks_are_cut(tmp_path):
 def test_demonstrations_in_several_files_are_cut_as_one(tmp_path):
     for i in range(5):
         layout_files.aloha(tmp_path / f"episode_{i}.hdf5", 3 + i)
-    result = kabuki_rlds.convert(tmp_path, tmp_path.parent / "split_joined.hdf5", split="train[1:3]", fill={"reward": 0})
+    result = kabuki_rlds.convert(
+        tmp_path, tmp_path.parent / "split_joined.hdf5", split="train[1:3]", fill={"reward": 0}
+    )
     assert (result.episodes, result.steps) == (2, 9)
 
 
