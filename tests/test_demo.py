@@ -22,10 +22,9 @@ def demo(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-m", "kabuki_rlds.cli", "demo", folder], capture_output=True, text=True, check=False
     )
-    assert (done.returncode, [line for line in done.stderr.splitlines() if "steps, 2.4 MB as arrays" not in line]) == (
-        0,
-        [],
-    )
+    # The size depends on the recorded episodes, and these on the version of MuJoCo.
+    unexpected = [line for line in done.stderr.splitlines() if not re.search(r"steps, \d\.\d MB as arrays", line)]
+    assert (done.returncode, unexpected) == (0, [])
     return folder, done.stdout
 
 
