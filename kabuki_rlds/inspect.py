@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds import interruption
+from kabuki_rlds.block import splits_of
 from kabuki_rlds.convention import IS_TERMINAL, REWARD, is_number, one_per_row
 from kabuki_rlds.errors import KabukiError, printable
 from kabuki_rlds.formats.hdf5 import last_rows, layout
@@ -108,38 +109,44 @@ class Summary:
 
 
 @interruption.held_back()
-def inspect(path: str | os.PathLike[str]) -> Summary:
+def inspect(path: str | os.PathLike[str], *, split: str | None = None) -> Summary:
     """Looks into a Kabuki file. Only the actions, the rewards and the flags are read.
 
+    Args:
+      path: the file.
+      split: a part of the file, in TFDS's syntax: `train[17:18]`. Sizes on disk are those of the whole file.
+
     Raises:
-      KabukiError: the file cannot be opened, or is no Kabuki file.
+      KabukiError: the file cannot be opened, is no Kabuki file, or has no such part.
     """
-    with KabukiSource(path) as source:
+    with KabukiSource(path) as whole:
+        source = whole if split is None else whole.of_split(split)
+        num_steps = int(source.lengths.sum())
         columns = [
             Column(
                 name,
                 field.describe(),
                 dataset.id.get_storage_size(),
-                None if field.row_nbytes is None else field.row_nbytes * len(dataset),
+                None if field.row_nbytes is None else field.row_nbytes * rows,
                 field.derived,
             )
-            for prefix, datasets, fields in (
-                ("", source.step_datasets, source.schema.steps),
-                ("episodes/metadata/", source.metadata_datasets, source.schema.metadata),
+            for prefix, datasets, fields, rows in (
+                ("", source.step_datasets, source.schema.steps, num_steps),
+                ("episodes/metadata/", source.metadata_datasets, source.schema.metadata, source.num_episodes),
             )
             for (name, dataset), field in zip(
                 ((prefix + path, dataset) for path, dataset in datasets.items()), fields.values(), strict=True
             )
         ]
         last_rows.warn_if_unstated(source)
-        lengths = np.diff(source.starts, append=source.num_steps)
+        lengths = source.lengths
         returns, terminal = _returns_and_ends(source)
         ended = lengths > 0
         return Summary(
             path=os.fspath(path),
             format_version=layout.text_attribute(source.file, "format_version"),
             info=source.schema.info,
-            steps=source.num_steps,
+            steps=num_steps,
             episodes=source.num_episodes,
             lengths=_range(lengths),
             returns=None if returns is None else _range(returns),
@@ -163,11 +170,12 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
     returns = np.zeros(source.num_episodes) if REWARD in names else None
     last_is_step = np.zeros(source.num_episodes, bool) if source.last_rows is None else source.last_rows.is_step
     terminal = np.zeros(source.num_episodes, bool) if IS_TERMINAL in names else None
+    bounds = splits_of(source.lengths)
     row = 0
     for block in source.blocks(only=names):
         rows = np.arange(row, row + block.num_steps)
         row += block.num_steps
-        episode = np.searchsorted(source.starts, rows, side="right") - 1
+        episode = np.searchsorted(bounds[:-1], rows, side="right") - 1
         values = {name: one_per_row(column) for name, column in block.steps.items()}
         if returns is not None:
             reward = values[REWARD]
@@ -175,7 +183,7 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
                 returns = None
             else:
                 # As in the loaders, the index and not `is_last` says where an episode ends.
-                is_padding = (rows == source.ends[episode] - 1) & ~last_is_step[episode]
+                is_padding = (rows == bounds[episode + 1] - 1) & ~last_is_step[episode]
                 returns += np.bincount(episode, np.where(is_padding, 0, reward.astype(np.float64)), source.num_episodes)
         if terminal is not None:
             flag = values[IS_TERMINAL]

@@ -264,3 +264,19 @@ def test_no_message_says_and_more(tmp_path):
         KabukiError, match=r"episode_0.hdf5 to .*episode_3.hdf5 \(4 files\): the steps have no 'reward'"
     ):
         kabuki_rlds.convert(tmp_path, tmp_path.parent / "left_out_joined.hdf5")
+
+
+def test_a_damaged_image_is_named_by_its_file_when_several_are_loaded(tmp_path):
+    import tensorflow as tf
+
+    files = [tf.io.encode_png(np.full((8, 9, 3), i, np.uint8)).numpy() for i in range(4)]
+    sources = [layout_files.minari(tmp_path / f"{name}.hdf5", [3, 3], files) for name in "ab"]
+    paths = []
+    for source in sources:
+        paths.append(kabuki_rlds.convert(source, source.with_name(f"k{source.name}"), images="encoded").path)
+    with h5py.File(paths[1], "a") as f:
+        camera = f["observation/camera"]
+        camera[5] = camera[5][:-20]
+    batches = kabuki_rlds.load_steps(paths, 4, as_numpy=True)
+    with pytest.raises(KabukiError, match=rf"^{paths[1]}: episode 1: row 1: field 'observation/camera'"):
+        list(batches)

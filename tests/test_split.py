@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py
@@ -104,6 +105,12 @@ def test_every_command_with_a_split_takes_parts(kabuki, tmp_path, capsys):
     assert episodes(out) == [17]
     assert main(["validate", str(out), "--against", str(kabuki), "--split", "train[17:18]"]) == 0
     assert main(["validate", str(out), "--against", str(kabuki), "--split", "train[16:17]"]) == 1
+    capsys.readouterr()
+    assert main(["inspect", str(kabuki), "--split", "train[17:18]", "--json"]) == 0
+    part, alone = json.loads(capsys.readouterr().out), json.loads(kabuki_rlds.inspect(out).to_json())
+    for name in ("steps", "episodes", "lengths", "returns", "terminal", "truncated", "memory_bytes"):
+        assert part[name] == alone[name]
+    assert main(["inspect", str(kabuki), "--split", "test"]) == 1
     assert export(kabuki, tmp_path / "d4rl.hdf5", "d4rl", split="train[17:18]").episodes == 1
     capsys.readouterr()
 

@@ -19,6 +19,7 @@ def add(commands: Commands, common: Parser) -> None:
         description="Prints the fields, episodes, lengths, returns and endings of a file, its size and its sources.",
     )
     command.add_argument("file", metavar="FILE", help="a Kabuki HDF5 file")
+    command.add_argument("--split", help="a part of the file, like train[17:18] or train[:10%%] (default: all of it)")
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
 
@@ -26,6 +27,6 @@ def add(commands: Commands, common: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     registry.refuse(arguments.file)
-    summary = inspect(arguments.file)
+    summary = inspect(arguments.file, split=arguments.split)
     print(summary.to_json() if arguments.json else to_text(summary))
     return 0

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -212,16 +211,8 @@ def _open_kabuki(
             what = ", ".join(left_out[:_NAMED]) + more
             _log.warning("%s: left out, since the format has no place for it: %s", path, what)
         if split is not None:
-            file = file.select(selected(split, _splits(file), file.label))
+            file = file.of_split(split)
         return without_damaged(file) if skip_bad else file
     except BaseException:
         file.close()
         raise
-
-
-def _splits(file: KabukiSource) -> dict[str, np.ndarray]:
-    """The split that a Kabuki file is, under the names that it has."""
-    whole = np.arange(file.num_episodes)
-    names = {origin.split for origin in file.origins}
-    named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
-    return dict.fromkeys((WHOLE, ALL, *named), whole)

@@ -23,9 +23,11 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
+from kabuki_rlds import interruption
 from kabuki_rlds.arrays import as_array, nested
 from kabuki_rlds.block import Column
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.reader import KabukiSource
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.last_row import LastRow
 from kabuki_rlds.schema import Field, Schema
@@ -131,8 +133,7 @@ class Batches:
             if not len(index):
                 return
             if self._images is None:
-                others = f" and {len(self._paths) - 1} more" if len(self._paths) > 1 else ""
-                self._images = ImageDecoder(self._samples.fields, self._paths[0] + others)
+                self._images = ImageDecoder(self._samples.fields, ", ".join(self._paths))
             seed = secrets.randbits(128) if self._seed is None else self._seed
             for epoch in itertools.count() if self._epochs is None else range(self._epochs):
                 if self._shuffle:
@@ -145,7 +146,19 @@ class Batches:
                     gathered = self._in_order(table, index)
                 with contextlib.closing(gathered):
                     for block in gathered:
-                        yield self._samples.finish(self._images.decode(block, table.threads))
+                        yield self._samples.finish(self._decode(block, table))
+
+    def _decode(self, block: dict[str, Column], table: Table) -> dict[str, Column]:
+        assert self._images is not None
+        try:
+            return self._images.decode(block, table.threads)
+        except KabukiError:
+            # A block has rows of several files. Each file is read to name the one that is damaged, and the episode.
+            for path in self._paths:
+                with KabukiSource(path, quiet=True) as source:
+                    for _ in source.blocks():
+                        interruption.check()
+            raise
 
     def _unchanged(self, schema: Schema, path: str) -> list[str]:
         if any(schema.steps.get(field) != stored for field, stored in self._stored.items()):

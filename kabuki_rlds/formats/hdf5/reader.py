@@ -10,6 +10,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -27,7 +28,7 @@ from kabuki_rlds.formats.hdf5.file_reader import ImageFileReader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.source import Origin, Size, Skipped
-from kabuki_rlds.formats.split import runs
+from kabuki_rlds.formats.split import ALL, WHOLE, runs, selected
 from kabuki_rlds.images.columns import ImageColumns
 from kabuki_rlds.last_row import LastRows
 from kabuki_rlds.schema import BYTES, Field, Info, Schema
@@ -250,7 +251,7 @@ class KabukiSource:
 
     def size(self) -> Size:
         sample = next(self.blocks(), None)
-        steps = int(self._lengths.sum())
+        steps = int(self.lengths.sum())
         num_bytes = os.path.getsize(self.path) * steps // max(self.num_steps, 1)
         return Size(steps, True, num_bytes, sample, self._images.decoded)
 
@@ -293,7 +294,7 @@ class KabukiSource:
         return f"{self.path}: episode {first + number}"
 
     def pieces(self, num_bytes: int) -> list[KabukiSource]:
-        starts = splits_of(self._lengths)
+        starts = splits_of(self.lengths)
         size = os.path.getsize(self.path) * int(starts[-1]) // max(self.num_steps, 1)
         count = min(-(-size // num_bytes), self.num_episodes)
         if count < 2:
@@ -317,6 +318,18 @@ class KabukiSource:
         selected.last_rows = None if self.last_rows is None else self.last_rows[episodes]
         return selected
 
+    def of_split(self, split: str) -> KabukiSource:
+        """The episodes of a part of the file, which is one split; see `formats.split`.
+
+        Raises:
+          SplitError: the file has no such part.
+        """
+        whole = np.arange(self.num_episodes)
+        names = {origin.split for origin in self.origins}
+        # The split that all episodes came from names the file too.
+        named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
+        return self.select(selected(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
+
     def record_of(self, episode: int) -> tuple[str, int]:
         return self.path, int(self._taken[episode])
 
@@ -324,8 +337,8 @@ class KabukiSource:
         return f"{self.path}: episode {self._taken[episode]}"
 
     @property
-    def _lengths(self) -> np.ndarray:
-        """How many rows each episode has."""
+    def lengths(self) -> np.ndarray:
+        """How many rows each of the episodes has that are read: int64, (episodes,)."""
         return (self.ends - self.starts)[self._taken]
 
     @property
