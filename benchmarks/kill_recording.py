@@ -38,10 +38,10 @@ def act(path: str, first: int) -> None:
     """Records until it is killed. Each episode has its number."""
     import gymnasium
 
-    from kabuki_rlds.recording import dataset
+    from kabuki_rlds.recording import rlds_recording
     from kabuki_rlds.recording.environments import record
 
-    dataset._SHARD_BYTES = _SHARD_BYTES
+    rlds_recording._SHARD_BYTES = _SHARD_BYTES
     number = first
     while True:
         with record(gymnasium.make("CartPole-v1"), path) as env:

@@ -32,7 +32,7 @@ def prepare() -> None:
     import tensorflow_datasets  # noqa: F401
 
     import kabuki_rlds
-    import kabuki_rlds.training  # noqa: F401
+    import kabuki_rlds.loading  # noqa: F401
 
     logging.getLogger("kabuki_rlds").setLevel(logging.ERROR)
     tf.get_logger().setLevel("ERROR")
@@ -152,13 +152,13 @@ def load(
     **options: Any,
 ) -> Done:
     """One of the project's loaders, the whole call. The file stands beside the target."""
-    from kabuki_rlds import training
-    from kabuki_rlds.training import batches
+    from kabuki_rlds import loading
+    from kabuki_rlds.loading import batches
 
     if on_disk:
         batches.HELD_BYTES, batches.LOOK_AHEAD_BYTES = 0, 16 << 20
     count = _count_in_graph if in_graph else _count
-    return count(getattr(training, loader)(target.with_suffix(".hdf5"), _BATCH, **options))
+    return count(getattr(loading, loader)(target.with_suffix(".hdf5"), _BATCH, **options))
 
 
 _BATCH = 256
@@ -184,7 +184,7 @@ def build_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None)
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    from kabuki_rlds.build import open_splits
+    from kabuki_rlds.commands.build import open_splits
 
     tfds.disable_progress_bar()
 
@@ -226,7 +226,7 @@ def build_by_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | No
     import tensorflow_datasets as tfds
 
     from builders.kabuki_hdf5.kabuki_hdf5_dataset_builder import Builder
-    from kabuki_rlds.formats.rlds.builder import KabukiConfig
+    from kabuki_rlds.commands.tfds_builder import KabukiConfig
 
     tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:

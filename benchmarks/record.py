@@ -30,7 +30,7 @@ from dm_env import specs
 from envlogger.backends import tfds_backend_writer
 
 from kabuki_rlds.recording.environments import record
-from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
 
 #: What `TFDSBackendWriter` takes may be this many times what ours takes, at least.
 _TARGET = 5

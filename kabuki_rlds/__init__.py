@@ -16,10 +16,13 @@ EnvLoggerBackend    what EnvLogger records
 
 from typing import TYPE_CHECKING, Any
 
-from kabuki_rlds.build import Built, build
-from kabuki_rlds.compare import Difference, compare
-from kabuki_rlds.convention import Violation
-from kabuki_rlds.convert import Conversion, convert
+from kabuki_rlds.commands.build import Built, build
+from kabuki_rlds.commands.compare import Difference, compare
+from kabuki_rlds.commands.convert import Conversion, convert
+from kabuki_rlds.commands.export import Exported, export
+from kabuki_rlds.commands.inspect import Summary, inspect
+from kabuki_rlds.commands.validate import validate
+from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.errors import (
     DestinationExistsError,
     InvalidArgumentError,
@@ -27,20 +30,18 @@ from kabuki_rlds.errors import (
     MissingDependencyError,
     SourceNotFoundError,
 )
-from kabuki_rlds.export import Exported, export
-from kabuki_rlds.inspect import Summary, inspect
-from kabuki_rlds.load import load
-from kabuki_rlds.opening import OpenDataset, StoredEpisode, open
+from kabuki_rlds.loading import load_steps, load_transitions, load_windows
+from kabuki_rlds.loading.open_dataset import OpenDataset, StoredEpisode, open
+from kabuki_rlds.loading.rlds_dataset import load
 from kabuki_rlds.recording.environments import record
 from kabuki_rlds.recording.logger import Logger
-from kabuki_rlds.training import load_steps, load_transitions, load_windows
-from kabuki_rlds.validate import validate
+from kabuki_rlds.version import VERSION
 
 if TYPE_CHECKING:
     # Not in `__all__`: `import *` would fail where EnvLogger is not.
-    from kabuki_rlds.recording.envlogger import EnvLoggerBackend as EnvLoggerBackend
+    from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend as EnvLoggerBackend
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Built",
@@ -76,7 +77,7 @@ def __getattr__(name: str) -> Any:
     # Its base class is EnvLogger's, which is not always installed.
     if name == "EnvLoggerBackend":
         try:
-            from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+            from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
         except ImportError as e:
             raise MissingDependencyError(
                 f"EnvLogger is not there ({e}): pip install 'kabuki_rlds[envlogger]', for Python 3.11 on Linux x86-64; "

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kabuki_rlds.formats.envlogger.highwayhash import hash_all
+from kabuki_rlds.formats.riegeli.highwayhash import hash_all
 from kabuki_rlds.formats.varint import varint
 
 SIMPLE, TRANSPOSED = b"rt"

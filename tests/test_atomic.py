@@ -24,7 +24,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 import kabuki_rlds
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
+from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from tests import datasets, handmade
 
 OLD = b"the old file, which need not be HDF5"
@@ -147,10 +148,9 @@ def test_a_damaged_second_source_leaves_nothing_of_the_first(damaged, dataset, d
 
 
 def test_a_damaged_kabuki_source_leaves_nothing(dest, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5 import reader
 
     # Else the sample that is looked at beforehand would find it.
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", 1024)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 1024)
     fields = handmade.fields([5000], [True])
     chunks = {"chunks": (1000,), "compression": "gzip"}
     file = handmade.write(tmp_path / "f.hdf5", fields | {"reward": handmade.Stored(fields["reward"], chunks)})
@@ -164,7 +164,7 @@ def test_a_damaged_kabuki_source_leaves_nothing(dest, tmp_path, monkeypatch):
 @pytest.fixture
 def fails_in_the_middle(small, monkeypatch) -> Path:
     """A source whose reading ends in a MemoryError after the first block."""
-    from kabuki_rlds.formats.hdf5.reader import KabukiSource
+    from kabuki_rlds.formats.hdf5.source import KabukiSource
 
     blocks = KabukiSource.blocks
 
@@ -217,9 +217,9 @@ def test_a_signal_leaves_nothing_and_says_so_in_one_line(number, slow, dest):
 
 
 def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
-    write = KabukiWriter.write
+    write = KabukiSink.write
     written = []
 
     def interrupted(self, block, origin_of) -> None:
@@ -227,7 +227,7 @@ def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
         write(self, block, origin_of)
         written.append(block.num_steps)
 
-    monkeypatch.setattr(KabukiWriter, "write", interrupted)
+    monkeypatch.setattr(KabukiSink, "write", interrupted)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         convert(small, dest)
@@ -258,7 +258,7 @@ def test_of_two_at_once_one_wins_and_the_other_says_so(small, dest, tmp_path):
 
 
 def test_a_file_that_appears_meanwhile_is_not_overwritten(small, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5.staging import StagedFile
+    from kabuki_rlds.files.atomic_file import StagedFile
 
     dest = tmp_path / "made" / "out.hdf5"
     dest.parent.mkdir()

@@ -509,8 +509,8 @@ def test_beam_reads_kabuki_files_alone(tmp_path):
 
 
 def test_ranges_hold_every_episode_once(tmp_path):
-    from kabuki_rlds.formats.hdf5.reader import KabukiSource
-    from kabuki_rlds.formats.rlds.parallel import ranges
+    from kabuki_rlds.commands.beam_writer import ranges
+    from kabuki_rlds.formats.hdf5.source import KabukiSource
 
     lengths = (1, 500, 1, 1, 2, 300, 7, 9, 1, 1, 1, 80)
     file = handmade.write(tmp_path / "uneven.hdf5", handmade.fields(lengths, (True,) * len(lengths)))
@@ -735,7 +735,7 @@ def test_what_the_disk_cannot_hold_is_refused_beforehand(hand_file, tmp_path, mo
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file, tmp_path):
-    from kabuki_rlds.formats.rlds.staging import StagedFolder
+    from kabuki_rlds.files.atomic_folder import StagedFolder
 
     folder = tmp_path / "x" / "1.0.0"
     with StagedFolder(folder, overwrite=False) as staged:

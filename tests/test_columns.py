@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kabuki_rlds
-from kabuki_rlds.block import Block, Column, Nested, Ragged, concatenate
-from kabuki_rlds.completion import CompletedSource
-from kabuki_rlds.convention import RuleChecker
+from kabuki_rlds.data.block import Block, Column, Nested, Ragged, concatenate
+from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.data.rules import RuleChecker
+from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field, Schema
+from kabuki_rlds.data.source import Origin
 from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.formats.hdf5.writer import KabukiWriter
-from kabuki_rlds.formats.source import Origin
-from kabuki_rlds.last_row import LastRows
-from kabuki_rlds.schema import BFLOAT16, BYTES, Field, Schema
+from kabuki_rlds.formats.hdf5.sink import KabukiSink
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.transforms.required_fields import CompletedSource
 
 DTYPES = [
     np.dtype(name) for name in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16")
@@ -119,14 +119,14 @@ def test_a_column_written_in_pieces_and_read_in_others_is_the_same(
     bounds = [0, *(min(a, rows) for a in at), rows]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "CHUNK_BYTES", chunk)
-        with KabukiWriter(
+        with KabukiSink(
             path, Schema({"x": field}, {"m": meta_field}), [Origin("a")], compression=compression
         ) as writer:
             for i, (a, b) in enumerate(itertools.pairwise(bounds)):
                 starts = np.zeros(int(i == 0), np.int64)
                 writer.write(Block({"x": column[a:b]}, b - a, starts, {"m": meta[: len(starts)]}), starts)
             writer.commit()
-        patch.setattr("kabuki_rlds.formats.hdf5.reader._BLOCK_ROWS", data.draw(st.integers(1, 5)))
+        patch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", data.draw(st.integers(1, 5)))
         with KabukiSource(path) as source:
             assert source.schema.steps == {"x": field}
             assert source.schema.metadata == {"m": meta_field}

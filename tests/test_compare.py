@@ -74,7 +74,7 @@ def test_lost_episodes_are_named(dataset, tmp_path):
 
 def test_where_blocks_end_is_no_difference(tmp_path, monkeypatch):
     # Episodes of text and of rows that vary, which a block cuts at other rows once one of them is lost.
-    monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.reader"], "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.source"], "_BLOCK_ROWS", 64)
     texts = np.array([f"{i}" * (i % 5) for i in range(400)], object)
     rows = np.empty(400, object)
     rows[:] = [np.arange(i % 3) for i in range(400)]

@@ -201,14 +201,15 @@ def test_sources_that_do_not_fit_are_refused_with_the_field_named(dataset, tmp_p
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_blocks_of_any_size_give_the_same_file(batch, dataset, expected, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5 import layout, reader
+    from kabuki_rlds.formats.hdf5 import layout
+    from kabuki_rlds.formats.hdf5 import source as hdf5_source
     from kabuki_rlds.formats.rlds import pipeline, source
 
     monkeypatch.setattr(source, "_BATCH_EPISODES", batch)
     monkeypatch.setattr(pipeline, "_WINDOW_BYTES", 1)
     monkeypatch.setattr(pipeline, "_WINDOW_OF_UNKNOWN", 2)
     monkeypatch.setattr(layout, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 2)
     for name in ("uncovered", "no_steps", "oxe_style", *(["every_kind"] if batch == 1 else [])):
         kabuki_rlds.convert(dataset(name), tmp_path / f"{name}.hdf5")
         assert_holds(tmp_path / f"{name}.hdf5", expected(name))
@@ -335,7 +336,7 @@ def test_the_size_is_said_beforehand(dataset, tmp_path, caplog):
 
 def test_decoded_images_many_times_their_source_are_warned_of(dataset, tmp_path, caplog, monkeypatch):
     # `kabuki_rlds.convert` is the function; the module of that name stands behind it.
-    monkeypatch.setattr(sys.modules["kabuki_rlds.disk"], "_MUCH_LARGER", 0.01)
+    monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.size_estimate"], "_MUCH_LARGER", 0.01)
     kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")
     assert "--images encoded" in caplog.text
     caplog.clear()

@@ -85,7 +85,7 @@ def test_the_file_is_valid_and_names_where_it_came_from(demo):
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
-    from kabuki_rlds import demo
+    from kabuki_rlds.commands import demo
 
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(kabuki_rlds.KabukiError, match="not empty, and not made by an earlier demo"):
@@ -118,7 +118,7 @@ class Praise(gymnasium.Env):
 
 
 def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, capsys):
-    from kabuki_rlds import demo
+    from kabuki_rlds.commands import demo
 
     spec = gymnasium.envs.registration.EnvSpec("Hopper-v5", entry_point=Praise, disable_env_checker=True)
     monkeypatch.setitem(gymnasium.registry, "Hopper-v5", spec)
@@ -131,7 +131,7 @@ def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, c
 
 
 def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
-    from kabuki_rlds import demo
+    from kabuki_rlds.commands import demo
 
     monkeypatch.setattr(demo, "_STEPS", 300)
     for _ in range(2):
@@ -141,7 +141,7 @@ def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_the_demo_does_without_envlogger(tmp_path, monkeypatch, capsys):
-    from kabuki_rlds import demo
+    from kabuki_rlds.commands import demo
 
     monkeypatch.setattr(demo, "_STEPS", 300)
     monkeypatch.setitem(sys.modules, "envlogger", None)

@@ -307,13 +307,13 @@ def flat(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
 def test_messages_are_what_envloggers_codec_makes_of_them(values):
     from envlogger.converters import codec
 
-    from kabuki_rlds.formats.envlogger import messages, specs, wire
+    from kabuki_rlds.formats.envlogger import messages, protobuf, specs
 
     texts = [codec.encode(value).SerializeToString() for value in values]
     ends = np.cumsum([len(text) for text in texts])
     starts = ends - [len(text) for text in texts]
     data = np.frombuffer(b"".join(texts), np.uint8)
-    found = messages.leaves(wire.Spans(data, np.arange(len(texts)), starts, ends))
+    found = messages.leaves(protobuf.Spans(data, np.arange(len(texts)), starts, ends))
     for row, value in enumerate(values):
         decoded = codec.decode(codec.encode(value))
         want = {path: leaf for path, leaf in flat(decoded).items() if leaf is not None}
@@ -632,11 +632,11 @@ def test_a_damaged_byte_costs_what_is_in_its_chunk(big_log, tmp_path):
 @pytest.mark.reference
 @pytest.mark.parametrize("part", ["data", "header", "block header"])
 def test_damage_anywhere_is_found_and_costs_no_more_than_the_chunks_it_is_in(part, big_log, tmp_path):
-    from kabuki_rlds.formats.envlogger import chunks
+    from kabuki_rlds.formats.riegeli import chunks
 
     log = big_log(tmp_path / "log")
     path = steps_files(log)[0]
-    header = [h for h in chunks.headers(path) if isinstance(h, chunks.Header)][5]
+    header = [h for h in chunks.headers(path) if isinstance(h, chunks.ChunkHeader)][5]
     data = bytearray(path.read_bytes())
     position = {"data": header.begin + 60, "header": header.begin + 20, "block header": 65536 + 3}[part]
     data[position] ^= 0x40

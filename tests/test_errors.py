@@ -17,16 +17,17 @@ import pytest
 import tensorflow_datasets as tfds
 
 import kabuki_rlds
-from kabuki_rlds.block import Block, Ragged
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
-from kabuki_rlds.formats.hdf5 import guard, reader
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.formats.hdf5.writer import KabukiWriter
-from kabuki_rlds.formats.rlds.builder import KabukiBuilder, KabukiConfig
-from kabuki_rlds.formats.source import Origin
+from kabuki_rlds.commands.export import export
+from kabuki_rlds.commands.tfds_builder import KabukiBuilder, KabukiConfig
+from kabuki_rlds.data.block import Block, Ragged
+from kabuki_rlds.data.schema import Field, Schema
+from kabuki_rlds.data.source import Origin
+from kabuki_rlds.formats.hdf5 import source as hdf5_source
+from kabuki_rlds.formats.hdf5.sink import KabukiSink
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.formats.safe_hdf5 import structure
 from kabuki_rlds.recording import destination
-from kabuki_rlds.schema import Field, Schema
 from tests import handmade, layout_files
 from tests.environments import Endless
 
@@ -148,7 +149,7 @@ def test_an_assumption_that_is_of_no_file_is_said(made, tmp_path):
 )
 def test_names_that_hdf5_or_the_format_cannot_hold(path, says, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
-        KabukiWriter(tmp_path / "out.hdf5", Schema({path: Field(np.dtype(int))}, {}), [Origin("here")])
+        KabukiSink(tmp_path / "out.hdf5", Schema({path: Field(np.dtype(int))}, {}), [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +160,7 @@ def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
 
     def write(steps: dict, metadata: dict) -> None:
         schema = Schema(fields, {"seed": Field(np.dtype(int))})
-        with KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")]) as writer:
+        with KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")]) as writer:
             writer.write(Block(steps, 2, np.array([0]), metadata), np.array([0]))
 
     seed = {"seed": np.array([7])}
@@ -176,7 +177,7 @@ def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
 def test_a_field_of_more_dimensions_than_hdf5_has(tmp_path):
     schema = Schema({"deep": Field(np.dtype(int), (1,) * 32)}, {})
     with pytest.raises(kabuki_rlds.KabukiError, match="field 'deep': HDF5 cannot hold int64"):
-        KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")])
+        KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -194,7 +195,7 @@ def test_a_source_that_gives_fewer_episodes_than_it_says(make, tmp_path, monkeyp
     """As one would that changes in a way that no stamp tells."""
     file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields((2, 2, 4)) | handmade.index((2, 2, 4)))
     blocks = KabukiSource.blocks
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", 4)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 4)
     monkeypatch.setattr(KabukiSource, "blocks", lambda *args, **options: itertools.islice(blocks(*args, **options), 1))
     making = {
         "convert": lambda: kabuki_rlds.convert(file, tmp_path / "out.hdf5"),
@@ -354,7 +355,7 @@ def test_options_that_are_none(option, says, tmp_path, capsys):
 
 def test_more_objects_than_a_file_may_have(tmp_path, monkeypatch):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
-    monkeypatch.setattr(guard, "_MAX_OBJECTS", 6)
+    monkeypatch.setattr(structure, "_MAX_OBJECTS", 6)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"f.hdf5: /: more than 6 objects in one file; the file is not"):
         kabuki_rlds.validate(file)
 

@@ -8,7 +8,7 @@ import pytest
 
 from kabuki_rlds import KabukiError, convert
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import layout_files
 
 

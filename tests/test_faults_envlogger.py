@@ -10,8 +10,8 @@ import h5py
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds.formats.envlogger import chunks
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
+from kabuki_rlds.formats.riegeli import chunks
 from tests import riegeli
 from tests.riegeli import Node, datum, field, items, scalar
 

@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds import KabukiError, schema
-from kabuki_rlds.formats.hdf5 import claims, layout
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds import KabukiError
+from kabuki_rlds.data import schema
+from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.hdf5.sink import KabukiSink
+from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
-from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+from kabuki_rlds.formats.safe_hdf5 import vlen_lengths
 from kabuki_rlds.images import png
 from tests import handmade
 from tests.handmade import Stored
 
 # The package has a function of this name.
-validation = importlib.import_module("kabuki_rlds.validate")
+validation = importlib.import_module("kabuki_rlds.commands.validate")
 
 
 def a_file(path: Path, **more) -> Path:
@@ -218,7 +220,7 @@ def test_texts_that_are_all_one_and_the_same_are_not_as_large_as_they_say(tmp_pa
 
 
 def test_texts_that_are_as_long_as_their_file_allows_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "_UNCHECKED_TEXT_BYTES", 0)
+    monkeypatch.setattr(vlen_lengths, "_UNCHECKED_TEXT_BYTES", 0)
     rows = np.array([[f"{i} {'é' * 300}", ""] for i in range(8)], object)
     options = {"dtype": h5py.string_dtype()}
     for name, how in {"chunked": options | {"chunks": (3, 1), "compression": "gzip"}, "contiguous": options}.items():
@@ -326,7 +328,7 @@ def test_a_dataset_in_the_place_of_a_group_is_told_of(name, tmp_path, caplog):
 
 def test_a_text_that_hdf5_cannot_hold_is_held_as_far_as_it_goes(tmp_path, caplog):
     info = schema.Info(description="a\0b", citation="\ud800")
-    with KabukiWriter(tmp_path / "f.hdf5", schema.Schema({}, {}, info=info), []) as writer:
+    with KabukiSink(tmp_path / "f.hdf5", schema.Schema({}, {}, info=info), []) as writer:
         writer.commit()
     with h5py.File(tmp_path / "f.hdf5") as file:
         assert (file.attrs["description"], file.attrs["citation"]) == ("a\N{REPLACEMENT CHARACTER}b", "?")
@@ -337,5 +339,5 @@ def test_a_text_that_hdf5_cannot_hold_is_held_as_far_as_it_goes(tmp_path, caplog
 def test_class_names_that_hdf5_cannot_hold_are_said(name, tmp_path):
     label = schema.Field(np.dtype(int), kind="label", names=(name,))
     with pytest.raises(KabukiError, match="field 'more': HDF5 cannot hold what is said of it"):
-        KabukiWriter(tmp_path / "f.hdf5", schema.Schema({"more": label}, {}), [])
+        KabukiSink(tmp_path / "f.hdf5", schema.Schema({"more": label}, {}), [])
     assert not list(tmp_path.iterdir())

@@ -357,12 +357,12 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 @pytest.mark.parametrize("layout", ["robomimic", "minari", "minari in Parquet"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_between_a_look_at_it_and_its_reading(change, layout, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     made = tmp_path / "made"
     made.mkdir()
     path, file = _two(made, layout)
-    begin = KabukiWriter.__enter__
+    begin = KabukiSink.__enter__
 
     def change_it(self):
         # All files were looked at by now, and a first block was read to learn how large it is.
@@ -373,7 +373,7 @@ def test_a_file_that_changes_between_a_look_at_it_and_its_reading(change, layout
                 os.utime(each, ns=(time, time))
         return begin(self)
 
-    monkeypatch.setattr(KabukiWriter, "__enter__", change_it)
+    monkeypatch.setattr(KabukiSink, "__enter__", change_it)
     with pytest.raises(kabuki_rlds.KabukiError, match=re.escape(f"{path}: changed while it was read")):
         kabuki_rlds.convert(made, tmp_path / "out.hdf5")
     assert [each.name for each in tmp_path.iterdir()] == ["made"]

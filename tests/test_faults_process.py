@@ -17,7 +17,7 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
+from kabuki_rlds.formats.hdf5.source import KabukiSource
 from tests import handmade, layout_files
 
 
@@ -109,15 +109,15 @@ def test_a_file_that_changes_while_a_dataset_is_built_of_it_is_said(small, tmp_p
 
 
 def test_a_source_that_vanishes_is_said(small, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
-    write = KabukiWriter.write
+    write = KabukiSink.write
 
     def remove(self, block, origin_of) -> None:
         write(self, block, origin_of)
         small.unlink(missing_ok=True)
 
-    monkeypatch.setattr(KabukiWriter, "write", remove)
+    monkeypatch.setattr(KabukiSink, "write", remove)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5: changed while it was read"):
         kabuki_rlds.convert(small, tmp_path / "out.hdf5")
     assert [path.name for path in tmp_path.iterdir()] == []

@@ -715,15 +715,15 @@ def test_nothing_of_a_stranger_is_imported(damaged, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["features.json", "plain-train.tfrecord-00002-of-00003"])
 def test_a_source_that_changes_while_it_is_read_is_said(name, damaged, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
-    write = KabukiWriter.write
+    write = KabukiSink.write
 
     def change(self, block, origin_of) -> None:
         write(self, block, origin_of)
         (damaged / name).touch()
 
-    monkeypatch.setattr(KabukiWriter, "write", change)
+    monkeypatch.setattr(KabukiSink, "write", change)
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{name}: changed while it was read"):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
     assert not (tmp_path / "out.hdf5").exists()

@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import kabuki_rlds
-from kabuki_rlds import limits
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
-from kabuki_rlds.formats.detect import open_source
-from kabuki_rlds.formats.rlds import feature_classes
+from kabuki_rlds.commands.export import export
+from kabuki_rlds.data import limits
+from kabuki_rlds.formats.open import open_source
+from kabuki_rlds.formats.rlds import parse_features
 from kabuki_rlds.recording.logger import Logger
 from tests import datasets, handmade
 from tests.test_build import BUILDER, config, run_tfds
@@ -113,7 +113,7 @@ Form = Callable[[str, Any], Json]
 
 
 def parse(value: Any) -> tfds.features.FeaturesDict:
-    return feature_classes.parse(json.dumps(value), "d/features.json", "What to do")
+    return parse_features.parse(json.dumps(value), "d/features.json", "What to do")
 
 
 def trees(leaf: st.SearchStrategy[Json], forms: tuple[Form, ...] = FORMS, depth: int = 3) -> st.SearchStrategy[Json]:
@@ -287,7 +287,7 @@ def test_descriptions_are_kept():
 )
 def test_what_is_no_features_json_is_one_line(value, says):
     with pytest.raises(kabuki_rlds.KabukiError) as error:
-        feature_classes.parse(value if isinstance(value, str) else json.dumps(value), "d/features.json", "What to do")
+        parse_features.parse(value if isinstance(value, str) else json.dumps(value), "d/features.json", "What to do")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -347,12 +347,12 @@ def test_deeper_features_than_the_limit_are_rejected(depth):
     tensor, opening = json.dumps(legacy(TENSOR, None)), f'{{"type": "{SEQUENCE}", "content": {{"length": 2, "feature": '
     text = f'{{"type": "{DICT}", "content": {{"x": {opening * depth}{tensor}{"}}" * depth}}}}}'
     with pytest.raises(kabuki_rlds.KabukiError, match=r"nested in more than 64 others|is not JSON"):
-        feature_classes.parse(text, "d/features.json", "What to do")
+        parse_features.parse(text, "d/features.json", "What to do")
 
 
 def test_longer_json_than_the_limit_is_rejected():
     with pytest.raises(kabuki_rlds.KabukiError, match="has 16,777,217 characters, more than the limit of 16,777,216"):
-        feature_classes.parse(" " * (1 + (16 << 20)), "d/features.json", "What to do")
+        parse_features.parse(" " * (1 + (16 << 20)), "d/features.json", "What to do")
 
 
 # --- every command and function that reads features ---
@@ -487,10 +487,10 @@ def test_tfds_build_in_a_process_of_its_own_imports_no_class_of_a_file(features,
 
 
 def test_a_dataset_is_opened_as_tfds_opens_it(dataset, old_dataset):
-    from kabuki_rlds.formats.rlds import directory
+    from kabuki_rlds.formats.rlds import dataset_dir
 
     for folder in (dataset("every_kind"), dataset("with_config"), dataset("in_order"), old_dataset):
-        ours, right = directory.open_info(folder), tfds.builder_from_directory(folder).info
+        ours, right = dataset_dir.open_info(folder), tfds.builder_from_directory(folder).info
         assert ours.features.to_json() == right.features.to_json()
         for name in ("name", "full_name", "version", "description", "citation", "homepage", "file_format", "data_dir"):
             assert str(getattr(ours, name)) == str(getattr(right, name)), name

@@ -113,7 +113,7 @@ def kabuki_file(path: Path, name: str, places: tuple[str, ...] = PLACES) -> Path
 READ = """
 import json, logging, pathlib, sys
 import kabuki_rlds
-from kabuki_rlds.export import export
+from kabuki_rlds import export
 from kabuki_rlds.recording.logger import Logger
 
 notes = []
@@ -289,4 +289,4 @@ def test_attributes_are_read_in_one_place():
         ):
             reading.add(module.relative_to(package).as_posix())
     # The others look at attributes that they have just written.
-    assert reading == {"formats/hdf5/attributes.py", "formats/hdf5/writer.py", "exports/robomimic.py"}
+    assert reading == {"formats/safe_hdf5/attributes.py", "formats/hdf5/sink.py", "formats/demos/robomimic_writer.py"}

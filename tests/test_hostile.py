@@ -16,9 +16,9 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
-from kabuki_rlds.formats.detect import open_source
-from kabuki_rlds.formats.hdf5 import claims as claims_of
+from kabuki_rlds.commands.export import export
+from kabuki_rlds.formats.open import open_source
+from kabuki_rlds.formats.safe_hdf5 import vlen_lengths as claims_of
 from tests import handmade
 from tests.fuzz.watched import Opened
 
@@ -492,10 +492,10 @@ def test_one_place_alone_opens_files_to_read():
                 opening.add((module.relative_to(package).as_posix(), *modes))
     # The demo reads its own file, to show how it is done with h5py alone.
     assert opening == {
-        ("formats/hdf5/file.py", "r"),
-        ("formats/hdf5/writer.py", "w"),
-        ("export.py", "w"),
-        ("demo.py", "r"),
+        ("formats/safe_hdf5/open_file.py", "r"),
+        ("formats/hdf5/sink.py", "w"),
+        ("commands/export.py", "w"),
+        ("commands/demo.py", "r"),
         # In memory alone.
-        ("formats/hdf5/claims.py", "w"),
+        ("formats/safe_hdf5/vlen_lengths.py", "w"),
     }

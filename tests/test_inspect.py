@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds.inspect import to_text
+from kabuki_rlds.commands.inspect import to_text
+from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from tests import handmade
 from tests.handmade import Stored
 
@@ -63,14 +64,13 @@ def test_padding_is_no_part_of_a_return(tmp_path):
 
 
 def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
-    from kabuki_rlds.formats.hdf5 import reader
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 50, 30)
     fields = handmade.fields(lengths, rng.random(30) < 0.5)
     fields["reward"] = rng.standard_normal(sum(lengths))
     file = handmade.write(tmp_path / "f.hdf5", fields | handmade.index(lengths))
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", 16)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 16)
     assert_agrees(file)
 
 

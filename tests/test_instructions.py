@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from kabuki_rlds import KabukiError, build, convert
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.formats.layouts.instruction import task_in
+from kabuki_rlds.formats.demos.instruction import task_in
 from tests import layout_files
 
 CASES = Path(__file__).parents[2] / "shared/cases"
@@ -220,7 +220,7 @@ def test_the_case_of_rdt(tmp_path):
 def test_a_built_in_recipe_is_printed(tmp_path, capsys, monkeypatch, name):
     assert main(["recipe", name]) == 0
     text = capsys.readouterr().out
-    assert text == (Path(__file__).parents[1] / f"kabuki_rlds/recipes/library/{name}.yaml").read_text()
+    assert text == (Path(__file__).parents[1] / f"kabuki_rlds/transforms/recipes/library/{name}.yaml").read_text()
     # A folder of the same name does not hide it.
     monkeypatch.chdir(tmp_path)
     _aloha(Path(name))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kabuki_rlds import build, convert, validate
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import layout_files
 
 PYTHON = os.environ.get("JUDGES_PYTHON", "")

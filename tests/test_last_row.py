@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError
-from kabuki_rlds.build import open_splits
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.build import open_splits
+from kabuki_rlds.commands.export import export
 from kabuki_rlds.formats.rlds.writer import shard_template
 from tests import datasets, layout_files
 
@@ -176,7 +176,7 @@ def test_the_decision_does_not_depend_on_blocks(
     with h5py.File(file, "a") as f:
         del f["episodes/last_is_step"]
         f.attrs["format_version"] = "1.0"
-    monkeypatch.setattr("kabuki_rlds.formats.hdf5.reader._BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", block_rows)
     again = kabuki_rlds.convert(file, tmp_path / "again.hdf5")
     assert "4 a reward, 5 an action; rule 4 is broken in 4 of 4" in again.last_rows.reason
     assert [(w.rule, w.count) for w in again.warnings] == [(4, 5)]
@@ -589,7 +589,7 @@ def test_a_limited_build_decides_by_the_whole_file(tmp_path: Path, monkeypatch: 
     # Padding that is zero: the one row that carries an action is within an episode.
     source = _like_droid(tmp_path, last_action=_zero, last_reward=0.0)
     file = _as_1_0(kabuki_rlds.convert(source, tmp_path / "k.hdf5").path)
-    monkeypatch.setattr("kabuki_rlds.formats.hdf5.reader._BLOCK_ROWS", 2)
+    monkeypatch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", 2)
     with open_splits(file) as opened:
         template = shard_template(tmp_path, "toy", "train", "tfrecord")
         opened.write("train", template, limit=1)

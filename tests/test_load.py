@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 import kabuki_rlds
+from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from tests import datasets, expected, handmade
 from tests.test_datasets import assert_same, same
 
@@ -136,9 +137,8 @@ def test_what_a_converter_derived_is_given_where_it_is_named(dataset, converted,
     ("name", "rows"), [("plain", 1), ("plain", 8), ("no_steps", 1), ("no_steps", 2), ("uncovered", 2)]
 )
 def test_blocks_of_any_size_give_the_same_episodes(name, rows, dataset, converted, expected, monkeypatch):
-    from kabuki_rlds.formats.hdf5 import reader
 
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", rows)
     assert_same(_collect(kabuki_rlds.load(converted(name)), dataset(name)), expected(name))
 
 
@@ -298,9 +298,8 @@ def open_files(path: Path) -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="Linux tells which files are open")
 def test_no_file_stays_open(converted, monkeypatch):
-    from kabuki_rlds.formats.hdf5 import reader
 
-    monkeypatch.setattr(reader, "_BLOCK_ROWS", 4)
+    monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 4)
     episodes = kabuki_rlds.load(converted("plain"))
     assert open_files(converted("plain")) == 0
     plain(episodes)

@@ -322,7 +322,7 @@ def test_a_url_is_refused_everywhere(tmp_path, monkeypatch, call, form):
 
 
 def test_the_tfds_builder_refuses_a_url():
-    from kabuki_rlds.formats.rlds.builder import KabukiConfig
+    from kabuki_rlds.commands.tfds_builder import KabukiConfig
 
     for path in (URL, [URL], {"test": URL}):
         with pytest.raises(KabukiError, match="a URL"):
@@ -367,7 +367,7 @@ def test_the_command_prints_which_datasets_are_joined(tmp_path, rlds, capsys):
 
 
 def test_export_refuses_a_url(tmp_path, monkeypatch):
-    from kabuki_rlds.export import export
+    from kabuki_rlds.commands.export import export
 
     monkeypatch.chdir(tmp_path)
     file = kabuki(tmp_path / "in.hdf5", 1)

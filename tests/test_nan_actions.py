@@ -12,10 +12,10 @@ import pytest
 
 import kabuki_rlds
 from kabuki_rlds import build, convert
-from kabuki_rlds.block import Block, Ragged, as_lists
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.nan_actions import NanActions, nan_actions_of
-from kabuki_rlds.schema import BFLOAT16, Field
+from kabuki_rlds.data.block import Block, Ragged, as_lists
+from kabuki_rlds.data.nan_actions import NanActions, nan_actions_of
+from kabuki_rlds.data.schema import BFLOAT16, Field
 from tests import handmade, layout_files
 
 LENGTHS = (3, 5, 4)
@@ -85,7 +85,7 @@ def test_the_action_of_a_last_row_that_is_a_step_counts(source, tmp_path):
     assert [(each.field, each.count, each.rows) for each in result.nan_actions] == [
         ("action/arm", 5, (1, 2, 4, 5, 11)), ("action/hand", 1, (9,)),
     ]  # fmt: skip
-    with kabuki_rlds.formats.hdf5.reader.KabukiSource(result.path) as opened:
+    with kabuki_rlds.formats.hdf5.source.KabukiSource(result.path) as opened:
         assert nan_actions_of(opened) == result.nan_actions
 
 

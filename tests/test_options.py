@@ -14,7 +14,7 @@ import tensorflow as tf
 import kabuki_rlds
 from kabuki_rlds import KabukiError, build, compare, convert
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import handmade, layout_files
 
 

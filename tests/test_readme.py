@@ -15,7 +15,7 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds import build, convert
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import handmade, layout_files
 from tests.test_recipes import _libero
 

@@ -204,7 +204,7 @@ def envlogger():
 
 
 def backend():
-    from kabuki_rlds.recording.envlogger import EnvLoggerBackend
+    from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
 
     return EnvLoggerBackend
 
@@ -305,7 +305,7 @@ def test_a_backend_that_was_closed_records_no_more(tmp_path, envlogger):
 def test_without_envlogger_its_backend_is_said_to_need_it(monkeypatch):
     for name in ("envlogger", "envlogger.backends"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger", raising=False)
+    monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger_backend", raising=False)
     with pytest.raises(
         KabukiError, match=r"EnvLogger is not there \(.*\): pip install 'kabuki_rlds\[envlogger\]', for"
     ):

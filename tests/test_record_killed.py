@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.formats.rlds import crc32c
-from kabuki_rlds.recording import dataset as recorded_dataset
+from kabuki_rlds.recording import rlds_recording as recorded_dataset
 from kabuki_rlds.recording.logger import Logger
 from tests import expected
 
@@ -138,7 +138,7 @@ def test_a_dataset_that_was_declared_and_no_more_may_become_another(tmp_path, mo
     folder = tmp_path / "x" / "1.0.0"
     logger = Logger(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(recorded_dataset.Recording, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(recorded_dataset.RldsRecording, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             log(logger, [0])
     logger.close()
@@ -155,7 +155,9 @@ def test_giving_the_shards_new_names_may_be_killed(dataset, tmp_path, monkeypatc
     before = expected.read(folder).steps["reward"]
     with monkeypatch.context() as patched:
         if killed_after == "link":
-            patched.setattr(recorded_dataset.Recording, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patched.setattr(
+                recorded_dataset.RldsRecording, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            )
         else:
             patched.setattr(Path, "unlink", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

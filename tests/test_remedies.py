@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError, build, convert
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import datasets, handmade, layout_files, tfrecords
 
 _ROWS = sum(handmade.LENGTHS)

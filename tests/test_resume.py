@@ -57,7 +57,7 @@ def differing(mine: Any, other: Any, at: str = "") -> Iterator[str]:
 @pytest.fixture
 def small_parts(monkeypatch) -> None:
     """Parts of a few episodes."""
-    monkeypatch.setattr(sys.modules["kabuki_rlds.resume"], "_PART_BYTES", 4000)
+    monkeypatch.setattr(sys.modules["kabuki_rlds.commands.resume"], "_PART_BYTES", 4000)
 
 
 class StoppedError(Exception):
@@ -67,9 +67,9 @@ class StoppedError(Exception):
 @pytest.fixture
 def stop_after(monkeypatch):
     """`stop_after(n)` ends conversions as a kill would after their `n`-th part, or not at all."""
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
-    commit = KabukiWriter.commit
+    commit = KabukiSink.commit
     left = [-1]
 
     def stopping(self, *what) -> None:
@@ -78,7 +78,7 @@ def stop_after(monkeypatch):
         if not left[0]:
             raise StoppedError
 
-    monkeypatch.setattr(KabukiWriter, "commit", stopping)
+    monkeypatch.setattr(KabukiSink, "commit", stopping)
     return lambda count: left.__setitem__(0, count)
 
 
@@ -306,19 +306,19 @@ def test_parts_that_cannot_be_removed_are_said(stopped, dataset):
 
 
 def test_ctrl_c_says_how_to_go_on(dataset, small_parts, tmp_path, capfd, monkeypatch):
-    from kabuki_rlds.formats.hdf5.writer import KabukiWriter
+    from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     def interrupted(self) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(KabukiWriter, "commit", interrupted)
+    monkeypatch.setattr(KabukiSink, "commit", interrupted)
     assert main(["convert", str(dataset("plain")), str(tmp_path / "out.hdf5"), "--resume", "--quiet"]) == 1
     assert capfd.readouterr().err == "kabuki-rlds: error: interrupted; the same command goes on from what is done\n"
 
 
 _SMALL_PARTS = """
 import sys
-from kabuki_rlds import resume
+from kabuki_rlds.commands import resume
 from kabuki_rlds.cli.main import main
 resume._PART_BYTES = 20_000
 sys.exit(main(sys.argv[1:]))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds.block import Block
-from kabuki_rlds.formats.hdf5.writer import KabukiWriter
-from kabuki_rlds.formats.source import Origin
-from kabuki_rlds.schema import Field, Schema
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.schema import Field, Schema
+from kabuki_rlds.data.source import Origin
+from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
 
 def steps(count: int) -> dict[str, np.ndarray]:
@@ -109,7 +109,7 @@ def test_flags_that_contradict_the_index_are_warned_of(tmp_path):
 def test_more_class_names_than_an_attribute_holds(tmp_path):
     names = tuple(f"class {i}" for i in range(6000))
     schema = Schema({"x": Field(np.dtype(np.int64), kind="label", names=names)}, {})
-    with KabukiWriter(tmp_path / "in.hdf5", schema, [Origin("here")]) as writer:
+    with KabukiSink(tmp_path / "in.hdf5", schema, [Origin("here")]) as writer:
         writer.write(Block({"x": np.arange(3)}, 3, np.zeros(1, np.int64), {}), np.zeros(1, np.int64))
         writer.commit()
     with h5py.File(tmp_path / "in.hdf5") as f:
@@ -121,7 +121,7 @@ def test_more_class_names_than_an_attribute_holds(tmp_path):
 def test_a_field_within_another_is_refused(tmp_path, paths):
     schema = Schema({path: Field(np.dtype(np.int64)) for path in paths}, {})
     with pytest.raises(kabuki_rlds.KabukiError, match="beside the field"):
-        KabukiWriter(tmp_path / "out.hdf5", schema, [Origin("here")])
+        KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 
 

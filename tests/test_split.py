@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.export import export
+from kabuki_rlds.commands.export import export
 from tests import layout_files
 from tests.test_sources import steps, write
 
@@ -116,7 +116,7 @@ def test_every_command_with_a_split_takes_parts(kabuki, tmp_path, capsys):
 
 
 def test_a_part_is_resumed_and_cut_in_pieces(kabuki, tmp_path, monkeypatch):
-    from kabuki_rlds import resume
+    from kabuki_rlds.commands import resume
 
     monkeypatch.setattr(resume, "_PART_BYTES", 700)
     split = "train[12:]+train[2:9]"

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from kabuki_rlds import KabukiError
 from kabuki_rlds.images import decode
-from kabuki_rlds.training import batches, load_steps, load_transitions, load_windows, order
+from kabuki_rlds.loading import batches, load_steps, load_transitions, load_windows, sample_order
 from tests import datasets, handmade
 from tests.expected import Expected
 
@@ -38,7 +38,7 @@ def shuffled_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.param == "on disk":
         monkeypatch.setattr(batches, "HELD_BYTES", 0)
         monkeypatch.setattr(batches, "LOOK_AHEAD_BYTES", 1 << 10)
-        monkeypatch.setattr(order, "HELD_NUMBERS", 0)
+        monkeypatch.setattr(sample_order, "HELD_NUMBERS", 0)
     return request.param
 
 
@@ -401,8 +401,8 @@ def test_a_shuffle_on_disk_has_the_order_of_one_in_memory(
 @pytest.mark.parametrize("held", [0, 1 << 20])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000, 1025])
 def test_an_order_is_a_permutation_piece_by_piece(count: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "HELD_NUMBERS", held)
-    permutation = order.Permutation(count, (7, 1))
+    monkeypatch.setattr(sample_order, "HELD_NUMBERS", held)
+    permutation = sample_order.Permutation(count, (7, 1))
     whole = permutation[0:count]
     assert sorted(whole.tolist()) == list(range(count))
     pieces = [permutation[a : a + 7] for a in range(0, count, 7)]
@@ -410,9 +410,9 @@ def test_an_order_is_a_permutation_piece_by_piece(count: int, held: int, monkeyp
 
 
 def test_an_order_that_is_not_held_is_as_random_as_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, "HELD_NUMBERS", 0)
+    monkeypatch.setattr(sample_order, "HELD_NUMBERS", 0)
     count, keys = 1000, 400
-    found = np.array([order.Permutation(count, (key,))[0:count] for key in range(keys)])
+    found = np.array([sample_order.Permutation(count, (key,))[0:count] for key in range(keys)])
     # Where a number goes: each tenth of the places is as likely as any other. 9 degrees of freedom for each number.
     places = np.argsort(found, axis=1)
     tenths = np.stack([((places * 10 // count) == i).sum(axis=0) for i in range(10)])
@@ -744,7 +744,7 @@ def test_arrays_are_the_callers_to_keep_and_change(file: Path) -> None:
 
 def test_numpy_batches_come_without_tensorflow(file: Path) -> None:
     code = (
-        "import sys; from kabuki_rlds.training import load_transitions; "
+        "import sys; from kabuki_rlds.loading import load_transitions; "
         f"print(sum(len(b['reward']) for b in load_transitions({str(file)!r}, 4, True, as_numpy=True))); "
         "assert 'tensorflow' not in sys.modules"
     )
@@ -754,7 +754,7 @@ def test_numpy_batches_come_without_tensorflow(file: Path) -> None:
 
 def test_images_that_nothing_here_decodes_are_named(converted: Any) -> None:
     code = (
-        "import sys; sys.modules['tensorflow'] = None; from kabuki_rlds.training import load_steps; "
+        "import sys; sys.modules['tensorflow'] = None; from kabuki_rlds.loading import load_steps; "
         f"path = {str(converted('oxe_style', 'encoded'))!r}; "
         "print(len(next(iter(load_steps(path, 4, fields='action', as_numpy=True)))['action'])); "
         "next(iter(load_steps(path, 4, as_numpy=True)))"
@@ -775,7 +775,7 @@ def test_an_image_that_cannot_be_decoded_is_named(image_format: str, tmp_path: P
     attributes = {"kind": "image", "encoded": True, "dtype": "uint8", "shape": np.array([64, 48, 3])}
     camera = handmade.Stored(files, {"dtype": h5py.vlen_dtype(np.uint8)}, attributes)
     path = handmade.write(tmp_path / "file.hdf5", _fields([3]) | {"observation/camera": camera})
-    message = "file.hdf5: field 'observation/camera': image 1 is a truncated "
+    message = "file.hdf5: episode 0: row 1: field 'observation/camera': the image is a truncated "
     with pytest.raises(KabukiError, match=message):
         list(load_steps(path, 4, keep_last=True, as_numpy=True))
     with pytest.raises(tf.errors.OpError, match=message):

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kabuki_rlds
-from kabuki_rlds.convention import RuleChecker
+from kabuki_rlds.data.rules import RuleChecker
 from tests import datasets, handmade
 from tests.handmade import LENGTHS, Stored, chunked
 
@@ -507,7 +507,7 @@ def test_whatever_is_broken_conform_mends_it_and_counts_the_rows(tmp_path_factor
     folder = tmp_path_factory.getbasetemp()
     file = handmade.write(folder / "broken.hdf5", fields | dict(zip(names, found, strict=True)))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("kabuki_rlds.formats.hdf5.reader._BLOCK_ROWS", block_rows)
+        patched.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", block_rows)
         result = kabuki_rlds.convert(file, folder / "mended.hdf5", conform=True, overwrite=True)
     assert kabuki_rlds.validate(folder / "mended.hdf5") == result.warnings == []
     changed = {}

@@ -6,7 +6,7 @@ makes `DIR/kabuki_hdf5/hopper/1.0.0`. The work is done by `kabuki_rlds`, which i
 installed with the extra `build`: `pip install 'kabuki_rlds[build]'`.
 """
 
-from kabuki_rlds.formats.rlds.builder import KabukiBuilder, KabukiConfig
+from kabuki_rlds.commands.tfds_builder import KabukiBuilder, KabukiConfig
 
 
 class Builder(KabukiBuilder):

@@ -6,12 +6,12 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes
+from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.data.units import human_bytes
 from kabuki_rlds.errors import printable
-from kabuki_rlds.filesystem import local_path
+from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.formats.locate import locate
-from kabuki_rlds.sizes import human_bytes
 
 
 def add(commands: Commands, common: Parser) -> None:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     with no_chatter():
         import tensorflow_datasets  # noqa: F401
 
-        from kabuki_rlds.build import build
+        from kabuki_rlds.commands.build import build
     result = build(
         files if named else files["train"],
         arguments.data_dir,

@@ -6,13 +6,13 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes, folder_among
+from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
-from kabuki_rlds.convert import convert
+from kabuki_rlds.commands.convert import convert
+from kabuki_rlds.data.schema import LEFT_OUT
+from kabuki_rlds.data.units import human_bytes
 from kabuki_rlds.errors import printable
-from kabuki_rlds.filesystem import local_path
-from kabuki_rlds.schema import LEFT_OUT
-from kabuki_rlds.sizes import human_bytes
+from kabuki_rlds.files.paths import local_path
 
 
 def add(commands: Commands, common: Parser) -> None:

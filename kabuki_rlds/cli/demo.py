@@ -25,6 +25,6 @@ def add(commands: Commands, common: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     with no_chatter():
-        from kabuki_rlds import demo
+        from kabuki_rlds.commands import demo
     demo.run(arguments.dir)
     return 0

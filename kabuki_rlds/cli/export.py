@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, add_fill, add_skip_bad_episodes, folder_among
+from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
 from kabuki_rlds.errors import printable
 
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if folder_among([arguments.source], arguments.data_dir):
         with no_chatter():
             import tensorflow_datasets  # noqa: F401
-    from kabuki_rlds.export import export
+    from kabuki_rlds.commands.export import export
 
     result = export(
         arguments.source,

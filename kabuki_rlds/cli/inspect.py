@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 
 from kabuki_rlds.cli.terminal import Commands, Parser
-from kabuki_rlds.formats.layouts import registry
-from kabuki_rlds.inspect import inspect, to_text
+from kabuki_rlds.commands.inspect import inspect, to_text
+from kabuki_rlds.formats.demos import registry
 
 
 def add(commands: Commands, common: Parser) -> None:

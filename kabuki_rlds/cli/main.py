@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
-from kabuki_rlds import KabukiError, __version__
 from kabuki_rlds.cli import build, convert, demo, export, inspect, recipe, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
-from kabuki_rlds.errors import printable
+from kabuki_rlds.errors import KabukiError, printable
+from kabuki_rlds.version import VERSION
 
 #: In the order in which --help lists them.
 _COMMANDS = (convert, build, export, validate, inspect, recipe, demo)
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Offline-RL datasets between RLDS and HDF5, in the Kabuki format.",
         epilog=f"{PROG} COMMAND --help tells more of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"{PROG} {__version__}")
+    parser.add_argument("--version", action="version", version=f"{PROG} {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for command in _COMMANDS:
         command.add(commands, common)

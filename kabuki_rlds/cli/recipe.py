@@ -7,11 +7,11 @@ import contextlib
 import logging
 import os
 
-from kabuki_rlds.cli.reading import add_assume, folder_among
+from kabuki_rlds.cli.source_options import add_assume, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
-from kabuki_rlds.formats.detect import open_source
-from kabuki_rlds.recipes.draft import draft
-from kabuki_rlds.recipes.recipe import library
+from kabuki_rlds.formats.open import open_source
+from kabuki_rlds.transforms.recipes.draft import draft
+from kabuki_rlds.transforms.recipes.recipe import library
 
 _log = logging.getLogger("kabuki_rlds")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.reading import add_assume, folder_among
+from kabuki_rlds.cli.source_options import add_assume, folder_among
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
-from kabuki_rlds.compare import compare
+from kabuki_rlds.commands.compare import compare
+from kabuki_rlds.commands.validate import examine
 from kabuki_rlds.errors import printable
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.formats.layouts import registry
-from kabuki_rlds.validate import examine
+from kabuki_rlds.formats.demos import registry
+from kabuki_rlds.formats.hdf5.source import KabukiSource
 
 
 def add(commands: Commands, common: Parser) -> None:

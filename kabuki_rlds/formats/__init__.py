@@ -1,1 +1,1 @@
-"""The formats at the two ends of a conversion, a package each."""
+"""The file formats, a package each: how a path is opened, and a source (and sink) for each format."""

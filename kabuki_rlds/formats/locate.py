@@ -24,15 +24,13 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
+from kabuki_rlds.data.limits import MAX_JSON_BYTES
 from kabuki_rlds.errors import KabukiError, SourceNotFoundError
-from kabuki_rlds.filesystem import local_path, subfolders
+from kabuki_rlds.files.paths import StrPath, local_path, subfolders
+from kabuki_rlds.formats.demos import minari, minari_arrow
 from kabuki_rlds.formats.envlogger import log
-from kabuki_rlds.formats.layouts import minari, minari_arrow
-from kabuki_rlds.limits import MAX_JSON_BYTES
-
-Path: TypeAlias = str | os.PathLike[str]
 
 #: A folder with this file is a version of a TFDS dataset.
 FEATURES = "features.json"
@@ -92,7 +90,7 @@ class _Contents:
         return not (self.datasets or self.logs or self.files)
 
 
-def locate(source: Path, data_dir: Path | None = None) -> Located:
+def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
     """Finds what a source names. No data is read.
 
     Args:
@@ -120,7 +118,7 @@ def locate(source: Path, data_dir: Path | None = None) -> Located:
     return _by_name(source, data_dir)
 
 
-def is_looked_up(source: Path, data_dir: Path) -> bool:
+def is_looked_up(source: StrPath, data_dir: StrPath) -> bool:
     """Whether a folder of TFDS datasets has to do with a source: it is a name, or in that folder."""
     path, folder = local_path(source), local_path(data_dir)
     if not os.path.lexists(path) and not glob.has_magic(os.fspath(path)):
@@ -129,7 +127,7 @@ def is_looked_up(source: Path, data_dir: Path) -> bool:
     return is_within or _named_dataset(source, folder) is not None
 
 
-def _by_name(source: Path, data_dir: pathlib.Path | None) -> Located:
+def _by_name(source: StrPath, data_dir: pathlib.Path | None) -> Located:
     """The TFDS dataset of a name, `name[/config][:version]`.
 
     Raises:
@@ -148,7 +146,7 @@ def _by_name(source: Path, data_dir: pathlib.Path | None) -> Located:
     return Located([named / version], [])
 
 
-def _named_dataset(source: Path, data_dir: pathlib.Path) -> pathlib.Path | None:
+def _named_dataset(source: StrPath, data_dir: pathlib.Path) -> pathlib.Path | None:
     """The folder of the TFDS dataset or config of this name, if there is one."""
     name = os.fspath(source).partition(":")[0]
     path = pathlib.PurePath(name)
@@ -158,7 +156,7 @@ def _named_dataset(source: Path, data_dir: pathlib.Path) -> pathlib.Path | None:
     return folder if os.path.isdir(folder) else None
 
 
-def _not_found(source: Path, data_dir: pathlib.Path, is_given: bool) -> SourceNotFoundError:
+def _not_found(source: StrPath, data_dir: pathlib.Path, is_given: bool) -> SourceNotFoundError:
     if not is_given:
         # `build` and `recipe` have no option for it.
         return SourceNotFoundError(

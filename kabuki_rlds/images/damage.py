@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from isal import isal_zlib
 
-from kabuki_rlds.images.headers import Header, header_of
+from kabuki_rlds.images.headers import ImageHeader, header_of
 
 #: An image whose field does not state its size is decoded up to this many pixels. A PNG of a kilobyte can state
 #: 50,000 x 50,000, for which a decoder allocates gigabytes.
@@ -97,7 +97,7 @@ def find_damage(
 
 
 def _misfit(
-    file: bytes, header: Header | None, shape: tuple[int | None, ...], dtype: np.dtype | None, decodes: bool
+    file: bytes, header: ImageHeader | None, shape: tuple[int | None, ...], dtype: np.dtype | None, decodes: bool
 ) -> str | None:
     """What is wrong with a file by its header."""
     height, width, channels = shape

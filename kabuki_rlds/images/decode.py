@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Ragged, concatenate, take
+from kabuki_rlds.data.block import Column, Ragged, concatenate, take
+from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.images.damage import DamagedImageError, check_files
-from kabuki_rlds.schema import Field
 
 #: From the bytes of an image file to a tensor (height, width, channels): TFDS's own decoding.
 Decode: TypeAlias = Callable[[Any], Any]
@@ -127,12 +127,12 @@ def _function(field: Field, path: str) -> Callable[[Any], Any]:
             f"field {path!r} holds image files, which TensorFlow and TFDS decode ({e}); "
             "install them, or name the fields to read by `fields`"
         ) from e
-    from kabuki_rlds.formats.rlds.pipeline import Images, decode_all
+    from kabuki_rlds.formats.rlds.pipeline import ImageForm, decode_all
 
     decode = tfds.features.Image(shape=field.shape[-3:], dtype=field.dtype).decode_example
     if field.is_list_of_images:
         return decode
-    images = Images(path, field.shape, field.dtype, decode)
+    images = ImageForm(path, field.shape, field.dtype, decode)
     build = tf.function(lambda files: decode_all(images, files), autograph=False)
     # Built here, once: threads are to call it.
     function: Callable[[Any], Any] = build.get_concrete_function(tf.TensorSpec([None], tf.string))

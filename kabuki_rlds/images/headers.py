@@ -21,7 +21,7 @@ _DECODABLE_FRAMES = (0xC0, 0xC1, 0xC2)
 _JPEG_CHANNELS = {1: 1, 3: 3, 4: 3}
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What an image file states about its pixels.
 
     Attributes:
@@ -40,7 +40,7 @@ class Header(NamedTuple):
     end: int = 0
 
 
-def header_of(file: bytes) -> Header | None:
+def header_of(file: bytes) -> ImageHeader | None:
     """What an image file states about its pixels; None if it is not an image file, or its header is damaged."""
     if file[:8] == _PNG:
         return _header_of_png(file)
@@ -51,13 +51,13 @@ def header_of(file: bytes) -> Header | None:
     if file[:2] == b"BM" and len(file) >= 26:
         width, height = struct.unpack_from("<ii", file, 18)
         # A negative height is that of an image whose first row is the top one.
-        return Header("bmp", abs(height), abs(width))
+        return ImageHeader("bmp", abs(height), abs(width))
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP" and len(file) >= 30:
         return _header_of_webp(file)
     return None
 
 
-def _header_of_png(file: bytes) -> Header | None:
+def _header_of_png(file: bytes) -> ImageHeader | None:
     if len(file) < 33 or file[12:16] != b"IHDR":
         return None
     width, height, bits, colour = struct.unpack_from(">IIBB", file, 16)
@@ -71,10 +71,10 @@ def _header_of_png(file: bytes) -> Header | None:
         end = len(file) if end < 0 else end
         if file.find(b"tRNS", 33, end) >= 0:
             channels = 4
-    return Header("png", height, width, channels, 16 if bits == 16 else 8, end)
+    return ImageHeader("png", height, width, channels, 16 if bits == 16 else 8, end)
 
 
-def _header_of_jpeg(file: bytes) -> Header | None:
+def _header_of_jpeg(file: bytes) -> ImageHeader | None:
     at = 2
     while at + 4 <= len(file):
         if file[at] != 0xFF:
@@ -94,11 +94,11 @@ def _header_of_jpeg(file: bytes) -> Header | None:
         return None
     channels = _JPEG_CHANNELS.get(components)
     if file[at + 1] not in _DECODABLE_FRAMES or bits != 8 or channels is None:
-        return Header("jpeg", height, width, end=at + 10)
-    return Header("jpeg", height, width, channels, bits, at + 10)
+        return ImageHeader("jpeg", height, width, end=at + 10)
+    return ImageHeader("jpeg", height, width, channels, bits, at + 10)
 
 
-def _header_of_gif(file: bytes) -> Header | None:
+def _header_of_gif(file: bytes) -> ImageHeader | None:
     """The size is that of its screen, or of its first picture where that is larger."""
     if len(file) < 13:
         return None
@@ -113,10 +113,10 @@ def _header_of_gif(file: bytes) -> Header | None:
     if at + 10 > len(file) or file[at] != 0x2C:
         return None
     picture_width, picture_height = struct.unpack_from("<HH", file, at + 5)
-    return Header("gif", max(height, picture_height), max(width, picture_width))
+    return ImageHeader("gif", max(height, picture_height), max(width, picture_width))
 
 
-def _header_of_webp(file: bytes) -> Header | None:
+def _header_of_webp(file: bytes) -> ImageHeader | None:
     kind = file[12:16]
     if kind == b"VP8X":
         height, width = 1 + int.from_bytes(file[27:30], "little"), 1 + int.from_bytes(file[24:27], "little")
@@ -127,4 +127,4 @@ def _header_of_webp(file: bytes) -> Header | None:
         width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", file, 26))
     else:
         return None
-    return Header("webp", height, width)
+    return ImageHeader("webp", height, width)

@@ -14,11 +14,11 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from kabuki_rlds.convert import convert
+from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.filesystem import local_path
-from kabuki_rlds.formats.hdf5.reader import KabukiSource
-from kabuki_rlds.recording.dataset import Recording, folder_of
+from kabuki_rlds.files.paths import local_path
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.recording.rlds_recording import RldsRecording, folder_of
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -47,7 +47,7 @@ class Destination:
         folder = folder_of(path)
         if folder.is_file() or folder.parent.is_file():
             raise KabukiError(f"{path}: a file; name a folder, or a file that ends in {' or '.join(_SUFFIXES)}")
-        self.recording = Recording(folder, split, name or folder.parent.name)
+        self.recording = RldsRecording(folder, split, name or folder.parent.name)
         self.features: tfds.features.FeaturesDict | None = self.recording.features
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Hdf5Destination(Destination):
         """The features of the file that is there, and the number of the last recording that is in it."""
         if not self._path.exists():
             return None, 0
-        from kabuki_rlds.formats.rlds.derived import features_of
+        from kabuki_rlds.formats.rlds.infer_features import features_of
 
         with KabukiSource(self._path) as source:
             source.check_whole()

@@ -6,8 +6,8 @@ from typing import Any
 
 import dm_env
 
+from kabuki_rlds.recording.episode_stream import OneStream
 from kabuki_rlds.recording.recorder import Recorder
-from kabuki_rlds.recording.stream import OneStream
 
 
 class RecordedEnvironment(OneStream, dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types

@@ -7,16 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.envlogger.specs import to_json
-from kabuki_rlds.recording import specs
-from kabuki_rlds.recording.recorder import Options, Recorder, Unfinished
-from kabuki_rlds.schema import Info
+from kabuki_rlds.recording import environment_specs
+from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinished
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from kabuki_rlds.recording.features import Images
+    from kabuki_rlds.recording.recorded_features import ImageFormats
 
 
 def record(
@@ -25,7 +25,7 @@ def record(
     *,
     split: str = "train",
     info: bool | Sequence[str] = False,
-    images: Images = "png",
+    images: ImageFormats = "png",
     unfinished: Unfinished = "keep",
     config: tfds.rlds.rlds_base.DatasetConfig | None = None,
     description: str = "",
@@ -82,24 +82,24 @@ def record(
     if kind == "dm_env":
         if info is not False:
             raise KabukiError("info: an environment of dm_env has none, only those of Gymnasium do")
-        hints, stated = specs.of_dm_env(env)
+        hints, stated = environment_specs.of_dm_env(env)
     else:
         space = ("single_" if kind == "vector" else "") + "{}_space"
         spaces = (getattr(env, space.format(name)) for name in ("observation", "action"))
-        hints, stated = specs.of_gymnasium(env, *spaces)
+        hints, stated = environment_specs.of_gymnasium(env, *spaces)
     made = Info(
         description=description,
         citation=citation,
         homepage=homepage,
         environment=to_json({**stated, **(metadata or {})}),
     )
-    recorder = Recorder(path, Options(split, images, unfinished, config, made, hints))
+    recorder = Recorder(path, RecordingOptions(split, images, unfinished, config, made, hints))
     if kind == "dm_env":
         from kabuki_rlds.recording.dm_environment import RecordedEnvironment
 
         return RecordedEnvironment(env, recorder)
     if kind == "vector":
-        from kabuki_rlds.recording.vector_env import RecordedVectorEnv
+        from kabuki_rlds.recording.gymnasium_vector_env import RecordedVectorEnv
 
         return RecordedVectorEnv(env, recorder, info)
     from kabuki_rlds.recording.gymnasium_env import RecordedEnv

@@ -8,9 +8,9 @@ from typing import Any, SupportsFloat
 
 import gymnasium
 
-from kabuki_rlds.recording.info import ChosenInfo
+from kabuki_rlds.recording.episode_stream import OneStream
+from kabuki_rlds.recording.gymnasium_info import ChosenInfo
 from kabuki_rlds.recording.recorder import Recorder
-from kabuki_rlds.recording.stream import OneStream
 
 
 class RecordedEnv(OneStream, gymnasium.Wrapper[Any, Any, Any, Any]):

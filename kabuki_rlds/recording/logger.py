@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from kabuki_rlds.recording.recorder import Options, Recorder, Unfinished
-from kabuki_rlds.recording.stream import Metadata, OneStream
-from kabuki_rlds.schema import Info
+from kabuki_rlds.data.schema import Info
+from kabuki_rlds.recording.episode_stream import Metadata, OneStream
+from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinished
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from kabuki_rlds.recording.features import Images
+    from kabuki_rlds.recording.recorded_features import ImageFormats
 
 
 class Logger(OneStream):
@@ -61,7 +61,7 @@ class Logger(OneStream):
         path: str | os.PathLike[str],
         *,
         split: str = "train",
-        images: Images = "png",
+        images: ImageFormats = "png",
         unfinished: Unfinished = "keep",
         config: tfds.rlds.rlds_base.DatasetConfig | None = None,
         description: str = "",
@@ -77,7 +77,7 @@ class Logger(OneStream):
             homepage=homepage,
             environment=to_json(dict(metadata)) if metadata else "",
         )
-        super().__init__(Recorder(path, Options(split, images, unfinished, config, info)))
+        super().__init__(Recorder(path, RecordingOptions(split, images, unfinished, config, info)))
 
     def reset(self, observation: Any, *, metadata: Metadata = None) -> None:
         """Begins an episode.

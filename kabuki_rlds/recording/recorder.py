@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from kabuki_rlds.block import Block
-from kabuki_rlds.convention import ACTION, DISCOUNT, FLAGS, OBSERVATION, REQUIRED, REWARD
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REQUIRED, REWARD
+from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.recording.destination import destination
-from kabuki_rlds.recording.episode import Episode
-from kabuki_rlds.recording.features import Images, features_of_config, image_formats, learned_features
-from kabuki_rlds.recording.learning import Fields, Learner
-from kabuki_rlds.recording.metadata import EpisodeFields
-from kabuki_rlds.schema import Field, Info, Schema
+from kabuki_rlds.recording.episode_metadata import EpisodeFields
+from kabuki_rlds.recording.field_learner import FieldLearner, Fields
+from kabuki_rlds.recording.open_episode import OpenEpisode
+from kabuki_rlds.recording.recorded_features import ImageFormats, features_of_config, image_formats, learned_features
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from kabuki_rlds.formats.rlds.examples import ExampleEncoder
+    from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
 
 #: What becomes of an episode that has not ended when the recording does, or the next one begins.
 Unfinished = Literal["keep", "drop"]
@@ -37,7 +37,7 @@ _SPLIT = re.compile(r"\w[\w-]*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class RecordingOptions:
     """How to record.
 
     Attributes:
@@ -50,7 +50,7 @@ class Options:
     """
 
     split: str = "train"
-    images: Images = "png"
+    images: ImageFormats = "png"
     unfinished: Unfinished = "keep"
     config: tfds.rlds.rlds_base.DatasetConfig | None = None
     info: Info = dataclasses.field(default_factory=Info)
@@ -72,11 +72,11 @@ class Recorder:
       KabukiError: nothing can be recorded there.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: Options):
+    def __init__(self, path: str | os.PathLike[str], options: RecordingOptions):
         # It takes seconds to import: now, and not when the first episode ends.
         import tensorflow  # noqa: F401
 
-        from kabuki_rlds.formats.rlds import features as rlds_features
+        from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 
         if not _SPLIT.fullmatch(options.split):
             raise KabukiError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
@@ -107,12 +107,12 @@ class Recorder:
         except BaseException:
             self._recording.close()
             raise
-        self._learner: Learner | None = None
+        self._learner: FieldLearner | None = None
         self._first: tuple[Any, ...] = ()
         self._image_formats: dict[str, str] = {}
         self._encoder: ExampleEncoder | None = None
         #: The last episode that was written, while it can be changed: how it ended, and its fields.
-        self._last: tuple[Episode, bool, Mapping[str, Any]] | None = None
+        self._last: tuple[OpenEpisode, bool, Mapping[str, Any]] | None = None
         self._said_missing = False
         self.is_closed = False
 
@@ -134,7 +134,7 @@ class Recorder:
         Raises:
           KabukiError: a value cannot be recorded, or is not what the dataset has.
         """
-        learner = Learner(self._options.hints, None if self._declared is None else self._declared[0])
+        learner = FieldLearner(self._options.hints, None if self._declared is None else self._declared[0])
         learner.learn(observation, OBSERVATION)
         learner.learn(action, ACTION)
         learner.learn(reward, REWARD, as_float=True)
@@ -154,12 +154,12 @@ class Recorder:
         self._first = copy.deepcopy((observation, action, reward, discount, dict(metadata or {})))
         self._learner = learner
 
-    def new_episode(self) -> Episode:
+    def new_episode(self) -> OpenEpisode:
         """Empty columns for the fields that were learned."""
         assert self._learner is not None
         rows = functools.partial(self._learner.rows, image_formats=self._image_formats)
         observation, action, reward, discount, metadata = self._first
-        return Episode(
+        return OpenEpisode(
             rows(observation, OBSERVATION),
             (rows(action, ACTION), rows(reward, REWARD), rows(discount, DISCOUNT)),
             {name: rows(value, str(name)) for name, value in metadata.items()},
@@ -178,7 +178,7 @@ class Recorder:
                 self.write_again(*self._last)
             self._recording.declare(self._features, info)
 
-    def write(self, episode: Episode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
+    def write(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
         """Writes an episode, which is on the disk when this returns.
 
         Raises:
@@ -191,16 +191,16 @@ class Recorder:
         self._recording.append(self._encode(episode, is_terminal, metadata))
         self._last = (episode, is_terminal, metadata)
 
-    def can_change(self, episode: Episode) -> bool:
+    def can_change(self, episode: OpenEpisode) -> bool:
         """Whether an episode was the last one to be written, and so can be changed or removed."""
         return self._last is not None and self._last[0] is episode
 
-    def settle(self, episode: Episode) -> None:
+    def settle(self, episode: OpenEpisode) -> None:
         """An episode's columns are used again: what was written of it stays as it is."""
         if self.can_change(episode):
             self._settle_last()
 
-    def write_again(self, episode: Episode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
+    def write_again(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
         """Writes the last episode anew, with other metadata."""
         self._recording.replace_last(self._encode(episode, is_terminal, metadata))
         self._last = (episode, is_terminal, metadata)
@@ -247,9 +247,9 @@ class Recorder:
         self._encoder = None
         return info
 
-    def _encode(self, episode: Episode, is_terminal: bool, metadata: Mapping[str, Any]) -> bytes:
+    def _encode(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> bytes:
         if self._encoder is None:
-            from kabuki_rlds.formats.rlds.examples import ExampleEncoder
+            from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
 
             assert self._features is not None
             self._encoder = ExampleEncoder(self._features)
@@ -262,6 +262,6 @@ class Recorder:
         return b"".join([*self._encoder.encode(block), *self._encoder.finish()])
 
 
-def _schema(steps: Learner, episodes: Fields) -> Schema:
+def _schema(steps: FieldLearner, episodes: Fields) -> Schema:
     flags = {name: Field(np.dtype(bool)) for name in FLAGS}
     return Schema(steps.fields | flags, dict(episodes))

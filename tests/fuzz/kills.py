@@ -25,9 +25,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from kabuki_rlds import resume
 from kabuki_rlds.cli.main import main as run_command
-from kabuki_rlds.formats.hdf5 import reader
+from kabuki_rlds.commands import resume
+from kabuki_rlds.formats.hdf5 import source
 from tests import handmade
 
 OLD = b"the old file, which need not be HDF5"
@@ -153,7 +153,7 @@ def search(kills: int, seed: int, folder: Path) -> Counter[str]:
     tqdm.monitor_interval = 0
     # So that a file of this size has many parts, and many blocks.
     resume._PART_BYTES = 100_000
-    reader._BLOCK_ROWS = 1 << 13
+    source._BLOCK_ROWS = 1 << 13
     found: Counter[str] = Counter()
     made = commands(folder)
     takes = {}

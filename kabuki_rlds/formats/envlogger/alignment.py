@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from kabuki_rlds.block import Block, Column, concatenate
-from kabuki_rlds.convention import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL
+from kabuki_rlds.data.block import Block, Column, concatenate
+from kabuki_rlds.data.rules import DISCOUNT, IS_FIRST, IS_LAST, IS_TERMINAL
+from kabuki_rlds.data.schema import Field
 from kabuki_rlds.formats.envlogger import fields
-from kabuki_rlds.formats.envlogger.messages import Path
-from kabuki_rlds.schema import Field
+from kabuki_rlds.formats.envlogger.messages import LeafPath
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class AlignedSteps:
     """Consecutive steps of a log.
 
     Attributes:
@@ -29,7 +29,7 @@ class Steps:
       is_terminal: whether its observation is terminal, if it is the last of its episode: bool, (steps,).
     """
 
-    columns: dict[Path, Column]
+    columns: dict[LeafPath, Column]
     begins: np.ndarray
     is_terminal: np.ndarray
 
@@ -37,14 +37,14 @@ class Steps:
         return len(self.begins)
 
 
-def align(parts: Iterator[Steps], of: Mapping[Path, Field]) -> Iterator[Block]:
+def align(parts: Iterator[AlignedSteps], of: Mapping[LeafPath, Field]) -> Iterator[Block]:
     """All steps, aligned anew, in blocks without the metadata of episodes.
 
     Args:
       parts: the steps, in order.
       of: the fields.
     """
-    held: Steps | None = None
+    held: AlignedSteps | None = None
     for part in parts:
         # The last step waits for what the one after it says.
         whole = part if held is None else _join(held, part)
@@ -55,7 +55,7 @@ def align(parts: Iterator[Steps], of: Mapping[Path, Field]) -> Iterator[Block]:
         yield _block(held, None, of)
 
 
-def _block(steps: Steps, following: Steps | None, of: Mapping[Path, Field]) -> Block:
+def _block(steps: AlignedSteps, following: AlignedSteps | None, of: Mapping[LeafPath, Field]) -> Block:
     """The rows of some steps. `following` are the steps after them, None after the last of all."""
     is_last = np.ones(1, bool) if following is None else following.begins
     columns: dict[str, Column] = {
@@ -74,7 +74,7 @@ def _block(steps: Steps, following: Steps | None, of: Mapping[Path, Field]) -> B
     return Block(columns, len(steps), np.flatnonzero(steps.begins), {})
 
 
-def is_terminal(is_last: np.ndarray, columns: Mapping[Path, Column]) -> np.ndarray:
+def is_terminal(is_last: np.ndarray, columns: Mapping[LeafPath, Column]) -> np.ndarray:
     """Whether the observation of each step of a log is terminal: bool, (steps,).
 
     Args:
@@ -91,14 +91,14 @@ def is_terminal(is_last: np.ndarray, columns: Mapping[Path, Column]) -> np.ndarr
     return found
 
 
-def _join(first: Steps, second: Steps) -> Steps:
-    return Steps(
+def _join(first: AlignedSteps, second: AlignedSteps) -> AlignedSteps:
+    return AlignedSteps(
         {path: concatenate([column, second.columns[path]]) for path, column in first.columns.items()},
         np.concatenate([first.begins, second.begins]),
         np.concatenate([first.is_terminal, second.is_terminal]),
     )
 
 
-def _slice(steps: Steps, rows: slice) -> Steps:
+def _slice(steps: AlignedSteps, rows: slice) -> AlignedSteps:
     columns = {path: column[rows] for path, column in steps.columns.items()}
-    return Steps(columns, steps.begins[rows], steps.is_terminal[rows])
+    return AlignedSteps(columns, steps.begins[rows], steps.is_terminal[rows])

@@ -14,20 +14,20 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from kabuki_rlds.block import Column, Ragged, splits_of
-from kabuki_rlds.convention import ACTION, DISCOUNT, OBSERVATION, REQUIRED, REWARD
+from kabuki_rlds.data.block import Column, Ragged, splits_of
+from kabuki_rlds.data.limits import MAX_PADDED_BYTES
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, OBSERVATION, REQUIRED, REWARD
+from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.envlogger.messages import Leaves, Path, Piece
+from kabuki_rlds.formats.envlogger.messages import LeafPath, Leaves, MessagePiece
 from kabuki_rlds.formats.envlogger.open_fields import OpenField
 from kabuki_rlds.formats.envlogger.shard import STEP_TYPE
 from kabuki_rlds.formats.envlogger.specs import Specs
-from kabuki_rlds.limits import MAX_PADDED_BYTES
-from kabuki_rlds.schema import BYTES, Field
 
 _log = logging.getLogger("kabuki_rlds")
 
 #: Where a step's message has what: a tuple of a time step, the action before it, and what `step_fn` gave.
-_PLACES: dict[Path, Path] = {
+_PLACES: dict[LeafPath, LeafPath] = {
     ("0", "1"): (REWARD,),
     ("0", "2"): (DISCOUNT,),
     ("0", "3"): (OBSERVATION,),
@@ -49,7 +49,7 @@ def step_structure(specs: Specs) -> tuple:
     return (None, inside[REWARD], inside[DISCOUNT], inside[OBSERVATION]), inside[ACTION], None
 
 
-def is_shifted(path: Path) -> bool:
+def is_shifted(path: LeafPath) -> bool:
     """Whether a field is of what led to a step, which the step before it takes."""
     return path[0] in _SHIFTED
 
@@ -93,12 +93,12 @@ def of_episodes(leaves: Leaves) -> Leaves:
     return {path or (EPISODE_METADATA,): pieces for path, pieces in leaves.items() if path or not nothing}
 
 
-def has_values(pieces: list[Piece]) -> bool:
+def has_values(pieces: list[MessagePiece]) -> bool:
     """Whether a field has a value anywhere."""
     return any(piece.values is not None for piece in pieces)
 
 
-class Learner:
+class LogFieldLearner:
     """Learns from values what fields there are.
 
     Args:
@@ -109,10 +109,10 @@ class Learner:
     def __init__(self, specs: Specs, *, of_steps: bool):
         self._specs = specs
         self._of_steps = of_steps
-        self._dtypes: dict[Path, np.dtype | None] = {}
-        self._shapes: dict[Path, tuple[int | None, ...]] = {}
+        self._dtypes: dict[LeafPath, np.dtype | None] = {}
+        self._shapes: dict[LeafPath, tuple[int | None, ...]] = {}
         #: Fields whose shape no spec says.
-        self._open: dict[Path, OpenField] = {}
+        self._open: dict[LeafPath, OpenField] = {}
 
     def take(self, leaves: Leaves, begins: np.ndarray, name: Callable[[int], str]) -> None:
         """Takes the values of some rows; what is of another type is left for `column` to refuse.
@@ -132,7 +132,7 @@ class Learner:
             if fitting and path in self._open:
                 self._open[path].take(fitting, episodes, name)
 
-    def _begin(self, path: Path, piece: Piece, label: str) -> None:
+    def _begin(self, path: LeafPath, piece: MessagePiece, label: str) -> None:
         assert piece.values is not None
         self._dtypes[path] = piece.values.dtype
         self._shapes[path] = piece.values.shape[1:]
@@ -146,14 +146,14 @@ class Learner:
             dtype is None and self._is_too_large(path) for path, dtype in self._dtypes.items()
         )
 
-    def _is_too_large(self, path: Path) -> bool:
+    def _is_too_large(self, path: LeafPath) -> bool:
         """Whether a row of padding takes too much, whose size the specs alone state."""
         if path not in self._specs.shapes:
             return False
         dtype, shape = self._specs.shapes[path]
         return math.prod(shape) * dtype.itemsize > MAX_PADDED_BYTES
 
-    def fields(self) -> dict[Path, Field]:
+    def fields(self) -> dict[LeafPath, Field]:
         """All fields.
 
         Raises:
@@ -178,7 +178,7 @@ class Learner:
         return found
 
 
-def _dtype_of(piece: Piece) -> np.dtype | None:
+def _dtype_of(piece: MessagePiece) -> np.dtype | None:
     return None if piece.values is None else piece.values.dtype
 
 
@@ -194,7 +194,7 @@ class MisfitError(Exception):
         self.row = row
 
 
-def column(name: str, field: Field, pieces: list[Piece], rows: int, optional: np.ndarray) -> Column:
+def column(name: str, field: Field, pieces: list[MessagePiece], rows: int, optional: np.ndarray) -> Column:
     """The column of a field.
 
     Args:
@@ -258,12 +258,12 @@ def fixed_shape(field: Field) -> tuple[int, ...]:
     return tuple(size for size in field.shape if size is not None)
 
 
-def by_path(fields: Mapping[Path, Field]) -> dict[str, Field]:
+def by_path(fields: Mapping[LeafPath, Field]) -> dict[str, Field]:
     """The fields by their path as a schema has it, in the order of their names."""
     return {"/".join(path): fields[path] for path in sorted(fields)}
 
 
-def _fits(field: Field, piece: Piece) -> bool:
+def _fits(field: Field, piece: MessagePiece) -> bool:
     assert piece.values is not None
     shape = piece.values.shape[1:]
     return (
@@ -273,7 +273,7 @@ def _fits(field: Field, piece: Piece) -> bool:
     )
 
 
-def _ragged(field: Field, pieces: list[Piece], rows: int) -> Ragged:
+def _ragged(field: Field, pieces: list[MessagePiece], rows: int) -> Ragged:
     shapes = np.zeros((rows, len(field.shape)), np.int64)
     for piece in pieces:
         assert piece.values is not None

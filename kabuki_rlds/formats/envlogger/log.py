@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.block import splits_of
+from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.source import Skipped
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.filesystem import subfolders
-from kabuki_rlds.formats.envlogger import fields, messages, records, specs, wire
+from kabuki_rlds.files.paths import subfolders
+from kabuki_rlds.files.placeholders import check_is_data
+from kabuki_rlds.formats.envlogger import fields, messages, protobuf, specs
 from kabuki_rlds.formats.envlogger.messages import Leaves
-from kabuki_rlds.formats.envlogger.shard import EPISODE_METADATA, REMEDY, REMEDY_WITHOUT_REST, STEPS, Batch, Shard
-from kabuki_rlds.formats.placeholders import check_is_data
-from kabuki_rlds.formats.source import Skipped
+from kabuki_rlds.formats.envlogger.shard import (
+    EPISODE_METADATA,
+    REMEDY,
+    REMEDY_WITHOUT_REST,
+    STEPS,
+    LogShard,
+    MessageBatch,
+)
+from kabuki_rlds.formats.riegeli import records
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -46,7 +54,7 @@ def _in_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
-class Log:
+class EnvLoggerLog:
     """A log.
 
     Args:
@@ -77,7 +85,7 @@ class Log:
         inside = sorted(path for path in folder.iterdir() if (path / STEPS).is_file())
         for path in inside:
             check_is_data(path / STEPS)
-        self.shards = [Shard(path, verify=skip_bad) for path in inside]
+        self.shards = [LogShard(path, verify=skip_bad) for path in inside]
         losses = [shard.losses for shard in self.shards if shard.losses]
         if losses and not skip_bad:
             remedy = REMEDY if any(shard.is_whole.any() for shard in self.shards) else REMEDY_WITHOUT_REST
@@ -109,7 +117,7 @@ class Log:
         except (IndexError, KeyError, ValueError) as e:
             raise KabukiError(f"{path}: it is no metadata of EnvLogger's: {e}") from e
 
-    def step_leaves(self, shard: Shard, batch: Batch) -> tuple[Leaves, np.ndarray]:
+    def step_leaves(self, shard: LogShard, batch: MessageBatch) -> tuple[Leaves, np.ndarray]:
         """Takes some steps apart.
 
         Returns:
@@ -145,7 +153,7 @@ class Log:
         data = np.frombuffer(b"".join(found), np.uint8)
         try:
             return fields.of_episodes(
-                messages.leaves(wire.Spans(data, np.array(rows, np.int64), splits[:-1], splits[1:]))
+                messages.leaves(protobuf.Spans(data, np.array(rows, np.int64), splits[:-1], splits[1:]))
             )
         except KabukiError as e:
             raise KabukiError(f"{self.folder}: the metadata of an episode holds {e}") from e
@@ -153,7 +161,7 @@ class Log:
             raise KabukiError(f"{self.folder}: the metadata of an episode is none of EnvLogger's: {e}") from e
 
 
-def _episode_metadata(shard: Shard) -> Iterator[tuple[int, bytes]]:
+def _episode_metadata(shard: LogShard) -> Iterator[tuple[int, bytes]]:
     """The metadata of each episode that has some, with the number of the episode."""
     path = shard.folder / EPISODE_METADATA
     if not path.is_file():
@@ -173,7 +181,7 @@ def _episode_metadata(shard: Shard) -> Iterator[tuple[int, bytes]]:
         yield from zip(unknown, rest, strict=False)
 
 
-def _skipped(shard: Shard) -> Iterator[Skipped]:
+def _skipped(shard: LogShard) -> Iterator[Skipped]:
     """The episodes of a shard that are not whole, in runs of such."""
     why = shard.losses.removeprefix(f"{shard.path}: ")
     lost = np.flatnonzero(~shard.is_whole)
@@ -182,7 +190,7 @@ def _skipped(shard: Shard) -> Iterator[Skipped]:
             yield Skipped(str(shard.path), int(run[0]), len(run), why)
 
 
-def _cut_short(shard: Shard) -> str:
+def _cut_short(shard: LogShard) -> str:
     what = f"{shard.path}: it was never finished, as when a process is killed"
     if not len(shard.starts):
         return f"{what}, and holds no step"

@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from kabuki_rlds.data.schema import BYTES
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.envlogger import wire
-from kabuki_rlds.formats.envlogger.buffers import Reader, varints
-from kabuki_rlds.formats.envlogger.wire import Spans
-from kabuki_rlds.schema import BYTES
+from kabuki_rlds.formats.envlogger import protobuf
+from kabuki_rlds.formats.envlogger.protobuf import Spans
+from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, varints
 
-Path: TypeAlias = tuple[str, ...]
+LeafPath: TypeAlias = tuple[str, ...]
 
 #: The fields of `Data`, of `Datum` and of a message that lists others.
 _DATUM, _ARRAY, _TUPLE, _DICT = 1, 2, 3, 4
@@ -35,7 +35,7 @@ _TEXT, _BYTES, _INTEGERS = 8, 9, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class MessagePiece:
     """The values of one leaf in some of the records, all of one dtype and shape.
 
     Attributes:
@@ -50,7 +50,7 @@ class Piece:
 
 
 #: The pieces of each leaf.
-Leaves: TypeAlias = dict[Path, list[Piece]]
+Leaves: TypeAlias = dict[LeafPath, list[MessagePiece]]
 
 
 def leaves(messages: Spans, structure: Any = None) -> Leaves:
@@ -68,8 +68,8 @@ def leaves(messages: Spans, structure: Any = None) -> Leaves:
     found: Leaves = {}
     empty = messages.start == messages.stop
     if empty.any():
-        found[()] = [Piece(messages.rows[empty], None)]
-    for number, part in wire.fields(messages):
+        found[()] = [MessagePiece(messages.rows[empty], None)]
+    for number, part in protobuf.fields(messages):
         if number == _DATUM:
             _merge(found, (), {(): _data(part)})
         elif number == _ARRAY and not isinstance(structure, list):
@@ -94,7 +94,7 @@ def numbers(datums: list[bytes]) -> list[np.ndarray]:
     return found
 
 
-def _merge(into: Leaves, prefix: Path, found: Leaves) -> None:
+def _merge(into: Leaves, prefix: LeafPath, found: Leaves) -> None:
     for path, pieces in found.items():
         into.setdefault(prefix + path, []).extend(pieces)
 
@@ -109,7 +109,7 @@ def _inside(structure: Any, key: Any) -> Any:
 def _items(listed: Spans) -> list[Spans]:
     """The first items of all lists or tuples, the second ones, and so on."""
     found = []
-    for number, item in wire.fields(listed):
+    for number, item in protobuf.fields(listed):
         if number != 1:
             raise ValueError("a list with a field that EnvLogger's have not")
         found.append(item)
@@ -120,10 +120,10 @@ def _dicts(dicts: Spans, structure: Any) -> Leaves:
     found: Leaves = {}
     # C++ writes the entries of a map in any order, another one in each record.
     entries: dict[str, list[Spans]] = {}
-    for number, entry in wire.fields(dicts):
+    for number, entry in protobuf.fields(dicts):
         if number != 1:
             raise KabukiError("a dict with keys that are no text; it cannot be stored in columns by their names")
-        parts = dict(wire.fields(entry))
+        parts = dict(protobuf.fields(entry))
         keys, values = parts.get(1), parts.get(2)
         if keys is None or values is None or len(keys) != len(entry) or len(values) != len(entry):
             raise ValueError("an entry of a dict without its key or value")
@@ -166,7 +166,7 @@ def _stacked(columns: list[Leaves], rows: np.ndarray, parts: list[Spans]) -> Lea
         if len(values) < len(pieces):
             raise KabukiError("a list that holds None")
         if len(values) == len(columns) and len({(part.dtype, part.shape) for part in values}) == 1:
-            found[path] = [Piece(rows, np.stack(values, axis=1), pieces[0].lists + 1)]
+            found[path] = [MessagePiece(rows, np.stack(values, axis=1), pieces[0].lists + 1)]
         elif len(rows) == 1:
             raise KabukiError("a list whose items differ in type or shape")
         else:
@@ -179,10 +179,10 @@ def _stacked(columns: list[Leaves], rows: np.ndarray, parts: list[Spans]) -> Lea
     return found
 
 
-def _data(data: Spans) -> list[Piece]:
+def _data(data: Spans) -> list[MessagePiece]:
     """Arrays and scalars."""
     shapes = values = Spans(data.data, data.rows, data.start, data.start)
-    for number, part in wire.fields(data):
+    for number, part in protobuf.fields(data):
         if number == _SHAPE:
             shapes = part
         elif number == _VALUES:
@@ -196,16 +196,16 @@ def _data(data: Spans) -> list[Piece]:
     # An array without elements is stored as nothing at all.
     none = np.setdiff1d(data.rows, values.rows[values.start < values.stop])
     if len(none):
-        found.append(Piece(none, None))
+        found.append(MessagePiece(none, None))
     texts: dict[int, list[Spans]] = {}
-    for number, part in wire.fields(values):
+    for number, part in protobuf.fields(values):
         if number in (_TEXT, _BYTES, _INTEGERS):
             texts.setdefault(number, []).append(part)
             continue
         of_part = shape_of[np.searchsorted(data.rows, part.rows)]
         for index in np.unique(of_part).tolist():
             alike = part[of_part == index]
-            found.append(Piece(alike.rows, _numbers(number, alike, known[index])))
+            found.append(MessagePiece(alike.rows, _numbers(number, alike, known[index])))
     for number, parts in texts.items():
         found += _objects(number, parts, data.rows, shape_of, known)
     return found
@@ -214,11 +214,11 @@ def _data(data: Spans) -> list[Piece]:
 def _dimensions(text: bytes) -> tuple[int, ...]:
     """The dimensions that a `Shape` says."""
     dims = []
-    reader = Reader(text)
+    reader = ByteReader(text)
     while not reader.is_done:
         if reader.varint() != 2 << 3 | 2:
             raise ValueError("a shape with a field that EnvLogger's have not")
-        inner = Reader(reader.take(reader.varint()))
+        inner = ByteReader(reader.take(reader.varint()))
         size = 0
         while not inner.is_done:
             if inner.varint() != 1 << 3:
@@ -248,7 +248,7 @@ def _numbers(number: int, part: Spans, dims: tuple[int, ...]) -> np.ndarray:
 
 def _objects(
     number: int, parts: list[Spans], rows: np.ndarray, shape_of: np.ndarray, known: list[tuple[int, ...]]
-) -> list[Piece]:
+) -> list[MessagePiece]:
     """Text, bytes, and Python's integers; the i-th elements of all arrays in the i-th of `parts`."""
     counts = np.zeros(len(rows), np.int64)
     for part in parts:
@@ -264,12 +264,12 @@ def _objects(
         if number == _INTEGERS:
             if dims != _SCALAR:
                 raise ValueError("an array of integers without size, which EnvLogger does not read")
-            found.append(Piece(of_rows, _integers(parts[0][np.isin(parts[0].rows, of_rows)])))
+            found.append(MessagePiece(of_rows, _integers(parts[0][np.isin(parts[0].rows, of_rows)])))
             continue
         values = np.empty((len(of_rows), math.prod(shape)), BYTES)
         for i, part in enumerate(parts[: math.prod(shape)]):
             values[:, i] = part[np.isin(part.rows, of_rows)].strings()
-        found.append(Piece(of_rows, values.reshape(len(of_rows), *shape)))
+        found.append(MessagePiece(of_rows, values.reshape(len(of_rows), *shape)))
     return found
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from kabuki_rlds.data.common_schema import difference, join_fields, warn_of_shapes
+from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.envlogger.messages import Piece
-from kabuki_rlds.joining import difference, join_fields, warn_of_shapes
-from kabuki_rlds.schema import BYTES, Field
+from kabuki_rlds.formats.envlogger.messages import MessagePiece
 
 
 class OpenField:
@@ -30,7 +30,7 @@ class OpenField:
       shape: the shape of a row, with None for dimensions that vary.
     """
 
-    def __init__(self, name: str, first: Piece, label: str, *, of_steps: bool):
+    def __init__(self, name: str, first: MessagePiece, label: str, *, of_steps: bool):
         self._name = name
         self._label = label
         self._of_steps = of_steps
@@ -43,7 +43,7 @@ class OpenField:
     def shape(self) -> tuple[int | None, ...]:
         return self._field.shape
 
-    def take(self, pieces: Sequence[Piece], episodes: np.ndarray, name: Callable[[int], str]) -> None:
+    def take(self, pieces: Sequence[MessagePiece], episodes: np.ndarray, name: Callable[[int], str]) -> None:
         """Takes the values of some rows.
 
         Args:
@@ -69,7 +69,7 @@ class OpenField:
             self._varies = self._varies or self._difference(theirs, label)
         self._field = joint
 
-    def _vary_within_episodes(self, pieces: Sequence[Piece], episodes: np.ndarray) -> None:
+    def _vary_within_episodes(self, pieces: Sequence[MessagePiece], episodes: np.ndarray) -> None:
         """Marks the dimensions as variable that differ from one step to the next of one episode."""
         rows = np.concatenate([piece.rows for piece in pieces])
         numbers = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])[np.argsort(rows)]
@@ -105,7 +105,7 @@ class OpenField:
         return difference(what, self._name, self._field, self._label, theirs, label)
 
 
-def _field_of(piece: Piece) -> Field:
+def _field_of(piece: MessagePiece) -> Field:
     """What rows of a piece are. A list may be of another length elsewhere."""
     assert piece.values is not None
     shape = (*[None] * piece.lists, *piece.values.shape[1 + piece.lists :])

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.envlogger import chunks, messages, records, wire
-from kabuki_rlds.formats.envlogger.chunks import Gap, Header
-from kabuki_rlds.formats.envlogger.records import Records
+from kabuki_rlds.formats.envlogger import messages, protobuf
+from kabuki_rlds.formats.riegeli import chunks, records
+from kabuki_rlds.formats.riegeli.chunks import ChunkHeader, DamagedGap
+from kabuki_rlds.formats.riegeli.records import Records
 
 STEPS = "steps.riegeli"
 EPISODE_METADATA = "episode_metadata.riegeli"
@@ -38,7 +39,7 @@ _BATCH_RECORDS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class MessageBatch:
     """Consecutive steps of whole episodes.
 
     Attributes:
@@ -47,12 +48,12 @@ class Batch:
       numbers: its number in the shard: int64, (steps,).
     """
 
-    steps: wire.Spans
+    steps: protobuf.Spans
     begins: np.ndarray
     numbers: np.ndarray
 
 
-class Shard:
+class LogShard:
     """A shard.
 
     Args:
@@ -81,8 +82,8 @@ class Shard:
         self.path = folder / STEPS
         self.num_bytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         found = chunks.headers(self.path)
-        self._gaps = [gap for gap in found if isinstance(gap, Gap)]
-        self._headers = [header for header in found if isinstance(header, Header) and header.has_records]
+        self._gaps = [gap for gap in found if isinstance(gap, DamagedGap)]
+        self._headers = [header for header in found if isinstance(header, ChunkHeader) and header.has_records]
         self._bad: set[int] = set()
         self._checked: set[int] = set()
         if verify:
@@ -164,10 +165,10 @@ class Shard:
             found.append(firsts[firsts > last])
         return np.concatenate(found)
 
-    def _good(self) -> list[Header]:
+    def _good(self) -> list[ChunkHeader]:
         return [header for header in self._headers if header.begin not in self._bad]
 
-    def _decode(self, header: Header, data: bytes) -> Records:
+    def _decode(self, header: ChunkHeader, data: bytes) -> Records:
         try:
             return records.decode(header, data)
         except KabukiError as e:
@@ -187,7 +188,7 @@ class Shard:
             f"{(~self.is_whole).sum():,} of {len(self.starts):,} episodes are not whole"
         )
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[MessageBatch]:
         """The steps of all whole episodes, in order.
 
         Raises:
@@ -212,7 +213,7 @@ class Shard:
         if held:
             yield self._batch(held, numbers, lost)
 
-    def _batch(self, held: list[Records], numbers: list[np.ndarray], lost: np.ndarray) -> Batch:
+    def _batch(self, held: list[Records], numbers: list[np.ndarray], lost: np.ndarray) -> MessageBatch:
         part = records.join(held)
         number = np.concatenate(numbers)
         episode = np.searchsorted(self.starts, number, side="right") - 1
@@ -221,12 +222,12 @@ class Shard:
             kept &= ~np.isin(episode, lost)
         start, stop = part.splits[:-1][kept], part.splits[1:][kept]
         number, episode = number[kept], episode[kept]
-        spans = wire.Spans(part.data, np.arange(len(start)), start, stop)
-        return Batch(spans, number == self.starts[episode], number)
+        spans = protobuf.Spans(part.data, np.arange(len(start)), start, stop)
+        return MessageBatch(spans, number == self.starts[episode], number)
 
 
 def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
-    spans = wire.Spans(part.data, np.arange(len(part)), part.splits[:-1], part.splits[1:])
+    spans = protobuf.Spans(part.data, np.arange(len(part)), part.splits[:-1], part.splits[1:])
     try:
         pieces = messages.leaves(spans).get(STEP_TYPE, [])
     except KabukiError as e:

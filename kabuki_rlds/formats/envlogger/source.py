@@ -11,21 +11,21 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from kabuki_rlds import interruption
-from kabuki_rlds.block import Block, Column, concatenate
-from kabuki_rlds.convention import FLAGS
+from kabuki_rlds.data.block import Block, Column, concatenate
+from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.data.rules import FLAGS
+from kabuki_rlds.data.schema import Field, Info, Schema
+from kabuki_rlds.data.skipped_episodes import NothingLeftError
+from kabuki_rlds.data.source import Origin, Size
+from kabuki_rlds.data.split_syntax import read_selected
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.files import signals
 from kabuki_rlds.formats.envlogger import alignment, fields, log, specs
-from kabuki_rlds.formats.envlogger.alignment import Steps
-from kabuki_rlds.formats.envlogger.fields import Learner, MisfitError
-from kabuki_rlds.formats.envlogger.log import Log
-from kabuki_rlds.formats.envlogger.messages import Leaves, Path
-from kabuki_rlds.formats.envlogger.shard import Batch, Shard
-from kabuki_rlds.formats.left_out import NothingLeftError
-from kabuki_rlds.formats.source import Origin, Size
-from kabuki_rlds.formats.split import read_selected
-from kabuki_rlds.last_row import LastRows
-from kabuki_rlds.schema import Field, Info, Schema
+from kabuki_rlds.formats.envlogger.alignment import AlignedSteps
+from kabuki_rlds.formats.envlogger.fields import LogFieldLearner, MisfitError
+from kabuki_rlds.formats.envlogger.log import EnvLoggerLog
+from kabuki_rlds.formats.envlogger.messages import LeafPath, Leaves
+from kabuki_rlds.formats.envlogger.shard import LogShard, MessageBatch
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -48,7 +48,7 @@ class EnvLoggerSource:
     def __init__(self, folder: str | os.PathLike[str], *, skip_bad: bool = False):
         self.folder = pathlib.Path(folder)
         self.label = str(self.folder)
-        self._logs = [Log(path, skip_bad=skip_bad) for path in log.find(self.folder)]
+        self._logs = [EnvLoggerLog(path, skip_bad=skip_bad) for path in log.find(self.folder)]
         if not self._logs:
             raise KabukiError(f"{self.folder}: no log of EnvLogger's here")
         self.num_skipped = sum(each.num_skipped for each in self._logs)
@@ -70,14 +70,14 @@ class EnvLoggerSource:
         info = Info(environment=specs.to_json(self._logs[0].metadata))
         self.schema = Schema(fields.by_path(self._steps) | flags, fields.by_path(metadata), info=info)
 
-    def _learn(self) -> tuple[dict[Path, Field], dict[Path, Field]]:
+    def _learn(self) -> tuple[dict[LeafPath, Field], dict[LeafPath, Field]]:
         """The fields of the steps and of the episodes."""
-        steps, metadata = (Learner(self._logs[0].specs, of_steps=of_steps) for of_steps in (True, False))
+        steps, metadata = (LogFieldLearner(self._logs[0].specs, of_steps=of_steps) for of_steps in (True, False))
         for each in self._logs:
             begins = np.ones(each.num_episodes, bool)
             metadata.take(each.episode_leaves(), begins, functools.partial(_name_of_episode, each))
         for each, shard, batch in self._batches():
-            interruption.check()
+            signals.check()
             leaves, _ = each.step_leaves(shard, batch)
             steps.take(leaves, batch.begins, functools.partial(_name_of_step, shard, batch))
             # What no spec speaks of may be of another shape anywhere, so then all is looked at.
@@ -85,7 +85,7 @@ class EnvLoggerSource:
                 break
         return steps.fields(), metadata.fields()
 
-    def _batches(self) -> Iterator[tuple[Log, Shard, Batch]]:
+    def _batches(self) -> Iterator[tuple[EnvLoggerLog, LogShard, MessageBatch]]:
         for each in self._logs:
             for shard in each.shards:
                 for batch in shard.batches():
@@ -104,7 +104,7 @@ class EnvLoggerSource:
     def _all_blocks(self) -> Iterator[Block]:
         done = 0
         for block in alignment.align(self._aligned_to_actions(), self._steps):
-            interruption.check()
+            signals.check()
             now = slice(done, done + block.num_episodes)
             done = now.stop
             yield Block(
@@ -114,14 +114,14 @@ class EnvLoggerSource:
                 {path: column[now] for path, column in self._metadata.items()},
             )
 
-    def _aligned_to_actions(self) -> Iterator[Steps]:
+    def _aligned_to_actions(self) -> Iterator[AlignedSteps]:
         """The columns of all steps, as the logs have them."""
         for each, shard, batch in self._batches():
             leaves, is_last = each.step_leaves(shard, batch)
             columns = self._columns(shard, batch, leaves)
-            yield Steps(columns, batch.begins, alignment.is_terminal(is_last, columns))
+            yield AlignedSteps(columns, batch.begins, alignment.is_terminal(is_last, columns))
 
-    def _columns(self, shard: Shard, batch: Batch, leaves: Leaves) -> dict[Path, Column]:
+    def _columns(self, shard: LogShard, batch: MessageBatch, leaves: Leaves) -> dict[LeafPath, Column]:
         count = len(batch.steps)
         never = np.zeros(count, bool)
         try:
@@ -143,7 +143,7 @@ class EnvLoggerSource:
         except MisfitError as e:
             raise KabukiError(f"{_name_of_step(shard, batch, e.row)}: {e}") from e
 
-    def _columns_of_episodes(self, metadata: dict[Path, Field]) -> dict[str, Column]:
+    def _columns_of_episodes(self, metadata: dict[LeafPath, Field]) -> dict[str, Column]:
         """The columns of the metadata of all episodes. They are kept: one row an episode is little beside its steps."""
         found: dict[str, list[Column]] = {}
         for each in self._logs:
@@ -189,12 +189,12 @@ class EnvLoggerSource:
         """Nothing is held open between blocks."""
 
 
-def _name_of_episode(each: Log, episode: int) -> str:
+def _name_of_episode(each: EnvLoggerLog, episode: int) -> str:
     """What to call an episode of a log in a message."""
     return f"{each.folder}: episode {episode}"
 
 
-def _name_of_step(shard: Shard, batch: Batch, row: int) -> str:
+def _name_of_step(shard: LogShard, batch: MessageBatch, row: int) -> str:
     """What to call a row of a batch in a message."""
     number = int(batch.numbers[row])
     episode = int(np.searchsorted(shard.starts, number, side="right")) - 1

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.formats.envlogger.buffers import Reader
-from kabuki_rlds.formats.envlogger.messages import Path, numbers
+from kabuki_rlds.formats.envlogger.messages import LeafPath, numbers
+from kabuki_rlds.formats.riegeli.byte_reader import ByteReader
 
 #: Where EnvLogger puts the specs in the metadata, and what they are called there.
 _SPECS = "environment_specs"
@@ -29,12 +29,12 @@ class Specs:
     """
 
     def __init__(self, metadata: Any):
-        self.shapes: dict[Path, tuple[np.dtype, tuple[int, ...]]] = {}
+        self.shapes: dict[LeafPath, tuple[np.dtype, tuple[int, ...]]] = {}
         specs = metadata.get(_SPECS) if isinstance(metadata, dict) else None
         specs = specs if isinstance(specs, dict) else {}
         self.structure = {name: self._read(specs.get(f"{name}_spec"), (name,)) for name in _NAMES}
 
-    def _read(self, spec: Any, path: Path) -> Any:
+    def _read(self, spec: Any, path: LeafPath) -> Any:
         if isinstance(spec, dict) and isinstance(spec.get("dtype"), str) and "shape" in spec:
             # The shape of a scalar is an array without elements, which is stored as nothing.
             shape = () if spec["shape"] is None else tuple(np.atleast_1d(spec["shape"]).tolist())
@@ -60,7 +60,7 @@ def to_json(metadata: Any) -> str:
 
 def decode(message: bytes) -> Any:
     """One message as a Python object: dicts, lists and tuples of arrays, numbers, `str`, `bytes`."""
-    reader = Reader(message)
+    reader = ByteReader(message)
     if reader.is_done:
         return None
     number = reader.varint() >> 3
@@ -106,7 +106,7 @@ def _datum(text: bytes) -> Any:
 
 def _fields(message: bytes) -> Any:
     """The number and the bytes of each field of a message that has no other kind of field."""
-    reader = Reader(message)
+    reader = ByteReader(message)
     while not reader.is_done:
         yield reader.varint() >> 3, reader.take(reader.varint())
 

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
+from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.schema import BFLOAT16, Field
 
 #: Chunks that are read ahead of the threads that unpack them.
 _AHEAD = 16

@@ -29,10 +29,10 @@ from typing import Literal, TypeAlias, TypeVar
 import h5py
 import numpy as np
 
-from kabuki_rlds.formats.hdf5.claims import check_claims
+from kabuki_rlds.data.schema import Field
+from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_claims
 from kabuki_rlds.images.damage import damage_of
-from kabuki_rlds.images.headers import Header, header_of
-from kabuki_rlds.schema import Field
+from kabuki_rlds.images.headers import ImageHeader, header_of
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
-class Content:
+class ImageFileForm:
     """What a dataset of bytes holds.
 
     Attributes:
@@ -112,21 +112,21 @@ def _is_byte(dtype: np.dtype) -> bool:
     return dtype.kind in "iuSV" and dtype.itemsize == 1 and h5py.check_enum_dtype(dtype) is None
 
 
-def content_of(dataset: h5py.Dataset) -> Content:
+def content_of(dataset: h5py.Dataset) -> ImageFileForm:
     """Looks at some rows of a dataset to find out whether it holds image files. Rows that cannot be read hold none."""
     form = form_of(dataset)
     try:
         if form is None:
             _warn_of_cut_files(dataset)
-            return Content()
+            return ImageFileForm()
         if not len(dataset):
-            return Content()
+            return ImageFileForm()
         files = _sample(dataset, form)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
         # Whoever reads the rows reports it.
-        return Content()
+        return ImageFileForm()
     if not files:
-        return Content(is_blank=True)
+        return ImageFileForm(is_blank=True)
     headers = [(file, header) for file in files if (header := header_of(file)) is not None]
     decodable = [(file, header) for file, header in headers if header.bits is not None]
     if 2 * len(decodable) > len(files):
@@ -134,14 +134,16 @@ def content_of(dataset: h5py.Dataset) -> Content:
         whole = [header for file, header in decodable if damage_of(file) is None]
         field = _field_of(whole or [header for _, header in decodable])
         files_in_row = files_per_row(dataset, form)
-        return Content(field if files_in_row == 1 else dataclasses.replace(field, shape=(files_in_row, *field.shape)))
+        return ImageFileForm(
+            field if files_in_row == 1 else dataclasses.replace(field, shape=(files_in_row, *field.shape))
+        )
     # Text may begin as a BMP file does.
     if 2 * len(headers) > len(files) and all(header.file_format != "bmp" for _, header in headers):
         _warn_of_undecodable(dataset.file.filename, dataset.name, headers[0][1].file_format)
-    return Content()
+    return ImageFileForm()
 
 
-def _field_of(headers: Sequence[Header]) -> Field:
+def _field_of(headers: Sequence[ImageHeader]) -> Field:
     shape = tuple(_common(values) for values in zip(*((h.height, h.width, h.channels) for h in headers), strict=True))
     return Field(
         np.dtype(np.uint16 if headers[0].bits == 16 else np.uint8),

@@ -26,11 +26,12 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kabuki_rlds.data.limits import MAX_CLASSES
+from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.hdf5 import claims, image_files, types
-from kabuki_rlds.formats.hdf5.attributes import AXES, Attributes
-from kabuki_rlds.limits import MAX_CLASSES
-from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+from kabuki_rlds.formats.hdf5 import image_files
+from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
+from kabuki_rlds.formats.safe_hdf5.attributes import AXES, Attributes
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -374,7 +375,7 @@ def _companion_names(companion: h5py.Dataset) -> np.ndarray:
         )
     if reason := types.unreadable(companion.id.get_type()):
         raise ValueError(f"the type of {companion.name} has {reason}, expected text")
-    claims.check_claims(companion, 0, len(companion))
+    vlen_lengths.check_claims(companion, 0, len(companion))
     names: np.ndarray = companion[:]
     return names
 

@@ -20,11 +20,11 @@ import math
 import h5py
 import numpy as np
 
-from kabuki_rlds.block import Column, Nested, Ragged, concatenate, splits_of, take
+from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, splits_of, take
+from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import image_files, layout
-from kabuki_rlds.formats.hdf5.claims import check_claims
-from kabuki_rlds.schema import BFLOAT16, BYTES, Field
+from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_claims
 
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)

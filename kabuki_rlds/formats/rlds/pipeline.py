@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.rlds.example_decoder import FeatureLists, ListType
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
-from kabuki_rlds.formats.rlds.wire import Lists, ListType
 from kabuki_rlds.images.damage import DamagedImageError, check_files
-from kabuki_rlds.schema import Field
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -56,12 +56,12 @@ class Element:
     is_batch_start: bool
     num_bytes: int
     records: np.ndarray
-    lists: dict[str, Lists]
+    lists: dict[str, FeatureLists]
     images: dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class ImageForm:
     """One field of images to decode.
 
     Attributes:
@@ -104,7 +104,7 @@ class Pipeline:
         *,
         file_format: str,
         keys: Mapping[str, ListType],
-        images: Mapping[str, Images],
+        images: Mapping[str, ImageForm],
         window: int,
         keep_records: bool,
     ):
@@ -236,11 +236,11 @@ def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, 
         path: (np.asarray(image[0]), np.asarray(image[1])) if isinstance(image, (tuple, list)) else np.asarray(image)
         for path, image in images.items()
     }
-    arrays = {key: Lists(np.asarray(values), np.asarray(splits)) for key, (values, splits) in lists.items()}
+    arrays = {key: FeatureLists(np.asarray(values), np.asarray(splits)) for key, (values, splits) in lists.items()}
     return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, pixels)
 
 
-def decode_all(image: Images, files: tf.Tensor) -> Any:
+def decode_all(image: ImageForm, files: tf.Tensor) -> Any:
     """Decodes a vector of image files to an array, or to (flat pixels, shapes) where sizes are not known."""
     import tensorflow as tf
 

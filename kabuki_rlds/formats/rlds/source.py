@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from kabuki_rlds import interruption
-from kabuki_rlds.block import Block, Column, Ragged, splits_of
+from kabuki_rlds.data.block import Block, Column, Ragged, splits_of
+from kabuki_rlds.data.schema import Field, Schema
+from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
+from kabuki_rlds.data.source import Origin, Size
 from kabuki_rlds.errors import KabukiError, one_line
-from kabuki_rlds.formats.left_out import NothingLeftError, report
-from kabuki_rlds.formats.rlds import directory, fallback, pipeline
-from kabuki_rlds.formats.rlds import features as rlds_features
-from kabuki_rlds.formats.rlds.last_rows import StatedLastRows
+from kabuki_rlds.files import signals
+from kabuki_rlds.formats.rlds import dataset_dir, pipeline, tfds_fallback
+from kabuki_rlds.formats.rlds import feature_layout as rlds_features
+from kabuki_rlds.formats.rlds.bad_records import BadRecords
+from kabuki_rlds.formats.rlds.example_decoder import ExampleField
 from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
-from kabuki_rlds.formats.rlds.triage import Triage
-from kabuki_rlds.formats.rlds.wire import Wire
-from kabuki_rlds.formats.source import Origin, Size
+from kabuki_rlds.formats.rlds.stored_last_rows import StatedLastRows
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode import Decode, decode_files
-from kabuki_rlds.schema import Field, Schema
 
 if TYPE_CHECKING:
     pass
@@ -62,12 +62,12 @@ class RldsSource:
     ):
         self.folder = pathlib.Path(folder)
         self.label = f"{self.folder} ({split})"
-        info = self._dataset_info = directory.open_info(self.folder)
+        info = self._dataset_info = dataset_dir.open_info(self.folder)
         self._how_images = images
-        self._file_format = directory.file_format(info, self.folder)
-        self._shards, self.skipped = directory.shards(info, split, self.folder, self._file_format, skip_bad=skip_bad)
+        self._file_format = dataset_dir.file_format(info, self.folder)
+        self._shards, self.skipped = dataset_dir.shards(info, split, self.folder, self._file_format, skip_bad=skip_bad)
         self.origins = [Origin(str(self.folder.resolve()), info.full_name, split, "rlds")]
-        self._splits = directory.splits_in(info, split)
+        self._splits = dataset_dir.splits_in(info, split)
         self._stated_last_rows = StatedLastRows(info, os.fspath(self.folder))
         try:
             self._open_fields()
@@ -76,8 +76,8 @@ class RldsSource:
         except Exception as e:
             # Neither TFDS nor TensorFlow says beforehand what they cannot make a graph of.
             what = f"{type(e).__name__}: {one_line(e)}"
-            raise KabukiError(f"{self.folder / directory.FEATURES}: fields that cannot be read ({what})") from e
-        self._triage = Triage(self._file_format, self._read_all, self._all_wires, self._images)
+            raise KabukiError(f"{self.folder / dataset_dir.FEATURES}: fields that cannot be read ({what})") from e
+        self._triage = BadRecords(self._file_format, self._read_all, self._all_wires, self._images)
         if skip_bad:
             self._leave_out_bad()
         self._take(self._shards)
@@ -90,12 +90,12 @@ class RldsSource:
             self._leaves = [leaf for leaf in self._leaves if leaf.in_steps and leaf.path in only]
         self._wires = {leaf.path: leaf.wire for leaf in self._leaves if leaf.in_steps and leaf.wire}
         self._metadata_wires = {leaf.path: leaf.wire for leaf in self._leaves if not leaf.in_steps and leaf.wire}
-        self._all_wires: list[Wire] = [*self._wires.values(), *self._metadata_wires.values()]
+        self._all_wires: list[ExampleField] = [*self._wires.values(), *self._metadata_wires.values()]
         if not any(leaf.in_steps and (leaf.wire is None or leaf.wire.tells_steps) for leaf in self._leaves):
             raise KabukiError("no field says how many steps an episode has")
-        self._fallback = fallback.Reader([leaf for leaf in self._leaves if leaf.wire is None], info.features)
+        self._fallback = tfds_fallback.TfdsReader([leaf for leaf in self._leaves if leaf.wire is None], info.features)
         # One image a step is decoded in the pipeline; lists of images and images of episodes are few.
-        self._images: dict[str, pipeline.Images] = {}
+        self._images: dict[str, pipeline.ImageForm] = {}
         self._decoders: dict[tuple[bool, str], Decode] = {}
         steps: dict[str, Field] = {}
         metadata: dict[str, Field] = {}
@@ -106,12 +106,12 @@ class RldsSource:
                 if self._how_images == "encoded":
                     field = dataclasses.replace(field, encoded=True)
                 elif leaf.in_steps and not field.is_list_of_images:
-                    self._images[leaf.path] = pipeline.Images(leaf.wire.key, field.shape, field.dtype, decode)
+                    self._images[leaf.path] = pipeline.ImageForm(leaf.wire.key, field.shape, field.dtype, decode)
                 else:
                     self._decoders[leaf.in_steps, leaf.path] = decode
             (steps if leaf.in_steps else metadata)[leaf.path] = field
         self.schema = Schema(
-            steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), directory.description(info)
+            steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), dataset_dir.description(info)
         )
         self._pipeline = pipeline.Pipeline(
             file_format=self._file_format,
@@ -128,7 +128,7 @@ class RldsSource:
         self.last_rows = self._stated_last_rows.of(shards, self._splits)
         # A recording may go on; what is read of it stays as it is.
         listed = [shard.path for shard in shards if not shard.may_grow]
-        self.files = [os.fspath(self.folder / directory.FEATURES), *dict.fromkeys(listed)]
+        self.files = [os.fspath(self.folder / dataset_dir.FEATURES), *dict.fromkeys(listed)]
 
     def _leave_out_bad(self) -> None:
         """Looks for the episodes that cannot be read."""
@@ -206,7 +206,7 @@ class RldsSource:
         shard = 0
         try:
             for element, batch, block in self._windows(self._pipeline.read(self._shards, self._batch_size())):
-                interruption.check()
+                signals.check()
                 if element.is_batch_start:
                     shard = element.shard
                     seen[shard] += batch.num_episodes
@@ -312,7 +312,7 @@ class RldsSource:
             metadata |= slow.metadata
         return _Batch(steps, {path: metadata[path] for path in self.schema.metadata}, starts)
 
-    def _column(self, wire: Wire, element: pipeline.Element, rows: int) -> Column:
+    def _column(self, wire: ExampleField, element: pipeline.Element, rows: int) -> Column:
         column = wire.column(element.lists, rows)
         if wire.field.kind != "image":
             return column

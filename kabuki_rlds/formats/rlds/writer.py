@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kabuki_rlds.block import Block
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.schema import Info
+from kabuki_rlds.data.source import Size
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.rlds.examples import ExampleEncoder
-from kabuki_rlds.formats.rlds.journal import SHARD_TEMPLATE
-from kabuki_rlds.formats.rlds.last_rows import to_metadata
-from kabuki_rlds.formats.source import Size
-from kabuki_rlds.schema import Info
+from kabuki_rlds.formats.rlds.append_log import SHARD_TEMPLATE
+from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

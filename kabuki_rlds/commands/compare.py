@@ -1,0 +1,346 @@
+"""Compares a Kabuki file with the datasets that it came from, episode by episode."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from kabuki_rlds.data.block import Block, Column, Nested, splits_of
+from kabuki_rlds.data.common_schema import fitted, holds
+from kabuki_rlds.data.last_row import LastRow, LastRows, joined
+from kabuki_rlds.data.rules import DISCOUNT, FILLABLE, IS_TERMINAL, has_field
+from kabuki_rlds.data.schema import BYTES, Field
+from kabuki_rlds.data.source import Source
+from kabuki_rlds.files import signals
+from kabuki_rlds.files.paths import StrPath
+from kabuki_rlds.formats.hdf5.stored_last_rows import PATH as LAST_IS_STEP
+from kabuki_rlds.formats.open import open_source, open_sources
+from kabuki_rlds.transforms.reading_options import ReadingOptions
+from kabuki_rlds.transforms.required_fields import CompletedSource
+
+#: A digest of each part of a column, so that it does not tell where blocks of rows end.
+_Digest: TypeAlias = "list[hashlib.blake2b]"
+
+#: How many episodes a difference names.
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One way in which a file differs from the datasets that it came from.
+
+    Attributes:
+      what: the field, or "episodes".
+      message: how they differ.
+      episodes: the first episodes where they do, numbered as in the file where they
+        are there, else as in the sources, end to end.
+      count: in how many episodes.
+    """
+
+    what: str
+    message: str
+    episodes: tuple[int, ...] = ()
+    count: int = 0
+
+    def __str__(self) -> str:
+        if not self.count:
+            return f"{self.what}: {self.message}"
+        named = ", ".join(map(str, self.episodes)) + (", …" if self.count > len(self.episodes) else "")
+        return f"{self.what}: {self.message} ({self.count:,} episode{'s' if self.count > 1 else ''}: {named})"
+
+
+@signals.held_back()
+def compare(
+    file: StrPath,
+    sources: StrPath | Sequence[StrPath],
+    *,
+    split: str | None = None,
+    data_dir: StrPath | None = None,
+    recipe: StrPath | None = None,
+    assume: Mapping[str, str] | None = None,
+    last_row: LastRow | None = None,
+    conform: bool = False,
+) -> list[Difference]:
+    """Compares every value of every field, bit by bit; what a converter derived is passed over.
+
+    Of a file that says of damaged episodes that they were left out, those that are still
+    damaged are expected to be missing.
+
+    Args:
+      file: the Kabuki file.
+      sources: the datasets that it came from, in their order; as `convert` takes them.
+      split: which split of the TFDS datasets, in TFDS's syntax; by default `train`.
+      data_dir: where a TFDS name is looked up.
+      recipe: the recipe by which it was converted.
+      assume: what was assumed when it was converted.
+      last_row: what was said of the last row of each episode.
+      conform: whether it was converted with `conform`.
+
+    Returns:
+      The differences, those of the fields first; nothing where there are none.
+
+    Raises:
+      KabukiError: the file or a source cannot be read.
+    """
+    paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    with contextlib.ExitStack() as stack:
+        reading = ReadingOptions(recipe, assume, last_row=last_row)
+        mine = stack.enter_context(contextlib.closing(open_source(file, images="encoded")))
+        keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
+        opened = open_sources(
+            paths,
+            split=reading.split_of(split),
+            data_dir=data_dir,
+            images="encoded" if keeps_files else "arrays",
+            # What was left out of the file is no difference.
+            skip_bad=bool(mine.skipped),
+            assume=reading.assume,
+            recipe_assume=reading.recipe_assume,
+        )
+        for source in opened:
+            stack.callback(source.close)
+        # A file of format 1.0 does not say what its last rows are.
+        needs_decision = conform or mine.last_rows is not None
+        decided = [reading.decide(source) for source in opened] if needs_decision else []
+        theirs = [reading.shape(source) for source in opened]
+        if conform:
+            theirs = [_conformed(source, last_rows) for source, last_rows in zip(theirs, decided, strict=True)]
+        found, steps, metadata = _fields(mine, theirs)
+        if mine.last_rows is not None:
+            found += _last_rows(mine.last_rows, joined(decided))
+        ours = _Digests(steps, metadata)
+        ours.take(mine.blocks())
+        right = _Digests(steps, metadata)
+        for source in theirs:
+            right.take(fitted(block, mine.schema) for block in source.blocks())
+        if ours.of == right.of:
+            return found
+        if [length for length, _ in ours.of] == [length for length, _ in right.of]:
+            return found + _values(mine, theirs, steps, metadata, [length for length, _ in ours.of])
+        return found + _episodes(ours.of, right.of)
+
+
+def _conformed(source: Source, last_rows: LastRows) -> Source:
+    """A source as `conform` changes it, without the fields that it does not have."""
+    have = source.schema.steps
+    # What stands for a field that is missing is not compared. What can be derived is, as `convert` does it.
+    derived = {DISCOUNT, IS_TERMINAL} if DISCOUNT in have else {DISCOUNT}
+    fill = {name: 0.0 for name in FILLABLE if name not in derived and not has_field(have, name)}
+    whole = CompletedSource(source, fill, conform=True, last_rows=last_rows)
+    steps = {path: field for path, field in whole.schema.steps.items() if path in have}
+    whole.schema = dataclasses.replace(whole.schema, steps=steps)
+    return whole
+
+
+def _last_rows(ours: LastRows, right: LastRows) -> list[Difference]:
+    """Where the file and its sources differ in whether last rows are steps."""
+    if len(right.is_step) != len(ours.is_step):
+        return []
+    wrong = np.flatnonzero(right.is_step != ours.is_step)
+    if not len(wrong):
+        return []
+    message = f"not as in the source, whose last rows are {right}"
+    return [Difference(LAST_IS_STEP, message, tuple(wrong[:_NAMED].tolist()), len(wrong))]
+
+
+def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], list[str], list[str]]:
+    """How the fields differ; and those that can be compared, of the steps and of the episodes."""
+    found: list[Difference] = []
+    common: list[list[str]] = []
+    for what, kind in (("steps", "step field"), ("metadata", "episode field")):
+        ours: Mapping[str, Field] = getattr(mine.schema, what)
+        kept = []
+        for path in ours:
+            others = [getattr(source.schema, what).get(path) for source in theirs]
+            if all(other is not None and holds(ours[path], other) for other in others):
+                kept.append(path)
+            elif not (ours[path].derived and None in others):
+                other = next(other for other in others if other is None or not holds(ours[path], other))
+                says = "lacks it" if other is None else f"has {other.describe()}"
+                found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
+        lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}
+        for path in sorted(lacking.keys() - ours.keys()):
+            found.append(Difference(path, f"{kind}: the source has {lacking[path].describe()}, the file lacks it"))
+        common.append(kept)
+    return found, common[0], common[1]
+
+
+class _Digests:
+    """Takes blocks, and keeps of each episode its length and a digest of all it holds.
+
+    Attributes:
+      of: (steps, digest) of each episode that ended.
+    """
+
+    def __init__(self, steps: Sequence[str], metadata: Sequence[str]):
+        self._steps, self._metadata = steps, metadata
+        self.of: list[tuple[int, bytes]] = []
+
+    def take(self, blocks: Iterable[Block]) -> None:
+        """Takes all episodes of a source."""
+        # An episode may go on in the next block, so each field has a digest of its own.
+        digests: list[_Digest] = [[] for _ in self._steps]
+        length, whole = -1, list[bytes]()
+        for block in blocks:
+            bounds = [0, *block.starts.tolist(), block.num_steps]
+            for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+                if i:
+                    if length >= 0:
+                        self._end(length, digests, whole)
+                    digests = [[] for _ in self._steps]
+                    length, whole = 0, []
+                    for path in self._metadata:
+                        whole += _digests(block.metadata[path], i - 1, i)
+                length += stop - start
+                for digest, path in zip(digests, self._steps, strict=True):
+                    _add(digest, block.steps[path], start, stop)
+        if length >= 0:
+            self._end(length, digests, whole)
+
+    def _end(self, length: int, digests: Sequence[_Digest], whole: Sequence[bytes]) -> None:
+        parts = [*whole, *(part.digest() for digest in digests for part in digest)]
+        self.of.append((length, hashlib.blake2b(b"".join(parts), digest_size=16).digest()))
+
+
+def _digests(column: Column, start: int, stop: int) -> list[bytes]:
+    digest: _Digest = []
+    _add(digest, column, start, stop)
+    return [part.digest() for part in digest]
+
+
+def _add(digest: _Digest, column: Column, start: int, stop: int) -> None:
+    if start == stop:
+        return
+    for i, data in enumerate(_streams(column[start:stop])):
+        if i == len(digest):
+            digest.append(hashlib.blake2b(digest_size=16))
+        digest[i].update(data)
+
+
+def _streams(column: Column) -> Iterator[bytes | memoryview]:
+    """The bytes of all that a column consists of, as many of them for any rows."""
+    for array in _arrays(column):
+        if array.dtype == BYTES:
+            texts = array.reshape(-1).tolist()
+            yield np.array([len(text) for text in texts], np.int64).data
+            yield b"".join(texts)
+        else:
+            yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
+
+
+def _arrays(column: Column) -> Iterator[np.ndarray]:
+    """All that a column consists of."""
+    if isinstance(column, np.ndarray):
+        yield column
+        return
+    yield column.values
+    yield from column.lengths if isinstance(column, Nested) else (column.shapes,)
+
+
+def _episodes(ours: list[tuple[int, bytes]], right: list[tuple[int, bytes]]) -> list[Difference]:
+    """Which episodes of the sources are not in the file, and the other way round."""
+    found = []
+    for message, here, there in (
+        ("in the source, but not in the file", right, ours),
+        ("in the file, but not in the source", ours, right),
+    ):
+        left = collections.Counter(there)
+        lost = []
+        for i, episode in enumerate(here):
+            if left[episode]:
+                left[episode] -= 1
+            else:
+                lost.append(i)
+        if lost:
+            found.append(Difference("episodes", message, tuple(lost[:_NAMED]), len(lost)))
+    if not found:
+        found.append(Difference("episodes", "in another order than in the source"))
+    return found
+
+
+def _values(
+    mine: Source, theirs: Sequence[Source], steps: Sequence[str], metadata: Sequence[str], lengths: Sequence[int]
+) -> list[Difference]:
+    """Which fields differ in which episodes, where all episodes are as long as they should be."""
+    starts = splits_of(np.array(lengths, np.int64))
+    found = []
+    for kind, paths in (("step field", steps), ("episode field", metadata)):
+        in_steps = kind == "step field"
+        rows: dict[str, list[np.ndarray]] = {path: [] for path in paths}
+        first = 0
+        for ours, right, count in _aligned(
+            _columns(mine.blocks(), in_steps),
+            itertools.chain.from_iterable(
+                _columns((fitted(block, mine.schema) for block in source.blocks()), in_steps) for source in theirs
+            ),
+        ):
+            for path in paths:
+                rows[path].append(first + _unequal(ours[path], right[path]))
+            first += count
+        for path, parts in rows.items():
+            wrong = np.concatenate([np.zeros(0, np.int64), *parts])
+            if len(wrong):
+                which = np.unique(np.searchsorted(starts, wrong, "right") - 1) if in_steps else wrong
+                message = f"{kind}: {len(wrong):,} rows differ" if in_steps else f"{kind}: differs"
+                found.append(Difference(path, message, tuple(which[:_NAMED].tolist()), len(which)))
+    return found
+
+
+_Columns: TypeAlias = dict[str, Column]
+
+
+def _columns(blocks: Iterable[Block], in_steps: bool) -> Iterator[tuple[_Columns, int]]:
+    """The columns of the steps, or of the episodes, and how many rows they have."""
+    for block in blocks:
+        yield (block.steps, block.num_steps) if in_steps else (block.metadata, block.num_episodes)
+
+
+def _aligned(
+    ours: Iterator[tuple[_Columns, int]], right: Iterator[tuple[_Columns, int]]
+) -> Iterator[tuple[_Columns, _Columns, int]]:
+    """The same rows of both, cut where a block of either ends."""
+    a: _Columns = {}
+    b: _Columns = {}
+    a_rows = b_rows = 0
+    while True:
+        while not a_rows:
+            a, a_rows = next(ours, ({}, -1))
+        while not b_rows:
+            b, b_rows = next(right, ({}, -1))
+        if a_rows < 0 or b_rows < 0:
+            return
+        count = min(a_rows, b_rows)
+        yield _cut(a, 0, count), _cut(b, 0, count), count
+        a, a_rows = _cut(a, count, a_rows), a_rows - count
+        b, b_rows = _cut(b, count, b_rows), b_rows - count
+
+
+def _cut(columns: _Columns, start: int, stop: int) -> _Columns:
+    return {path: column[start:stop] for path, column in columns.items()}
+
+
+def _unequal(ours: Column, right: Column) -> np.ndarray:
+    """The rows that differ, bit by bit: int64."""
+    count = len(ours)
+    if isinstance(ours, np.ndarray) and isinstance(right, np.ndarray):
+        if ours.dtype == BYTES:
+            differ = (ours != right).reshape(count, -1).any(axis=1)
+        elif not ours.size:
+            differ = np.zeros(count, bool)
+        else:
+            bits = [np.ascontiguousarray(rows).reshape(count, -1).view(np.uint8) for rows in (ours, right)]
+            differ = (bits[0] != bits[1]).any(axis=1)
+        return np.flatnonzero(differ)
+    digests = []
+    for column in (ours, right):
+        digests.append([_digests(column, row, row + 1) for row in range(count)])
+    pairs = zip(*digests, strict=True)
+    return np.array([row for row, (a, b) in enumerate(pairs) if a != b], np.int64)

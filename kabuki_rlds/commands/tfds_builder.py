@@ -1,0 +1,132 @@
+"""The TFDS builder of Kabuki files, which `builders/kabuki_hdf5` names.
+
+Why it is not a `GeneratorBasedBuilder`: that takes examples one at a time and encodes
+their steps one at a time in Python, which nothing can be put in place of. TFDS's
+hook below it is `_download_and_prepare`, "writes the dataset into `data_dir`". All
+around it is TFDS's: the folder that is renamed at the end, the names and number of
+shards, `dataset_info.json`, reading.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
+
+from kabuki_rlds.commands import beam_writer
+from kabuki_rlds.commands.build import OpenedSplits, open_splits, paths_of
+from kabuki_rlds.data.last_row import joined
+from kabuki_rlds.data.source import Fingerprints
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.formats.open import open_sources
+from kabuki_rlds.formats.rlds import writer
+from kabuki_rlds.formats.rlds.infer_features import ImageFormat
+from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
+from kabuki_rlds.transforms.required_fields import decide_by_reading
+
+
+@dataclasses.dataclass(eq=False)
+class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships no types
+    """Which files to build from.
+
+    Attributes:
+      version: of the dataset; by default what the first file says.
+      path: a Kabuki HDF5 file; or several, stitched in this order, for the split
+        `train`; or split to file or files.
+      images: how images that are stored as arrays are encoded: "png" or "jpeg"; by default the format of their
+        original files, or PNG.
+    """
+
+    version: Any = None
+    path: str | Sequence[str] | Mapping[str, str | Sequence[str]] = ()
+    images: ImageFormat | None = None
+
+    def __post_init__(self) -> None:
+        if self.images not in (None, "png", "jpeg"):
+            raise KabukiError(f"images: {self.images!r} is neither 'png' nor 'jpeg'")
+        if self.path and self.version is None:
+            # TFDS asks for it before it asks for anything else.
+            first = next(iter(paths_of(self.path).values()))[0]
+            sources = open_sources([first])
+            self.version = writer.valid_version(sources[0].schema.info.version)
+            for source in sources:
+                source.close()
+
+
+class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
+    """Builds an RLDS dataset from the files of its config."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def get_default_builder_config(self) -> Any:
+        # TFDS notes it beside the datasets, as the one to load where none is named.
+        return getattr(self, "_builder_config", None) or super().get_default_builder_config()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        with self._opened() as opened:
+            arguments = writer.info_arguments(opened.first.schema.info, {})
+            return tfds.core.DatasetInfo(builder=self, features=opened.features, **arguments)
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
+        limit = download_config.max_examples_per_split
+        if limit == 0:
+            # As in TFDS: a dataset without splits.
+            return
+        with self._opened() as opened:
+            opened.warn_of_loss()
+            stamps = Fingerprints([source for of_split in opened.sources.values() for source in of_split])
+            templates = {split: self._get_filename_template(split) for split in opened.sources}
+            shard_config = download_config.get_shard_config()
+            if download_config.beam_options or download_config.beam_runner:
+                splits = self._write_by_beam(opened, templates, download_config)
+            else:
+                progress = tfds.core.utils.tqdm(total=opened.total_steps, unit=" steps", unit_scale=True)
+                with progress as bar:
+                    splits = [
+                        opened.write(split, template, limit=limit, shard_config=shard_config, bar=bar)
+                        for split, template in templates.items()
+                    ]
+            stamps.check()
+            last_rows = {split: last_rows.is_step for split, last_rows in opened.last_rows.items()}
+        self.info.metadata.update(to_metadata(last_rows))
+        self.info.set_splits(tfds.core.SplitDict(splits))
+
+    def _write_by_beam(
+        self, opened: OpenedSplits, templates: Mapping[str, Any], download_config: Any
+    ) -> list[tfds.core.SplitInfo]:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions
+
+        options = download_config.beam_options or PipelineOptions()
+        # TFDS turns it off too: its writer's steps are not what it takes them for.
+        options.view_as(TypeOptions).pipeline_type_check = False
+        ranges = {}
+        for split, sources in opened.sources.items():
+            for source in sources:
+                if not isinstance(source, KabukiSource):
+                    raise KabukiError(f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it")
+            files = [source for source in sources if isinstance(source, KabukiSource)]
+            limit = download_config.max_examples_per_split
+            ranges[split] = beam_writer.ranges(files, limit, self.builder_config.images, opened.schema)
+            opened.last_rows[split] = joined([each.last_rows or decide_by_reading(each) for each in files])[:limit]
+        return beam_writer.write_splits(
+            beam.Pipeline(runner=download_config.beam_runner, options=options),
+            ranges,
+            templates,
+            self.info.features,
+            self.info.file_format,
+            download_config.get_shard_config(),
+        )
+
+    def _opened(self) -> Any:
+        config = self.builder_config
+        if not getattr(config, "path", None):
+            raise KabukiError(
+                """say what to build: --config '{"name": "hopper", "path": "/data/hopper.hdf5"}'; """
+                "the path is a Kabuki file, a list of them, or split to file"
+            )
+        return open_splits(config.path, config.images)

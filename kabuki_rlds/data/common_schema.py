@@ -1,0 +1,212 @@
+"""Joins the fields of several sources, files or episodes into those of one dataset.
+
+Fields must agree in type and shape, since a difference mostly means that the data of different robots are mixed. Only
+what is of no fixed size by its nature may differ: the height and the width of images, arrays of text, image files, and
+dimensions that one of them declares as variable (None). Such a field is stored with rows of differing shapes, and a
+warning names it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kabuki_rlds.data.block import Block, Column, as_ragged
+from kabuki_rlds.data.features_json import with_shapes
+from kabuki_rlds.data.schema import BYTES, Field, Schema, names_of_some
+from kabuki_rlds.errors import KabukiError
+
+_log = logging.getLogger("kabuki_rlds")
+
+
+def join_fields(mine: Field, theirs: Field, *, of_any_length: bool = False) -> Field | None:
+    """The field that holds the rows of both; None if there is none.
+
+    Args:
+      mine: one field.
+      theirs: the other.
+      of_any_length: whether the first dimension varies by its nature, as of lists.
+    """
+    rank = len(mine.shape)
+    if len(theirs.shape) != rank or not dataclasses.replace(theirs, shape=mine.shape).is_same(mine):
+        return None
+    is_free = mine.dtype == BYTES or mine.encoded
+    are_pictures = mine.is_picture and theirs.is_picture
+    shape: list[int | None] = []
+    for axis, (a, b) in enumerate(zip(mine.shape, theirs.shape, strict=True)):
+        may_differ = a is None or b is None or is_free or (of_any_length and axis == 0)
+        may_differ |= are_pictures and axis in (rank - 3, rank - 2)
+        if a != b and not may_differ:
+            return None
+        shape.append(a if a == b else None)
+    file_format = mine.file_format if mine.file_format == theirs.file_format else ""
+    kind = "image" if are_pictures and mine.shape != theirs.shape else mine.kind
+    return dataclasses.replace(mine, shape=tuple(shape), kind=kind, file_format=file_format)
+
+
+def holds(wide: Field, field: Field) -> bool:
+    """Whether a field that `common_schema` made of several holds the rows of one of them."""
+    if wide.kind == "image" and field.is_picture:
+        field = dataclasses.replace(field, kind="image")
+    joint = join_fields(field, wide)
+    return joint is not None and joint.shape == wide.shape
+
+
+def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
+    """The schema of all rows of several sources: what the first says, with the fields that hold those of all.
+
+    Args:
+      schemas: of the sources.
+      labels: what to call each source in a message.
+
+    Raises:
+      KabukiError: a field is in only some of them, or differs in type or shape.
+    """
+    every_step, every_metadata = [schema.steps for schema in schemas], [schema.metadata for schema in schemas]
+    problems = [
+        *_missing("step field", every_step, labels),
+        *_missing("episode field", every_metadata, labels),
+        *_differing("step field", every_step, labels),
+        *_differing("episode field", every_metadata, labels),
+    ]
+    if problems:
+        others = [label for label, problem in problems]
+        raise KabukiError(f"{others[0]} does not fit {labels[0]}: " + "; ".join(problem for _, problem in problems))
+    return _widened(
+        schemas[0], _all_joined("step field", every_step, labels), _all_joined("episode field", every_metadata, labels),
+        schemas,
+    )  # fmt: skip
+
+
+def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> list[str]:
+    """How the fields of a source differ from those of another, for a message; nothing if all are equal.
+
+    Args:
+      mine: the fields of one.
+      theirs: the fields of the other.
+      label: what to call the first.
+      other_label: what to call the other.
+    """
+    found = []
+    labels = [label, other_label]
+    for what, own, other in (
+        ("step field", mine.steps, theirs.steps),
+        ("episode field", mine.metadata, theirs.metadata),
+    ):
+        found += [text for _, text in _missing(what, [own, other], labels)]
+        for path, field in own.items():
+            if path in other and not other[path].is_same(field):
+                found.append(difference(what, path, field, label, other[path], other_label))
+    return found
+
+
+def check_equal(mine: Schema, theirs: Schema, label: str, other_label: str) -> None:
+    """Refuses fields that differ.
+
+    Raises:
+      KabukiError: some do.
+    """
+    found = differences(mine, theirs, label, other_label)
+    if found:
+        raise KabukiError(f"{other_label} does not fit {label}: {'; '.join(found)}")
+
+
+def widened(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema:
+    """The schema with the shapes of the common one of several that it is among."""
+    steps, metadata = (
+        {
+            path: dataclasses.replace(
+                field, shape=wide[path].shape, kind=wide[path].kind, file_format=wide[path].file_format
+            )
+            for path, field in own.items()
+        }
+        for own, wide in ((schema.steps, common.steps), (schema.metadata, common.metadata))
+    )
+    return _widened(schema, steps, metadata, schemas)
+
+
+def fitted(block: Block, schema: Schema) -> Block:
+    """The block with its columns in the form of a schema that `common_schema` made."""
+    steps = {path: _fitted(column, schema.steps.get(path)) for path, column in block.steps.items()}
+    metadata = {path: _fitted(column, schema.metadata.get(path)) for path, column in block.metadata.items()}
+    return dataclasses.replace(block, steps=steps, metadata=metadata)
+
+
+def _fitted(column: Column, field: Field | None) -> Column:
+    if field is None or field.encoded or None not in field.shape or not isinstance(column, np.ndarray):
+        return column
+    return as_ragged(column)
+
+
+def _missing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(a source that does not fit, why) for each field that is in only some sources."""
+    found = []
+    for path in dict.fromkeys(path for fields in every for path in fields):
+        has = [label for label, fields in zip(labels, every, strict=True) if path in fields]
+        lacks = [label for label, fields in zip(labels, every, strict=True) if path not in fields]
+        if lacks:
+            other = (lacks if labels[0] in has else has)[0]
+            found.append((other, f"{what} {path!r} is in {names_of_some(has)}, but not in {names_of_some(lacks)}"))
+    return found
+
+
+def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[tuple[str, str]]:
+    """(a source that does not fit, why) for each field that differs."""
+    found = []
+    for path, first in every[0].items():
+        joint = first
+        for label, fields in zip(labels[1:], every[1:], strict=True):
+            theirs = fields.get(path)
+            if theirs is None:
+                continue
+            fits = join_fields(joint, theirs)
+            if fits is None:
+                found.append((label, difference(what, path, first, labels[0], theirs, label)))
+                break
+            joint = fits
+    return found
+
+
+def difference(what: str, path: str, mine: Field, label: str, theirs: Field, other_label: str) -> str:
+    """How a field differs between two sources, for a message."""
+    if mine.describe() == theirs.describe():
+        return f"{what} {path!r} has other class names in {label} than in {other_label}"
+    return f"{what} {path!r} is {mine.describe()} in {label}, but {theirs.describe()} in {other_label}"
+
+
+def _all_joined(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> dict[str, Field]:
+    made = {}
+    for path, first in every[0].items():
+        joint = first
+        for label, fields in zip(labels[1:], every[1:], strict=True):
+            fits = join_fields(joint, fields[path])
+            assert fits is not None
+            if fields[path].shape != joint.shape:
+                warn_of_shapes(difference(what, path, first, labels[0], fields[path], label))
+            joint = fits
+        made[path] = joint
+    return made
+
+
+def warn_of_shapes(why: str) -> None:
+    """Warns that a field is stored with rows of differing shapes; `difference` says why."""
+    _log.warning("%s; it is stored with rows of differing shapes", why)
+
+
+def _widened(schema: Schema, steps: dict[str, Field], metadata: dict[str, Field], schemas: Sequence[Schema]) -> Schema:
+    """The schema with these fields, which have its types but may have wider shapes."""
+    wide = {(True, path): field for path, field in steps.items() if field.shape != schema.steps[path].shape}
+    wide |= {(False, path): field for path, field in metadata.items() if field.shape != schema.metadata[path].shape}
+    features = schema.features
+    if wide and features:
+        others = [(each.features, each.steps, each.metadata) for each in schemas if each.features]
+        features = with_shapes(features, wide, others)
+        if not features:
+            _log.warning(
+                "the TFDS features of the source do not allow for rows of differing shapes, so they are left out; "
+                "`build` derives them from the arrays"
+            )
+    return dataclasses.replace(schema, steps=steps, metadata=metadata, features=features)

@@ -1,0 +1,276 @@
+"""Whether the last row of an episode is a step, or only an observation (rule 3).
+
+RLDS keeps the last observation of an episode in a row of its own, whose action, reward and
+discount are padding. Many datasets store a real step there instead: T actions in T rows, and no
+observation after the last action. The position of a row cannot tell the two apart, so this is
+decided once for each dataset, in this order:
+
+1. by the user (`last_row="step"` or `"observation"`);
+2. by the source, where it states it (`episodes/last_is_step` of a Kabuki file, or the metadata
+   of an RLDS dataset that was built from one);
+3. by the layout of the source, where the layout fixes it;
+4. by rule 4: if `discount` is 0 before the last row of the terminated episodes, the last row is
+   an observation;
+5. by the data: if rule 4 is broken, and last rows carry rewards that are not zero, or actions
+   that are neither zero, NaN nor copies of the row before, they are steps.
+
+Conflicting evidence keeps the rows as steps, with a warning, because a step that is taken for
+padding is lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from kabuki_rlds.data.block import Block, Column
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, REWARD, is_flag_or_number
+from kabuki_rlds.data.schema import Field, is_within
+from kabuki_rlds.errors import InvalidArgumentError
+
+_log = logging.getLogger("kabuki_rlds")
+
+#: What a user may say of the last row of each episode.
+LastRow: TypeAlias = Literal["step", "observation"]
+CHOICES: tuple[LastRow, ...] = ("step", "observation")
+
+
+@dataclasses.dataclass(frozen=True)
+class LastRows:
+    """For each episode of a source, whether its last row is a step; and how that is known.
+
+    Attributes:
+      is_step: bool, (episodes,). True: the last row is a step with its own action, reward and
+        discount, and no observation follows. False: the last row holds an observation alone.
+      reason: what decided it.
+      conflict: evidence that speaks against it; "" if there is none.
+    """
+
+    is_step: np.ndarray
+    reason: str
+    conflict: str = ""
+
+    @classmethod
+    def of_all(cls, is_step: bool, num_episodes: int, reason: str, conflict: str = "") -> LastRows:
+        """The same for all episodes."""
+        return cls(np.full(num_episodes, is_step), reason, conflict)
+
+    @classmethod
+    def by_user(cls, last_row: LastRow, num_episodes: int) -> LastRows:
+        """What the user says.
+
+        Raises:
+          KabukiError: `last_row` is neither "step" nor "observation".
+        """
+        check_choice(last_row)
+        return cls.of_all(last_row == "step", num_episodes, f"as given by last_row={last_row}")
+
+    def __getitem__(self, episodes: slice | np.ndarray) -> LastRows:
+        return dataclasses.replace(self, is_step=self.is_step[episodes])
+
+    @property
+    def num_steps(self) -> int:
+        """How many last rows are steps."""
+        return int(np.count_nonzero(self.is_step))
+
+    @property
+    def num_observations(self) -> int:
+        """How many last rows are observations."""
+        return len(self.is_step) - self.num_steps
+
+    def rows(self, block: Block, num_before: int) -> np.ndarray:
+        """For each row of a block, whether the last row of its episode is a step: bool, (rows,).
+
+        Args:
+          block: consecutive rows of the source.
+          num_before: how many episodes begin before the block.
+        """
+        if not len(self.is_step):
+            return np.zeros(block.num_steps, bool)
+        return self.is_step[num_before + block.episode_of]
+
+    def __str__(self) -> str:
+        counts = ((self.num_steps, "a step", "steps"), (self.num_observations, "an observation", "observations"))
+        said = [f"{one if n == 1 else many} in {n:,} of {len(self.is_step):,} episodes" for n, one, many in counts if n]
+        return f"{' and '.join(said) or 'none'} ({self.reason})"
+
+
+def check_choice(last_row: str | None) -> None:
+    """Rejects what is neither None, "step" nor "observation".
+
+    Raises:
+      KabukiError: it is something else.
+    """
+    if last_row is not None and last_row not in CHOICES:
+        raise InvalidArgumentError(f"last_row is {last_row!r}, expected 'step' or 'observation'")
+
+
+def warn_of_conflict(last_rows: LastRows, label: str) -> None:
+    """Warns if the evidence for what the last rows are conflicts; the label says where they are."""
+    if last_rows.conflict:
+        kind = "steps" if last_rows.num_steps else "observations"
+        _log.warning(
+            "%s: the last rows are taken for %s, but %s. If this is wrong, give --last-row %s (last_row in Python)",
+            label, kind, last_rows.conflict, "observation" if last_rows.num_steps else "step",
+        )  # fmt: skip
+
+
+def joined(parts: list[LastRows]) -> LastRows:
+    """Those of several sources, in order."""
+    reasons = "; ".join(dict.fromkeys(part.reason for part in parts))
+    return LastRows(np.concatenate([np.zeros(0, bool), *(part.is_step for part in parts)]), reasons)
+
+
+class Evidence:
+    """Counts, over the blocks of a source, the evidence of steps 4 and 5. Memory does not grow with the data.
+
+    Args:
+      fields: the step fields of the blocks. Fields that were derived or filled in are no evidence.
+    """
+
+    def __init__(self, fields: Mapping[str, Field]):
+        def is_usable(path: str) -> bool:
+            field = fields.get(path)
+            return field is not None and not field.derived and field.is_fixed and is_flag_or_number(field.dtype)
+
+        self._actions = [path for path in fields if is_within(path, ACTION) and is_usable(path)]
+        # Rule 2 asks for one discount and one flag a row; a reward may be several numbers.
+        one = [path for path in (DISCOUNT, IS_TERMINAL, IS_LAST) if path in fields and fields[path].shape in ((), (1,))]
+        self._others = [path for path in (REWARD, *one) if is_usable(path)]
+        # The last two rows of the blocks before, since an episode may end where a block ends.
+        self._tail: dict[str, np.ndarray] = {}
+        self._tail_begins = np.zeros(0, bool)
+        self._ends = 0
+        self._terminated = 0
+        self._zero_before = 0
+        self._rewarded = 0
+        self._acted = 0
+        self._like_steps = 0
+        self._unflagged = 0
+
+    @property
+    def fields(self) -> list[str]:
+        """The step fields that are looked at."""
+        return [*self._actions, *self._others]
+
+    def observe(self, block: Block) -> None:
+        """Takes the next block."""
+        if not block.num_steps:
+            return
+        columns = {path: _plain(block.steps[path]) for path in self.fields}
+        begins = block.begins[:-1]
+        # A row ends its episode where the next one begins another; row -1 is the last of the block before.
+        last = np.flatnonzero(begins) - 1
+        self._count(columns, begins, last if len(self._tail_begins) else last[last >= 0])
+        tail = slice(max(block.num_steps - 2, 0), None)
+        kept = {path: column[tail].copy() for path, column in columns.items()}
+        if block.num_steps == 1 and len(self._tail_begins):
+            kept = {path: np.concatenate([self._tail[path][-1:], column]) for path, column in kept.items()}
+            begins = np.concatenate([self._tail_begins[-1:], begins])
+        self._tail, self._tail_begins = kept, begins[-2:].copy()
+
+    def decide(self, num_episodes: int) -> LastRows:
+        """The decision for all episodes, once all blocks were observed."""
+        if len(self._tail_begins):
+            # The last row of all ends its episode too.
+            self._count({path: column[:0] for path, column in self._tail.items()}, np.zeros(0, bool), np.array([-1]))
+            self._tail_begins = np.zeros(0, bool)
+        is_step, reason, conflict = self._verdict()
+        return LastRows.of_all(is_step, num_episodes, reason, conflict)
+
+    def _verdict(self) -> tuple[bool, str, str]:
+        broken = self._terminated - self._zero_before
+        data = (
+            f"{self._like_steps:,} of {self._ends:,} last rows carry a step: {self._rewarded:,} a reward, "
+            f"{self._acted:,} an action"
+        )
+        if self._ends and self._unflagged == self._ends:
+            return True, "no episode ends with is_last, so no row is marked as the last observation", ""
+        if self._terminated and not broken:
+            return (
+                False,
+                f"rule 4: discount is 0 before the last row of all {self._terminated:,} terminated episodes",
+                "",
+            )
+        if not self._like_steps:
+            return False, f"the data: none of {self._ends:,} last rows carries a reward or an action of its own", ""
+        if not self._terminated:
+            # Rule 4 says nothing, so the last rows are what RLDS defines them to be.
+            why = "no terminated episode shows" if DISCOUNT in self._others else "there is no discount to show"
+            return False, f"{why} whether rule 4 holds", data
+        reason = f"the data: {data}; rule 4 is broken in {broken:,} of {self._terminated:,} terminated episodes"
+        conflict = ""
+        if self._zero_before:
+            conflict = (
+                f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, as if it were an "
+            )
+            conflict += "observation"
+        elif 2 * self._like_steps < self._ends:
+            conflict = f"only {data}"
+        return True, reason, conflict
+
+    def _count(self, columns: Mapping[str, np.ndarray], begins: np.ndarray, last: np.ndarray) -> None:
+        """Counts the episodes that end at the rows `last`, of which -1 and -2 are in the tail."""
+        if not len(last):
+            return
+        tail_begins = np.concatenate([np.zeros(2 - len(self._tail_begins), bool), self._tail_begins])
+        is_alone = _at(begins, tail_begins, last)
+
+        def rows(path: str, at: np.ndarray) -> np.ndarray:
+            tail = self._tail.get(path, columns[path][:0])
+            padding = np.zeros((2 - len(tail), *tail.shape[1:]), tail.dtype)
+            return _at(columns[path], np.concatenate([padding, tail]), at)
+
+        self._ends += len(last)
+        before = np.maximum(last - 1, -2)
+        if IS_LAST in self._others:
+            self._unflagged += int(np.count_nonzero(~rows(IS_LAST, last).astype(bool).reshape(-1)))
+        if IS_TERMINAL in self._others and DISCOUNT in self._others:
+            terminated = rows(IS_TERMINAL, last).astype(bool).reshape(-1) & ~is_alone
+            self._terminated += int(np.count_nonzero(terminated))
+            self._zero_before += int(np.count_nonzero(terminated & (rows(DISCOUNT, before).reshape(-1) == 0)))
+        like = np.zeros(len(last), bool)
+        if REWARD in self._others:
+            like = carries_value(rows(REWARD, last))
+            self._rewarded += int(np.count_nonzero(like))
+        acted = np.zeros(len(last), bool)
+        for path in self._actions:
+            action, previous = rows(path, last), rows(path, before)
+            is_copy = ~is_alone & ~_any((action != previous) & ~((action != action) & (previous != previous)))
+            acted |= carries_value(action) & ~is_copy
+        self._acted += int(np.count_nonzero(acted))
+        self._like_steps += int(np.count_nonzero(like | acted))
+
+
+def _plain(column: Column) -> np.ndarray:
+    assert isinstance(column, np.ndarray), "the field has a fixed shape"
+    return column
+
+
+def _at(column: np.ndarray, tail: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The given rows of a column; -1 and -2 are those of `tail`, of which there are two."""
+    inside = rows >= 0
+    found = np.empty((len(rows), *column.shape[1:]), column.dtype)
+    found[inside] = column[rows[inside]]
+    found[~inside] = tail[rows[~inside]]
+    return found
+
+
+def carries_value(column: np.ndarray) -> np.ndarray:
+    """For each row of numbers, whether any is neither zero nor NaN: bool, (rows,)."""
+    return _any(_is_set(column))
+
+
+def _is_set(values: np.ndarray) -> np.ndarray:
+    """Which values are neither zero nor NaN."""
+    return (values != 0) & (values == values)
+
+
+def _any(flags: np.ndarray) -> np.ndarray:
+    """Whether any flag of a row is true: bool, (rows,)."""
+    found: np.ndarray = flags.any(axis=tuple(range(1, flags.ndim)))
+    return found

@@ -1,0 +1,55 @@
+"""Columns as users get them: NumPy arrays in nested dicts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kabuki_rlds.data.block import Column, Nested, Ragged
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of dicts out of what stands at paths."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *groups, name = path.split("/")
+        at = tree
+        for group in groups:
+            at = at.setdefault(group, {})
+        at[name] = value
+    return tree
+
+
+def as_array(column: Column, lead: tuple[int, ...] = ()) -> np.ndarray:
+    """A column as one array, of objects where its rows differ in shape.
+
+    Args:
+      column: its rows are those of a run of samples, end to end.
+      lead: dimensions of a sample before those of a row: (length,) for windows of `length` rows.
+
+    Returns:
+      (samples, *lead, *shape of a row), or objects of shape (samples, *lead).
+    """
+    if isinstance(column, Ragged):
+        bounds = itertools.pairwise(column.splits.tolist())
+        rows = [column.values[a:b].reshape(shape) for (a, b), shape in zip(bounds, column.shapes.tolist(), strict=True)]
+    elif isinstance(column, Nested):
+        items = column.values
+        for splits in reversed(column.splits):
+            items = _objects([items[a:b] for a, b in itertools.pairwise(splits.tolist())])
+        rows = list(items)
+    else:
+        return column.reshape(len(column) // math.prod(lead), *lead, *column.shape[1:])
+    return _objects(rows).reshape(-1, *lead)
+
+
+def _objects(items: Sequence[Any]) -> np.ndarray:
+    """An array of one object each, which NumPy would stack if it could."""
+    array = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        array[i] = item
+    return array

@@ -1,0 +1,142 @@
+"""Parts of splits in TFDS's syntax (`train[10:20]+train[-5%:]`), for sources that TFDS does not read.
+
+Boundaries are numbers of episodes, or percentages with `%`, from the end if they are negative. (Source: TFDS's guide
+"Splits and slicing".)
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.errors import KabukiError
+
+#: All episodes of a source that is one split.
+WHOLE = "train"
+#: All episodes of any source.
+ALL = "all"
+
+_PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\])?")
+_SHARD = re.compile(r"[\w-]+\[.*shard.*\]")
+_BOUNDARY = re.compile(r"(-?\d[\d_]*)|(-?[\d_.]+)%")
+
+
+class SplitError(KabukiError):
+    """There is no such split, or no such part of it."""
+
+
+def selected(split: str, splits: Mapping[str, np.ndarray], label: str) -> np.ndarray:
+    """The numbers of the episodes of a split, or of parts of splits joined by `+`, in this order.
+
+    Args:
+      split: the split.
+      splits: the name of each split to the numbers of its episodes: int64, ascending.
+      label: the source, for a message.
+
+    Raises:
+      SplitError: there is no such split, or the part of one has no meaning.
+    """
+    parts = [_part(text.strip(), split, splits, label) for text in split.split("+")]
+    return np.concatenate(parts)
+
+
+def runs(numbers: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first, one after the last) of each run of consecutive numbers."""
+    numbers = np.asarray(numbers, np.int64)
+    cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
+    for start, stop in itertools.pairwise([0, *cuts.tolist(), len(numbers)]):
+        if start < stop:
+            yield int(numbers[start]), int(numbers[stop - 1]) + 1
+
+
+def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -> np.ndarray:
+    found = _PART.fullmatch(text)
+    if found is None:
+        if _SHARD.fullmatch(text):
+            raise SplitError(
+                f"{label}: split {split!r}: only TFDS datasets have shards; take episodes, as in 'train[:10]' or "
+                "'train[:10%]'"
+            )
+        raise SplitError(
+            f"{label}: split {split!r}: {text!r} is no part of a split; write 'train', 'train[5:10]' or 'train[:10%]', "
+            "and join several with +"
+        )
+    episodes = splits.get(found["name"])
+    if episodes is None:
+        have = ", ".join(f"{name} ({_counted(each)})" for name, each in splits.items() if name != ALL)
+        raise SplitError(f"{label}: no split {found['name']!r}; it has {have}")
+    if found["start"] is None:
+        return episodes
+    if not found["start"] and not found["stop"]:
+        raise SplitError(f"{label}: split {split!r}: {text!r} has no boundary; write {found['name']!r} for all of it")
+    count = len(episodes)
+    bounds = [
+        _boundary(boundary, default, count, f"{label}: split {split!r}", text)
+        for boundary, default in ((found["start"], 0), (found["stop"], count))
+    ]
+    start, stop = bounds
+    if start > stop:
+        raise SplitError(
+            f"{label}: split {split!r}: {text!r} ends before it begins: at episode {stop}, where it begins at {start}"
+        )
+    return episodes[start:stop]
+
+
+def _counted(episodes: np.ndarray) -> str:
+    return "1 episode" if len(episodes) == 1 else f"{len(episodes):,} episodes"
+
+
+def _boundary(text: str, default: int, count: int, label: str, part: str) -> int:
+    """The number of the episode at a boundary, from 0 to `count`."""
+    if not text:
+        return default
+    found = _BOUNDARY.fullmatch(text.strip())
+    try:
+        if found is None:
+            raise ValueError
+        if found[1] is not None:
+            number = int(found[1])
+        else:
+            share = float(found[2])
+            if abs(share) > 100:
+                raise SplitError(f"{label}: {part!r}: {text} is beyond 100 %")
+            number = round(share * count / 100)
+    except ValueError:
+        shards = "; only TFDS datasets have shards" if text.endswith("shard") else ""
+        raise SplitError(
+            f"{label}: {part!r}: {text!r} is neither a number of episodes nor a percentage{shards}"
+        ) from None
+    if abs(number) > count:
+        raise SplitError(f"{label}: {part!r}: the split has only {count:,} episodes")
+    return number + count if number < 0 else number
+
+
+def read_selected(read: Callable[[], Iterator[Block]], episodes: np.ndarray) -> Iterator[Block]:
+    """The blocks of some episodes of a source that can only be read from its beginning.
+
+    Args:
+      read: gives the blocks of all episodes.
+      episodes: the numbers of the episodes, in the order in which they are to come.
+    """
+    for first, stop in runs(episodes):
+        begun = 0
+        for block in read():
+            # Which of the episodes that begin in the block are wanted; one that goes on has the number -1.
+            low, high = first - begun, stop - begun
+            rows = slice(*(_row(block, number) for number in (low, high)))
+            if rows.start < rows.stop or 0 <= low < high:
+                yield block.part(rows, slice(max(low, 0), max(min(high, block.num_episodes), 0)))
+            begun += block.num_episodes
+            if begun > stop:
+                break
+
+
+def _row(block: Block, number: int) -> int:
+    """The row of a block at which an episode begins that is the number-th that begins in it."""
+    if number < 0:
+        return 0
+    return int(block.starts[number]) if number < block.num_episodes else block.num_steps

@@ -1,1 +1,0 @@
-"""Kabuki's steps in the layouts of others, for the trainers that read those: one module a layout."""

@@ -1,0 +1,43 @@
+"""Columns of image files, in any form that `image_files` knows."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.data.block import Column, Ragged
+from kabuki_rlds.data.schema import Field
+from kabuki_rlds.formats.hdf5 import image_files
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.variable import VariableReader
+
+#: Rows that are read at once where only some of them are wanted, in a dataset without chunks.
+_RUN_ROWS = 64
+
+
+class ImageFileReader(VariableReader):
+    """Reads the files of a dataset as `bytes` objects, (rows,); or as lists of them if a row holds several."""
+
+    def __init__(self, dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor):
+        super().__init__(dataset, field)
+        form = image_files.form_of(dataset)
+        assert form is not None
+        self._form = form
+        self._files_per_row = image_files.files_per_row(dataset, form)
+        # Its chunks are unpacked in threads.
+        self._padded = FixedReader(dataset, executor) if form == "padded" and dataset.dtype.kind in "iu" else None
+        if form != "lists":
+            self.run_rows = int(dataset.chunks[0]) if dataset.chunks else _RUN_ROWS
+
+    def _read(self, start: int, stop: int) -> Column:
+        if self._padded is not None:
+            files = image_files.unpadded(self._padded.read(start, stop))
+        else:
+            files = image_files.read_files(self._dataset, self._form, start, stop)
+        column = np.empty(len(files), object)
+        column[:] = files
+        if not self._field.is_list_of_images:
+            return column
+        return Ragged(column, np.full((stop - start, 1), self._files_per_row, np.int64))

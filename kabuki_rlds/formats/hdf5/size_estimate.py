@@ -1,0 +1,84 @@
+"""How large a conversion's file will be, and whether the disk can hold it."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import shutil
+from collections.abc import Sequence
+
+import numpy as np
+
+from kabuki_rlds.data.block import Column, nbytes
+from kabuki_rlds.data.source import Size
+from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.chunks import Compression, pack
+
+_log = logging.getLogger("kabuki_rlds")
+
+#: Where decoded images make a file this many times its source, it is said beforehand.
+_MUCH_LARGER = 3
+
+
+def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *, copies: int = 1) -> int:
+    """Says how large the file will be, and refuses where the disk cannot hold it.
+
+    Args:
+      sizes: of the sources.
+      dest: the file to make.
+      compression: of the file.
+      copies: how many times its data will be on the disk at the most.
+
+    Returns:
+      How many steps there will be, or about that many.
+
+    Raises:
+      KabukiError: the disk has not the room.
+    """
+    steps = sum(size.steps for size in sizes)
+    on_disk = sum(size.num_bytes for size in sizes)
+    raw = packed = images = 0.0
+    for size in sizes:
+        if size.sample is None or not size.sample.num_steps:
+            continue
+        scale = size.steps / size.sample.num_steps
+        for path, column in size.sample.steps.items():
+            column_bytes = nbytes([column]) * scale
+            raw += column_bytes
+            packed += column_bytes * _ratio(column, compression)
+            if path in size.image_fields:
+                images += column_bytes
+    about = "" if all(size.is_exact for size in sizes) else "about "
+    _log.info(
+        "%s%s steps, %s as arrays, about %s in %s; the source takes %s",
+        about,
+        f"{steps:,}",
+        human_bytes(raw),
+        human_bytes(packed),
+        dest.name,
+        human_bytes(on_disk),
+    )
+    if images > _MUCH_LARGER * on_disk:
+        _log.warning(
+            "decoded images take %s of it, %.0f times the source; --images encoded keeps the image files as they are",
+            human_bytes(images),
+            images / max(on_disk, 1),
+        )
+    folder = dest.parent
+    if folder.is_dir():
+        free = shutil.disk_usage(folder).free
+        if packed * copies > free:
+            remedy = "; --images encoded needs about " + human_bytes(on_disk) if images > on_disk else ""
+            raise KabukiError(
+                f"{dest}: needs about {human_bytes(packed * copies)}, but {folder} has {human_bytes(free)} free{remedy}"
+            )
+    return steps
+
+
+def _ratio(column: Column, compression: Compression) -> float:
+    """How small a column becomes, by a part of it."""
+    if compression == "none" or not isinstance(column, np.ndarray) or column.dtype == object or not column.size:
+        return 1.0
+    part = column[: max(1, (1 << 20) * len(column) // max(column.nbytes, 1))]
+    return len(pack([part], len(part), deflate=True)) / part.nbytes

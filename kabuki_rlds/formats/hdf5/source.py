@@ -1,0 +1,492 @@
+"""A Kabuki HDF5 file, whoever wrote it, read as blocks of steps."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import copy
+import dataclasses
+import functools
+import itertools
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.data import rules
+from kabuki_rlds.data.block import Block, Column, splits_of
+from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
+from kabuki_rlds.data.source import Origin, Size, Skipped
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, selected
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.files import signals
+from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.image_file_reader import ImageFileReader
+from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
+from kabuki_rlds.formats.safe_hdf5.open_file import open_file
+from kabuki_rlds.images.image_columns import ImageColumns
+
+_log = logging.getLogger("kabuki_rlds")
+
+_Entry = TypeVar("_Entry")
+
+ColumnReader: TypeAlias = FixedReader | VariableReader
+
+#: What a reader raises where a file is damaged, or holds a thing of another type than there should be.
+READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
+
+#: A block takes about this many bytes, and has no more rows than:
+_BLOCK_BYTES = 16 << 20
+_BLOCK_ROWS = 1 << 16
+
+
+class KabukiSource:
+    """The steps of a Kabuki HDF5 file.
+
+    Nothing but the step fields is needed: an index of episodes, features and
+    attributes are used where they are there.
+
+    Args:
+      path: the file.
+      images: how image files are read that the file does not describe as such, so that they were found by their
+        content. Those that it does describe are read as they are.
+      quiet: do not warn of attributes that are not read, because the file was opened for the same purpose before.
+
+    Raises:
+      KabukiError: the file cannot be opened, or its datasets are not those of one
+        run of steps.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        images: Literal["arrays", "encoded"] = "encoded",
+        *,
+        quiet: bool = False,
+    ):
+        self.path = os.fspath(path)
+        self._decodes = images == "arrays"
+        self.label = self.path
+        self.files = [os.path.abspath(self.path)]
+        self.file = open_file(path, quiet=quiet)
+        self._executor = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        self.step_datasets = step_datasets(self.file)
+        if not self.step_datasets:
+            raise KabukiError(f"{self.path}: holds no datasets, so no steps")
+        self.metadata_datasets = metadata_datasets(self.file)
+        self.num_steps = _common_length(self.path, self.step_datasets)
+        info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
+        features = self._json_attribute("features")
+        info["environment"] = self._json_attribute("environment")
+        self._fields = {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()}
+        if not features:
+            # Features state how a flag of an RLDS dataset was stored.
+            self._fields |= {name: Field(np.dtype(bool)) for name in rules.FLAGS if self._holds_booleans(name)}
+        self._metadata = {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()}
+        self._images = self._image_columns(self._fields, self.step_datasets)
+        self._metadata_images = self._image_columns(self._metadata, self.metadata_datasets)
+        self.schema = Schema(self._images.fields, self._metadata_images.fields, features, Info(**info))
+        self.starts = self._starts()
+        self.num_episodes = len(self.starts)
+        self._taken = np.arange(self.num_episodes)
+        for dataset in self.metadata_datasets.values():
+            rows = dataset.shape[0] if dataset.shape else "no"
+            if rows != self.num_episodes:
+                raise KabukiError(
+                    f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
+                )
+        self._read_origins()
+        self.last_rows = self._stated_last_rows()
+        self.skipped = self._entries("skipped", Skipped.from_json)
+        self.notes = self._entries("notes", rules.Violation.from_json)
+
+    def _holds_booleans(self, name: str) -> bool:
+        """Whether a flag is stored as integers or as a bit field, as PyTables and Julia do, which are all 0 or 1."""
+        field = self._fields.get(name)
+        if field is None or not rules.is_flag(field) or field.dtype == bool:
+            return False
+        try:
+            values = np.asarray(self.step_datasets[name][:])
+        except READ_ERRORS:
+            # Reading the rows reports it.
+            return False
+        return bool(((values == 0) | (values == 1)).all())
+
+    def _stated_last_rows(self) -> LastRows | None:
+        try:
+            return stored_last_rows.stated(self.file, self.num_episodes)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: {stored_last_rows.PATH}: {e}") from e
+
+    def _image_columns(self, fields: dict[str, Field], datasets: dict[str, h5py.Dataset]) -> ImageColumns:
+        by_content = [
+            path for path, field in fields.items() if field.encoded and "encoded" not in Attributes(datasets[path])
+        ]
+        return ImageColumns(fields, self.path, decode=by_content if self._decodes else (), like_headers=by_content)
+
+    def _json_attribute(self, name: str) -> str:
+        """An attribute that holds JSON; nothing, and a warning, where it does not."""
+        text = layout.text_attribute(self.file, name)
+        try:
+            json.loads(text or "null")
+        except (ValueError, RecursionError):
+            _log.warning("%s: the attribute %r is no JSON, and passed over", self.path, name)
+            return ""
+        return text
+
+    def _starts(self) -> np.ndarray:
+        """The row at which each episode begins, from the index or else from the flags."""
+        index = self.file.get(f"{layout.EPISODES}/start")
+        if isinstance(index, h5py.Dataset):
+            if index.ndim != 1 or not layout.holds_integers(index):
+                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+            try:
+                starts = index[:].astype(np.int64)
+            except READ_ERRORS as e:
+                raise KabukiError(f"{self.path}: episodes/start cannot be read: {e}") from e
+            # Not by their differences, which may be too large for an integer.
+            if len(starts) and (starts[0] != 0 or (starts[1:] < starts[:-1]).any() or starts[-1] > self.num_steps):
+                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+            if not len(starts) and self.num_steps:
+                raise KabukiError(f"{self.path}: episodes/start is empty but there are {self.num_steps} steps")
+            return starts
+        for name, shift in ((rules.IS_FIRST, 0), (rules.IS_LAST, 1)):
+            field = self.schema.steps.get(name)
+            # Any text would be taken for true.
+            if field is not None and field.shape in ((), (1,)) and rules.is_flag_or_number(field.dtype):
+                try:
+                    flags = np.asarray(self.step_datasets[name][:]).reshape(-1).astype(bool)
+                except READ_ERRORS as e:
+                    raise KabukiError(f"{self.path}: {name} cannot be read: {e}") from e
+                begins = np.roll(flags, shift)
+                if self.num_steps:
+                    begins[0] = True
+                return np.flatnonzero(begins).astype(np.int64)
+        raise KabukiError(
+            f"{self.path}: neither is_first nor is_last nor an index of episodes says where episodes begin"
+        )
+
+    def _entries(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
+        """What an attribute that is a list in JSON names; nothing, and a warning, where it is none."""
+        try:
+            return entries(layout.text_attribute(self.file, name), of_json)
+        except ValueError as e:
+            _log.warning("%s: the attribute %r is %s, and passed over", self.path, name, e)
+            return []
+
+    def _read_origins(self) -> None:
+        self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
+        self.origin_of = np.zeros(self.num_episodes, np.int64)
+        index = self.file.get(f"{layout.EPISODES}/source")
+        here = os.path.realpath(self.path)
+        origins = [
+            dataclasses.replace(origin, via=(here, *origin.via))
+            for origin in self._entries("sources", Origin.from_json)
+        ]
+        if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
+            if not layout.holds_integers(index):
+                return
+            try:
+                origin_of = index[:].astype(np.int64)
+            except READ_ERRORS as e:
+                raise KabukiError(f"{self.path}: episodes/source cannot be read: {e}") from e
+            if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
+                self.origins, self.origin_of = origins, origin_of
+
+    def check_whole(self) -> None:
+        """Holds the file against what it says of itself, where it says so.
+
+        Raises:
+          KabukiError: it was never finished, or holds another number of steps or episodes.
+        """
+        if not layout.flag_attribute(self.file, "complete", True):
+            raise KabukiError(f"{self.path}: says that it is not complete; make it again")
+        for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
+            stated = layout.attribute(self.file, name, count)
+            if not np.array_equal(stated, count):  # type: ignore[arg-type]  # whatever it is
+                raise KabukiError(f"{self.path}: says {name} {stated}, but holds {count}")
+        lengths = self.file.get(f"{layout.EPISODES}/length")
+        if not isinstance(lengths, h5py.Dataset):
+            return
+        try:
+            in_file = lengths[:] if lengths.ndim == 1 else np.zeros(0)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: episodes/length cannot be read: {e}") from e
+        if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
+            raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
+
+    def left_out(self) -> list[str]:
+        """What stands in the file, and is none of its steps, episodes or attributes by the format."""
+        found = []
+        for name, known in (
+            (layout.EPISODES, ("start", "length", "source", "metadata", stored_last_rows.NAME)),
+            (layout.METADATA, None),
+            (layout.COMPANION, None),
+        ):
+            item = self.file.get(name)
+            if isinstance(item, h5py.Dataset):
+                found.append(repr(name))
+            elif item is not None and known is not None:
+                found += [repr(f"{name}/{inner}") for inner in item if inner not in known]
+        found += [f"the attribute {name!r}" for name in Attributes(self.file) if name not in layout.ROOT_ATTRIBUTES]
+        fields = [*self.step_datasets.items(), *self.metadata_datasets.items()]
+        for path, dataset in fields:
+            names = Attributes(dataset) if h5py.h5a.get_num_attrs(dataset.id) else ()
+            found += [f"the attribute {name!r} of {path!r}" for name in names if name not in layout.FIELD_ATTRIBUTES]
+        return found
+
+    def size(self) -> Size:
+        sample = next(self.blocks(), None)
+        steps = int(self.lengths.sum())
+        num_bytes = os.path.getsize(self.path) * steps // max(self.num_steps, 1)
+        return Size(steps, True, num_bytes, sample, self._images.decoded)
+
+    def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
+        """All steps in order, with image files checked, and decoded if arrays are wanted.
+
+        Args:
+          only: the step fields to read, with image files as they are; None is all.
+          with_metadata: read the metadata too if `only` is given.
+        """
+        readers = {path: self.reader(path) for path in self.step_datasets if only is None or path in only}
+        metadata = {
+            path: self._reader(dataset, self._metadata[path])
+            for path, dataset in self.metadata_datasets.items()
+            if only is None or with_metadata
+        }
+        for start, stop, first, end in self._spans(self._block_rows(readers)):
+            signals.check()
+            steps = {path: self._read(reader, path, start, stop) for path, reader in readers.items()}
+            of_episodes = {path: self._read(reader, path, first, end) for path, reader in metadata.items()}
+            if only is None:
+                steps = self._images.serve(steps, functools.partial(self._place, start), self._executor)
+                place = functools.partial(self._place_of_episode, first)
+                of_episodes = self._metadata_images.serve(of_episodes, place, self._executor)
+            yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes)
+
+    def _spans(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
+        """(first row, one after the last, first episode that begins in them, one after the last) of each block."""
+        for first, end in runs(self._taken) if len(self._taken) else [(0, 0)]:
+            begin, stop = self.row_of(first) if first < end else 0, self.row_of(end) if first < end else 0
+            bounds = [*range(begin, stop, rows), stop] if begin < stop else [begin, stop]
+            inner = np.searchsorted(self.starts, bounds[1:-1]).tolist()
+            yield from zip(bounds, bounds[1:], [first, *inner], [*inner, end], strict=False)
+
+    def _place(self, start: int, row: int) -> str:
+        episode = int(np.searchsorted(self.starts, start + row, "right")) - 1
+        return f"{self.path}: episode {episode}: row {start + row - self.starts[episode]}"
+
+    def _place_of_episode(self, first: int, number: int) -> str:
+        return f"{self.path}: episode {first + number}"
+
+    def pieces(self, num_bytes: int) -> list[KabukiSource]:
+        starts = splits_of(self.lengths)
+        size = os.path.getsize(self.path) * int(starts[-1]) // max(self.num_steps, 1)
+        count = min(-(-size // num_bytes), self.num_episodes)
+        if count < 2:
+            return [self]
+        # At the episodes that are nearest to so many rows.
+        rows = np.linspace(0, starts[-1], count + 1)[1:-1]
+        cuts = np.unique(np.searchsorted(starts[:-1], rows))
+        bounds = [0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]
+        return [self.piece(first, end) for first, end in itertools.pairwise(bounds)]
+
+    def piece(self, first: int, end: int) -> KabukiSource:
+        """The episodes `first` to `end`; see `select`."""
+        return self.select(np.arange(first, min(end, self.num_episodes)))
+
+    def select(self, episodes: np.ndarray) -> KabukiSource:
+        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        selected = copy.copy(self)
+        selected._taken = self._taken[episodes]
+        selected.num_episodes = len(episodes)
+        selected.origin_of = self.origin_of[episodes]
+        selected.last_rows = None if self.last_rows is None else self.last_rows[episodes]
+        return selected
+
+    def of_split(self, split: str) -> KabukiSource:
+        """The episodes of a part of the file, which is one split; see `formats.split`.
+
+        Raises:
+          SplitError: the file has no such part.
+        """
+        whole = np.arange(self.num_episodes)
+        names = {origin.split for origin in self.origins}
+        # The split that all episodes came from names the file too.
+        named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
+        return self.select(selected(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
+
+    def record_of(self, episode: int) -> tuple[str, int]:
+        return self.path, int(self._taken[episode])
+
+    def name_of(self, episode: int) -> str:
+        return f"{self.path}: episode {self._taken[episode]}"
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """How many rows each of the episodes has that are read: int64, (episodes,)."""
+        return (self.ends - self.starts)[self._taken]
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The row after the last of each episode: int64, (episodes,)."""
+        return np.append(self.starts[1:], self.num_steps)[: len(self.starts)]
+
+    def row_of(self, episode: int) -> int:
+        """The row at which an episode begins, or the end."""
+        return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
+
+    def reader(self, path: str) -> ColumnReader:
+        """Reads the rows of a step field.
+
+        Raises:
+          KabukiError: the dataset is malformed.
+        """
+        return self._reader(self.step_datasets[path], self._fields[path])
+
+    def _reader(self, dataset: h5py.Dataset, field: Field) -> ColumnReader:
+        try:
+            return column_reader(dataset, field, self._executor)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: dataset {dataset.name!r} cannot be read: {e}") from e
+
+    def _read(self, reader: ColumnReader, path: str, start: int, stop: int) -> Column:
+        try:
+            return reader.read(start, stop)
+        except READ_ERRORS as e:
+            raise KabukiError(f"{self.path}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+
+    def _block_rows(self, paths: Collection[str]) -> int:
+        sizes = [layout.stored_row_nbytes(self.step_datasets[path]) for path in paths]
+        known = sum(size or 0 for size in sizes)
+        known += sum(self._images.fields[path].row_nbytes or 0 for path in self._images.decoded if path in paths)
+        if None in sizes:
+            # What varies is stored as it is, so the file's size bounds it.
+            known += self.file.id.get_filesize() // max(self.num_steps, 1)
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(known, 1)))
+        return 1 << (rows.bit_length() - 1)
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+        self.file.close()
+
+    def __enter__(self) -> KabukiSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def entries(text: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
+    """The entries of a list in JSON.
+
+    Args:
+      text: the JSON; an empty list where it is empty.
+      of_json: makes an entry.
+
+    Raises:
+      ValueError: it is no such list, and why.
+    """
+    try:
+        stated = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(stated, list):
+        raise ValueError("not a list")
+    found = []
+    for i, entry in enumerate(stated):
+        try:
+            found.append(of_json(entry))
+        except ValueError as e:
+            raise ValueError(f"a list whose entry {i} is wrong: {e}") from e
+    return found
+
+
+def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h5py.Dataset]:
+    """Path to dataset of each field of the steps.
+
+    Args:
+      file: the file.
+      lost: takes the paths of links that lead nowhere.
+
+    Raises:
+      KabukiError: there is a link that leads nowhere, and no `lost`.
+    """
+    nowhere: list[str] = []
+    found = datasets_in(file, nowhere, skip=layout.RESERVED)
+    if nowhere and lost is None:
+        raise KabukiError(f"{file.filename}: {nowhere[0]!r} is a link that leads nowhere")
+    if lost is not None:
+        lost += nowhere
+    return found
+
+
+def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Path to dataset of each field of the episodes."""
+    metadata = file.get(layout.METADATA)
+    return datasets_in(metadata, []) if isinstance(metadata, h5py.Group) else {}
+
+
+def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
+    """Reads the rows of a dataset that holds such a field."""
+    if field.is_fixed and field.dtype != BYTES:
+        return FixedReader(dataset, executor, field.dtype)
+    # Lists of any length have a companion.
+    if field.encoded and not (field.is_list_of_images and "companion" in Attributes(dataset)):
+        return ImageFileReader(dataset, field, executor)
+    return VariableReader(dataset, field)
+
+
+def datasets_in(
+    group: h5py.Group, lost: list[str], prefix: str = "", skip: Sequence[str] = (), above: tuple[h5py.Group, ...] = ()
+) -> dict[str, h5py.Dataset]:
+    """Path to dataset, of all that stands in a group, in the order of their names.
+
+    `lost` takes the links that lead nowhere. A group within itself is passed over.
+    """
+    above = (*above, group)
+    found: dict[str, h5py.Dataset] = {}
+    for name in group:
+        if name in skip:
+            continue
+        item = group.get(name)
+        if item is None:
+            lost.append(prefix + name)
+        elif isinstance(item, h5py.Dataset):
+            found[prefix + name] = item
+        elif isinstance(item, h5py.Group) and item not in above:
+            found |= datasets_in(item, lost, f"{prefix}{name}/", above=above)
+    return found
+
+
+def _common_length(path: str, datasets: dict[str, h5py.Dataset]) -> int:
+    lengths = {name: (dataset.shape[0] if dataset.shape else None) for name, dataset in datasets.items()}
+    for name, length in lengths.items():
+        if length is None:
+            raise KabukiError(f"{path}: dataset {name!r} is a single value, and no field of the steps")
+    length = next(iter(lengths.values()))
+    for name, other in lengths.items():
+        if other != length:
+            first = next(iter(lengths))
+            raise KabukiError(
+                f"{path}: {name!r} has {other} rows but {first!r} has {length}; all fields of the steps are as long"
+            )
+    assert length is not None
+    return length

@@ -1,0 +1,39 @@
+"""`episodes/last_is_step` of a Kabuki file: whether the last row of each episode is a step (rule 3)."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+
+from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.formats.hdf5 import layout
+
+NAME = "last_is_step"
+PATH = f"{layout.EPISODES}/{NAME}"
+
+
+def stated(file: h5py.File, num_episodes: int) -> LastRows | None:
+    """What a file states; None if it does not. A file of format 1.1 without the dataset states false everywhere.
+
+    Raises:
+      ValueError: the dataset is not one flag an episode.
+      OSError: it cannot be read.
+    """
+    dataset = file.get(PATH)
+    if dataset is None:
+        if layout.text_attribute(file, "format_version") in ("", "1.0"):
+            return None
+        return LastRows.of_all(False, num_episodes, "the file states it")
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape != (num_episodes,):
+        raise ValueError(f"expected one flag for each of the {num_episodes} episodes")
+    if dataset.dtype.kind not in "biu":
+        raise ValueError(f"has dtype {dataset.dtype}, expected bool")
+    values = np.asarray(dataset[:])
+    if (values.astype(np.int64) & ~1).any():
+        raise ValueError("has values other than 0 and 1")
+    return LastRows(values.astype(bool), "the file states it")
+
+
+def write(file: h5py.File, is_step: np.ndarray) -> None:
+    """Writes the dataset: bool, (episodes,)."""
+    file.create_dataset(PATH, data=is_step, dtype=bool, chunks=True if len(is_step) else None, maxshape=(None,))

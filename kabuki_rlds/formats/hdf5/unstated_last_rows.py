@@ -1,0 +1,52 @@
+"""Warns of a file that does not say whether its last rows are steps, if they carry rewards (rule 3)."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import numpy as np
+
+from kabuki_rlds.data.last_row import carries_value
+from kabuki_rlds.data.rules import REWARD, is_number
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.formats.hdf5.fixed import FixedReader
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+
+_log = logging.getLogger("kabuki_rlds")
+
+
+def warn_if_unstated(source: KabukiSource) -> None:
+    """Warns, once a process, of a file that does not say what its last rows are, if they carry rewards."""
+    if source.last_rows is not None:
+        return
+    count = _rewarded(source)
+    if count:
+        _warn(source.path, count, source.num_episodes)
+
+
+@functools.cache
+def _warn(path: str, count: int, num_episodes: int) -> None:
+    _log.warning(
+        "%s: the file does not say whether last rows are steps, so they are taken for observations, but %s of %s "
+        "carry a reward. If they are steps: `kabuki-rlds convert %s NEW.hdf5 --last-row step`, or last_row='step' in "
+        "Python",
+        path, f"{count:,}", f"{num_episodes:,}", path,
+    )  # fmt: skip
+
+
+def _rewarded(source: KabukiSource) -> int:
+    """How many last rows carry a reward that is neither zero nor NaN; 0 if they cannot be read."""
+    field = source.schema.steps.get(REWARD)
+    if field is None or not field.is_fixed or not is_number(field.dtype):
+        return 0
+    last = source.ends[source.ends > source.starts] - 1
+    rewards = np.zeros((len(last), *(d or 0 for d in field.shape)), field.dtype)
+    try:
+        reader = source.reader(REWARD)
+        assert isinstance(reader, FixedReader)
+        reader.take_into(rewards, last, np.arange(len(last)))
+    except (KabukiError, OSError, ValueError, RuntimeError):
+        # Whoever reads the column reports the damage, with its rows.
+        return 0
+    return int(np.count_nonzero(carries_value(rewards)))

@@ -1,0 +1,1 @@
+"""Riegeli, the record format of EnvLogger logs, read without its C++ library."""

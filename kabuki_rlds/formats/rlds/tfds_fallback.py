@@ -1,0 +1,300 @@
+"""Fields that no fast path covers, by TFDS's own decoding and encoding: slower, and right.
+
+TFDS is given only the features in question, so that one such field does not slow
+down, or change, how the others are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kabuki_rlds.data.block import Block, Column, Nested, Ragged, splits_of
+from kabuki_rlds.data.schema import BYTES, Field, has_shape
+from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf, is_list, sequence_length, without_dataset
+from kabuki_rlds.images.damage import DamagedImageError, check_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """A batch of episodes.
+
+    Attributes:
+      steps: path to column, all steps end to end.
+      metadata: path to column, one row an episode.
+      lengths: steps of each episode, or None where no step field is read here.
+    """
+
+    steps: dict[str, Column]
+    metadata: dict[str, Column]
+    lengths: np.ndarray | None
+
+
+class TfdsReader:
+    """Decodes some fields of serialized episodes with TFDS.
+
+    Args:
+      leaves: the fields to read.
+      features: the features of the whole dataset.
+    """
+
+    def __init__(self, leaves: Sequence[FeatureLeaf], features: Any):
+        self._leaves = leaves
+        self._features = _chosen(leaves, features)
+        self._images = [leaf for leaf in leaves if leaf.field.kind == "image"]
+
+    def __bool__(self) -> bool:
+        return bool(self._leaves)
+
+    def read(self, records: np.ndarray) -> Decoded:
+        """Decodes a batch of serialized `tf.train.Example`s."""
+        rows: dict[tuple[bool, str], list[Any]] = {(leaf.in_steps, leaf.path): [] for leaf in self._leaves}
+        lengths = []
+        for record in records:
+            try:
+                self._check_images(record)
+                lengths.append(self._decode(record, rows))
+            except KabukiError:
+                raise
+            except Exception as e:
+                paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
+                raise KabukiError(f"TFDS cannot decode an episode's {paths}: {one_line(e)}") from e
+        columns = {
+            (leaf.in_steps, leaf.path): _column(rows[leaf.in_steps, leaf.path], leaf.field, leaf.path)
+            for leaf in self._leaves
+        }
+        return Decoded(
+            {path: column for (in_steps, path), column in columns.items() if in_steps},
+            {path: column for (in_steps, path), column in columns.items() if not in_steps},
+            np.array(lengths, np.int64) if STEPS in self._features else None,
+        )
+
+    def _check_images(self, record: bytes) -> None:
+        """Checks image files: TFDS decodes them, however large they are."""
+        import tensorflow as tf
+
+        if not self._images:
+            return
+        features = tf.train.Example.FromString(record).features.feature
+        for leaf in self._images:
+            key = f"{STEPS}/{leaf.path}" if leaf.in_steps else leaf.path
+            for each in (key, f"{key}/ragged_flat_values"):
+                if each in features:
+                    try:
+                        check_files(features[each].bytes_list.value, leaf.field.shape, decodes=True)
+                    except DamagedImageError as e:
+                        raise KabukiError(f"field {leaf.path!r}: {e}") from e
+
+    def _decode(self, record: bytes, rows: dict[tuple[bool, str], list[Any]]) -> int:
+        """Adds the rows of one episode, and returns how many steps it has."""
+        episode = self._features.deserialize_example(record)
+        steps = episode.pop(STEPS, ())
+        for path, value in _flat(episode):
+            rows[False, path].append(value)
+        count = 0
+        for step in steps:
+            count += 1
+            for path, value in _flat(step):
+                rows[True, path].append(value)
+        return count
+
+
+class TfdsWriter:
+    """Encodes some fields of episodes with TFDS.
+
+    An episode is begun, its steps are added, and `end` gives what was made of it.
+
+    Args:
+      leaves: the fields to write.
+      features: the features of the whole dataset.
+    """
+
+    def __init__(self, leaves: Sequence[FeatureLeaf], features: Any):
+        import tensorflow_datasets as tfds
+
+        self._leaves = leaves
+        self._features = _chosen(leaves, features)
+        self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
+        self._rows: dict[tuple[bool, str], list[Any]] = {}
+
+    def begin(self, block: Block, episode: int) -> None:
+        """Begins the episode that is the block's `episode`-th to begin."""
+        self._rows = {
+            (leaf.in_steps, leaf.path): []
+            if leaf.in_steps
+            else _values(block.metadata[leaf.path][episode : episode + 1], leaf)
+            for leaf in self._leaves
+        }
+
+    def add(self, block: Block, start: int, stop: int) -> None:
+        """Adds rows of a block to the steps of the episode."""
+        for leaf in self._leaves:
+            if leaf.in_steps:
+                self._rows[True, leaf.path] += _values(block.steps[leaf.path][start:stop], leaf)
+
+    def end(self) -> bytes:
+        """The serialized entries of the episode in its example's map of features.
+
+        Raises:
+          KabukiError: TFDS cannot encode a value.
+        """
+        if not self._leaves:
+            return b""
+        episode = {
+            name: _filled(feature.feature, "", self._rows, in_steps=True)
+            if name == STEPS
+            else _filled(feature, name, self._rows, in_steps=False)
+            for name, feature in self._features.items()
+        }
+        try:
+            example = self._serializer.get_tf_example(self._features.encode_example(episode))
+        except Exception as e:
+            paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
+            raise KabukiError(f"TFDS cannot encode an episode's {paths}: {one_line(e)}") from e
+        entries: bytes = example.features.SerializeToString()
+        return entries
+
+
+def _values(column: Column, leaf: FeatureLeaf) -> list[Any]:
+    """Each row of a column as TFDS takes it: an array, or a list of lists of arrays."""
+    if isinstance(column, Nested):
+        items = list(column.values)
+        for lengths in reversed(column.lengths):
+            splits = splits_of(lengths).tolist()
+            items = [items[a:b] for a, b in itertools.pairwise(splits)]
+        return items
+    values = column if isinstance(column, np.ndarray) else column.values
+    if values.dtype == np.float64 and _is_stored_as(leaf.feature, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            lost = (values.astype(np.float32) != values) & ~np.isnan(values)
+        if lost.any():
+            raise KabukiError(
+                f"field {leaf.path!r}: TFDS stores float64 as float32, which cannot hold {values[lost][0]!r}"
+            )
+    if isinstance(column, np.ndarray):
+        return [np.asarray(row, column.dtype) for row in column]
+    splits = column.splits.tolist()
+    rows = zip(itertools.pairwise(splits), column.shapes.tolist(), strict=True)
+    return [values[a:b].reshape(shape) for (a, b), shape in rows]
+
+
+def _is_stored_as(feature: Any, dtype: type[np.generic]) -> bool:
+    stored = feature.get_serialized_info()
+    return not isinstance(stored, dict) and stored.np_dtype == dtype
+
+
+def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in_steps: bool) -> Any:
+    """The rows of the steps, or the one of an episode, in the form of a feature: dicts of them."""
+    import tensorflow_datasets as tfds
+
+    if (in_steps, path) in rows:
+        found = rows[in_steps, path]
+        return found if in_steps else found[0]
+    inner = feature
+    while not isinstance(inner, tfds.features.FeaturesDict):
+        inner = inner.feature
+    return {name: _filled(f, f"{path}/{name}" if path else name, rows, in_steps) for name, f in inner.items()}
+
+
+def _chosen(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
+    """The part of a dataset's features that holds some leaves."""
+    import tensorflow_datasets as tfds
+
+    in_steps = {leaf.path for leaf in leaves if leaf.in_steps}
+    of_episode = {leaf.path for leaf in leaves if not leaf.in_steps}
+    chosen = {}
+    if in_steps:
+        chosen[STEPS] = tfds.features.Dataset(_subset(features[STEPS].feature, in_steps, ""))
+    for name, feature in features.items():
+        if name != STEPS:
+            kept = _subset_of(feature, of_episode, name)
+            if kept is not None:
+                chosen[name] = kept
+    return tfds.features.FeaturesDict(chosen)
+
+
+def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
+    """The part of a feature that holds `paths`, or None."""
+    import tensorflow_datasets as tfds
+
+    # TFDS decodes it at once then, and not as a dataset.
+    feature = without_dataset(feature)
+    if path in paths:
+        return feature
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return _subset(feature, paths, path) or None
+    if is_list(feature):
+        inner = _subset_of(feature.feature, paths, path)
+        return None if inner is None else tfds.features.Sequence(inner, sequence_length(feature))
+    return None
+
+
+def _subset(features: Any, paths: set[str], path: str) -> dict[str, Any]:
+    kept = {}
+    for name, feature in features.items():
+        inner = _subset_of(feature, paths, f"{path}/{name}" if path else name)
+        if inner is not None:
+            kept[name] = inner
+    return kept
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The path of each value in a dict of dicts. A name may itself hold a slash."""
+    for name, inner in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{path}/")
+        else:
+            yield path, inner
+
+
+def _column(rows: list[Any], field: Field, path: str) -> Column:
+    """Joins decoded rows, which are tensors or ragged tensors, to a column."""
+    import tensorflow as tf
+
+    if field.nested:
+        depth = field.nested
+        ragged = [
+            r if isinstance(r, tf.RaggedTensor) else tf.RaggedTensor.from_tensor(r, ragged_rank=depth - 1) for r in rows
+        ]
+        shape = tuple(d for d in field.shape[depth:] if d is not None)
+        levels: list[list[np.ndarray]] = [[] for _ in range(depth)]
+        values = []
+        for row in ragged:
+            levels[0].append(np.array([int(row.nrows())], np.int64))
+            for level, lengths in zip(levels[1:], row.nested_row_lengths(), strict=False):
+                level.append(lengths.numpy().astype(np.int64))
+            found = row.flat_values.numpy()
+            # TFDS forgets the shape of the items where a row has none.
+            values.append(found if found.size else found.reshape(0, *shape))
+            _check_shape(values[-1].shape[1:], shape, path)
+        items = [v.astype(field.dtype, copy=False) for v in values]
+        return Nested(
+            np.concatenate([np.empty((0, *shape), field.dtype), *items]),
+            tuple(np.concatenate([np.zeros(0, np.int64), *level]) for level in levels),
+        )
+    arrays = []
+    for row in rows:
+        value = row.to_tensor() if isinstance(row, tf.RaggedTensor) else row
+        array = np.asarray(value.numpy())
+        if array.shape == (0,):
+            # TFDS forgets the shape of the items of a list that has none.
+            array = array.reshape(0, *(d or 0 for d in field.shape[1:]))
+        _check_shape(array.shape, field.shape, path)
+        arrays.append(array.astype(field.dtype, copy=False) if field.dtype != BYTES else array.astype(object))
+    if field.is_fixed:
+        shape = tuple(d for d in field.shape if d is not None)
+        return np.stack(arrays) if arrays else np.empty((0, *shape), field.dtype)
+    shapes = np.array([a.shape for a in arrays], np.int64).reshape(len(arrays), len(field.shape))
+    flat = [a.reshape(-1) for a in arrays]
+    return Ragged(np.concatenate([np.empty(0, field.dtype), *flat]), shapes)
+
+
+def _check_shape(found: tuple[int, ...], stated: tuple[int | None, ...], path: str) -> None:
+    if not has_shape(found, stated):
+        raise KabukiError(f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}")

@@ -1,0 +1,93 @@
+"""Checks the image files in the columns of a source, and decodes them where arrays are wanted."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+from collections.abc import Callable, Collection, Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from kabuki_rlds.data.block import Column, Ragged
+from kabuki_rlds.data.schema import Field
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.images.damage import DamagedImageError, check_files
+from kabuki_rlds.images.decode import ImageDecoder, decoded
+
+_log = logging.getLogger("kabuki_rlds")
+
+#: The place of a row of a column, for a message: `demo.hdf5: data/demo_3: row 17`.
+Place: TypeAlias = Callable[[int], str]
+
+
+class ImageColumns:
+    """The image files of a source.
+
+    Args:
+      fields: path to field, as the source stores them.
+      label: the source, for a message.
+      decode: the fields of image files that are served as arrays.
+      like_headers: the fields that were made from the headers of some files: all must agree in channels and bit depth.
+
+    Attributes:
+      fields: path to field, as they are served.
+      decoded: the paths of the fields that are decoded.
+
+    Raises:
+      KabukiError: there are images to decode, and no TensorFlow.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, Field], label: str, *, decode: Collection[str], like_headers: Collection[str] = ()
+    ):
+        self._stored = {path: field for path, field in fields.items() if field.encoded}
+        self._like_headers = like_headers
+        self._label = label
+        self._mixed: set[str] = set()
+        self.decoded = tuple(path for path in self._stored if path in decode)
+        self._decoder = ImageDecoder({path: fields[path] for path in self.decoded}, label) if self.decoded else None
+        self.fields = {path: decoded(field) if path in self.decoded else field for path, field in fields.items()}
+
+    def serve(
+        self, columns: Mapping[str, Column], place: Place, threads: concurrent.futures.Executor
+    ) -> dict[str, Column]:
+        """The columns as they are served. Those that hold image files are checked first.
+
+        Args:
+          columns: path to column, as the source stores them.
+          place: the place of each of their rows.
+          threads: decode.
+
+        Raises:
+          KabukiError: a file is damaged, or not what its field states.
+        """
+        return {path: self._serve(path, column, place, threads) for path, column in columns.items()}
+
+    def _serve(self, path: str, column: Column, place: Place, threads: concurrent.futures.Executor) -> Column:
+        field = self._stored.get(path)
+        if field is None:
+            return column
+        assert isinstance(column, (np.ndarray, Ragged))
+        files = (column if isinstance(column, np.ndarray) else column.values).tolist()
+        try:
+            dtype = field.dtype if path in self._like_headers else None
+            formats = check_files(files, field.shape, dtype=dtype, decodes=path in self.decoded)
+            served: Column = column
+            if self._decoder is not None and path in self.decoded:
+                served = self._decoder.decode_column(path, column, threads)
+        except DamagedImageError as e:
+            if isinstance(column, np.ndarray):
+                raise KabukiError(f"{place(e.number)}: field {path!r}: the image {e.problem}") from e
+            row = int(np.searchsorted(column.splits, e.number, "right")) - 1
+            number = e.number - int(column.splits[row])
+            raise KabukiError(f"{place(row)}: field {path!r}: image {number} {e.problem}") from e
+        except KabukiError as e:
+            raise KabukiError(f"{self._label}: field {path!r}: {e}") from e
+        if field.file_format and formats - {field.file_format} and path not in self._mixed:
+            self._mixed.add(path)
+            _log.warning(
+                "%s: field %r: some of its images are %s files, although it is described as %s",
+                self._label, path, " and ".join(sorted(formats)), field.file_format,
+            )  # fmt: skip
+        return served

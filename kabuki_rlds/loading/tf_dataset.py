@@ -1,0 +1,111 @@
+"""Batches as a `tf.data.Dataset`: a thin skin over those of NumPy."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kabuki_rlds.data.block import Column, Nested, as_lists
+from kabuki_rlds.data.nested_arrays import nested
+from kabuki_rlds.data.schema import BYTES, Field
+from kabuki_rlds.loading.batches import Batches
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def dataset(batches: Batches) -> tf.data.Dataset:
+    """The same batches as nested dicts of tensors; rows that differ in shape are a `tf.RaggedTensor`.
+
+    Many batches cross from Python at once, as one array of them, and TensorFlow takes
+    them apart: a batch at a time would be spent on crossing.
+    """
+    import tensorflow as tf
+
+    from kabuki_rlds.loading.eager_dataset import EagerDataset
+
+    at_once = batches.per_block > 1
+    parts = {path: _TensorParts(field, batches.lead, at_once) for path, field in batches.fields.items()}
+
+    def blocks() -> Iterator[dict[str, Any]]:
+        rows = math.prod(batches.lead)
+        for block in batches.blocks():
+            count = len(next(iter(block.values()))) // rows
+            whole = count - count % batches.batch_size
+            for start, stop, size in ((0, whole, batches.batch_size), (whole, count, count - whole)):
+                if start < stop:
+                    yield {
+                        path: part.arrays(block[path][start * rows : stop * rows], size) for path, part in parts.items()
+                    }
+
+    signature = nested({path: part.signature for path, part in parts.items()})
+    data = tf.data.Dataset.from_generator(lambda: map(nested, blocks()), output_signature=signature)
+    if at_once:
+        data = data.unbatch()
+    if any(part.is_ragged for part in parts.values()):
+        # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+        tensors = tf.autograph.experimental.do_not_convert(functools.partial(_tensors, parts))
+        data = data.map(tensors)
+    options = tf.data.Options()
+    # Handing over to another thread would take longer than all that is left to do for a batch.
+    options.experimental_optimization.inject_prefetch = False
+    data = data.with_options(options)
+    return EagerDataset(data, blocks) if at_once else data
+
+
+def _tensors(parts: Mapping[str, _TensorParts], arrays: Any) -> Any:
+    """In the graph: one batch out of the arrays that crossed."""
+    flat = {path: functools.reduce(operator.getitem, path.split("/"), arrays) for path in parts}
+    return nested({path: part.tensor(flat[path]) for path, part in parts.items()})
+
+
+class _TensorParts:
+    """How one field crosses into TensorFlow: as one array or, where rows differ in shape, as several.
+
+    Args:
+      field: what a row is.
+      lead: dimensions of a sample before those of a row.
+      at_once: whether several batches cross at once.
+    """
+
+    def __init__(self, field: Field, lead: tuple[int, ...], at_once: bool):
+        import tensorflow as tf
+
+        self._lead = lead
+        dtype = tf.string if field.dtype == BYTES else tf.as_dtype(field.dtype)
+        #: Dimensions up to the last that varies are ragged.
+        self._levels = field.nested or max((i + 1 for i, d in enumerate(field.shape) if d is None), default=0)
+        self._inner = tuple(d for d in field.shape[self._levels :] if d is not None)
+        splits = [tf.TensorSpec([None], tf.int64)] * self._levels
+        self.is_ragged = self._levels > 0
+        if self.is_ragged:
+            self.signature: Any = (tf.TensorSpec([None, *self._inner], dtype), *splits)
+        else:
+            self.signature = tf.TensorSpec([*[None] * (1 + at_once), *lead, *field.shape], dtype)
+        self._at_once = at_once
+
+    def arrays(self, column: Column, size: int) -> Any:
+        """The column as it crosses, `size` samples a batch."""
+        if isinstance(column, np.ndarray):
+            samples = len(column) // math.prod(self._lead)
+            batch = (samples // size, size) if self._at_once else (samples,)
+            return column.reshape(*batch, *self._lead, *column.shape[1:])
+        lists = column if isinstance(column, Nested) else as_lists(column, self._inner)
+        return (lists.values, *lists.splits)
+
+    def tensor(self, arrays: Any) -> Any:
+        """In the graph: one batch."""
+        import tensorflow as tf
+
+        if not self.is_ragged:
+            return arrays
+        values, *splits = arrays
+        ragged = tf.RaggedTensor.from_nested_row_splits(values, splits, validate=False)
+        for length in reversed(self._lead):
+            ragged = tf.RaggedTensor.from_uniform_row_length(ragged, length)
+        return ragged
