@@ -87,12 +87,12 @@ FORMS: dict[str, Callable[[h5py.Group, str, Sequence[bytes]], None]] = {
 }
 
 
-def as_lists(group: h5py.Group, name: str, files: Sequence[bytes]) -> None:
+def as_nested(group: h5py.Group, name: str, files: Sequence[bytes]) -> None:
     """Stores files in a form that takes empty ones."""
     _lists(group, name, files)
 
 
-def aloha(path: Path, files: Sequence[bytes], form: Callable[..., None] = as_lists) -> Path:
+def aloha(path: Path, files: Sequence[bytes], form: Callable[..., None] = as_nested) -> Path:
     layout_files.aloha(path, len(files))
     with h5py.File(path, "a") as file:
         del file["observations/images/top"]

@@ -13,8 +13,8 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds import build, convert
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.data.block import Block, Ragged, as_lists
-from kabuki_rlds.data.nan_actions import NanActions, nan_actions_of
+from kabuki_rlds.data.block import Block, Ragged, as_nested
+from kabuki_rlds.data.nan_actions import NanActionCounter, find_nan_actions
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from tests import handmade, layout_files
 
@@ -86,7 +86,7 @@ def test_the_action_of_a_last_row_that_is_a_step_counts(source, tmp_path):
         ("action/arm", 5, (1, 2, 4, 5, 11)), ("action/hand", 1, (9,)),
     ]  # fmt: skip
     with kabuki_rlds.formats.hdf5.source.KabukiSource(result.path) as opened:
-        assert nan_actions_of(opened) == result.nan_actions
+        assert find_nan_actions(opened) == result.nan_actions
 
 
 def test_what_the_user_fills_in_is_not_reported(tmp_path, caplog):
@@ -109,7 +109,7 @@ def test_files_in_other_layouts(tmp_path):
 def test_blocks_that_end_anywhere(cuts):
     starts, is_step = np.array([0, 3, 3, 7]), np.array([True, False, True, False])
     dtypes = {"action": np.float64, "action/low": BFLOAT16, "action/none": np.int64}
-    counter = NanActions({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})
+    counter = NanActionCounter({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})
     action = np.arange(8.0)
     # Rows 2 and 6 are the last of the episodes 0 and 2, which are steps; row 7 is that of episode 3, which is none.
     action[[0, 2, 5, 6, 7]] = np.nan
@@ -126,9 +126,9 @@ def test_blocks_that_end_anywhere(cuts):
 def test_rows_that_differ_in_size():
     values = np.array([1, np.nan, 3, 4, np.nan, 6])
     ragged = Ragged(values, np.array([[2], [0], [3], [1]]))
-    counter = NanActions(
+    counter = NanActionCounter(
         {"action/a": Field(np.dtype(float), (None,)), "action/b": Field(np.dtype(float), (None,), nested=1)}
     )
-    steps = {"action/a": ragged, "action/b": as_lists(ragged)}
+    steps = {"action/a": ragged, "action/b": as_nested(ragged)}
     counter.observe(Block(steps, 4, np.array([0]), {}))
     assert [(each.count, each.rows) for each in counter.finish(np.array([True]))] == [(2, (0, 2))] * 2

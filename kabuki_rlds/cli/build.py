@@ -8,7 +8,7 @@ import sys
 
 from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes
 from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import printable
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.formats.locate import locate
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())
         path = printable(str(result.path))
-        size = human_bytes(result.num_bytes)
+        size = format_bytes(result.num_bytes)
         for split, last_rows in result.last_rows.items():
             print(f"{split}: last rows: {last_rows}")
         print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), {size}")

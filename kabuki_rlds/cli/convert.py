@@ -10,7 +10,7 @@ from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_ep
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
 from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.data.schema import LEFT_OUT
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import printable
 from kabuki_rlds.files.paths import local_path
 
@@ -110,5 +110,5 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{field}: {count:,} rows changed to conform")
         print(f"last rows: {result.last_rows}")
         path = printable(str(result.path))
-        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
+        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes, {format_bytes(result.num_bytes)}")
     return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.data.common_schema import fitted
+from kabuki_rlds.data.common_schema import fit_block
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.source import KabukiSource
@@ -54,7 +54,7 @@ class EpisodeRange:
         """(number of the episode in its split, its record)."""
         with KabukiSource(self.path, quiet=True) as source:
             encoder = ExampleEncoder(features_of(self.schema, self.images))
-            blocks = (fitted(block, self.schema) for block in source.piece(self.first, self.stop).blocks())
+            blocks = (fit_block(block, self.schema) for block in source.piece(self.first, self.stop).blocks())
             records = itertools.chain.from_iterable(map(encoder.encode, blocks))
             yield from enumerate(itertools.chain(records, encoder.finish()), self.key)
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
-from kabuki_rlds.data.common_schema import common_schema, fitted, widened
+from kabuki_rlds.data.common_schema import common_schema, fit_block, with_common_shapes
 from kabuki_rlds.data.last_row import Evidence, LastRow, LastRows, joined, warn_of_conflict
-from kabuki_rlds.data.nan_actions import NanActions, NanRows, warn_of_nan
+from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints, Size, Source
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.paths import StrPath, local_path
@@ -173,7 +173,7 @@ class OpenedSplits:
 
     def _size(self, source: Source) -> Size:
         size = source.size()
-        return size if size.sample is None else dataclasses.replace(size, sample=fitted(size.sample, self.schema))
+        return size if size.sample is None else dataclasses.replace(size, sample=fit_block(size.sample, self.schema))
 
     @property
     def first(self) -> Source:
@@ -196,7 +196,9 @@ class OpenedSplits:
         """
         needed, free = sum(self._num_bytes.values()), shutil.disk_usage(folder).free
         if needed > free:
-            raise KabukiError(f"{folder}: needs about {human_bytes(needed)}, but the disk has {human_bytes(free)} free")
+            raise KabukiError(
+                f"{folder}: needs about {format_bytes(needed)}, but the disk has {format_bytes(free)} free"
+            )
 
     def warn_of_loss(self) -> None:
         """Warns of images that were decoded from JPEG files and are encoded as such again."""
@@ -252,7 +254,7 @@ class OpenedSplits:
 
         lengths = self.shard_lengths(split, limit, shard_config)
         decided = []
-        nan = NanActions(self.first.schema.steps)
+        nan = NanActionCounter(self.first.schema.steps)
         with SplitWriter(template, self.features, lengths) as writer:
             for source in self.sources[split]:
                 # A completed source observes what it is made of, and not what it added.
@@ -260,7 +262,7 @@ class OpenedSplits:
                 for block in source.blocks():
                     if writer.is_full:
                         break
-                    writer.write(fitted(block, self.schema))
+                    writer.write(fit_block(block, self.schema))
                     if source.last_rows is None:
                         observed.observe(block)
                     nan.observe(block)
@@ -366,7 +368,7 @@ def _common(sources: Sequence[Source], images: ImageFormat | None) -> tuple[Sche
     made = []
     for source in sources:
         try:
-            made.append(features_of(widened(source.schema, common, schemas), images))
+            made.append(features_of(with_common_shapes(source.schema, common, schemas), images))
         except KabukiError as e:
             raise KabukiError(f"{source.label}: {e}") from e
     for source, features in zip(sources[1:], made[1:], strict=True):

@@ -13,8 +13,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Nested, splits_of
-from kabuki_rlds.data.common_schema import fitted, holds
+from kabuki_rlds.data.block import Block, Column, Nested, row_splits
+from kabuki_rlds.data.common_schema import can_hold, fit_block
 from kabuki_rlds.data.last_row import LastRow, LastRows, joined
 from kabuki_rlds.data.rules import DISCOUNT, FILLABLE, IS_TERMINAL, has_field
 from kabuki_rlds.data.schema import BYTES, Field
@@ -120,7 +120,7 @@ def compare(
         ours.take(mine.blocks())
         right = _Digests(steps, metadata)
         for source in theirs:
-            right.take(fitted(block, mine.schema) for block in source.blocks())
+            right.take(fit_block(block, mine.schema) for block in source.blocks())
         if ours.of == right.of:
             return found
         if [length for length, _ in ours.of] == [length for length, _ in right.of]:
@@ -160,10 +160,10 @@ def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], l
         kept = []
         for path in ours:
             others = [getattr(source.schema, what).get(path) for source in theirs]
-            if all(other is not None and holds(ours[path], other) for other in others):
+            if all(other is not None and can_hold(ours[path], other) for other in others):
                 kept.append(path)
             elif not (ours[path].derived and None in others):
-                other = next(other for other in others if other is None or not holds(ours[path], other))
+                other = next(other for other in others if other is None or not can_hold(ours[path], other))
                 says = "lacks it" if other is None else f"has {other.describe()}"
                 found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
         lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}
@@ -270,7 +270,7 @@ def _values(
     mine: Source, theirs: Sequence[Source], steps: Sequence[str], metadata: Sequence[str], lengths: Sequence[int]
 ) -> list[Difference]:
     """Which fields differ in which episodes, where all episodes are as long as they should be."""
-    starts = splits_of(np.array(lengths, np.int64))
+    starts = row_splits(np.array(lengths, np.int64))
     found = []
     for kind, paths in (("step field", steps), ("episode field", metadata)):
         in_steps = kind == "step field"
@@ -279,7 +279,7 @@ def _values(
         for ours, right, count in _aligned(
             _columns(mine.blocks(), in_steps),
             itertools.chain.from_iterable(
-                _columns((fitted(block, mine.schema) for block in source.blocks()), in_steps) for source in theirs
+                _columns((fit_block(block, mine.schema) for block in source.blocks()), in_steps) for source in theirs
             ),
         ):
             for path in paths:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from kabuki_rlds.commands.resume import ConversionParts, discard
 from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.block import Block, Column
-from kabuki_rlds.data.common_schema import common_schema, fitted
+from kabuki_rlds.data.common_schema import common_schema, fit_block
 from kabuki_rlds.data.last_row import LastRow, LastRows, joined, warn_of_conflict
-from kabuki_rlds.data.nan_actions import NanActions, NanRows, warn_of_nan
+from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
 from kabuki_rlds.data.rules import (
     DISCOUNT,
     FLAGS,
@@ -164,7 +164,7 @@ def convert(
         origins = [origin for source in opened for origin in source.origins]
         skipped = [loss for source in opened for loss in source.skipped]
         checker = RuleChecker()
-        nan = NanActions(schema.steps)
+        nan = NanActionCounter(schema.steps)
         with (
             KabukiSink(dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped) as writer,
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name) as bar,
@@ -187,7 +187,7 @@ def convert(
                     if known is None:
                         evidence.observe(block)
                     nan.observe(block)
-                    writer.write(fitted(block, schema), origin_of + first_origin)
+                    writer.write(fit_block(block, schema), origin_of + first_origin)
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
                 if got != source.num_episodes:

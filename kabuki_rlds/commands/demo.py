@@ -15,7 +15,7 @@ import numpy as np
 from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.commands.inspect import inspect, to_text
 from kabuki_rlds.commands.validate import validate
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import local_path
 
@@ -51,7 +51,7 @@ def run(folder: str | os.PathLike[str]) -> None:
     file = folder / "hopper.hdf5"
     _say(f"kabuki-rlds convert {recorded} {file}")
     result = convert(recorded, file, progress=sys.stderr.isatty())
-    print(f"{file}: {result.steps:,} steps in {result.episodes:,} episodes, {human_bytes(result.num_bytes)}")
+    print(f"{file}: {result.steps:,} steps in {result.episodes:,} episodes, {format_bytes(result.num_bytes)}")
 
     _say(f"kabuki-rlds validate {file}")
     violations = validate(file)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.last_row import LastRow, LastRows, warn_of_conflict
-from kabuki_rlds.data.nan_actions import NanActions, NanRows, warn_of_nan
+from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints
 from kabuki_rlds.errors import KabukiError
@@ -141,7 +141,7 @@ def export(
         bar = stack.enter_context(
             tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name)
         )
-        nan = NanActions(whole.schema.steps)
+        nan = NanActionCounter(whole.schema.steps)
         target = stack.enter_context(_staged(dest, layout, overwrite))
         with _GrowingFile(target.partial if layout != "minari" else target.partial / _MINARI_FILE, dest) as growing:
             blocks = growing.with_room(_counted(whole.blocks(), bar, nan), len(whole.schema.steps))
@@ -228,7 +228,7 @@ class _GrowingFile:
             os.close(self._descriptor)
 
 
-def _counted(blocks: Iterator[Block], bar: tqdm[Any], nan: NanActions) -> Iterator[Block]:
+def _counted(blocks: Iterator[Block], bar: tqdm[Any], nan: NanActionCounter) -> Iterator[Block]:
     for block in blocks:
         signals.check()
         nan.observe(block)

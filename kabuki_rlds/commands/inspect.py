@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
-from kabuki_rlds.data.nan_actions import NanRows, nan_actions_of
+from kabuki_rlds.data.block import row_splits
+from kabuki_rlds.data.nan_actions import NanRows, find_nan_actions
 from kabuki_rlds.data.rules import IS_TERMINAL, REWARD, is_number, one_per_row
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Skipped
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import KabukiError, printable
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
@@ -170,7 +170,7 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
     returns = np.zeros(source.num_episodes) if REWARD in names else None
     last_is_step = np.zeros(source.num_episodes, bool) if source.last_rows is None else source.last_rows.is_step
     terminal = np.zeros(source.num_episodes, bool) if IS_TERMINAL in names else None
-    bounds = splits_of(source.lengths)
+    bounds = row_splits(source.lengths)
     row = 0
     for block in source.blocks(only=names):
         rows = np.arange(row, row + block.num_steps)
@@ -196,7 +196,7 @@ def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarr
 
 def _nan_actions(source: KabukiSource) -> list[dict[str, Any]] | None:
     try:
-        return [dataclasses.asdict(each) for each in nan_actions_of(source)]
+        return [dataclasses.asdict(each) for each in find_nan_actions(source)]
     except KabukiError:
         # `validate` says which rows are damaged.
         return None
@@ -227,8 +227,8 @@ def to_text(summary: Summary) -> str:
         lines.append(f"  {'last rows':<9} {summary.last_steps:,} steps, {observations:,} observations")
     varies = " and what varies" if any(column.memory_bytes is None for column in summary.columns) else ""
     lines.append(
-        f"  {'size':<9} {human_bytes(summary.disk_bytes)} on disk, "
-        f"{human_bytes(summary.memory_bytes)}{varies} in memory"
+        f"  {'size':<9} {format_bytes(summary.disk_bytes)} on disk, "
+        f"{format_bytes(summary.memory_bytes)}{varies} in memory"
     )
     for origin in summary.sources:
         split = f" ({origin['split']})" if origin.get("split") else ""
@@ -245,9 +245,9 @@ def to_text(summary: Summary) -> str:
         lines.append(f"  {'made by':<9} {summary.created_by}")
     rows = [("field", "a row is", "on disk", "in memory")]
     for column in summary.columns:
-        memory = "varies" if column.memory_bytes is None else human_bytes(column.memory_bytes)
+        memory = "varies" if column.memory_bytes is None else format_bytes(column.memory_bytes)
         derived = f" ({column.derived})" if column.derived else ""
-        rows.append((column.path, column.holds + derived, human_bytes(column.disk_bytes), memory))
+        rows.append((column.path, column.holds + derived, format_bytes(column.disk_bytes), memory))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines.append("")
     for a, b, c, d in rows:

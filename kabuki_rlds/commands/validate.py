@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kabuki_rlds.data.block import Column, Ragged
-from kabuki_rlds.data.nan_actions import nan_actions_of, warn_of_nan
+from kabuki_rlds.data.nan_actions import find_nan_actions, warn_of_nan
 from kabuki_rlds.data.rules import (
     DISCOUNT,
     FLAGS,
@@ -100,7 +100,7 @@ def examine(path: str | os.PathLike[str], *, progress: bool = False) -> Validati
         found = sorted(check.found, key=lambda violation: violation.rule)
     with contextlib.suppress(KabukiError), KabukiSource(path, quiet=True) as source:
         unstated_last_rows.warn_if_unstated(source)
-        warn_of_nan(nan_actions_of(source), os.fspath(path))
+        warn_of_nan(find_nan_actions(source), os.fspath(path))
     return Validation(_unnoted(found, check.notes), check.notes)
 
 

@@ -31,7 +31,7 @@ class Ragged:
         return len(self.shapes)
 
     @property
-    def is_sound(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether the shapes are those of the elements, which is to be asked of what comes from a file."""
         if (self.shapes < 0).any() or self.splits[-1] != len(self.values):
             return False
@@ -41,7 +41,7 @@ class Ragged:
     @functools.cached_property
     def splits(self) -> np.ndarray:
         """Where each row's elements begin in `values`, and the end: int64, (rows + 1,)."""
-        return splits_of(self.shapes.prod(axis=1, dtype=np.int64))
+        return row_splits(self.shapes.prod(axis=1, dtype=np.int64))
 
     def __getitem__(self, rows: slice) -> Ragged:
         start, stop, _ = rows.indices(len(self))
@@ -71,7 +71,7 @@ class Nested:
         return len(self.lengths[0])
 
     @property
-    def is_sound(self) -> bool:
+    def is_consistent(self) -> bool:
         """Whether the lengths are those of the items, which is to be asked of what comes from a file."""
         counts = [*(len(lengths) for lengths in self.lengths[1:]), len(self.values)]
         return all(
@@ -82,7 +82,7 @@ class Nested:
     @functools.cached_property
     def splits(self) -> tuple[np.ndarray, ...]:
         """For each level, where each list's items begin in the next, and the end."""
-        return tuple(map(splits_of, self.lengths))
+        return tuple(map(row_splits, self.lengths))
 
     def __getitem__(self, rows: slice) -> Nested:
         start, stop, _ = rows.indices(len(self))
@@ -138,7 +138,7 @@ def as_ragged(column: np.ndarray) -> Ragged:
     return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
 
 
-def as_lists(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
+def as_nested(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
     """Rows that are arrays, as lists in lists of items: arrays of the last dimensions, which are the same in all."""
     if isinstance(column, np.ndarray):
         column = as_ragged(column)
@@ -213,7 +213,7 @@ def nbytes(columns: Iterable[Column]) -> int:
     return sum(_values_nbytes(c) if isinstance(c, np.ndarray) else c.nbytes for c in columns)
 
 
-def splits_of(lengths: np.ndarray) -> np.ndarray:
+def row_splits(lengths: np.ndarray) -> np.ndarray:
     """Where each run of the given lengths begins, and the end: int64, (runs + 1,)."""
     splits = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=splits[1:])
@@ -222,7 +222,7 @@ def splits_of(lengths: np.ndarray) -> np.ndarray:
 
 def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """`start, start + 1, …`, so many of each run, one run after the other."""
-    splits = splits_of(counts)
+    splits = row_splits(counts)
     return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
 
 

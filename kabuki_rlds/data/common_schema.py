@@ -34,22 +34,22 @@ def join_fields(mine: Field, theirs: Field, *, of_any_length: bool = False) -> F
     if len(theirs.shape) != rank or not dataclasses.replace(theirs, shape=mine.shape).is_same(mine):
         return None
     is_free = mine.dtype == BYTES or mine.encoded
-    are_pictures = mine.is_picture and theirs.is_picture
+    are_images = mine.holds_images and theirs.holds_images
     shape: list[int | None] = []
     for axis, (a, b) in enumerate(zip(mine.shape, theirs.shape, strict=True)):
         may_differ = a is None or b is None or is_free or (of_any_length and axis == 0)
-        may_differ |= are_pictures and axis in (rank - 3, rank - 2)
+        may_differ |= are_images and axis in (rank - 3, rank - 2)
         if a != b and not may_differ:
             return None
         shape.append(a if a == b else None)
     file_format = mine.file_format if mine.file_format == theirs.file_format else ""
-    kind = "image" if are_pictures and mine.shape != theirs.shape else mine.kind
+    kind = "image" if are_images and mine.shape != theirs.shape else mine.kind
     return dataclasses.replace(mine, shape=tuple(shape), kind=kind, file_format=file_format)
 
 
-def holds(wide: Field, field: Field) -> bool:
+def can_hold(wide: Field, field: Field) -> bool:
     """Whether a field that `common_schema` made of several holds the rows of one of them."""
-    if wide.kind == "image" and field.is_picture:
+    if wide.kind == "image" and field.holds_images:
         field = dataclasses.replace(field, kind="image")
     joint = join_fields(field, wide)
     return joint is not None and joint.shape == wide.shape
@@ -75,7 +75,7 @@ def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
     if problems:
         others = [label for label, problem in problems]
         raise KabukiError(f"{others[0]} does not fit {labels[0]}: " + "; ".join(problem for _, problem in problems))
-    return _widened(
+    return _widen(
         schemas[0], _all_joined("step field", every_step, labels), _all_joined("episode field", every_metadata, labels),
         schemas,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def check_equal(mine: Schema, theirs: Schema, label: str, other_label: str) -> N
         raise KabukiError(f"{other_label} does not fit {label}: {'; '.join(found)}")
 
 
-def widened(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema:
+def with_common_shapes(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema:
     """The schema with the shapes of the common one of several that it is among."""
     steps, metadata = (
         {
@@ -125,17 +125,17 @@ def widened(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema
         }
         for own, wide in ((schema.steps, common.steps), (schema.metadata, common.metadata))
     )
-    return _widened(schema, steps, metadata, schemas)
+    return _widen(schema, steps, metadata, schemas)
 
 
-def fitted(block: Block, schema: Schema) -> Block:
+def fit_block(block: Block, schema: Schema) -> Block:
     """The block with its columns in the form of a schema that `common_schema` made."""
-    steps = {path: _fitted(column, schema.steps.get(path)) for path, column in block.steps.items()}
-    metadata = {path: _fitted(column, schema.metadata.get(path)) for path, column in block.metadata.items()}
+    steps = {path: _fit_column(column, schema.steps.get(path)) for path, column in block.steps.items()}
+    metadata = {path: _fit_column(column, schema.metadata.get(path)) for path, column in block.metadata.items()}
     return dataclasses.replace(block, steps=steps, metadata=metadata)
 
 
-def _fitted(column: Column, field: Field | None) -> Column:
+def _fit_column(column: Column, field: Field | None) -> Column:
     if field is None or field.encoded or None not in field.shape or not isinstance(column, np.ndarray):
         return column
     return as_ragged(column)
@@ -196,7 +196,7 @@ def warn_of_shapes(why: str) -> None:
     _log.warning("%s; it is stored with rows of differing shapes", why)
 
 
-def _widened(schema: Schema, steps: dict[str, Field], metadata: dict[str, Field], schemas: Sequence[Schema]) -> Schema:
+def _widen(schema: Schema, steps: dict[str, Field], metadata: dict[str, Field], schemas: Sequence[Schema]) -> Schema:
     """The schema with these fields, which have its types but may have wider shapes."""
     wide = {(True, path): field for path, field in steps.items() if field.shape != schema.steps[path].shape}
     wide |= {(False, path): field for path, field in metadata.items() if field.shape != schema.metadata[path].shape}

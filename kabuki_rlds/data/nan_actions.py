@@ -42,7 +42,7 @@ class NanRows:
         return f"{self.field}: NaN in {self.count:,} row{'s' if self.count > 1 else ''} ({named})"
 
 
-class NanActions:
+class NanActionCounter:
     """Counts them over consecutive blocks. Memory grows by one number for each last row with a NaN.
 
     Args:
@@ -106,13 +106,13 @@ class NanActions:
         self._first[path] = [*self._first[path], *rows[:_NAMED].tolist()]
 
 
-def nan_actions_of(source: Source) -> list[NanRows]:
+def find_nan_actions(source: Source) -> list[NanRows]:
     """Those of a file, of which only the actions are read.
 
     Raises:
       KabukiError: they cannot be read.
     """
-    counter = NanActions(source.schema.steps)
+    counter = NanActionCounter(source.schema.steps)
     for block in source.blocks(only=counter.fields) if counter.fields else ():
         counter.observe(block)
     known = source.last_rows

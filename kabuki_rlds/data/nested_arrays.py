@@ -12,7 +12,7 @@ import numpy as np
 from kabuki_rlds.data.block import Column, Nested, Ragged
 
 
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """A dict of dicts out of what stands at paths."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():

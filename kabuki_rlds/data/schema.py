@@ -89,7 +89,7 @@ class Field:
         return self.kind == "image" and len(self.shape) > 3
 
     @property
-    def is_picture(self) -> bool:
+    def holds_images(self) -> bool:
         """Whether a row is an image or several: by its kind, or an array of bytes of that shape."""
         if self.encoded:
             return True

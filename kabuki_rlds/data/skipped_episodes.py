@@ -63,7 +63,7 @@ def report(label: str, skipped: Sequence[Skipped]) -> None:
         _log.warning("%s: and %d more places like these", label, len(skipped) - _NAMED)
 
 
-def without_damaged(source: _Selectable) -> _Selectable:
+def skip_damaged(source: _Selectable) -> _Selectable:
     """The source without the episodes that cannot be read. All of it is read to find these.
 
     Raises:

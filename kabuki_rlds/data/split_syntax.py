@@ -29,7 +29,7 @@ class SplitError(KabukiError):
     """There is no such split, or no such part of it."""
 
 
-def selected(split: str, splits: Mapping[str, np.ndarray], label: str) -> np.ndarray:
+def select_episodes(split: str, splits: Mapping[str, np.ndarray], label: str) -> np.ndarray:
     """The numbers of the episodes of a split, or of parts of splits joined by `+`, in this order.
 
     Args:
@@ -115,7 +115,7 @@ def _boundary(text: str, default: int, count: int, label: str, part: str) -> int
     return number + count if number < 0 else number
 
 
-def read_selected(read: Callable[[], Iterator[Block]], episodes: np.ndarray) -> Iterator[Block]:
+def read_episodes(read: Callable[[], Iterator[Block]], episodes: np.ndarray) -> Iterator[Block]:
     """The blocks of some episodes of a source that can only be read from its beginning.
 
     Args:

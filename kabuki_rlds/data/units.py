@@ -1,7 +1,7 @@
 """Sizes in words."""
 
 
-def human_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """A number of bytes for people: `51.2 MB`."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":

@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skipped_for, without_damaged
+from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skip_damaged, skipped_for
 from kabuki_rlds.data.source import Skipped, Source
-from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, selected
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episodes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
@@ -190,7 +190,7 @@ def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "enco
 
         logs = EnvLoggerSource(path, skip_bad=skip_bad)
         whole = np.arange(logs.num_episodes)
-        return logs if split is None else logs.select(selected(split, {WHOLE: whole, ALL: whole}, logs.label))
+        return logs if split is None else logs.select(select_episodes(split, {WHOLE: whole, ALL: whole}, logs.label))
     # TensorFlow is imported with it, so only when there is something to read.
     from kabuki_rlds.formats.rlds.source import RldsSource
 
@@ -213,7 +213,7 @@ def _open_kabuki(
             _log.warning("%s: left out, since the format has no place for it: %s", path, what)
         if split is not None:
             file = file.of_split(split)
-        return without_damaged(file) if skip_bad else file
+        return skip_damaged(file) if skip_bad else file
     except BaseException:
         file.close()
         raise

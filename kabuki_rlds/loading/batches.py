@@ -25,7 +25,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.last_row import LastRow
-from kabuki_rlds.data.nested_arrays import as_array, nested
+from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
@@ -114,7 +114,7 @@ class Batches:
             count = len(next(iter(block.values()))) // rows
             arrays = {path: as_array(column, self.lead) for path, column in block.items()}
             for start in range(0, count, self.batch_size):
-                yield nested({path: array[start : start + self.batch_size] for path, array in arrays.items()})
+                yield unflatten({path: array[start : start + self.batch_size] for path, array in arrays.items()})
 
     def blocks(self) -> Iterator[dict[str, Column]]:
         """Several batches at once, end to end: path to a column of `prod(lead)` rows a sample.

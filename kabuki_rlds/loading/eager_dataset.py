@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kabuki_rlds.data.nested_arrays import nested
+from kabuki_rlds.data.nested_arrays import unflatten
 from kabuki_rlds.errors import KabukiError
 
 
@@ -67,7 +67,7 @@ class _Iterator(tf.data.Iterator):  # type: ignore[misc]
             with tf.device("/CPU:0"):
                 columns = [tf.unstack(column) for column in block.values()]
             for element in zip(*columns, strict=True):
-                yield nested(dict(zip(block, element, strict=True)))
+                yield unflatten(dict(zip(block, element, strict=True)))
 
     def get_next(self) -> Any:
         if not tf.executing_eagerly():

@@ -16,7 +16,7 @@ import numpy as np
 from kabuki_rlds.data.block import Block, Column, concatenate
 from kabuki_rlds.data.common_schema import check_equal
 from kabuki_rlds.data.last_row import LastRow, LastRows
-from kabuki_rlds.data.nested_arrays import as_array, nested
+from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import KabukiError
@@ -152,8 +152,8 @@ class OpenDataset(Sequence[StoredEpisode]):
                 number += 1
                 steps, metadata = self._steps.decode(steps, threads), self._metadata.decode(metadata, threads)
                 yield StoredEpisode(
-                    nested({path: as_array(column) for path, column in steps.items()}),
-                    nested({path: as_array(column)[0] for path, column in metadata.items()}),
+                    unflatten({path: as_array(column) for path, column in steps.items()}),
+                    unflatten({path: as_array(column)[0] for path, column in metadata.items()}),
                     count,
                     last,
                 )

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, concatenate, splits_of
-from kabuki_rlds.data.common_schema import common_schema, differences, fitted
+from kabuki_rlds.data.block import Block, concatenate, row_splits
+from kabuki_rlds.data.common_schema import common_schema, differences, fit_block
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import StrPath, local_path
@@ -67,7 +67,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
                 source.check_whole()
                 if source.num_episodes != count or differences(own, source.schema, "", ""):
                     raise KabukiError(f"{path}: was changed since it was loaded; load it again")
-                blocks = (fitted(block, schema) for block in source.blocks(steps.signature, with_metadata=True))
+                blocks = (fit_block(block, schema) for block in source.blocks(steps.signature, with_metadata=True))
                 for block in _whole_episodes(blocks):
                     bounds = np.append(block.starts, block.num_steps)
                     yield bounds[:-1], bounds[1:], steps.parts(block.steps), metadata.parts(block.metadata)
@@ -157,7 +157,7 @@ def _whole_episodes(blocks: Iterator[Block]) -> Iterator[Block]:
 
 def _joined(blocks: Sequence[Block]) -> Block:
     """Blocks that follow each other, as one."""
-    rows = splits_of(np.array([block.num_steps for block in blocks], np.int64))
+    rows = row_splits(np.array([block.num_steps for block in blocks], np.int64))
     return Block(
         {path: concatenate([block.steps[path] for block in blocks]) for path in blocks[0].steps},
         int(rows[-1]),

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Nested, Ragged, splits_of, take
+from kabuki_rlds.data.block import Column, Nested, Ragged, row_splits, take
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, is_flag_or_number
 from kabuki_rlds.data.schema import Field, is_within
 from kabuki_rlds.errors import KabukiError
@@ -69,7 +69,7 @@ class SampleIndex:
 
     def __init__(self, episodes: Episodes, samples: Samples):
         self._episodes = episodes
-        self._splits = splits_of(samples.counts(episodes))
+        self._splits = row_splits(samples.counts(episodes))
 
     def __len__(self) -> int:
         return int(self._splits[-1])

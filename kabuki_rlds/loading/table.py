@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.data.block import Column, concatenate, splits_of, take
+from kabuki_rlds.data.block import Column, concatenate, row_splits, take
 from kabuki_rlds.data.common_schema import check_equal
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.rules import IS_TERMINAL, is_flag_or_number
@@ -76,7 +76,7 @@ class Table:
             for source in self._sources[1:]:
                 theirs = {path: source.schema.steps[path] for path in self.stored if path in source.schema.steps}
                 check_equal(Schema(self.stored, {}), Schema(theirs, {}), paths[0], source.path)
-            self._splits = splits_of(np.array([source.num_steps for source in self._sources], np.int64))
+            self._splits = row_splits(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
             self._episodes = [_episodes(source, last_row) for source in self._sources]
             self.episodes = _end_to_end(self._episodes, self._splits)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Nested, as_lists
-from kabuki_rlds.data.nested_arrays import nested
+from kabuki_rlds.data.block import Column, Nested, as_nested
+from kabuki_rlds.data.nested_arrays import unflatten
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.loading.batches import Batches
 
@@ -43,8 +43,8 @@ def dataset(batches: Batches) -> tf.data.Dataset:
                         path: part.arrays(block[path][start * rows : stop * rows], size) for path, part in parts.items()
                     }
 
-    signature = nested({path: part.signature for path, part in parts.items()})
-    data = tf.data.Dataset.from_generator(lambda: map(nested, blocks()), output_signature=signature)
+    signature = unflatten({path: part.signature for path, part in parts.items()})
+    data = tf.data.Dataset.from_generator(lambda: map(unflatten, blocks()), output_signature=signature)
     if at_once:
         data = data.unbatch()
     if any(part.is_ragged for part in parts.values()):
@@ -61,7 +61,7 @@ def dataset(batches: Batches) -> tf.data.Dataset:
 def _tensors(parts: Mapping[str, _TensorParts], arrays: Any) -> Any:
     """In the graph: one batch out of the arrays that crossed."""
     flat = {path: functools.reduce(operator.getitem, path.split("/"), arrays) for path in parts}
-    return nested({path: part.tensor(flat[path]) for path, part in parts.items()})
+    return unflatten({path: part.tensor(flat[path]) for path, part in parts.items()})
 
 
 class _TensorParts:
@@ -95,7 +95,7 @@ class _TensorParts:
             samples = len(column) // math.prod(self._lead)
             batch = (samples // size, size) if self._at_once else (samples,)
             return column.reshape(*batch, *self._lead, *column.shape[1:])
-        lists = column if isinstance(column, Nested) else as_lists(column, self._inner)
+        lists = column if isinstance(column, Nested) else as_nested(column, self._inner)
         return (lists.values, *lists.splits)
 
     def tensor(self, arrays: Any) -> Any:

@@ -43,7 +43,7 @@ from kabuki_rlds.data.block import Block, Column, take
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Size, Skipped
-from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, selected
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.demos.demo_episode import (
@@ -139,7 +139,7 @@ class D4rlSource:
             raise
         if split is not None:
             whole = np.arange(self.num_episodes)
-            self._take(selected(split, {WHOLE: whole, ALL: whole}, self.label))
+            self._take(select_episodes(split, {WHOLE: whole, ALL: whole}, self.label))
 
     def _open(self) -> None:
         found = fields_of(self._file, "", skip=("metadata",))

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from kabuki_rlds.data.rules import FLAGS
-from kabuki_rlds.data.skipped_episodes import without_damaged
+from kabuki_rlds.data.skipped_episodes import skip_damaged
 from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import local_path
@@ -95,6 +95,6 @@ def open_files(
     if isinstance(layout, D4rl):
         (path,) = files
         flat = D4rlSource(path, split=split, assume=assume, images=images, asked=asked, skip_bad=skip_bad)
-        return without_damaged(flat) if skip_bad else flat
+        return skip_damaged(flat) if skip_bad else flat
     source = DemosSource(layout, files, split=split, assume=assume, images=images, asked=asked, skip_bad=skip_bad)
-    return without_damaged(source) if skip_bad else source
+    return skip_damaged(source) if skip_bad else source

@@ -21,7 +21,7 @@ from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skipped_for
 from kabuki_rlds.data.source import Origin, Size, Skipped, stamp
-from kabuki_rlds.data.split_syntax import ALL, WHOLE, selected
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, select_episodes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.demos.demo_episode import DemoEpisode, UnreadableEpisode, empty_row, text_bytes
@@ -350,7 +350,7 @@ class DemosSource:
         numbers = {mask: np.flatnonzero([mask in episode.masks for episode in episodes]) for mask in masks}
         whole = np.arange(len(episodes))
         splits = {ALL: whole, **(numbers or {WHOLE: whole})}
-        return [episodes[number] for number in selected(split, splits, self.label)]
+        return [episodes[number] for number in select_episodes(split, splits, self.label)]
 
     def _last_rows(self) -> LastRows:
         is_step = np.array([episode.last_is_step for episode in self._taken], bool)

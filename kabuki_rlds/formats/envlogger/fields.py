@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Ragged, splits_of
+from kabuki_rlds.data.block import Column, Ragged, row_splits
 from kabuki_rlds.data.limits import MAX_PADDED_BYTES
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, OBSERVATION, REQUIRED, REWARD
 from kabuki_rlds.data.schema import BYTES, Field
@@ -278,7 +278,7 @@ def _ragged(field: Field, pieces: list[MessagePiece], rows: int) -> Ragged:
     for piece in pieces:
         assert piece.values is not None
         shapes[piece.rows] = piece.values.shape[1:]
-    splits = splits_of(shapes.prod(axis=1, dtype=np.int64))
+    splits = row_splits(shapes.prod(axis=1, dtype=np.int64))
     flat = np.empty(splits[-1], field.dtype)
     for piece in pieces:
         assert piece.values is not None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.data.source import Skipped
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import subfolders
@@ -149,7 +149,7 @@ class EnvLoggerLog:
                     rows.append(row + int(shard.is_whole[:at].sum()))
                     found.append(text)
             row += int(shard.is_whole.sum())
-        splits = splits_of(np.array([len(text) for text in found], np.int64))
+        splits = row_splits(np.array([len(text) for text in found], np.int64))
         data = np.frombuffer(b"".join(found), np.uint8)
         try:
             return fields.of_episodes(

@@ -17,7 +17,7 @@ from kabuki_rlds.data.rules import FLAGS
 from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError
 from kabuki_rlds.data.source import Origin, Size
-from kabuki_rlds.data.split_syntax import read_selected
+from kabuki_rlds.data.split_syntax import read_episodes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.envlogger import alignment, fields, log, specs
@@ -99,7 +99,7 @@ class EnvLoggerSource:
         return Size(steps, True, num_bytes, next(self.blocks(), None))
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
-        yield from self._all_blocks() if self._taken is None else read_selected(self._all_blocks, self._taken)
+        yield from self._all_blocks() if self._taken is None else read_episodes(self._all_blocks, self._taken)
 
     def _all_blocks(self) -> Iterator[Block]:
         done = 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, nbytes
 from kabuki_rlds.data.source import Size
-from kabuki_rlds.data.units import human_bytes
+from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.chunks import Compression, pack
 
@@ -54,24 +54,25 @@ def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *
         "%s%s steps, %s as arrays, about %s in %s; the source takes %s",
         about,
         f"{steps:,}",
-        human_bytes(raw),
-        human_bytes(packed),
+        format_bytes(raw),
+        format_bytes(packed),
         dest.name,
-        human_bytes(on_disk),
+        format_bytes(on_disk),
     )
     if images > _MUCH_LARGER * on_disk:
         _log.warning(
             "decoded images take %s of it, %.0f times the source; --images encoded keeps the image files as they are",
-            human_bytes(images),
+            format_bytes(images),
             images / max(on_disk, 1),
         )
     folder = dest.parent
     if folder.is_dir():
         free = shutil.disk_usage(folder).free
         if packed * copies > free:
-            remedy = "; --images encoded needs about " + human_bytes(on_disk) if images > on_disk else ""
+            remedy = "; --images encoded needs about " + format_bytes(on_disk) if images > on_disk else ""
             raise KabukiError(
-                f"{dest}: needs about {human_bytes(packed * copies)}, but {folder} has {human_bytes(free)} free{remedy}"
+                f"{dest}: needs about {format_bytes(packed * copies)}, but {folder} has {format_bytes(free)} free"
+                f"{remedy}"
             )
     return steps
 

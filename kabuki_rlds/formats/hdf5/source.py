@@ -19,11 +19,11 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data import rules
-from kabuki_rlds.data.block import Block, Column, splits_of
+from kabuki_rlds.data.block import Block, Column, row_splits
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Size, Skipped
-from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, selected
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
@@ -295,7 +295,7 @@ class KabukiSource:
         return f"{self.path}: episode {first + number}"
 
     def pieces(self, num_bytes: int) -> list[KabukiSource]:
-        starts = splits_of(self.lengths)
+        starts = row_splits(self.lengths)
         size = os.path.getsize(self.path) * int(starts[-1]) // max(self.num_steps, 1)
         count = min(-(-size // num_bytes), self.num_episodes)
         if count < 2:
@@ -329,7 +329,7 @@ class KabukiSource:
         names = {origin.split for origin in self.origins}
         # The split that all episodes came from names the file too.
         named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
-        return self.select(selected(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
+        return self.select(select_episodes(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
 
     def record_of(self, episode: int) -> tuple[str, int]:
         return self.path, int(self._taken[episode])

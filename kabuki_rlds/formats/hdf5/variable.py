@@ -20,7 +20,7 @@ import math
 import h5py
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, splits_of, take
+from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, row_splits, take
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import image_files, layout
@@ -184,7 +184,7 @@ class VariableReader:
           CompanionError: its companion says of other elements than there are.
         """
         column = self._read(start, stop)
-        if not isinstance(column, np.ndarray) and not column.is_sound:
+        if not isinstance(column, np.ndarray) and not column.is_consistent:
             raise CompanionError("the shapes or the lengths of its rows are not those of their elements")
         return column
 
@@ -355,7 +355,7 @@ def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -
 
 def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The sum of each run of `counts` values."""
-    totals = splits_of(values)
+    totals = row_splits(values)
     ends = np.cumsum(counts)
     return totals[ends] - totals[ends - counts]
 

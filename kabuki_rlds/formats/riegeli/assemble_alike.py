@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.riegeli import assemble_stepwise
 from kabuki_rlds.formats.riegeli.byte_reader import runs, string_sizes, windows
 from kabuki_rlds.formats.riegeli.state_machine import NON_PROTO, RECORD_START, SUBMESSAGE_START, StateMachine, StateNode
@@ -59,7 +59,7 @@ def assemble(machine: StateMachine, num_records: int) -> tuple[np.ndarray, np.nd
         rest, rest_splits = assemble_stepwise.place(dataclasses.replace(machine, buffers=values.of(odd)), visited)
         lengths[odd] = np.diff(rest_splits)[::-1]
     # What is visited first is the last record.
-    splits = splits_of(lengths[::-1])
+    splits = row_splits(lengths[::-1])
     out = np.empty(splits[-1], np.uint8)
     begins = splits[:-1][::-1]
     for rows, part in parts:
@@ -156,12 +156,12 @@ class _Values:
             if strings[index].any() and numbers[index].any():
                 raise ValueError("a buffer holds both strings and numbers")
             if strings[index].any():
-                splits = splits_of(strings[index][taken])
+                splits = row_splits(strings[index][taken])
                 self.firsts[index] = splits[:-1]
-                self.splits[index] = splits_of(string_sizes(buffer, int(splits[-1])))
+                self.splits[index] = row_splits(string_sizes(buffer, int(splits[-1])))
                 splits = self.splits[index][splits]
             else:
-                splits = splits_of(numbers[index][taken])
+                splits = row_splits(numbers[index][taken])
             if splits[-1] != len(buffer):
                 raise ValueError("a buffer is not used up, or too short")
             self.begins.append(splits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.riegeli.byte_reader import runs, string_sizes, varints, windows
 from kabuki_rlds.formats.riegeli.state_machine import NON_PROTO, RECORD_START, SUBMESSAGE_START, StateMachine, StateNode
 
@@ -45,7 +45,7 @@ def _visits(machine: StateMachine) -> np.ndarray:
         taken.append(run[0])
         end = run[1]
     lengths = np.array([len(run) for run in known_runs])
-    begins = splits_of(lengths)
+    begins = row_splits(lengths)
     numbers = np.array(taken)
     nodes = np.array([node for run in known_runs for node in run], np.int64)
     return nodes[runs(begins[numbers], lengths[numbers])]
@@ -137,7 +137,7 @@ def _places(
             counts = np.repeat([node.size for node in nodes], [len(rows_of[number]) for number in numbers])
             by_visit = np.argsort(rows, kind="stable")
             in_order, counts = rows[by_visit], counts[by_visit]
-        splits = splits_of(counts)
+        splits = row_splits(counts)
         if splits[-1] != len(buffer):
             raise ValueError("a buffer is not used up, or too short")
         for node, number in zip(nodes, numbers, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.varint import varint
 
 _NONE, _BROTLI, _ZSTD, _SNAPPY = 0, *b"bzs"
@@ -128,7 +128,7 @@ def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:
 
 def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The positions `start, start + 1, …`, so many of each run, one run after the other."""
-    splits = splits_of(counts)
+    splits = row_splits(counts)
     return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
 
 

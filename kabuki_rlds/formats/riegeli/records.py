@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.riegeli import chunks, transposed
 from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, decompress, varints
@@ -39,7 +39,7 @@ def join(parts: list[Records]) -> Records:
     if len(parts) == 1:
         return parts[0]
     lengths = np.concatenate([np.diff(part.splits) for part in parts])
-    return Records(np.concatenate([part.data for part in parts]), splits_of(lengths))
+    return Records(np.concatenate([part.data for part in parts]), row_splits(lengths))
 
 
 def decode(header: chunks.ChunkHeader, data: bytes) -> Records:
@@ -87,4 +87,4 @@ def _simple(header: chunks.ChunkHeader, data: bytes) -> Records:
     reader = ByteReader(data)
     compression = reader.byte()
     lengths = varints(decompress(compression, reader.take(reader.varint())))
-    return Records(np.frombuffer(decompress(compression, reader.rest()), np.uint8), splits_of(lengths))
+    return Records(np.frombuffer(decompress(compression, reader.rest()), np.uint8), row_splits(lengths))

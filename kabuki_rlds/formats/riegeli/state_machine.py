@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, decompress
 from kabuki_rlds.formats.varint import varint
 
@@ -73,7 +73,7 @@ def parse(data: bytes) -> StateMachine:
     num_buckets, num_buffers = header.varint(), header.varint()
     buckets = [header.varint() for _ in range(num_buckets)]
     whole = np.frombuffer(b"".join(decompress(compression, reader.take(size)) for size in buckets), np.uint8)
-    splits = splits_of(np.array([header.varint() for _ in range(num_buffers)], np.int64))
+    splits = row_splits(np.array([header.varint() for _ in range(num_buffers)], np.int64))
     if splits[-1] != len(whole):
         raise ValueError("its buffers do not have the bytes that it says")
     buffers = [whole[a:b] for a, b in zip(splits[:-1].tolist(), splits[1:].tolist(), strict=True)]

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from isal import isal_zlib
 
-from kabuki_rlds.data.block import Column, Nested, Ragged, splits_of
+from kabuki_rlds.data.block import Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import KabukiError
 
@@ -147,7 +147,7 @@ class ExampleField:
           KabukiError: the lists do not hold what the features promise.
         """
         column = self._column(lists, rows)
-        if not isinstance(column, np.ndarray) and not column.is_sound:
+        if not isinstance(column, np.ndarray) and not column.is_consistent:
             raise KabukiError(
                 f"field {self.path!r}: the lengths or shapes of its items are not those of their elements"
             )
@@ -188,7 +188,7 @@ class ExampleField:
         size = 1 if self._item_is_bytes else _size(self.item_shape)
         items = values // max(size, 1) if self.in_steps or self.list_lengths else np.ones_like(values)
         for outer, inner in itertools.pairwise([*self._length_keys, self.value_key]):
-            items = np.diff(splits_of(lists[outer].values)[lists[outer].splits])
+            items = np.diff(row_splits(lists[outer].values)[lists[outer].splits])
             if inner != self.value_key:
                 self._check_count(lists[inner].counts, items, "lists")
         if self._item_is_bytes or None not in self.item_shape:

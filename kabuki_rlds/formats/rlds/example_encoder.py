@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Nested, Ragged, splits_of
+from kabuki_rlds.data.block import Block, Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
@@ -138,7 +138,7 @@ class _FieldEncoder:
             # TFDS leaves out the length of an episode's outermost list.
             if depth or self.in_steps:
                 lengths.append(feature_proto.integers(level, at))
-            at = splits_of(level)[at]
+            at = row_splits(level)[at]
         shapes = []
         if self._has_shapes:
             shape = items.shapes if isinstance(items, Ragged) else np.tile(items.shape[1:], (len(items), 1))
@@ -209,7 +209,7 @@ class _FieldEncoder:
     def _error(self, item: int, levels: Sequence[np.ndarray], problem: str) -> KabukiError:
         """An error about the row that an item stands in."""
         for level in reversed(levels):
-            item = int(np.searchsorted(splits_of(level), item, "right")) - 1
+            item = int(np.searchsorted(row_splits(level), item, "right")) - 1
         what, row = ("step field", "row") if self.in_steps else ("episode field", "episode")
         return KabukiError(f"{what} {self.path!r}: {row} {self._rows_before + item} {problem}")
 

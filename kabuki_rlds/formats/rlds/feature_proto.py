@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.rlds.example_decoder import ListType
 from kabuki_rlds.formats.varint import varint
 
@@ -61,7 +61,7 @@ def integers(values: np.ndarray, at: np.ndarray) -> FeatureProto:
         if longest < 1 << 7 * more:
             break
         sizes += bits >= np.uint64(1 << 7 * more)
-    begins = splits_of(sizes)
+    begins = row_splits(sizes)
     data = np.empty(int(begins[-1]), np.uint8)
     left = bits
     places, left_sizes = begins[:-1], sizes
@@ -77,7 +77,7 @@ def byte_strings(items: Sequence[bytes], at: np.ndarray) -> FeatureProto:
     heads = [_TAG_1 + varint(len(item)) for item in items]
     sizes = np.fromiter(map(len, heads), np.int64, len(items)) + np.fromiter(map(len, items), np.int64, len(items))
     data = b"".join(part for pair in zip(heads, items, strict=True) for part in pair)
-    return FeatureProto(data, splits_of(sizes)[at].tolist())
+    return FeatureProto(data, row_splits(sizes)[at].tolist())
 
 
 def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> FeatureProto:

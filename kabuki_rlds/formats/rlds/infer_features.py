@@ -231,7 +231,7 @@ def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
         return _in_lists(_label(field.names, path), len(field.shape))
     if field.nested:
         return _in_lists(_tensor(field.dtype, field.shape[field.nested :], path), field.nested)
-    if field.is_picture:
+    if field.holds_images:
         *lists, height, width, channels = field.shape if len(field.shape) > 2 else (None, None, 3)
         file_format = _format_of(field)
         if not field.encoded:

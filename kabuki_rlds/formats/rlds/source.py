@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Ragged, splits_of
+from kabuki_rlds.data.block import Block, Column, Ragged, row_splits
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
 from kabuki_rlds.data.source import Origin, Size
@@ -300,7 +300,7 @@ class RldsSource:
                     f"an episode has {lengths[episode]} steps by field {by!r} and {counts[episode]} by field {path!r}"
                 )
         assert lengths is not None, "the fields were looked at when they were opened"
-        starts = splits_of(lengths)
+        starts = row_splits(lengths)
         steps = {
             path: self._column(wire, element, int(starts[-1]))
             for path, wire in self._wires.items()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import splits_of
+from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.formats.rlds.shards import ShardSlice
 
@@ -59,7 +59,7 @@ class StatedLastRows:
                 _log.warning("%s: metadata.json: %s of split %r is malformed, and ignored", label, _NAME, split)
                 continue
             paths = list(of_split.filepaths) if of_split.num_examples else []
-            bounds = splits_of(np.array(of_split.shard_lengths, np.int64)).tolist()
+            bounds = row_splits(np.array(of_split.shard_lengths, np.int64)).tolist()
             for path, (start, stop) in zip(paths, itertools.pairwise(bounds), strict=False):
                 self._of_shard[str(path)] = is_step[start:stop]
             self._splits.add(split)

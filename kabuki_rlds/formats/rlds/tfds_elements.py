@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Nested, Ragged, as_lists, splits_of
+from kabuki_rlds.data.block import Column, Nested, Ragged, as_nested, row_splits
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf
@@ -149,8 +149,8 @@ class _Cell:
 
     def parts(self, column: Column) -> tuple[np.ndarray, ...]:
         if self._field.nested:
-            lists = column if isinstance(column, Nested) else as_lists(column)
-            return (lists.values.astype(self._dtype, copy=False), *map(splits_of, lists.lengths))
+            lists = column if isinstance(column, Nested) else as_nested(column)
+            return (lists.values.astype(self._dtype, copy=False), *map(row_splits, lists.lengths))
         if isinstance(column, Ragged):
             return column.values.astype(self._dtype, copy=False), column.splits, column.shapes
         assert isinstance(column, np.ndarray)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Nested, Ragged, splits_of
+from kabuki_rlds.data.block import Block, Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES, Field, has_shape
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf, is_list, sequence_length, without_dataset
@@ -165,7 +165,7 @@ def _values(column: Column, leaf: FeatureLeaf) -> list[Any]:
     if isinstance(column, Nested):
         items = list(column.values)
         for lengths in reversed(column.lengths):
-            splits = splits_of(lengths).tolist()
+            splits = row_splits(lengths).tolist()
             items = [items[a:b] for a, b in itertools.pairwise(splits)]
         return items
     values = column if isinstance(column, np.ndarray) else column.values
