@@ -60,7 +60,7 @@ $(JUDGES)/installed: Makefile
 	@touch $@
 
 test-judges: $(INSTALLED) $(JUDGES)/installed
-	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/test_judges.py
+	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/project/test_judges.py
 
 # uv resolves for all supported Pythons and all platforms at once. The requirements are those of setup.cfg. The newest
 # TensorFlow excludes the newest h5py; the two lines that printf adds pin each of them on one of the stacks.

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import kabuki_rlds
+from tests.places import FIXTURES
 
 # How long one example takes says nothing on a busy machine; a check that a change must pass draws the same each time.
 settings.register_profile("kabuki", deadline=None, derandomize="CI" in os.environ)
@@ -83,4 +84,4 @@ def expected(dataset: Callable[[str], Path]) -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def old_dataset() -> Path:
     """The folder of a dataset that TFDS 4.4 wrote; `read_json(…/"old_robot.json")` is expected."""
-    return Path(__file__).parent / "data" / "tfds_4_4" / "old_robot" / "1.0.0"
+    return FIXTURES / "tfds_4_4" / "old_robot" / "1.0.0"

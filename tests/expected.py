@@ -68,7 +68,7 @@ def generated(recipe: Recipe, split: str = "train") -> Expected:
 
 
 def read_json(file: Path, split: str = "train") -> Expected:
-    """What an older TFDS decoded, as the scripts in `tests/data` store it."""
+    """What an older TFDS decoded, as the scripts in `tests/fixtures` store it."""
     stored = json.loads(file.read_text())[split]
 
     def values(columns: dict[str, Any]) -> dict[str, list[Any]]:

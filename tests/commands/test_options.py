@@ -1,0 +1,158 @@
+"""An option that cannot apply to the command or to the kind of source is an error."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import kabuki_rlds
+from kabuki_rlds import KabukiError, build, compare, convert
+from kabuki_rlds.cli.main import main
+from kabuki_rlds.commands.export import export
+from tests import handmade, layout_files
+from tests.places import FIXTURES
+
+
+def _log(folder: Path) -> Path:
+    return shutil.copytree(FIXTURES / "acme_dqn_catch", folder / "log")
+
+
+def _kabuki(folder: Path) -> Path:
+    return handmade.write(folder / "in.hdf5", handmade.fields() | handmade.index())
+
+
+@pytest.mark.parametrize("make", [_log, _kabuki, lambda folder: layout_files.minari(folder / "m.hdf5", [3])])
+def test_a_data_dir_without_a_name_to_look_up_is_an_error(tmp_path, data_dir, make):
+    source = make(tmp_path)
+    for call in (
+        lambda: convert(source, tmp_path / "out.hdf5", data_dir=data_dir),
+        lambda: export(source, tmp_path / "out.hdf5", "robomimic", data_dir=data_dir),
+    ):
+        with pytest.raises(KabukiError, match=r"data_dir: no source is the name of a dataset in .*: .* is a path"):
+            call()
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_data_dir_is_used_if_one_source_is_a_name(tmp_path, dataset, data_dir):
+    dataset("plain")
+    path = convert(dataset("plain"), tmp_path / "in.hdf5").path
+    assert convert([path, "plain"], tmp_path / "out.hdf5", data_dir=data_dir).episodes == 20
+
+
+@pytest.mark.parametrize("option", ["--split=train", "--data-dir=.", "--recipe=d4rl", "--assume=a=b"])
+def test_options_of_the_comparison_need_one(tmp_path, capsys, option):
+    with pytest.raises(SystemExit) as e:
+        main(["validate", str(_kabuki(tmp_path)), option])
+    assert e.value.code == 2
+    assert f"{option.partition('=')[0]} applies to --against, which is not given" in capsys.readouterr().err
+
+
+# --- splits of what has none ---
+
+
+@pytest.mark.parametrize("make", [_log, _kabuki])
+def test_every_command_refuses_a_split_of_what_has_none(tmp_path, make):
+    source = make(tmp_path)
+    (tmp_path / "r.yaml").write_text("split: {train: first, val: second}\n")
+    for call in (
+        lambda: convert(source, tmp_path / "out.hdf5", split="first"),
+        lambda: export(source, tmp_path / "out.hdf5", "robomimic", split="first"),
+        lambda: compare(_kabuki(tmp_path), source, split="first"),
+        lambda: build(source, tmp_path / "rlds", name="x", recipe=tmp_path / "r.yaml"),
+    ):
+        with pytest.raises(KabukiError, match="first"):
+            call()
+
+
+# --- images ---
+
+
+def test_keeping_image_files_needs_some(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 4)
+    says = r"images: the images of .* are stored as arrays \(observation/images/top\)"
+    with pytest.raises(KabukiError, match=says) as e:
+        convert(source, tmp_path / "out.hdf5", images="encoded", fill={"reward": 0})
+    # The recipe that the error suggests makes the files.
+    (tmp_path / "r.yaml").write_text(re.findall("`(.*?)`", str(e.value))[0])
+    convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml", fill={"reward": 0})
+    with h5py.File(source) as theirs, h5py.File(tmp_path / "out.hdf5") as ours:
+        assert ours["observation/images/top"].attrs["file_format"] == "png"
+        made = tf.io.decode_png(ours["observation/images/top"][2].tobytes()).numpy()
+        np.testing.assert_array_equal(made, theirs["observations/images/top"][2])
+    files = [tf.io.encode_png(picture).numpy() for picture in pictures]
+    source = layout_files.aloha(tmp_path / "episode_1.hdf5", 4, files)
+    assert convert(source, tmp_path / "files.hdf5", images="encoded", fill={"reward": 0}).steps
+
+
+# --- assumptions ---
+
+
+@pytest.mark.parametrize(
+    ("make", "assume", "why"),
+    [
+        (lambda path: layout_files.robosuite(path, {0: 3}), {"dones": "reward"}, "'dones' says nothing of files laid"),
+        (lambda path: _without(path, "dones"), {"dones": "reward"}, "dones=reward cannot apply, since no demonstr"),
+        (lambda path: _without(path, "next_obs"), {"next_obs": "keep"}, "next_obs=keep cannot apply, since no"),
+        (lambda path: _without(path, "x"), {"last_observation": "repeat"}, "cannot apply, since next_obs have the"),
+        (lambda path: _d4rl(path, next_observations=np.zeros((4, 3), np.float32)), {"last_observation": "repeat"},
+         "last_observation=repeat cannot apply, since next_observations have"),
+        (lambda path: _d4rl(path, timeouts=None), {"timeouts": "terminal", "max_episode_steps": "2"},
+         "timeouts=terminal cannot apply, since there are no timeouts"),
+        (lambda path: layout_files.libero(path, {0: 3}, "open it"), {"instruction": "fold"},
+         "instruction=fold cannot apply, since the file has the instruction 'open it'"),
+    ],
+)  # fmt: skip
+def test_an_assumption_that_cannot_apply_is_an_error(tmp_path, make, assume, why):
+    source = make(tmp_path / "in.hdf5")
+    with pytest.raises(KabukiError, match=why):
+        convert(source, tmp_path / "out.hdf5", assume=assume, fill={"reward": 0})
+    # A recipe may have it for other files.
+    if "instruction" not in assume and "says nothing" not in why:
+        pairs = ", ".join(f"{name}: {value}" for name, value in assume.items())
+        (tmp_path / "r.yaml").write_text(f"assume: {{{pairs}}}\n")
+        convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml", fill={"reward": 0})
+
+
+def _without(path: Path, name: str) -> Path:
+    """A robomimic file whose demonstrations lack a dataset or a group."""
+    layout_files.robomimic(path, {0: 3, 1: 2})
+    with h5py.File(path, "a") as file:
+        for demo in file["data"].values():
+            if name in demo:
+                del demo[name]
+    return path
+
+
+def _d4rl(path: Path, **arrays: object) -> Path:
+    ends = np.array([0, 1, 0, 1], bool)
+    made = {"terminals": np.zeros(4, bool), "timeouts": ends, **arrays}
+    return layout_files.d4rl(path, **{name: value for name, value in made.items() if value is not None})
+
+
+def test_an_assumption_that_applies_to_one_of_the_files_is_used(tmp_path):
+    _without(tmp_path / "demo_0.hdf5", "next_obs")
+    layout_files.robomimic(tmp_path / "demo_1.hdf5", {0: 3})
+    for folder in (tmp_path / "demo_*.hdf5",):
+        assert convert(folder, tmp_path / "out.hdf5", assume={"last_observation": "repeat"}).steps == 3 + 2 + 2 + 4
+
+
+# --- options that find nothing to do ---
+
+
+def test_options_that_find_nothing_to_do_are_no_error(tmp_path, dataset):
+    source = dataset("plain")
+    convert(
+        source, tmp_path / "a.hdf5", images="encoded", fill={"reward": 0}, conform=True, skip_bad_episodes=True,
+        resume=True, overwrite=True,
+    )  # fmt: skip
+    assert kabuki_rlds.validate(tmp_path / "a.hdf5") == []
+    build(tmp_path / "a.hdf5", tmp_path / "rlds", name="x", images="jpeg", fill={"reward": 0}, overwrite=True)
+    source = handmade.write(tmp_path / "k.hdf5", handmade.fields((3, 5), (True, False)))
+    export(source, tmp_path / "b.hdf5", "robomimic", fill={"reward": 0}, overwrite=True)

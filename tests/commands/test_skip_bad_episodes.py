@@ -1,0 +1,281 @@
+"""Episodes that are left out: empty ones always, damaged ones on request, of every kind of source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds import KabukiError
+from kabuki_rlds.cli.main import main
+from tests import layout_files
+from tests.formats.test_kabuki_source import steps, write
+from tests.places import CASES
+
+
+def skipped(path: Path) -> list[tuple[str, int]]:
+    """(name of the file, number of the episode) of what a Kabuki file says was left out."""
+    with h5py.File(path) as f:
+        return [(Path(loss["path"]).name, loss["record"]) for loss in json.loads(f.attrs.get("skipped", "[]"))]
+
+
+def damage(path: Path, dataset: str, row: int) -> None:
+    """Makes the chunk of a dataset unreadable that holds a row."""
+    with h5py.File(path) as f:
+        at = f[dataset].id.get_chunk_info_by_coord((row, *[0] * (f[dataset].ndim - 1)))
+    with open(path, "r+b") as file:
+        file.seek(at.byte_offset + at.size // 2)
+        file.write(b"\xff" * max(8, at.size // 4))
+
+
+def in_chunks(path: Path, dataset: str) -> None:
+    with h5py.File(path, "a") as f:
+        values = f[dataset][:]
+        del f[dataset]
+        shape = (min(2, len(values)), *values.shape[1:])
+        f.create_dataset(dataset, data=values, chunks=shape, compression="gzip", fletcher32=True)
+
+
+# --- empty ones ---
+
+
+def empty_robomimic(folder: Path) -> Path:
+    path = layout_files.robomimic(folder / "demo.hdf5", {0: 3, 1: 4, 2: 5})
+    with h5py.File(path, "a") as f:
+        del f["data/demo_1"]
+        f.create_group("data/demo_1").attrs["num_samples"] = 0
+        f["data"].attrs["total"] = 8
+    return path
+
+
+def empty_robosuite(folder: Path) -> Path:
+    path = layout_files.robosuite(folder / "demo.hdf5", {0: 3, 1: 4, 2: 5})
+    with h5py.File(path, "a") as f:
+        for name in ("states", "actions"):
+            values = f[f"data/demo_1/{name}"][:0]
+            del f[f"data/demo_1/{name}"]
+            f[f"data/demo_1/{name}"] = values
+    return path
+
+
+def empty_aloha(folder: Path) -> Path:
+    for i in range(3):
+        layout_files.aloha(folder / f"episode_{i}.hdf5", 3)
+    with h5py.File(folder / "episode_1.hdf5", "w") as f:
+        f["action"], f["observations/qpos"] = np.zeros((0, 14), np.float32), np.zeros((0, 14))
+        f["observations/images/top"] = np.zeros((0, 48, 64, 3), np.uint8)
+    return folder
+
+
+def empty_minari(folder: Path) -> Path:
+    path = layout_files.minari(folder / "main_data.hdf5", [3, 4, 5])
+    with h5py.File(path, "a") as f:
+        del f["episode_1"]
+        group = f.create_group("episode_1")
+        group.attrs["total_steps"] = 0
+        group["observations/joints"] = np.zeros((1, 3))
+        group["terminations"] = np.zeros(0, bool)
+    return path
+
+
+@pytest.mark.parametrize("make", [empty_robomimic, empty_robosuite, empty_aloha, empty_minari])
+def test_an_empty_episode_is_skipped_and_reported(tmp_path, make, caplog):
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in")
+    fill = {"reward": 0.0} if make in (empty_robosuite, empty_aloha) else {}
+    result = kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill)
+    assert result.episodes == 2
+    at = ("episode_1.hdf5", 0) if make is empty_aloha else (source.name, 1)
+    assert skipped(result.path) == [at]
+    assert "so no steps; left out" in caplog.text
+    assert kabuki_rlds.compare(result.path, source) == []
+    assert kabuki_rlds.validate(result.path) == []
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="needs the shared inputs")
+def test_isaac_lab_file_with_an_empty_demonstration(tmp_path, capsys):
+    source = CASES / "isaaclab_empty_demo" / "dataset.hdf5"
+    assert main(["convert", str(source), str(tmp_path / "out.hdf5"), "--fill", "reward=0"]) == 0
+    err = capsys.readouterr().err
+    assert "data/demo_2: no actions, so no steps; left out" in err and "1 episode was left out" in err
+    with h5py.File(tmp_path / "out.hdf5") as f:
+        assert f["episodes/length"][:].tolist() == [8, 6]
+
+
+def test_a_file_of_which_all_episodes_are_empty_is_an_error(tmp_path):
+    path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(path, "a") as f:
+        for name in list(f["data"]):
+            del f[f"data/{name}"]
+            f.create_group(f"data/{name}")
+        f["data/demo_0/actions"] = np.zeros((0, 7))
+        f["data"].attrs["total"] = 0
+    with pytest.raises(KabukiError, match=r"none of the 2 episodes can be read; the first: .*no actions, so no steps"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+
+
+# --- damaged ones ---
+
+
+def damaged_robomimic(folder: Path) -> Path:
+    path = layout_files.robomimic(folder / "demo.hdf5", {0: 6, 1: 6, 2: 6}, next_obs=False)
+    in_chunks(path, "data/demo_1/actions")
+    damage(path, "data/demo_1/actions", 4)
+    return path
+
+
+def robomimic_with_rows_missing(folder: Path) -> Path:
+    path = layout_files.robomimic(folder / "demo.hdf5", {0: 6, 1: 6, 2: 6}, next_obs=False)
+    with h5py.File(path, "a") as f:
+        values = f["data/demo_1/obs/eef_pos"][:4]
+        del f["data/demo_1/obs/eef_pos"]
+        f["data/demo_1/obs/eef_pos"] = values
+    return path
+
+
+def truncated_aloha(folder: Path) -> Path:
+    for i in range(3):
+        layout_files.aloha(folder / f"episode_{i}.hdf5", 3)
+    data = (folder / "episode_1.hdf5").read_bytes()
+    (folder / "episode_1.hdf5").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def damaged_minari(folder: Path) -> Path:
+    path = layout_files.minari(folder / "main_data.hdf5", [6, 6, 6])
+    in_chunks(path, "episode_1/rewards")
+    damage(path, "episode_1/rewards", 3)
+    return path
+
+
+def damaged_minari_table(folder: Path) -> Path:
+    path = layout_files.minari_arrow(folder, [6, 6, 6])
+    (table,) = (path / "data" / "1").glob("*.parquet")
+    table.write_bytes(table.read_bytes()[:-40])
+    return path
+
+
+def damaged_d4rl(folder: Path) -> Path:
+    ends = np.isin(np.arange(18), [5, 11, 17])
+    path = layout_files.d4rl(folder / "d4rl.hdf5", terminals=ends, timeouts=np.zeros(18, bool))
+    in_chunks(path, "observations")
+    damage(path, "observations", 8)
+    return path
+
+
+def damaged_d4rl_with_next(folder: Path) -> Path:
+    ends = np.isin(np.arange(18), [5, 11, 17])
+    seen = np.random.default_rng(0).normal(size=(19, 3)).astype(np.float32)
+    path = layout_files.d4rl(
+        folder / "d4rl.hdf5", terminals=ends, timeouts=~ends & False, observations=seen[:-1], next_observations=seen[1:]
+    )
+    in_chunks(path, "next_observations")
+    damage(path, "next_observations", 8)
+    return path
+
+
+def damaged_kabuki(folder: Path) -> Path:
+    columns = {name: np.concatenate([steps(6)[name]] * 3) for name in steps(6)}
+    path = write(folder / "k.hdf5", columns | {"state": np.random.default_rng(0).normal(size=(18, 4))})
+    in_chunks(path, "state")
+    damage(path, "state", 8)
+    return path
+
+
+DAMAGED: list[Callable[[Path], Path]] = [
+    *(damaged_robomimic, robomimic_with_rows_missing, truncated_aloha, damaged_minari, damaged_minari_table),
+    *(damaged_d4rl, damaged_d4rl_with_next, damaged_kabuki),
+]
+
+
+@pytest.mark.parametrize("make", DAMAGED)
+def test_a_damaged_episode_is_left_out_on_request(tmp_path, make, caplog):
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in")
+    fill = {"reward": 0.0} if make is truncated_aloha else {}
+    with pytest.raises(KabukiError):
+        kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill)
+    assert not (tmp_path / "out.hdf5").exists()
+    result = kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill, skip_bad_episodes=True)
+    assert result.episodes == 2
+    (loss,) = skipped(result.path)
+    assert loss[1] == (0 if make is truncated_aloha else 1)
+    assert "left out" in caplog.text
+    assert kabuki_rlds.validate(result.path) == []
+    assert kabuki_rlds.compare(result.path, source) == []
+    built = kabuki_rlds.build(source, tmp_path / "data", name="x", fill=fill, skip_bad_episodes=True)
+    assert built.episodes == 2
+
+
+@pytest.mark.parametrize("make", [damaged_robomimic, damaged_d4rl, damaged_kabuki, damaged_minari])
+def test_all_damaged_is_an_error(tmp_path, make):
+    (tmp_path / "in").mkdir()
+    path = make(tmp_path / "in")
+    with h5py.File(path) as f:
+        names: list[str] = []
+        f.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) and item.chunks else None)
+    (damaged,) = names
+    for other in {damaged.replace("_1/", f"_{i}/") for i in range(3)}:
+        if other != damaged:
+            in_chunks(path, other)
+        with h5py.File(path) as f:
+            rows = len(f[other])
+        for row in range(0, rows, 2):
+            damage(path, other, row)
+    with pytest.raises(KabukiError, match="none of the 3 episodes can be read; the first: "):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert not (tmp_path / "out.hdf5").exists()
+
+
+def test_a_damaged_file_among_others_is_left_out(tmp_path):
+    good, bad = (write(tmp_path / f"{name}.hdf5", steps(4)) for name in ("good", "bad"))
+    bad.write_bytes(bad.read_bytes()[:300])
+    result = kabuki_rlds.convert([bad, good], tmp_path / "out.hdf5", skip_bad_episodes=True)
+    assert (result.episodes, skipped(result.path)) == (1, [("bad.hdf5", 0)])
+    with pytest.raises(KabukiError, match=r"bad.hdf5: "):
+        kabuki_rlds.convert(bad, tmp_path / "other.hdf5", skip_bad_episodes=True)
+    # What is no damage is an error all the same.
+    with pytest.raises(KabukiError, match="no split 'val'"):
+        kabuki_rlds.convert([good, good], tmp_path / "other.hdf5", split="val", skip_bad_episodes=True)
+
+
+def test_an_error_of_a_recipe_names_the_file_and_the_episode(tmp_path):
+    paths = [layout_files.robomimic(tmp_path / f"{name}.hdf5", {0: 3, 1: 3}, next_obs=False) for name in "ab"]
+    for i, path in enumerate(paths):
+        with h5py.File(path, "a") as f:
+            for demo in (0, 1):
+                f[f"data/demo_{demo}"].attrs["task"] = "odd" if (i, demo) == (1, 1) else "task 7"
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("steps:\n  number: {from: attributes/task, match: 'task (.*)'}\n")
+    with pytest.raises(KabukiError, match=rf"r.yaml:2: number: {paths[1]}: data/demo_1: "):
+        kabuki_rlds.convert(paths, tmp_path / "out.hdf5", recipe=recipe)
+
+
+def test_no_message_says_and_more(tmp_path):
+    for i in range(4):
+        layout_files.aloha(tmp_path / f"episode_{i}.hdf5", 3)
+    with pytest.raises(
+        KabukiError, match=r"episode_0.hdf5 to .*episode_3.hdf5 \(4 files\): the steps have no 'reward'"
+    ):
+        kabuki_rlds.convert(tmp_path, tmp_path.parent / "left_out_joined.hdf5")
+
+
+def test_a_damaged_image_is_named_by_its_file_when_several_are_loaded(tmp_path):
+    import tensorflow as tf
+
+    files = [tf.io.encode_png(np.full((8, 9, 3), i, np.uint8)).numpy() for i in range(4)]
+    sources = [layout_files.minari(tmp_path / f"{name}.hdf5", [3, 3], files) for name in "ab"]
+    paths = []
+    for source in sources:
+        paths.append(kabuki_rlds.convert(source, source.with_name(f"k{source.name}"), images="encoded").path)
+    with h5py.File(paths[1], "a") as f:
+        camera = f["observation/camera"]
+        camera[5] = camera[5][:-20]
+    batches = kabuki_rlds.load_steps(paths, 4, as_numpy=True)
+    with pytest.raises(KabukiError, match=rf"^{paths[1]}: episode 1: row 1: field 'observation/camera'"):
+        list(batches)

@@ -1,0 +1,216 @@
+"""Searches for RLDS datasets that break the package.
+
+    python -m tests.robustness.fuzz.rlds [--datasets 2000] [--seed 0] [--keep DIR]
+
+Small datasets that TFDS wrote are changed, a place or a few: the bytes of a shard, an
+episode behind checksums that are right again, a description, or which files there are.
+Each is converted, as it is and without the episodes that are damaged, in a process that
+is watched. A long search can be had in parts, as in `tests.robustness.fuzz.hdf5`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests import datasets
+from tests.robustness.fuzz.hdf5 import report, secret_in
+from tests.robustness.fuzz.watched import try_all
+
+#: Recipes of `tests.datasets`, and how often each is taken: TensorFlow takes seconds to see how to decode the first.
+SEEDS = {"every_kind": 1} | dict.fromkeys(
+    ("plain", "array_record", "oxe_style", "uncovered", "in_order", "no_steps", "zero_size"), 2
+)
+
+_NUMBERS = (0, 1, -1, 2, 7, 255, 256, 1 << 20, 1 << 31, 1 << 40, -(1 << 63), (1 << 63) - 1)
+
+
+def seeds(data_dir: Path) -> list[Path]:
+    """The folders of valid datasets, each as often as it is to be taken."""
+    folders = [[datasets.write(getattr(datasets, name)(), data_dir)] * count for name, count in SEEDS.items()]
+    return [folder for each in folders for folder in each]
+
+
+def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path) -> Iterator[Path]:
+    """So many datasets, one after the other, each from one of `folders`; the same for the same seed.
+
+    A dataset is removed when the next one is asked for.
+    """
+    for number in range(count):
+        rng = random.Random(seed << 32 | number)
+        path = folder / f"{seed}-{number}"
+        shutil.copytree(rng.choice(folders), path)
+        for _ in range(rng.choice((1, 1, 2))):
+            rng.choice(_CHANGES)(path, rng)
+        yield path
+        shutil.rmtree(path)
+
+
+def _shard(folder: Path, rng: random.Random) -> Path | None:
+    shards = sorted(path for path in folder.iterdir() if "-train" in path.name)
+    return rng.choice(shards) if shards else None
+
+
+def _bytes(folder: Path, rng: random.Random) -> None:
+    """The bytes of a shard."""
+    shard = _shard(folder, rng)
+    if shard is None or not shard.stat().st_size:
+        return
+    data = bytearray(shard.read_bytes())
+    for _ in range(rng.choice((1, 1, 3))):
+        at = rng.randrange(len(data) or 1)
+        kind = rng.randrange(6)
+        if kind == 0 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[at : at + 8] = (rng.choice(_NUMBERS) % (1 << 64)).to_bytes(8, "little")
+        elif kind == 2:
+            del data[at:]
+        elif kind == 3:
+            del data[at : at + rng.randrange(1, 200)]
+        elif kind == 4:
+            data[at:at] = rng.randbytes(rng.randrange(1, 200))
+        else:
+            data += data[at : at + 300]
+    shard.write_bytes(data)
+
+
+def _episode(folder: Path, rng: random.Random) -> None:
+    """What an episode holds."""
+    import tensorflow as tf
+
+    from tests import tfrecords
+
+    shard = _shard(folder, rng)
+    if shard is None or "tfrecord" not in shard.name:
+        return
+    try:
+        records = [record.data for record in tfrecords.read(shard)]
+        number = rng.randrange(len(records))
+        example = tf.train.Example.FromString(records[number])
+    except Exception:  # It was damaged before.
+        return
+    feature = example.features.feature
+    if not feature:
+        return
+    key = rng.choice(sorted(feature))
+    values = getattr(feature[key], feature[key].WhichOneof("kind") or "int64_list").value
+    kind = rng.randrange(8)
+    if kind == 0:
+        del feature[key]
+    elif kind == 1:
+        feature[key].Clear()
+    elif kind == 2 and len(values):
+        values.pop(rng.randrange(len(values)))
+    elif kind == 3 and len(values):
+        values.append(values[rng.randrange(len(values))])
+    elif kind == 4:
+        feature[key].CopyFrom(feature[rng.choice(sorted(feature))])
+    elif len(values):
+        _value(values, rng)
+    records[number] = example.SerializeToString()
+    if kind == 5:
+        data = bytearray(records[number])
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        records[number] = bytes(data)
+    tfrecords.write(shard, records)
+
+
+def _value(values: Any, rng: random.Random) -> None:
+    at = rng.randrange(len(values))
+    if isinstance(values[at], int):
+        values[at] = rng.choice(_NUMBERS)
+    elif isinstance(values[at], float):
+        values[at] = rng.choice((float("nan"), float("inf"), 0.0, -1.0, 1e300))
+    else:
+        data = bytearray(values[at])
+        for _ in range(rng.choice((1, 2, 8))):
+            if data:
+                data[min(rng.randrange(len(data)), rng.choice((8, 24, 64, 1 << 30)))] = rng.randrange(256)
+        values[at] = rng.choice((bytes(data), bytes(data[: len(data) // 2]), b"", rng.randbytes(40)))
+
+
+def _description(folder: Path, rng: random.Random) -> None:
+    """A place in a JSON file."""
+    path = folder / rng.choice(("features.json", "dataset_info.json"))
+    if not path.is_file():
+        return
+    if rng.random() < 0.15:
+        data = bytearray(path.read_bytes())
+        del data[rng.randrange(len(data) or 1) :]
+        path.write_bytes(data)
+        return
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError:
+        return
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            places.append((node, key))
+            if isinstance(value, (dict, list)):
+                walk(value)
+
+    walk(tree)
+    if not places:
+        return
+    node, key = rng.choice(places)
+    new = rng.choice(
+        [*map(str, _NUMBERS), *_NUMBERS, None, True, "", "../../x", "/etc/passwd", "os.system", [], {}, [[[]]], "zlib",
+         "float64", "uint8", "string", "tensorflow_datasets.core.features.text_feature.Text", "array_record"]
+    )  # fmt: skip
+    if rng.random() < 0.2:
+        del node[key]
+    elif rng.random() < 0.3:
+        other, place = rng.choice(places)
+        node[key] = json.loads(json.dumps(other[place]))
+    else:
+        node[key] = new
+    path.write_text(json.dumps(tree))
+
+
+def _files(folder: Path, rng: random.Random) -> None:
+    """Which files there are."""
+    path = rng.choice(sorted(folder.iterdir()))
+    other = rng.choice(sorted(folder.iterdir()))
+    kind = rng.randrange(4)
+    if kind == 0:
+        path.unlink()
+    elif kind == 1 and path != other:
+        shutil.copy(path, other)
+    elif kind == 2:
+        path.write_bytes(b"")
+    elif path != other:
+        path.rename(other)
+
+
+_CHANGES = (_bytes, _bytes, _episode, _episode, _episode, _description, _description, _files)
+
+
+def main() -> None:
+    """Searches, and prints what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--datasets", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    arguments = parser.parse_args()
+    if arguments.keep is not None:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        secret = secret_in(folder)
+        paths = mutated(seeds(folder / "seeds"), arguments.datasets, arguments.seed, folder)
+        good = report(try_all("rlds", paths, secret), arguments.keep)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
