@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,7 +37,6 @@ from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.hdf5 import size_estimate
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
-from kabuki_rlds.formats.hdf5.stored_last_rows import PATH as LAST_IS_STEP
 from kabuki_rlds.formats.locate import locate
 from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.transforms.reading_options import ReadingOptions
@@ -180,14 +179,14 @@ def convert(
                 # Where only the values tell, the decision comes after the last block.
                 evidence = source.evidence()
                 blocks = source.blocks() if parts is None else parts.blocks(source)
-                for block, origin_of in _with_origins(blocks, source):
+                for block in blocks:
                     known = source.last_rows
                     rows = None if known is None else known.rows(block, writer.num_episodes - before)
                     _check(checker, block, rows)
                     if known is None:
                         evidence.observe(block)
                     nan.observe(block)
-                    writer.write(fit_block(block, schema), origin_of + first_origin)
+                    writer.write(fit_block(block, schema).from_origins_at(first_origin))
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
                 if got != source.num_episodes:
@@ -200,7 +199,7 @@ def convert(
             warnings = [*field_violations(schema.steps, schema.steps), *checker.finish()]
             signals.check()
             stamps.check()
-            writer.commit(last_rows, _notes(warnings, last_rows))
+            writer.commit(last_rows, warnings)
             if parts is not None:
                 discard(dest)
     changed: dict[str, int] = {}
@@ -267,14 +266,6 @@ def _is_array_of_pixels(field: Field) -> bool:
     return not field.encoded and (field.kind == "image" or by_shape)
 
 
-def _with_origins(blocks: Iterator[Block], source: CompletedSource) -> Iterator[tuple[Block, np.ndarray]]:
-    """Each block with which of the source's origins each of its episodes came from."""
-    at = 0
-    for block in blocks:
-        yield block, source.origin_of[at : at + block.num_episodes]
-        at += block.num_episodes
-
-
 def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
     """The schema of what all sources make.
 
@@ -289,15 +280,6 @@ def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
             field = dataclasses.replace(field, derived="; ".join(some))
         steps[path] = field
     return dataclasses.replace(common, steps=steps)
-
-
-def _notes(warnings: Sequence[Violation], last_rows: LastRows) -> list[Violation]:
-    """What the file notes of itself: the deviations from rules 3 to 5 that are kept."""
-    kept = [violation for violation in warnings if 3 <= violation.rule <= 5]
-    if last_rows.num_steps:
-        message = f"the last row is a step: {last_rows.reason}"
-        kept.insert(0, Violation(3, LAST_IS_STEP, message, count=last_rows.num_steps))
-    return kept
 
 
 def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) -> None:

@@ -10,14 +10,13 @@ of the source.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.common_schema import differences
@@ -93,10 +92,9 @@ class ConversionParts:
                 changed = _counts(counts)
                 yield from _blocks_of(path, part)
             else:
-                # Which one it is, should somebody move it.
-                with KabukiSink(path, part.schema, [Origin(path.name)]) as writer:
+                with KabukiSink(path, part.schema, _origins(path, part)) as writer:
                     for block in part.blocks():
-                        writer.write(block, np.zeros(block.num_episodes, np.int32))
+                        writer.write(block)
                         yield block
                     with disk.writing(counts):
                         _write(counts, part.changed)
@@ -146,17 +144,23 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
         except KabukiError as e:
             raise KabukiError(f"{e}; {_ANEW}") from e
         misfit = "; ".join(differences(part.schema, stored.schema, "this conversion", "the part"))
-        if not misfit and (stored.num_episodes, stored.origins[0].path) != (part.num_episodes, path.name):
+        stored_origins = [origin.path for origin in stored.origins]
+        expected = [origin.path for origin in _origins(path, part)]
+        if not misfit and (stored.num_episodes, stored_origins) != (part.num_episodes, expected):
             misfit = "it is another part"
         if misfit:
             raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_ANEW}")
         for block in stored.blocks():
-            yield Block(
-                {name: block.steps[name] for name in part.schema.steps},
-                block.num_steps,
-                block.starts,
-                {name: block.metadata[name] for name in part.schema.metadata},
+            yield dataclasses.replace(
+                block,
+                steps={name: block.steps[name] for name in part.schema.steps},
+                metadata={name: block.metadata[name] for name in part.schema.metadata},
             )
+
+
+def _origins(path: pathlib.Path, part: CompletedSource) -> list[Origin]:
+    """The origins of the episodes of a part. The last names the part, in case its file is moved."""
+    return [*part.origins, Origin(path.name)]
 
 
 def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -161,12 +161,15 @@ class Block:
       starts: the row at which each episode begins, ascending, int64, (episodes,).
         An episode without steps begins where the next one does.
       metadata: path to column, one row for each of `starts`.
+      origin_of: for each of `starts`, the number of the source's origin that the episode came from: int64,
+        (episodes,). None: all came from the first origin.
     """
 
     steps: dict[str, Column]
     num_steps: int
     starts: np.ndarray
     metadata: dict[str, Column]
+    origin_of: np.ndarray | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -200,7 +203,13 @@ class Block:
             rows.stop - rows.start,
             self.starts[episodes] - rows.start,
             {path: column[episodes] for path, column in self.metadata.items()},
+            None if self.origin_of is None else self.origin_of[episodes],
         )
+
+    def from_origins_at(self, first: int) -> Block:
+        """The block with its origins numbered from `first` on."""
+        before = np.zeros(self.num_episodes, np.int64) if self.origin_of is None else self.origin_of
+        return dataclasses.replace(self, origin_of=before + first)
 
     @property
     def nbytes(self) -> int:

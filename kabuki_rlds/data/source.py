@@ -7,8 +7,6 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import Schema
@@ -117,7 +115,6 @@ class Source(Protocol):
     Attributes:
       schema: its fields.
       origins: where its episodes come from.
-      origin_of: which of `origins` each episode came from: int64, (episodes,).
       num_episodes: how many episodes it says it has.
       label: what to call it in a message.
       skipped: the episodes that it leaves out, or that were left out before; not counted in `num_episodes`.
@@ -128,7 +125,6 @@ class Source(Protocol):
 
     schema: Schema
     origins: list[Origin]
-    origin_of: np.ndarray
     num_episodes: int
     label: str
     skipped: list[Skipped]

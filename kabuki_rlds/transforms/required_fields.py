@@ -100,7 +100,6 @@ class CompletedSource:
         self._derivable_only = derivable_only
         self.changed: dict[str, int] = {}
         self.origins = source.origins
-        self.origin_of = source.origin_of
         self.num_episodes = source.num_episodes
         self.label = source.label
         self.skipped = source.skipped

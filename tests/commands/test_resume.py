@@ -158,6 +158,21 @@ def test_a_kabuki_file_is_taken_up_again_by_its_episodes(tmp_path, small_parts, 
     assert_same(dest, undisturbed)
 
 
+def test_episodes_of_stored_parts_keep_their_origins(tmp_path, small_parts, stop_after):
+    files = [handmade.write(tmp_path / f"{name}.hdf5", handmade.fields((300,), (True,))) for name in "ab"]
+    source = kabuki_rlds.convert(files, tmp_path / "in.hdf5").path
+    dest = tmp_path / "out.hdf5"
+    stop_after(2)
+    with pytest.raises(StoppedError):
+        kabuki_rlds.convert(source, dest, resume=True)
+    assert len(parts(dest)) == 2
+    stop_after(-1)
+    kabuki_rlds.convert(source, dest, resume=True)
+    with h5py.File(dest) as f:
+        assert f["episodes/source"][:].tolist() == [0, 1]
+        assert [origin["path"] for origin in json.loads(f.attrs["sources"])] == list(map(str, files))
+
+
 @pytest.fixture
 def stopped(dataset, small_parts, stop_after, tmp_path) -> Path:
     """The destination of a conversion that was interrupted."""

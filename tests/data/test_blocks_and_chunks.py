@@ -124,7 +124,7 @@ def test_a_column_written_in_pieces_and_read_in_others_is_the_same(
         ) as writer:
             for i, (a, b) in enumerate(itertools.pairwise(bounds)):
                 starts = np.zeros(int(i == 0), np.int64)
-                writer.write(Block({"x": column[a:b]}, b - a, starts, {"m": meta[: len(starts)]}), starts)
+                writer.write(Block({"x": column[a:b]}, b - a, starts, {"m": meta[: len(starts)]}))
             writer.commit()
         patch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", data.draw(st.integers(1, 5)))
         with KabukiSource(path) as source:
@@ -173,7 +173,6 @@ class _Steps:
         lengths = [length for length, _ in episodes]
         self.starts = np.cumsum([0, *lengths[:-1]]) if episodes else np.zeros(0, np.int64)
         self.num_episodes = len(episodes)
-        self.origin_of = np.zeros(self.num_episodes, np.int64)
         self.rows = sum(lengths)
         right = by_the_rules(episodes)
         self.columns = {name: np.array(values) for name, values in (right | broken).items() if name not in lacks}

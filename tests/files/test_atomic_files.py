@@ -222,9 +222,9 @@ def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
     write = KabukiSink.write
     written = []
 
-    def interrupted(self, block, origin_of) -> None:
+    def interrupted(self, block) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        write(self, block, origin_of)
+        write(self, block)
         written.append(block.num_steps)
 
     monkeypatch.setattr(KabukiSink, "write", interrupted)

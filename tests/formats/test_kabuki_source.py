@@ -110,7 +110,7 @@ def test_more_class_names_than_an_attribute_holds(tmp_path):
     names = tuple(f"class {i}" for i in range(6000))
     schema = Schema({"x": Field(np.dtype(np.int64), kind="label", names=names)}, {})
     with KabukiSink(tmp_path / "in.hdf5", schema, [Origin("here")]) as writer:
-        writer.write(Block({"x": np.arange(3)}, 3, np.zeros(1, np.int64), {}), np.zeros(1, np.int64))
+        writer.write(Block({"x": np.arange(3)}, 3, np.zeros(1, np.int64), {}))
         writer.commit()
     with h5py.File(tmp_path / "in.hdf5") as f:
         stored = f[f["x"].attrs["companion"]]["class_names"].asstr()[:]

@@ -161,7 +161,7 @@ def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
     def write(steps: dict, metadata: dict) -> None:
         schema = Schema(fields, {"seed": Field(np.dtype(int))})
         with KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")]) as writer:
-            writer.write(Block(steps, 2, np.array([0]), metadata), np.array([0]))
+            writer.write(Block(steps, 2, np.array([0]), metadata))
 
     seed = {"seed": np.array([7])}
     for steps, metadata, says in (

@@ -113,8 +113,8 @@ def test_a_source_that_vanishes_is_said(small, tmp_path, monkeypatch):
 
     write = KabukiSink.write
 
-    def remove(self, block, origin_of) -> None:
-        write(self, block, origin_of)
+    def remove(self, block) -> None:
+        write(self, block)
         small.unlink(missing_ok=True)
 
     monkeypatch.setattr(KabukiSink, "write", remove)

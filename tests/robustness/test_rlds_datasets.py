@@ -719,8 +719,8 @@ def test_a_source_that_changes_while_it_is_read_is_said(name, damaged, tmp_path,
 
     write = KabukiSink.write
 
-    def change(self, block, origin_of) -> None:
-        write(self, block, origin_of)
+    def change(self, block) -> None:
+        write(self, block)
         (damaged / name).touch()
 
     monkeypatch.setattr(KabukiSink, "write", change)

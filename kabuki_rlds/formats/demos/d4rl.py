@@ -172,7 +172,6 @@ class D4rlSource:
         self.num_episodes = int(last.sum())
         self.num_steps = count + int(self._extra.sum())
         self.origins = [Origin(os.path.realpath(self._path), format=D4rl.name)]
-        self.origin_of = np.zeros(self.num_episodes, np.int64)
         self.last_rows: LastRows | None
         if _NEXT in found:
             self.last_rows = LastRows.of_all(False, self.num_episodes, f"d4rl data with {_NEXT}")
@@ -350,7 +349,6 @@ class D4rlSource:
     def _take(self, episodes: np.ndarray) -> None:
         self._taken = self._taken[episodes]
         self.num_episodes = len(episodes)
-        self.origin_of = self.origin_of[episodes]
         self.last_rows = None if self.last_rows is None else self.last_rows[episodes]
         bounds = np.append(self._begins, len(self._is_last))
         added = np.add.reduceat(self._extra, self._begins, dtype=np.int64)

@@ -250,8 +250,6 @@ class DemosSource:
         self._taken = episodes
         self.num_episodes = len(episodes)
         self.num_steps = sum(episode.length for episode in episodes)
-        numbers = {path: number for number, path in enumerate(self._paths)}
-        self.origin_of = np.array([numbers[episode.path] for episode in episodes], np.int64)
         self.last_rows: LastRows | None = self._last_rows()
 
     def _not_of_steps(self) -> set[str]:
@@ -382,12 +380,13 @@ class DemosSource:
     def _blocks(self, num_bytes: int) -> Iterator[Block]:
         rows = self._rows_in(num_bytes)
         waiting = _BlockBuilder(self.schema)
+        origins = {path: number for number, path in enumerate(self._paths)}
         for episode, surveyed in self._episodes():
             for start in range(0, episode.length, rows):
                 signals.check()
                 stop = min(start + rows, episode.length)
                 columns = self._read(surveyed.name, episode, start, stop)
-                waiting.add(columns, stop - start, episode if start == 0 else None)
+                waiting.add(columns, stop - start, episode if start == 0 else None, origins[surveyed.path])
                 if waiting.nbytes >= num_bytes:
                     yield waiting.block()
         if waiting.num_steps:
@@ -610,11 +609,13 @@ class _BlockBuilder:
         self._parts: list[Mapping[str, Column]] = []
         self._starts: list[int] = []
         self._metadata: list[Mapping[str, object]] = []
+        self._origin_of: list[int] = []
 
-    def add(self, columns: Mapping[str, Column], count: int, begins: DemoEpisode | None) -> None:
-        """Takes some rows of an episode, which begins with them or is None."""
+    def add(self, columns: Mapping[str, Column], count: int, begins: DemoEpisode | None, origin: int) -> None:
+        """Takes some rows of an episode, which begins with them or is None, and the number of its file."""
         if begins is not None:
             self._starts.append(self.num_steps)
+            self._origin_of.append(origin)
             self._metadata.append(begins.metadata)
         self._parts.append(columns)
         self.num_steps += count
@@ -627,6 +628,7 @@ class _BlockBuilder:
             self.num_steps,
             np.array(self._starts, np.int64),
             {path: self._of_episodes(path, field) for path, field in self._schema.metadata.items()},
+            np.array(self._origin_of, np.int64),
         )
         self._clear()
         return block

@@ -58,7 +58,7 @@ class EnvLoggerSource:
         if not any(each.num_episodes for each in self._logs) and self.skipped:
             raise NothingLeftError(self.label, self.skipped)
         counts = [each.num_episodes for each in self._logs]
-        self.origin_of = np.repeat(np.arange(len(counts)), counts)
+        self._origin_of = np.repeat(np.arange(len(counts)), counts)
         self.num_episodes = sum(counts)
         self._taken: np.ndarray | None = None
         self.last_rows: LastRows | None = LastRows.of_all(
@@ -112,6 +112,7 @@ class EnvLoggerSource:
                 block.num_steps,
                 block.starts,
                 {path: column[now] for path, column in self._metadata.items()},
+                self._origin_of[now],
             )
 
     def _aligned_to_actions(self) -> Iterator[AlignedSteps]:
@@ -176,13 +177,12 @@ class EnvLoggerSource:
         part = copy.copy(self)
         part._taken = episodes if self._taken is None else self._taken[episodes]
         part.num_episodes = len(episodes)
-        part.origin_of = self.origin_of[episodes]
         part.last_rows = None if self.last_rows is None else self.last_rows[episodes]
         return part
 
     def name_of(self, episode: int) -> str:
-        log = int(self.origin_of[episode])
         number = episode if self._taken is None else int(self._taken[episode])
+        log = int(self._origin_of[number])
         return f"{self._logs[log].folder}: episode {number - sum(each.num_episodes for each in self._logs[:log])}"
 
     def close(self) -> None:

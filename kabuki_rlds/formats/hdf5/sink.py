@@ -156,13 +156,17 @@ class KabukiSink:
             return FixedWriter(file, path, field, compression, self._pool)
         return RaggedWriter(file, path, field)
 
-    def write(self, block: Block, origin_of: np.ndarray) -> None:
-        """Appends the steps of a block; its i-th new episode comes from `origins[origin_of[i]]`."""
+    def write(self, block: Block) -> None:
+        """Appends the steps of a block.
+
+        Raises:
+          KabukiError: the disk cannot hold them, or a column has another number of rows than the block.
+        """
         assert block.steps.keys() == self._steps.keys() and block.metadata.keys() == self._metadata.keys()
         with disk.writing(self._staged.destination):
-            self._write(block, origin_of)
+            self._write(block)
 
-    def _write(self, block: Block, origin_of: np.ndarray) -> None:
+    def _write(self, block: Block) -> None:
         self._reserve(block.nbytes + _ROW_OVERHEAD * (block.num_steps + block.num_episodes) * self._num_variable)
         for path, column in block.steps.items():
             if len(column) != block.num_steps:
@@ -176,6 +180,7 @@ class KabukiSink:
             starts = block.starts + self.num_steps
             self._end_episodes(starts)
             self._index["start"].write(starts)
+            origin_of = np.zeros(len(starts)) if block.origin_of is None else block.origin_of
             self._index["source"].write(origin_of.astype(np.int32))
             self.num_episodes += len(starts)
         self.num_steps += block.num_steps
@@ -196,18 +201,18 @@ class KabukiSink:
         self._staged.reserve(self._file.id.get_filesize(), int(nbytes * 1.02) + waiting + fixed)
         self._num_bytes += nbytes
 
-    def commit(self, last_rows: LastRows | None = None, notes: Sequence[Violation] = ()) -> None:
+    def commit(self, last_rows: LastRows | None = None, violations: Sequence[Violation] = ()) -> None:
         """Completes the file and gives it its name.
 
         Args:
           last_rows: whether the last row of each episode is a step; None does not say it.
-          notes: deviations from rules 3 to 5; becomes the attribute `notes`, where there are any.
+          violations: the rules that the steps break. Those of rules 3 to 5 become the attribute `notes`.
 
         Raises:
           KabukiError: the disk does not take it, or somebody else made the file meanwhile.
         """
         with disk.writing(self._staged.destination):
-            self._complete(last_rows, notes)
+            self._complete(last_rows, _notes(violations, last_rows))
         self._staged.commit()
 
     def _complete(self, last: LastRows | None, notes: Sequence[Violation]) -> None:
@@ -246,6 +251,15 @@ class KabukiSink:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _notes(violations: Sequence[Violation], last_rows: LastRows | None) -> list[Violation]:
+    """The deviations from rules 3 to 5 that the file states."""
+    kept = [violation for violation in violations if 3 <= violation.rule <= 5]
+    if last_rows is not None and last_rows.num_steps:
+        message = f"the last row is a step: {last_rows.reason}"
+        kept.insert(0, Violation(3, stored_last_rows.PATH, message, count=last_rows.num_steps))
+    return kept
 
 
 def _as_stored(name: str, text: str) -> str:

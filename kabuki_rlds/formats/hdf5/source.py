@@ -191,7 +191,7 @@ class KabukiSource:
 
     def _read_origins(self) -> None:
         self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
-        self.origin_of = np.zeros(self.num_episodes, np.int64)
+        self._origin_of = np.zeros(self.num_episodes, np.int64)
         index = self.file.get(f"{layout.EPISODES}/source")
         here = os.path.realpath(self.path)
         origins = [
@@ -206,7 +206,7 @@ class KabukiSource:
             except READ_ERRORS as e:
                 raise KabukiError(f"{self.path}: episodes/source cannot be read: {e}") from e
             if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
-                self.origins, self.origin_of = origins, origin_of
+                self.origins, self._origin_of = origins, origin_of
 
     def check_whole(self) -> None:
         """Holds the file against what it says of itself, where it says so.
@@ -277,7 +277,7 @@ class KabukiSource:
                 steps = self._images.serve(steps, functools.partial(self._place, start), self._executor)
                 place = functools.partial(self._place_of_episode, first)
                 of_episodes = self._metadata_images.serve(of_episodes, place, self._executor)
-            yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes)
+            yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes, self._origin_of[first:end])
 
     def _spans(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
         """(first row, one after the last, first episode that begins in them, one after the last) of each block."""
@@ -315,7 +315,6 @@ class KabukiSource:
         selected = copy.copy(self)
         selected._taken = self._taken[episodes]
         selected.num_episodes = len(episodes)
-        selected.origin_of = self.origin_of[episodes]
         selected.last_rows = None if self.last_rows is None else self.last_rows[episodes]
         return selected
 

@@ -124,7 +124,6 @@ class RldsSource:
     def _take(self, shards: list[ShardSlice]) -> None:
         self._shards = shards
         self.num_episodes = sum(s.expected for s in shards)
-        self.origin_of = np.zeros(self.num_episodes, np.int64)
         self.last_rows = self._stated_last_rows.of(shards, self._splits)
         # A recording may go on; what is read of it stays as it is.
         listed = [shard.path for shard in shards if not shard.may_grow]

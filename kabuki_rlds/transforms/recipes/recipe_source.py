@@ -46,7 +46,6 @@ class RecipeSource:
             episode=_each_field(recipe.episode, source.schema.metadata),
         )
         self.origins = source.origins
-        self.origin_of = source.origin_of
         self.num_episodes = source.num_episodes
         self.label = source.label
         self.skipped = source.skipped
@@ -196,7 +195,7 @@ class RecipeSource:
                 metadata: dict[str, Column] = {path: block.metadata[path] for path in self._metadata}
                 for made in self._recipe.episode:
                     metadata[made.path] = self._of_episodes(made, block, begin_here)
-                yield Block(columns, block.num_steps, block.starts, metadata)
+                yield dataclasses.replace(block, steps=columns, metadata=metadata)
 
     def _of_episodes(self, made: MadeField, block: Block, episodes: np.ndarray) -> np.ndarray:
         column = self._apply(made, [block.metadata[path] for path in made.sources], episodes)
