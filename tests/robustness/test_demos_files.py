@@ -250,7 +250,7 @@ def test_arrays_that_say_they_are_longer_than_their_file_are_refused(tmp_path, c
     path.write_bytes(stored)
     assert main(["convert", str(path), str(tmp_path / "out.hdf5")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "metadata/layers: they say that they hold 4,294,967,308 bytes, but the file has " in line
+    assert "metadata/layers: the rows declare 4,294,967,308 bytes, but the file has only " in line
 
 
 def test_image_files_where_the_layout_has_none(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""What is odd or hostile in HDF5 files that are read as Kabuki's: each is said in one line, and nothing is misread."""
+"""Unusual or hostile Kabuki HDF5 files: each is read correctly, or rejected with an error of one line."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.handmade import Stored
 validation = importlib.import_module("kabuki_rlds.commands.validate")
 
 
-def a_file(path: Path, **more) -> Path:
+def kabuki_file(path: Path, **more) -> Path:
     return handmade.write(path, handmade.fields() | handmade.index() | more, handmade.attributes())
 
 
 def read_all(file: Path, folder: Path) -> None:
-    """Each way to read a file, which gives something or a line."""
+    """Reads a file with every reader. A reader may raise `KabukiError` with the path of the file."""
     for read in (
         kabuki_rlds.validate,
         kabuki_rlds.inspect,
@@ -43,13 +43,12 @@ def read_all(file: Path, folder: Path) -> None:
             assert str(file) in str(e)
 
 
-# --- types that NumPy does not have ---
+# --- types without a NumPy equivalent ---
 
 
 @pytest.mark.parametrize("name", sorted(handmade.attributes()))
-def test_an_attribute_of_a_type_that_numpy_does_not_have(name, tmp_path, caplog):
-    """It is not read, so the file is as valid as one without it; a note says so."""
-    file = a_file(tmp_path / "f.hdf5")
+def test_attribute_of_a_type_without_numpy_equivalent_is_ignored_with_a_warning(name, tmp_path, caplog):
+    file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         del opened.attrs[name]
         h5py.h5a.create(opened.id, name.encode(), h5py.h5t.UNIX_D32LE, h5py.h5s.create(h5py.h5s.SCALAR))
@@ -60,8 +59,8 @@ def test_an_attribute_of_a_type_that_numpy_does_not_have(name, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("name", ["reward", *handmade.index()])
-def test_a_dataset_of_a_type_that_numpy_does_not_have(name, tmp_path):
-    file = a_file(tmp_path / "f.hdf5")
+def test_dataset_of_a_type_without_numpy_equivalent_is_a_violation(name, tmp_path):
+    file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         space = opened[name].id.get_space()
         del opened[name]
@@ -70,40 +69,40 @@ def test_a_dataset_of_a_type_that_numpy_does_not_have(name, tmp_path):
     assert name in [violation.field for violation in kabuki_rlds.validate(file)]
 
 
-# --- types whose bytes are not those that NumPy has ---
+# --- number types with another bit layout than NumPy's ---
 
 
-def of_few_bits() -> h5py.h5t.TypeID:
+def int12() -> h5py.h5t.TypeID:
     kind = h5py.h5t.STD_I16LE.copy()
     kind.set_precision(12)
     return kind
 
 
-def of_few_bits_in_the_middle() -> h5py.h5t.TypeID:
-    kind = of_few_bits()
+def int12_with_offset() -> h5py.h5t.TypeID:
+    kind = int12()
     kind.set_offset(2)
     return kind
 
 
-def of_another_exponent(kind: h5py.h5t.TypeID, bias: int) -> h5py.h5t.TypeID:
+def with_exponent_bias(kind: h5py.h5t.TypeID, bias: int) -> h5py.h5t.TypeID:
     kind = kind.copy()
     kind.set_ebias(bias)
     return kind
 
 
 TYPES = {
-    "few bits": of_few_bits,
-    "few bits in the middle": of_few_bits_in_the_middle,
-    "a float of another exponent": lambda: of_another_exponent(h5py.h5t.IEEE_F32LE, 120),
-    "a short float of another exponent": lambda: of_another_exponent(h5py.h5t.IEEE_F16LE, 10),
-    "a bfloat16 of another exponent": lambda: of_another_exponent(layout.element_type(schema.BFLOAT16), 120),
+    "int12": int12,
+    "int12 with offset": int12_with_offset,
+    "float32 with another exponent bias": lambda: with_exponent_bias(h5py.h5t.IEEE_F32LE, 120),
+    "float16 with another exponent bias": lambda: with_exponent_bias(h5py.h5t.IEEE_F16LE, 10),
+    "bfloat16 with another exponent bias": lambda: with_exponent_bias(layout.element_type(schema.BFLOAT16), 120),
 }
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_a_number_of_a_type_that_numpy_has_not_is_what_hdf5_makes_of_it(name, tmp_path):
+def test_nonstandard_number_types_are_converted_by_hdf5(name, tmp_path):
     values = np.array([-5, 3, -1, 7, 0, -100, 100, 1], np.int16)
-    file = a_file(tmp_path / "f.hdf5")
+    file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_chunk((4,))
@@ -118,12 +117,12 @@ def test_a_number_of_a_type_that_numpy_has_not_is_what_hdf5_makes_of_it(name, tm
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"fletcher32": True}], ids=str)
-def test_a_boolean_is_true_or_false(options, tmp_path):
+def test_boolean_other_than_0_or_1_is_rejected(options, tmp_path):
     more = np.zeros(8, bool)
     more[3] = True
-    file = a_file(tmp_path / "f.hdf5", more=Stored(more, {"chunks": (8,), **options}))
+    file = kabuki_file(tmp_path / "f.hdf5", more=Stored(more, {"chunks": (8,), **options}))
     with h5py.File(file, "r+") as opened:
-        # As numbers of a byte it can have any.
+        # Writing uint8 stores a value other than 0 and 1.
         opened["more"].id.write(h5py.h5s.ALL, h5py.h5s.ALL, more * np.uint8(2), mtype=opened["more"].id.get_type())
     assert [violation.field for violation in kabuki_rlds.validate(file)] == ["more"]
     with pytest.raises(KabukiError, match=r"'more': .*neither true nor false"):
@@ -131,7 +130,7 @@ def test_a_boolean_is_true_or_false(options, tmp_path):
 
 
 @pytest.mark.parametrize("text", [np.array([b"False"] * 8), np.array([f"{i > 2}" for i in range(8)], object)])
-def test_text_does_not_say_where_episodes_begin(text, tmp_path):
+def test_text_flags_do_not_mark_episode_starts(text, tmp_path):
     texts = text if text.dtype.kind == "S" else Stored(text, {"dtype": h5py.string_dtype()})
     fields = handmade.fields() | {"is_first": texts}
     assert kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields)).episodes == len(handmade.LENGTHS)
@@ -139,16 +138,16 @@ def test_text_does_not_say_where_episodes_begin(text, tmp_path):
         kabuki_rlds.inspect(handmade.write(tmp_path / "g.hdf5", fields | {"is_last": texts}))
 
 
-def test_flags_in_one_column_say_where_episodes_begin(tmp_path):
+def test_flags_of_shape_n_by_1_mark_episode_starts(tmp_path):
     fields = handmade.fields()
     file = handmade.write(tmp_path / "f.hdf5", fields | {"is_first": fields["is_first"][:, None]})
     assert kabuki_rlds.inspect(file).episodes == len(handmade.LENGTHS)
 
 
-def test_a_row_of_many_texts_is_read_again(tmp_path):
+def test_row_of_many_texts_round_trips(tmp_path):
     texts = np.zeros((8, 70_000), "S1")
     texts[5, 69_999] = b"x"
-    file = a_file(tmp_path / "f.hdf5", more=Stored(texts, {"chunks": (1, 70_000), "compression": "gzip"}))
+    file = kabuki_file(tmp_path / "f.hdf5", more=Stored(texts, {"chunks": (1, 70_000), "compression": "gzip"}))
     copy = kabuki_rlds.convert(file, tmp_path / "out.hdf5").path
     assert kabuki_rlds.validate(copy) == []
     with h5py.File(copy) as opened:
@@ -158,52 +157,52 @@ def test_a_row_of_many_texts_is_read_again(tmp_path):
 # --- attributes of fields ---
 
 
-def described(path: Path, values, options=None, **attributes):
-    file = a_file(path, more=Stored(values, options or {}, attributes))
+def convert_field(path: Path, values, options=None, **attributes):
+    file = kabuki_file(path, more=Stored(values, options or {}, attributes))
     return kabuki_rlds.convert(file, path.with_name("out.hdf5")).path
 
 
-def test_one_class_name_is_not_taken_apart(tmp_path):
-    copy = described(tmp_path / "f.hdf5", np.zeros(8, int), kind="label", class_names="cat")
+def test_single_class_name_is_not_split_into_characters(tmp_path):
+    copy = convert_field(tmp_path / "f.hdf5", np.zeros(8, int), kind="label", class_names="cat")
     with h5py.File(copy) as file:
         assert file["more"].attrs["class_names"].tolist() == ["cat"]
 
 
-def test_class_names_in_a_companion_are_found_by_text_of_fixed_length(tmp_path):
+def test_companion_attribute_may_be_fixed_length_text(tmp_path):
     more = Stored(np.zeros(8, int), {}, {"kind": "label", "companion": np.bytes_("/companion/more")})
-    file = a_file(tmp_path / "f.hdf5", more=more, **{"companion/more/class_names": [b"cat", b"dog"]})
+    file = kabuki_file(tmp_path / "f.hdf5", more=more, **{"companion/more/class_names": [b"cat", b"dog"]})
     with h5py.File(kabuki_rlds.convert(file, tmp_path / "out.hdf5").path) as opened:
         assert opened["more"].attrs["class_names"].tolist() == ["cat", "dog"]
 
 
-def test_encoded_is_no_text(tmp_path):
+def test_text_in_the_encoded_attribute_is_ignored(tmp_path):
     rows = np.empty(8, object)
     rows[:] = [np.arange(i, dtype=np.uint8) for i in range(8)]
     options = {"dtype": h5py.vlen_dtype(np.uint8)}
-    copy = described(tmp_path / "f.hdf5", rows, options, kind="image", shape=[-1, 1, 1], encoded="false")
+    copy = convert_field(tmp_path / "f.hdf5", rows, options, kind="image", shape=[-1, 1, 1], encoded="false")
     with h5py.File(copy) as file:
         assert "encoded" not in file["more"].attrs and file["more"][3].tolist() == [0, 1, 2]
 
 
-def test_numbers_are_no_text(tmp_path):
-    copy = described(tmp_path / "f.hdf5", np.arange(8.0), kind="text")
+def test_kind_text_is_ignored_for_numbers(tmp_path):
+    copy = convert_field(tmp_path / "f.hdf5", np.arange(8.0), kind="text")
     with h5py.File(copy) as file:
         assert "kind" not in file["more"].attrs and file["more"][3] == 3
     assert "float64" in {c.path: c.holds for c in kabuki_rlds.inspect(copy).columns}["more"]
 
 
-def test_several_arrays_a_row_are_named(tmp_path):
-    file = a_file(tmp_path / "f.hdf5")
+def test_variable_length_rows_of_rank_2_are_rejected(tmp_path):
+    file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         opened.create_dataset("more", (8, 3), h5py.vlen_dtype("f4"))
     with pytest.raises(KabukiError, match=r"f.hdf5: dataset '/more' .*variable length"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
 
 
-# --- more than a file holds ---
+# --- rows larger than the file ---
 
 
-def test_texts_that_are_all_one_and_the_same_are_not_as_large_as_they_say(tmp_path):
+def test_texts_that_share_one_heap_object_are_rejected(tmp_path):
     count = 20_000
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields((count,), (True,)))
     with h5py.File(file, "r+") as opened:
@@ -212,26 +211,26 @@ def test_texts_that_are_all_one_and_the_same_are_not_as_large_as_they_say(tmp_pa
     with h5py.File(file, "r+") as opened:
         _, stored = opened["more"].id.read_direct_chunk((0,))
         opened["more"].id.write_direct_chunk((0,), stored[:16] * count)
-    with pytest.raises(KabukiError, match=r"'more': .* they say that they hold 20,971,520,000 bytes"):
+    with pytest.raises(KabukiError, match=r"'more': .* the rows declare 20,971,520,000 bytes"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
     assert [violation.field for violation in kabuki_rlds.validate(file)] == ["more"]
-    with pytest.raises(KabukiError, match=r"'more': .* they say that they hold"):
+    with pytest.raises(KabukiError, match=r"'more': .* the rows declare"):
         next(iter(kabuki_rlds.load_steps(file, 1 << 14, as_numpy=True)))
 
 
-def test_texts_that_are_as_long_as_their_file_allows_are_read(tmp_path, monkeypatch):
+def test_texts_of_valid_length_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(vlen_lengths, "_UNCHECKED_TEXT_BYTES", 0)
     rows = np.array([[f"{i} {'é' * 300}", ""] for i in range(8)], object)
     options = {"dtype": h5py.string_dtype()}
     for name, how in {"chunked": options | {"chunks": (3, 1), "compression": "gzip"}, "contiguous": options}.items():
-        file = a_file(tmp_path / f"{name}.hdf5", more=Stored(rows, how))
+        file = kabuki_file(tmp_path / f"{name}.hdf5", more=Stored(rows, how))
         assert kabuki_rlds.validate(file) == []
         (batch,) = kabuki_rlds.load_steps(file, 8, keep_last=True, as_numpy=True)
         assert [text.decode() for text in batch["more"].reshape(-1)] == rows.reshape(-1).tolist()
 
 
 @pytest.mark.parametrize("read", [kabuki_rlds.validate, lambda path: len(list(KabukiSource(path).blocks()))])
-def test_text_that_is_gzipped_to_nothing_is_read_a_few_rows_at_a_time(read, tmp_path, monkeypatch):
+def test_highly_compressed_text_is_read_a_few_rows_at_a_time(read, tmp_path, monkeypatch):
     most = []
     whole = VariableReader.read
     monkeypatch.setattr(
@@ -264,34 +263,34 @@ def test_image_files_are_validated_a_few_rows_at_a_time(tmp_path, monkeypatch):
 # --- links ---
 
 
-#: Links to groups, the last of which holds a field, and what is wrong with them.
+#: Soft links (path to target group; the last target holds a field), and the expected message.
 LINKS = {
-    "they multiply the groups": (
+    "exponentially many paths": (
         {f"group{i}/{name}": f"/group{i + 1}" for i in range(24) for name in "ab"},
-        "again and again",
+        "too many links to the same groups",
     ),
-    "all link to each other": (
+    "every group links to every group": (
         {f"group{i}/to{j}": f"/group{j}" for i in range(12) for j in range(12)},
-        "again and again",
+        "too many links to the same groups",
     ),
-    "they nest too deep": ({f"group{i}/on": f"/group{i + 1}" for i in range(2000)}, "more than 32 deep"),
+    "nested too deep": ({f"group{i}/on": f"/group{i + 1}" for i in range(2000)}, "more than 32 deep"),
 }
 
 
 @pytest.mark.parametrize("case", LINKS)
-def test_links_that_lead_to_more_than_a_reader_can_take_are_refused(case, tmp_path):
-    links, says = LINKS[case]
-    file = a_file(tmp_path / "f.hdf5")
+def test_soft_links_with_too_many_or_too_deep_paths_are_rejected(case, tmp_path):
+    links, message = LINKS[case]
+    file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         for path, target in links.items():
             opened[path] = h5py.SoftLink(target)
         opened.require_group(target)["more"] = np.zeros(8)
-    with pytest.raises(KabukiError, match=says):
+    with pytest.raises(KabukiError, match=message):
         kabuki_rlds.inspect(file)
 
 
-def test_a_link_to_a_group_is_read_as_the_group(tmp_path):
-    file = a_file(tmp_path / "f.hdf5", **{"images/front": np.arange(8), "images/back": np.arange(8)})
+def test_soft_link_to_a_group_is_read_as_a_group(tmp_path):
+    file = kabuki_file(tmp_path / "f.hdf5", **{"images/front": np.arange(8), "images/back": np.arange(8)})
     with h5py.File(file, "r+") as opened:
         opened["more/pictures"] = h5py.SoftLink("/images")
     copy = kabuki_rlds.convert(file, tmp_path / "out.hdf5").path
@@ -299,11 +298,11 @@ def test_a_link_to_a_group_is_read_as_the_group(tmp_path):
         assert opened["more/pictures/front"][3] == opened["images/back"][3] == 3
 
 
-# --- what is lost ---
+# --- data that conversion cannot keep ---
 
 
-def test_what_the_format_has_no_place_for_is_told_of(tmp_path, caplog):
-    file = a_file(tmp_path / "f.hdf5", **{"episodes/task": np.arange(3), "companion": np.zeros(2)})
+def test_convert_warns_about_data_that_it_leaves_out(tmp_path, caplog):
+    file = kabuki_file(tmp_path / "f.hdf5", **{"episodes/task": np.arange(3), "companion": np.zeros(2)})
     with h5py.File(file, "r+") as opened:
         opened.attrs["license"] = "MIT"
         opened["reward"].attrs["unit"] = "points"
@@ -320,13 +319,13 @@ def test_what_the_format_has_no_place_for_is_told_of(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", ["episodes", "episodes/metadata"])
-def test_a_dataset_in_the_place_of_a_group_is_told_of(name, tmp_path, caplog):
+def test_convert_warns_about_a_dataset_named_like_a_reserved_group(name, tmp_path, caplog):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {name: np.arange(3)})
     kabuki_rlds.convert(file, tmp_path / "out.hdf5")
     assert f"no place for it: {name!r}" in caplog.text
 
 
-def test_a_text_that_hdf5_cannot_hold_is_held_as_far_as_it_goes(tmp_path, caplog):
+def test_attribute_text_with_nul_or_surrogate_is_replaced_with_a_warning(tmp_path, caplog):
     info = schema.Info(description="a\0b", citation="\ud800")
     with KabukiSink(tmp_path / "f.hdf5", schema.Schema({}, {}, info=info), []) as writer:
         writer.commit()
@@ -336,7 +335,7 @@ def test_a_text_that_hdf5_cannot_hold_is_held_as_far_as_it_goes(tmp_path, caplog
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
-def test_class_names_that_hdf5_cannot_hold_are_said(name, tmp_path):
+def test_class_names_with_nul_or_surrogate_are_rejected(name, tmp_path):
     label = schema.Field(np.dtype(int), kind="label", names=(name,))
     with pytest.raises(KabukiError, match="field 'more': HDF5 cannot hold what is said of it"):
         KabukiSink(tmp_path / "f.hdf5", schema.Schema({"more": label}, {}), [])

@@ -252,10 +252,10 @@ def value_of(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
     try:
         # An opaque value is as many bytes as its type says; within other types h5py does not know it.
         may_be_unreadable = dataset.dtype.kind in "OV" and not image_files.is_opaque(dataset.dtype)
-        if may_be_unreadable and (reason := types.unreadable(dataset.id.get_type())):
+        if may_be_unreadable and (reason := types.unreadable_reason(dataset.id.get_type())):
             raise ValueError(f"its type has {reason}, which are not read")
         if dataset.shape and dataset.dtype.kind == "O":
-            vlen_lengths.check_claims(dataset, 0, len(dataset))
+            vlen_lengths.check_lengths(dataset, 0, len(dataset))
         return dataset[at]
     except READ_ERRORS as e:
         raise ValueError(f"{dataset.name[1:]}: {e}") from e

@@ -30,7 +30,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_claims
+from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_lengths
 from kabuki_rlds.images.damage import damage_of
 from kabuki_rlds.images.headers import ImageHeader, header_of
 
@@ -185,7 +185,7 @@ def read_files(dataset: h5py.Dataset, form: Form, start: int, stop: int) -> list
       OSError, RuntimeError, ValueError: they cannot be read.
     """
     if form == "lists":
-        check_claims(dataset, start, stop)
+        check_lengths(dataset, start, stop)
         return [file.tobytes() for file in dataset[start:stop].reshape(-1)]
     if form == "padded":
         return unpadded(np.asarray(dataset[start:stop]))
@@ -217,7 +217,7 @@ def _warn_of_cut_files(dataset: h5py.Dataset) -> None:
         return
     if not len(dataset):
         return
-    check_claims(dataset, 0, 1)
+    check_lengths(dataset, 0, 1)
     text = dataset[0]
     if isinstance(text, bytes) and text.startswith(_SIGNATURES):
         _warn(

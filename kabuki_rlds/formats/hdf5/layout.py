@@ -31,7 +31,7 @@ from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
-from kabuki_rlds.formats.safe_hdf5.attributes import AXES, Attributes
+from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES, Attributes
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -62,7 +62,7 @@ _ABOUT_THE_DATA = (
 )
 ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
 _ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
-FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *AXES)
+FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *DIMENSION_SCALES)
 
 #: Of these, the ones that say what a row is.
 _DESCRIBES = frozenset(("kind", "class_names", "shape", "nested", "encoded", "dtype", "companion"))
@@ -373,9 +373,9 @@ def _companion_names(companion: h5py.Dataset) -> np.ndarray:
         raise ValueError(
             f"{companion.name} has the shape {companion.shape}, expected (classes,) and at most {MAX_CLASSES:,}"
         )
-    if reason := types.unreadable(companion.id.get_type()):
+    if reason := types.unreadable_reason(companion.id.get_type()):
         raise ValueError(f"the type of {companion.name} has {reason}, expected text")
-    vlen_lengths.check_claims(companion, 0, len(companion))
+    vlen_lengths.check_lengths(companion, 0, len(companion))
     names: np.ndarray = companion[:]
     return names
 

@@ -24,7 +24,7 @@ from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, row_spli
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import image_files, layout
-from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_claims
+from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_lengths
 
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)
@@ -247,7 +247,7 @@ class VariableReader:
 
     def _texts(self, start: int, stop: int) -> np.ndarray:
         if h5py.check_string_dtype(self._dataset.dtype):
-            check_claims(self._dataset, start, stop)
+            check_lengths(self._dataset, start, stop)
         rows = np.asarray(self._dataset[start:stop])
         if rows.dtype != object:
             texts = np.empty(rows.size, object)
@@ -331,7 +331,7 @@ def _needs_shape(field: Field) -> bool:
 
 def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """(elements of the rows end to end, number of elements of each row)."""
-    check_claims(dataset, start, stop)
+    check_lengths(dataset, start, stop)
     rows = dataset[start:stop]
     counts = np.fromiter(map(len, rows), np.int64, len(rows))
     element = _UINT8 if dtype == BYTES else dtype

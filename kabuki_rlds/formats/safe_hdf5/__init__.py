@@ -1,1 +1,1 @@
-"""Opens HDF5 files from strangers: refuses what would crash the HDF5 library, or reach outside of the file."""
+"""Opens untrusted HDF5 files. Rejects files that would crash or hang the HDF5 library, or that refer to other files."""

@@ -1,4 +1,4 @@
-"""Reads the attributes of HDF5 objects: the only place that does."""
+"""Reads the attributes of HDF5 objects. No other module of the package reads attributes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import h5py
 
 from kabuki_rlds.formats.safe_hdf5 import types
 
-#: The attributes of axes that have names, as HDF5 itself writes them. Nothing here uses them.
-AXES = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
+#: The attributes of HDF5 dimension scales. This package does not use them.
+DIMENSION_SCALES = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
 
 
 class Attributes(Mapping[str, Any]):
-    """The attributes of a file, group or dataset, without those that h5py cannot read.
+    """The attributes of a file, group or dataset. Attributes that h5py cannot read are hidden.
 
     Args:
-      item: the object.
+      item: the HDF5 object.
     """
 
     def __init__(self, item: h5py.HLObject):
         self._item = item
 
     def __getitem__(self, name: str) -> Any:
-        """The value, as h5py gives it.
+        """Returns the value as h5py reads it.
 
         Raises:
-          KeyError: there is no such attribute, or its type is not read.
+          KeyError: the attribute does not exist, or h5py cannot read its type.
         """
         if name not in self:
             raise KeyError(name)
@@ -35,7 +35,7 @@ class Attributes(Mapping[str, Any]):
 
     def __contains__(self, name: object) -> bool:
         attributes = self._item.attrs
-        return name in attributes and not types.unreadable(attributes.get_id(name).get_type())
+        return name in attributes and not types.unreadable_reason(attributes.get_id(name).get_type())
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._item.attrs if name in self)

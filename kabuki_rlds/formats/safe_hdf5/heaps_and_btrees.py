@@ -1,15 +1,15 @@
-"""Damaged structures from which the HDF5 library never returns.
+"""Detects damaged structures that put the HDF5 library (2.0) in an infinite loop.
 
-They are looked for in a file's bytes before HDF5 opens it. (HDF5 2.0; source: "Version
-1 B-trees" and "Global Heap" of the HDF5 File Format Specification.)
+The checks read the bytes of the file before HDF5 opens it. Source: "Version 1 B-trees"
+and "Global Heap" in the HDF5 File Format Specification.
 
-A global heap holds what varies in length. It is a run of objects, each behind its
-number and its size; number 0 is the space that is left. Where that says that it is
-smaller than its own header, HDF5 reads it again and again; so it may where an object
-says that it is larger than the heap.
+A global heap stores values of variable length. It is a sequence of objects, each with a
+header that holds its index and its size. Index 0 marks the free space. HDF5 loops forever
+if the free space is smaller than its own header, and may do so if an object is larger
+than the heap.
 
-The nodes of one level of a B-tree name each the next. Where one of them names one
-before, HDF5 goes round in a circle.
+Each B-tree node stores the address of the next node of its level. HDF5 loops forever if
+these addresses form a cycle.
 """
 
 from __future__ import annotations
@@ -26,83 +26,82 @@ _SIGNATURE_BYTES = 5
 _HEAP = struct.Struct("<4s4xQ")
 _OBJECT = struct.Struct("<HHIQ")
 _NODE = struct.Struct("<4s4xQQ")
-#: No heap has fewer bytes.
-_LEAST_HEAP = 4096
-#: Larger files are not looked through: that would take longer than to open them.
+_MIN_HEAP_BYTES = 4096
+#: Larger files are not checked, because the check would take longer than opening them.
 MAX_BYTES = 64 << 20
-_PIECE = 1 << 22
+_READ_BYTES = 1 << 22
 
 
-def check_ends(path: str) -> None:
-    """Looks at all that may be a heap or a B-tree in a file of at most `MAX_BYTES`.
+def check_heaps_and_btrees(path: str) -> None:
+    """Checks every heap and B-tree in a file of at most `MAX_BYTES` bytes.
 
     Raises:
-      KabukiError: HDF5 would never return from one of them.
+      KabukiError: a heap or a B-tree would put HDF5 in an infinite loop.
     """
-    following: dict[int, int] = {}
+    next_nodes: dict[int, int] = {}
     heap_end: int | None = 0
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             return
-        for signature, at in _found(file):
+        for signature, at in _find_signatures(file):
             if signature == b"TREE":
                 node = os.pread(file.fileno(), _NODE.size, at)
                 if len(node) == _NODE.size:
-                    following[at] = _NODE.unpack(node)[2]
+                    next_nodes[at] = _NODE.unpack(node)[2]
             elif at >= (heap_end or 0):
-                # What is within a heap is data, and no heap though it may look like one.
-                heap_end = _end_of_heap(file.fileno(), at)
+                # A signature inside a heap is stored data, not another heap.
+                heap_end = _heap_end(file.fileno(), at)
                 if heap_end is None:
-                    raise _refuse(path, "heap", at)
-    known: set[int] = set()
-    for at in following:
-        passed: set[int] = set()
+                    raise _damaged(path, "heap", at)
+    checked: set[int] = set()
+    for at in next_nodes:
+        visited: set[int] = set()
         node_at = at
-        while node_at in following and node_at not in known:
-            if node_at in passed:
-                raise _refuse(path, "tree", at)
-            passed.add(node_at)
-            node_at = following[node_at]
-        known |= passed
+        while node_at in next_nodes and node_at not in checked:
+            if node_at in visited:
+                raise _damaged(path, "B-tree", at)
+            visited.add(node_at)
+            node_at = next_nodes[node_at]
+        checked |= visited
 
 
-def _refuse(path: str, what: str, at: int) -> KabukiError:
+def _damaged(path: str, structure: str, at: int) -> KabukiError:
     return KabukiError(
-        f"{path}: the {what} at byte {at} is damaged, and the HDF5 library would never return from it; "
-        "the file is not read"
+        f"{path}: damaged {structure} at byte {at}, which would put the HDF5 library in an infinite loop; "
+        "restore the file from an intact copy"
     )
 
 
-def _found(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Each signature in a file, and where it is."""
-    before = b""
+def _find_signatures(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yields each signature in a file and its byte offset."""
+    overlap = b""
     begin = 0
-    while piece := file.read(_PIECE):
-        data = before + piece
-        # One after the other takes half the time that a regular expression for both does.
+    while read := file.read(_READ_BYTES):
+        data = overlap + read
+        # Two searches take half the time of one regular expression for both signatures.
         for signature in _SIGNATURES:
             at = data.find(signature)
             while at >= 0:
                 yield signature, begin + at
                 at = data.find(signature, at + 1)
-        before = data[1 - _SIGNATURE_BYTES :]
-        begin += len(data) - len(before)
+        overlap = data[1 - _SIGNATURE_BYTES :]
+        begin += len(data) - len(overlap)
 
 
-def _end_of_heap(file: int, at: int) -> int | None:
-    """The byte after a heap; None where HDF5 would not return from it, or fail in a way that ends the process."""
+def _heap_end(file: int, at: int) -> int | None:
+    """Returns the offset of the byte after a heap, or None if the heap would hang HDF5 or crash the process."""
     head = os.pread(file, _HEAP.size, at)
     if len(head) < _HEAP.size:
         return at
     size = _HEAP.unpack(head)[1]
-    if not _LEAST_HEAP <= size <= os.fstat(file).st_size - at:
+    if not _MIN_HEAP_BYTES <= size <= os.fstat(file).st_size - at:
         return None
     heap = os.pread(file, size, at)
-    place = _HEAP.size
-    while place + _OBJECT.size <= len(heap):
-        number, _, _, nbytes = _OBJECT.unpack_from(heap, place)
-        taken = nbytes if not number else _OBJECT.size + -(-nbytes // 8) * 8
-        if not _OBJECT.size <= taken <= len(heap) - place:
+    offset = _HEAP.size
+    while offset + _OBJECT.size <= len(heap):
+        index, _, _, nbytes = _OBJECT.unpack_from(heap, offset)
+        object_bytes = nbytes if not index else _OBJECT.size + -(-nbytes // 8) * 8
+        if not _OBJECT.size <= object_bytes <= len(heap) - offset:
             return None
-        place += taken
+        offset += object_bytes
     return at + size

@@ -1,8 +1,8 @@
-"""The attributes of an object as they stand in the file, which the HDF5 library does not show.
+"""Reads the raw attribute messages of an object header, which the HDF5 library does not expose.
 
-They are messages of the object's header: a run of messages, with more of them in other
-places. Those that moved out of the header, as many or large ones do, are not found.
-(Source: "Data Object Headers" of the HDF5 File Format Specification.)
+An object header is a list of messages, which may continue in further blocks. HDF5 moves
+many or large attributes out of the header ("dense storage"); this module does not find
+those. Source: "Data Object Headers" in the HDF5 File Format Specification.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ import os
 import struct
 from collections.abc import Iterator
 
-_CONTINUED = 0x10
+#: Message types.
+_CONTINUATION = 0x10
 _ATTRIBUTE = 0x0C
-#: Flags: of a message, that it stands elsewhere; of a header, what it has more than others.
+#: Message flag: the message is stored elsewhere.
 _SHARED = 0x02
+#: Flags of a version 2 header: optional parts that are present.
 _HAS_TIMES, _HAS_LIMITS, _HAS_ORDER = 0x20, 0x10, 0x04
-#: The class of a type that varies in length, and what is known of one: its own size, then that of its elements.
+#: Class number of variable-length types.
 _VARIABLE = 9
+#: A datatype message: class and version, size of the type, size of one element.
 _TYPE = struct.Struct("<BxxxIxxxxI")
 
 
 def variable_attributes(file: int, address: int) -> Iterator[tuple[int, bytes]]:
-    """The size of an element and the stored value, of each attribute that varies in length.
+    """Yields the element size in bytes and the raw stored value of each variable-length attribute.
 
     Args:
-      file: a descriptor of the file.
-      address: of the object's header.
+      file: file descriptor.
+      address: offset of the object header in the file, in bytes.
     """
     for body in _attribute_messages(file, address):
         try:
@@ -44,6 +47,7 @@ def variable_attributes(file: int, address: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _attribute_messages(file: int, address: int) -> Iterator[bytes]:
+    """Yields the body of each attribute message of the object header at `address`."""
     head = os.pread(file, 64, address)
     if head[:4] == b"OHDR":
         flags = head[5]
@@ -69,7 +73,7 @@ def _attribute_messages(file: int, address: int) -> Iterator[bytes]:
             at += nbytes
             if kind == _ATTRIBUTE and not flags & _SHARED:
                 yield body
-            elif kind == _CONTINUED and len(body) >= 16:
+            elif kind == _CONTINUATION and len(body) >= 16:
                 place, length = struct.unpack_from("<QQ", body)
-                # In newer files a signature is before the messages, and a checksum after.
+                # Version 2 blocks have a signature before the messages and a checksum after them.
                 blocks.append((place + around[0], length - around[1]))

@@ -1,4 +1,4 @@
-"""Opening HDF5 files that may come from anyone."""
+"""Opens untrusted HDF5 files for reading."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.files.placeholders import placeholder
 from kabuki_rlds.formats.safe_hdf5 import plugins
-from kabuki_rlds.formats.safe_hdf5.attributes import AXES
-from kabuki_rlds.formats.safe_hdf5.heaps_and_btrees import check_ends
-from kabuki_rlds.formats.safe_hdf5.structure import Unread, check_structure
+from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES
+from kabuki_rlds.formats.safe_hdf5.heaps_and_btrees import check_heaps_and_btrees
+from kabuki_rlds.formats.safe_hdf5.structure import UnreadableAttribute, check_structure
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: What the HDF5 library says of a file whose consistency flags are set.
+#: Part of HDF5's error message for a file whose consistency flags are set.
 _STILL_OPEN = "file is already open for write"
 
-#: So many attributes are named in a warning.
-_NAMED = 5
+#: The maximum number of attributes listed in a warning.
+_MAX_LISTED = 5
 
 
 def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File:
-    """Opens an HDF5 file for reading. No other place in this package does.
+    """Opens an HDF5 file for reading, after safety checks. The whole package opens files with this function.
 
     Args:
       path: the file.
-      quiet: do not warn of attributes that are not read, because the file was opened for the same purpose before.
+      quiet: do not warn about unreadable attributes, because an earlier open already did.
 
     Raises:
-      KabukiError: there is no such file, another program has it open for writing, it is not HDF5, or it is unsafe.
+      SourceNotFoundError: the file does not exist.
+      KabukiError: another program has the file open for writing, it is not HDF5, or it is damaged or unsafe.
     """
     path = os.fspath(local_path(path))
     if not os.path.exists(path):
@@ -42,42 +43,44 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
     if os.path.isdir(path):
         raise KabukiError(f"{path}: a folder, not an HDF5 file")
     if not os.path.isfile(path):
-        # A pipe, say, from which nothing may ever come.
+        # Reading a pipe, for example, could block forever.
         raise KabukiError(f"{path}: not a regular file")
-    # First, since what a writer has not yet written looks like damage.
+    # This check comes first, because a partially written file looks damaged.
     if is_locked(path):
         raise KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
-    unread = _look_at(path, *_stamp(path))
-    if unread and not quiet:
-        named = ", ".join(f"{name!r} of {item or '/'} ({reason})" for item, name, reason in unread[:_NAMED])
-        more = f" and {len(unread) - _NAMED:,} more" if len(unread) > _NAMED else ""
-        _log.warning("%s: attributes with types that h5py cannot read are ignored: %s%s", path, named, more)
-    with plugins.shut_out():
+    unreadable = _check_file(path, *_file_version(path))
+    if unreadable and not quiet:
+        listed = ", ".join(f"{name!r} of {item or '/'} ({reason})" for item, name, reason in unreadable[:_MAX_LISTED])
+        more = f" and {len(unreadable) - _MAX_LISTED:,} more" if len(unreadable) > _MAX_LISTED else ""
+        _log.warning("%s: attributes with types that h5py cannot read are ignored: %s%s", path, listed, more)
+    with plugins.disabled():
         return _open(path)
 
 
-def _stamp(path: str) -> tuple[int, ...]:
+def _file_version(path: str) -> tuple[int, ...]:
+    """Returns numbers that change whenever the file changes."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 @functools.lru_cache(256)
-def _look_at(path: str, *_stamp: int) -> list[Unread]:
-    """Looks at how a file is built; one that has not changed since is not looked at again.
+def _check_file(path: str, *_version: int) -> list[UnreadableAttribute]:
+    """Checks the structure of a file. The cache avoids checking an unchanged file again.
 
     Returns:
-      the attributes that are not read, apart from those by which HDF5 names axes: they are references too.
+      the attributes that h5py cannot read. Attributes of dimension scales, which contain references, are not listed.
     """
     if os.access(path, os.R_OK):
-        check_ends(path)
-    with plugins.shut_out(), _open(path) as file:
+        check_heaps_and_btrees(path)
+    with plugins.disabled(), _open(path) as file:
         try:
-            unread = check_structure(file, path)
+            unreadable = check_structure(file, path)
         except (OSError, RuntimeError, ValueError, KeyError) as e:
             raise KabukiError(
-                f"{path}: the HDF5 library cannot read how this file is built, it is damaged ({e})"
+                f"{path}: damaged: the HDF5 library cannot read the structure of the file ({e}); "
+                "restore the file from an intact copy"
             ) from e
-    return [each for each in unread if each[1] not in AXES]
+    return [each for each in unreadable if each[1] not in DIMENSION_SCALES]
 
 
 def _open(path: str) -> h5py.File:
@@ -90,10 +93,13 @@ def _open(path: str) -> h5py.File:
             is_hdf5 = f.read(8) == b"\x89HDF\r\n\x1a\n"
         if _STILL_OPEN in str(e):
             raise KabukiError(
-                f"{path}: is marked as open for writing: another program has it open, or ended without closing it; "
-                f"close it there, or remove the mark with `h5clear -s {path}` (one of HDF5's own tools)"
+                f"{path}: marked as open for writing: another program has the file open, or ended without closing it; "
+                f"close the file there, or remove the mark with `h5clear -s {path}` (a tool of the HDF5 project)"
             ) from e
         if not is_hdf5:
             instead = placeholder(path)
             raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}") from e
-        raise KabukiError(f"{path}: the HDF5 library cannot open this file, it is damaged or cut short ({e})") from e
+        raise KabukiError(
+            f"{path}: damaged or truncated: the HDF5 library cannot open this file ({e}); "
+            "restore the file from an intact copy"
+        ) from e

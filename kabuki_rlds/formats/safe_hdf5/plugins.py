@@ -1,8 +1,8 @@
-"""Keeps the HDF5 library from loading plugins.
+"""Prevents the HDF5 library from loading plugins.
 
-A file names the filters of its chunks by number. One that the library lacks it looks
-for among the shared libraries of the folders that `HDF5_PLUGIN_PATH` names, or of one
-of its own, and runs their code.
+A file refers to the filters of its chunks by number. If the library does not have a
+filter, it loads shared libraries from the folders in `HDF5_PLUGIN_PATH`, or from its
+default plugin folder, and runs their code.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from h5py._objects import phil
 
 
 @contextlib.contextmanager
-def shut_out() -> Iterator[None]:
-    """Within, HDF5 finds no plugin; it has those filters that the program itself registered.
-
-    All threads share where HDF5 looks, so that none uses it meanwhile.
-    """
+def disabled() -> Iterator[None]:
+    """Disables the plugin search inside the `with` block. Filters that the program registered itself stay available."""
+    # All threads share the search path. h5py's global lock keeps other threads out of HDF5.
     with phil:
         folders = [h5py.h5pl.get(i) for i in range(h5py.h5pl.size())]
         for _ in folders:

@@ -1,9 +1,8 @@
-"""Refuses HDF5 files that reach outside of themselves, or promise more than they hold.
+"""Rejects HDF5 files that refer to other files, or that declare more data than they store.
 
-HDF5 lets a file name any other file of the machine as the place of its data (external
-links, external storage, virtual datasets), and declare petabytes in a kilobyte. Here
-the structure of a file is looked at before any of its data is read: what each link and
-each dataset says of itself, and nothing else.
+An HDF5 file may refer to any other file of the machine (external links, external storage,
+virtual datasets), and a file of a kilobyte may declare petabytes. This module checks the
+declarations of all links, attributes and datasets before any data is read.
 """
 
 from __future__ import annotations
@@ -17,160 +16,164 @@ import h5py
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
 
-#: No file of steps nests deeper, or has more objects, than this.
+#: Real files of steps are nested less deeply and have fewer objects.
 _MAX_DEPTH = 32
 _MAX_OBJECTS = 10_000_000
-#: By links a reader may meet an object more than once; so many in all, and so many times those that there are.
-_MAX_MET = 10_000
-_MAX_MET_RATIO = 4
-#: Attributes of one object, and the bytes of one.
+#: Soft links can lead a reader to an object several times. The limit is `_MAX_VISITS` plus `_MAX_VISITS_RATIO` visits
+#: per object.
+_MAX_VISITS = 10_000
+_MAX_VISITS_RATIO = 4
+#: Limits for the number of attributes of one object, and for the size of one attribute.
 _MAX_ATTRIBUTES = 10_000
 _MAX_ATTRIBUTE_BYTES = 64 << 20
-#: Deflate makes nothing smaller than by 1032 times. What was never stored may be this large.
+#: Deflate compresses at most 1032 times.
 _MAX_RATIO = 1100
+#: The bytes that one dataset may declare without storing them (fill values), and all datasets together.
 _MAX_UNSTORED_BYTES = 64 << 20
-#: What was never stored of all datasets together.
-_MAX_UNSTORED_IN_ALL = 1 << 30
-#: HDF5 reads a chunk as a whole, and readers keep one of each dataset that they read.
+_MAX_TOTAL_UNSTORED_BYTES = 1 << 30
+#: HDF5 reads whole chunks, and readers keep one chunk of each dataset in memory.
 _MAX_CHUNK_BYTES = 1 << 30
-#: Chunks of at least so many bytes may together be so many, and so many times their file.
+#: One large chunk (at least `_LARGE_CHUNK_BYTES`) per dataset is summed. The limit of the sum is `_MAX_LARGE_CHUNKS`
+#: plus `_MAX_LARGE_CHUNKS_RATIO` times the file size.
 _LARGE_CHUNK_BYTES = 4 << 20
 _MAX_LARGE_CHUNKS = 128 << 20
 _MAX_LARGE_CHUNKS_RATIO = 16
 _CHECKSUM_BYTES = 4
 
-#: An attribute that is not read: the path of its object ("" for the root), its name, and what its type contains.
-Unread: TypeAlias = tuple[str, str, str]
+#: (path of the object ("" for the root), name of the attribute, unreadable part of its type).
+UnreadableAttribute: TypeAlias = tuple[str, str, str]
 
 
-def check_structure(file: h5py.File, path: str) -> list[Unread]:
-    """Looks at all objects of a file that was just opened.
+def check_structure(file: h5py.File, path: str) -> list[UnreadableAttribute]:
+    """Checks all objects of a file that was just opened.
 
     Returns:
-      the attributes that are not read because of their types.
+      the attributes whose types h5py cannot read.
 
     Raises:
-      KabukiError: the file is not one to read, and what in it is why.
+      KabukiError: the file is unsafe. The message names the object and the reason.
     """
     with open(path, "rb") as stored:
         walk = _Walk(path, file, stored.fileno())
-        walk.group(file.id, "", 0)
-        walk.soft_links()
-    # HDF5's own walk sees more of what is damaged, and fails where a later one might not return.
+        walk.check_group(file.id, "", 0)
+        walk.check_soft_links()
+    # HDF5's own walk finds more kinds of damage. It raises an error here instead of hanging in a later call.
     h5py.h5o.visit(file.id, lambda name: None)
-    return walk.unread
+    return walk.unreadable
 
 
 @dataclasses.dataclass(frozen=True)
 class _Identified:
-    """What h5py asks of an object whose attributes it reads."""
+    """The interface that `h5py.AttributeManager` needs from an object."""
 
     id: h5py.h5g.GroupID | h5py.h5d.DatasetID
 
 
 class _Walk:
-    """Visits each object of a file once, by hard links alone."""
+    """Checks each object of a file once. The walk follows only hard links; soft links are checked afterwards."""
 
     def __init__(self, path: str, file: h5py.File, descriptor: int):
         self._path = path
         self._file_bytes = file.id.get_filesize()
         self._descriptor = descriptor
         created = file.id.get_create_plist()
-        # Where an object stands is counted from the end of what others may keep before HDF5's own bytes.
+        # Addresses count from the end of the user block.
         self._base = created.get_userblock()
         self._has_long_addresses = created.get_sizes() == (8, 8)
-        #: Each group, with how many objects are in it, and the groups among them.
+        #: Token of each group to (number of its members, tokens of its subgroups).
         self._groups: dict[object, tuple[int, list[object]]] = {}
+        #: Each soft link: its group, its name, its path, and the list of subgroups of its group.
         self._soft: list[tuple[h5py.h5g.GroupID, bytes, str, list[object]]] = []
-        self.unread: list[Unread] = []
+        self.unreadable: list[UnreadableAttribute] = []
         self._count = 0
-        self._promised = 0
+        self._declared = 0
         self._large_chunks = 0
 
-    def _refuse(self, name: str, why: str) -> KabukiError:
-        return KabukiError(f"{self._path}: {name or '/'}: {why}; the file is not read")
+    def _reject(self, name: str, why: str) -> KabukiError:
+        return KabukiError(f"{self._path}: {name or '/'}: {why}; file rejected")
 
-    def group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> object:
-        """Looks at a group and all that is in it, and returns its token."""
+    def check_group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> object:
+        """Checks a group and its members recursively, and returns the token of the group."""
         token = _token(group)
         if token in self._groups:
-            raise self._refuse(name, "a group that stands in the file twice, or within itself")
+            raise self._reject(name, "this group has two hard links, or contains itself")
         inner: list[object] = []
         self._groups[token] = group.get_num_objs(), inner
         if depth > _MAX_DEPTH:
-            raise self._refuse(name, f"groups nested more than {_MAX_DEPTH} deep")
-        self._attributes(group, name)
+            raise self._reject(name, f"groups are nested more than {_MAX_DEPTH} deep")
+        self._check_attributes(group, name)
         links = group.links
         self._count += group.get_num_objs()
         if self._count > _MAX_OBJECTS:
-            raise self._refuse(name, f"more than {_MAX_OBJECTS:,} objects in one file")
+            raise self._reject(name, f"the file has more than {_MAX_OBJECTS:,} objects")
         names: list[bytes] = []
-        # In the order in which they are stored: to sort them, HDF5 1.14 makes a table, of which it dies where one
-        # cannot be read.
+        # Native order: to sort damaged links, HDF5 1.14 builds a table and crashes.
         links.iterate(names.append, order=h5py.h5.ITER_NATIVE)
         for raw in sorted(names):
             try:
                 part = raw.decode()
             except UnicodeDecodeError:
-                raise self._refuse(f"{name}/{raw!r}", "a name that is not UTF-8") from None
-            self._link(group, links, raw, f"{name}/{part}", depth, inner)
+                raise self._reject(f"{name}/{raw!r}", "the name is not valid UTF-8") from None
+            self._check_link(group, links, raw, f"{name}/{part}", depth, inner)
         return token
 
-    def _link(
+    def _check_link(
         self, group: h5py.h5g.GroupID, links: object, raw: bytes, name: str, depth: int, inner: list[object]
     ) -> None:
         kind = links.get_info(raw).type  # type: ignore[attr-defined]
         if kind == h5py.h5l.TYPE_EXTERNAL:
             other = links.get_val(raw)[0].decode(errors="replace")  # type: ignore[attr-defined]
-            raise self._refuse(name, f"a link into another file, {other!r}")
+            raise self._reject(name, f"external link to {other!r}")
         if kind == h5py.h5l.TYPE_SOFT:
             self._soft.append((group, raw, name, inner))
             return
         if kind != h5py.h5l.TYPE_HARD:
-            raise self._refuse(name, "a link of a kind that HDF5 does not define")
+            raise self._reject(name, "unknown link type")
         item = h5py.h5o.open(group, raw)
         if isinstance(item, h5py.h5g.GroupID):
-            inner.append(self.group(item, name, depth + 1))
+            inner.append(self.check_group(item, name, depth + 1))
         elif isinstance(item, h5py.h5d.DatasetID):
-            self._attributes(item, name)
-            self._dataset(item, name)
+            self._check_attributes(item, name)
+            self._check_dataset(item, name)
 
-    def soft_links(self) -> None:
-        """Follows the soft links, once it is known that none of the links of this file leaves it."""
+    def check_soft_links(self) -> None:
+        """Follows the soft links. Call it after `check_group`, which rejects external links."""
         for group, raw, name, inner in self._soft:
             try:
                 item = h5py.h5o.open(group, raw)
             except KeyError:
-                # It leads nowhere, which is for those to say who need it.
+                # A dangling link is an error only for a reader that needs its target.
                 continue
             except RuntimeError as e:
-                raise self._refuse(name, f"a link that leads to no end ({e})") from None
+                raise self._reject(name, f"endless chain of soft links ({e})") from None
             if isinstance(item, h5py.h5g.GroupID):
                 inner.append(_token(item))
-        self._budget = _MAX_MET + _MAX_MET_RATIO * self._count
-        self._meet(next(iter(self._groups)), ())
+        self._visits_left = _MAX_VISITS + _MAX_VISITS_RATIO * self._count
+        self._count_visits(next(iter(self._groups)), ())
 
-    def _meet(self, group: object, above: tuple[object, ...]) -> None:
-        """Counts what a reader meets that goes where all links lead, but not into a group that it is in."""
+    def _count_visits(self, group: object, above: tuple[object, ...]) -> None:
+        """Counts the visits of a reader that follows all links, except links to a group that it is inside of."""
         if len(above) > _MAX_DEPTH:
-            raise self._refuse("", f"groups nested more than {_MAX_DEPTH} deep by links")
+            raise self._reject("", f"links nest groups more than {_MAX_DEPTH} deep")
         count, inner = self._groups[group]
-        self._budget -= count
-        if self._budget < 0:
-            raise self._refuse("", "links that lead to the same groups again and again")
+        self._visits_left -= count
+        if self._visits_left < 0:
+            raise self._reject("", "too many links to the same groups")
         above = (*above, group)
         for other in inner:
             if other not in above:
-                self._meet(other, above)
+                self._count_visits(other, above)
 
-    def _attributes(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str) -> None:
+    def _check_attributes(self, item: h5py.h5g.GroupID | h5py.h5d.DatasetID, name: str) -> None:
         count = h5py.h5a.get_num_attrs(item)
         if count > _MAX_ATTRIBUTES:
-            raise self._refuse(name, f"{count:,} attributes")
+            raise self._reject(name, f"{count:,} attributes, at most {_MAX_ATTRIBUTES:,} are allowed")
         if count and self._has_long_addresses:
-            claimed = vlen_lengths.claimed_by_attributes(self._descriptor, self._base + h5py.h5o.get_info(item).addr)
-            if claimed > self._file_bytes:
-                raise self._refuse(name, f"an attribute that says it holds {claimed:,} bytes, more than the file")
+            declared = vlen_lengths.declared_attribute_bytes(
+                self._descriptor, self._base + h5py.h5o.get_info(item).addr
+            )
+            if declared > self._file_bytes:
+                raise self._reject(name, f"an attribute declares {declared:,} bytes, more than the file has")
         names: list[bytes] = []
         h5py.h5a.iterate(item, names.append, order=h5py.h5.ITER_NATIVE)
         for raw in sorted(names):
@@ -178,35 +181,37 @@ class _Walk:
             try:
                 raw.decode()
             except UnicodeDecodeError:
-                raise self._refuse(name, f"an attribute {raw!r} whose name is not UTF-8") from None
-            # HDF5 takes it for an error that an attribute holds nothing.
+                raise self._reject(name, f"the name of the attribute {raw!r} is not valid UTF-8") from None
+            # HDF5 raises an error for the storage size of an empty attribute.
             size = attribute.get_storage_size() if attribute.get_space().get_simple_extent_npoints() else 0
             if size > _MAX_ATTRIBUTE_BYTES:
-                raise self._refuse(name, f"an attribute of {size:,} bytes")
+                raise self._reject(
+                    name, f"the attribute {raw!r} has {size:,} bytes, at most {_MAX_ATTRIBUTE_BYTES:,} are allowed"
+                )
             kind = attribute.get_type()
             if not types.is_defined(kind):
-                raise self._refuse(name, f"an attribute {raw!r} of a type that HDF5 does not define")
-            reason = types.unreadable(kind)
+                raise self._reject(name, f"the attribute {raw!r} has an undefined HDF5 type")
+            reason = types.unreadable_reason(kind)
             if reason:
-                self.unread.append((name, raw.decode(), reason))
+                self.unreadable.append((name, raw.decode(), reason))
                 continue
             try:
                 h5py.AttributeManager(_Identified(item))[attribute.name]
             except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:
-                raise self._refuse(name, f"an attribute {raw!r} that cannot be read ({e})") from e
+                raise self._reject(name, f"the attribute {raw!r} cannot be read ({e})") from e
 
-    def _dataset(self, dataset: h5py.h5d.DatasetID, name: str) -> None:
+    def _check_dataset(self, dataset: h5py.h5d.DatasetID, name: str) -> None:
         properties = dataset.get_create_plist()
         layout = properties.get_layout()
         if layout == h5py.h5d.VIRTUAL:
-            raise self._refuse(name, "a virtual dataset, which reads from other files")
+            raise self._reject(name, "virtual dataset, which reads from other files")
         if properties.get_external_count():
             other = properties.get_external(0)[0].decode(errors="replace")
-            raise self._refuse(name, f"stored in another file, {other!r}")
+            raise self._reject(name, f"external storage in {other!r}")
         if not types.is_defined(dataset.get_type()):
-            raise self._refuse(name, "of a type that HDF5 does not define")
+            raise self._reject(name, "the dataset has an undefined HDF5 type")
         if types.has_sequence_of_references(dataset.get_type()):
-            raise self._refuse(name, "its type has sequences of references, which crash h5py; delete this dataset")
+            raise self._reject(name, "the type contains sequences of references, which crash h5py; delete this dataset")
         itemsize = dataset.get_type().get_size()
         shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
         if layout == h5py.h5d.CHUNKED:
@@ -217,47 +222,47 @@ class _Walk:
                 chunk > _MAX_CHUNK_BYTES
                 or self._large_chunks > _MAX_LARGE_CHUNKS + _MAX_LARGE_CHUNKS_RATIO * self._file_bytes
             ):
-                before = f", {self._large_chunks:,} with those before it" if self._large_chunks > chunk else ""
-                raise self._refuse(
+                before = f" ({self._large_chunks:,} with earlier datasets)" if self._large_chunks > chunk else ""
+                raise self._reject(
                     name,
-                    f"chunks of {chunk:,} bytes{before}, in a file of {self._file_bytes:,}; "
-                    "h5repack -l CHUNK=... makes them smaller",
+                    f"chunks of {chunk:,} bytes{before} in a file of {self._file_bytes:,}; "
+                    "make them smaller with h5repack -l CHUNK=...",
                 )
             filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
             if len(set(filters)) < len(filters):
-                raise self._refuse(name, "a filter that goes over its chunks more than once")
+                raise self._reject(name, "the same filter is applied more than once")
             for number in filters:
-                # Asked while plugins are shut out, so that it is not loaded for the asking.
+                # The query would load a plugin if plugins were not disabled.
                 if not h5py.h5z.filter_avail(number):
-                    raise self._refuse(
+                    raise self._reject(
                         name,
-                        f"filter {number}, which is not part of HDF5, and plugins are not loaded; "
-                        "h5repack -f GZIP=4 makes a file without it",
+                        f"filter {number} needs a plugin, and plugins are not loaded; "
+                        "make a file without it with h5repack -f GZIP=4",
                     )
             if h5py.h5z.FILTER_FLETCHER32 in filters:
-                self._checksums(dataset, name, filters)
-        # What a dataset says of its storage may be no truer than its shape.
-        promised, stored = math.prod(shape) * itemsize, min(dataset.get_storage_size(), self._file_bytes)
-        if promised > _MAX_UNSTORED_BYTES + _MAX_RATIO * stored:
-            raise self._refuse(name, f"says that it holds {promised:,} bytes, but {stored:,} are stored")
-        # Rows without a byte take their time too.
+                self._check_fletcher32(dataset, name, filters)
+        # The declared storage size may be as wrong as the shape, but is at most the file size.
+        declared, stored = math.prod(shape) * itemsize, min(dataset.get_storage_size(), self._file_bytes)
+        if declared > _MAX_UNSTORED_BYTES + _MAX_RATIO * stored:
+            raise self._reject(name, f"declares {declared:,} bytes, but stores only {stored:,}")
+        # Reading rows of zero bytes takes time too.
         if shape and shape[0] > _MAX_UNSTORED_BYTES + _MAX_RATIO * self._file_bytes:
-            raise self._refuse(name, f"says that it has {shape[0]:,} rows, in a file of {self._file_bytes:,} bytes")
-        self._promised += promised
-        if self._promised > _MAX_UNSTORED_IN_ALL + _MAX_RATIO * self._file_bytes:
-            raise self._refuse(
+            raise self._reject(name, f"declares {shape[0]:,} rows in a file of {self._file_bytes:,} bytes")
+        self._declared += declared
+        if self._declared > _MAX_TOTAL_UNSTORED_BYTES + _MAX_RATIO * self._file_bytes:
+            raise self._reject(
                 name,
-                f"says with those before it that they hold {self._promised:,} bytes, in a file of {self._file_bytes:,}",
+                f"this and earlier datasets declare {self._declared:,} bytes in a file of {self._file_bytes:,}",
             )
 
-    def _checksums(self, dataset: h5py.h5d.DatasetID, name: str, filters: list[int]) -> None:
-        """HDF5 2.0 reads beyond a chunk that is smaller than its own checksum."""
+    def _check_fletcher32(self, dataset: h5py.h5d.DatasetID, name: str, filters: list[int]) -> None:
+        """Rejects chunks that are smaller than their checksum. HDF5 2.0 reads beyond the end of such a chunk."""
         if filters[-1] != h5py.h5z.FILTER_FLETCHER32:
-            raise self._refuse(name, "a checksum that is not the last of its filters")
+            raise self._reject(name, "the checksum is not the last filter")
         sizes: list[int] = []
         dataset.chunk_iter(lambda chunk: sizes.append(chunk.size))
         if min(sizes, default=_CHECKSUM_BYTES) < _CHECKSUM_BYTES:
-            raise self._refuse(name, "a chunk that is smaller than its checksum")
+            raise self._reject(name, "a chunk is smaller than its checksum")
 
 
 def _token(group: h5py.h5g.GroupID) -> object:

@@ -1,8 +1,8 @@
-"""Which HDF5 types h5py can read.
+"""Decides which HDF5 types h5py can read.
 
-h5py 3.16 crashes when it reads a sequence of region references, with HDF5 1.14 and 2.0. It cannot read opaque data
-either, unless it is all that a dataset holds: see `image_files.is_opaque`. So the types whose values are read are
-listed here.
+h5py 3.16 crashes when it reads a sequence of region references, with HDF5 1.14 and 2.0.
+It reads opaque data only as the whole element of a dataset (`image_files.is_opaque`).
+Therefore this module lists the types that are read and rejects all others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import h5py
 
-#: Types nest no deeper than this in any file of steps.
+#: Types in real datasets are nested less deeply.
 _MAX_DEPTH = 32
 
-_READ = (
+_READABLE = (
     h5py.h5t.TypeIntegerID,
     h5py.h5t.TypeFloatID,
     h5py.h5t.TypeEnumID,
@@ -22,10 +22,10 @@ _READ = (
     h5py.h5t.TypeArrayID,
     h5py.h5t.TypeVlenID,
     h5py.h5t.TypeCompoundID,
-    # With HDF5 2.0 only.
+    # Only with HDF5 2.0.
     getattr(h5py.h5t, "TypeComplexID", h5py.h5t.TypeFloatID),
 )
-_WORDS = {
+_NAMES = {
     h5py.h5t.TypeReferenceID: "references",
     h5py.h5t.TypeOpaqueID: "opaque data",
     h5py.h5t.TypeBitfieldID: "bit fields",
@@ -33,38 +33,38 @@ _WORDS = {
 }
 
 
-def unreadable(kind: h5py.h5t.TypeID) -> str:
-    """Names what a type contains that is not read, for example "references"; "" if its values are read."""
+def unreadable_reason(kind: h5py.h5t.TypeID) -> str:
+    """Returns the part of a type that h5py cannot read, for example "references", or "" if h5py can read the type."""
     for part, depth, in_sequence in _parts(kind):
         if depth > _MAX_DEPTH:
             return f"types nested more than {_MAX_DEPTH} deep"
-        if not isinstance(part, _READ):
-            return _WORDS.get(type(part), "a type that h5py does not know")
+        if not isinstance(part, _READABLE):
+            return _NAMES.get(type(part), "a type that h5py does not know")
         if in_sequence and isinstance(part, h5py.h5t.TypeCompoundID):
-            # HDF5 fails to convert some of them.
+            # HDF5 cannot convert some sequences of compounds.
             return "sequences of compounds"
     try:
         kind.dtype  # noqa: B018
     except (TypeError, ValueError):
-        return "a type that NumPy does not have"
+        return "a type without a NumPy equivalent"
     return ""
 
 
 def has_sequence_of_references(kind: h5py.h5t.TypeID) -> bool:
-    """Whether h5py crashes when it reads values of a type."""
+    """Returns whether a type contains a sequence of references. h5py crashes when it reads such values."""
     return any(in_sequence and isinstance(part, h5py.h5t.TypeReferenceID) for part, _, in_sequence in _parts(kind))
 
 
 def is_defined(kind: h5py.h5t.TypeID) -> bool:
-    """Whether each part of variable length is a sequence or a text. HDF5 2.0 crashes on anything else."""
-    # The class and the version take two bytes of the encoded type; then follows which of the two it is.
+    """Returns whether each variable-length part is a sequence or a string. HDF5 2.0 crashes on any other kind."""
+    # Byte 3 (from 0) of the encoded type is the kind: 0 for a sequence, 1 for a string.
     return all(part.encode()[3] & 15 in (0, 1) for part, _, _ in _parts(kind) if isinstance(part, h5py.h5t.TypeVlenID))
 
 
 def _parts(
     kind: h5py.h5t.TypeID, depth: int = 0, in_sequence: bool = False
 ) -> Iterator[tuple[h5py.h5t.TypeID, int, bool]]:
-    """A type and those within it, each with its depth and whether it is within a sequence."""
+    """Yields a type and all types inside it: (type, depth, whether it is inside a sequence)."""
     yield kind, depth, in_sequence
     if depth > _MAX_DEPTH:
         return

@@ -1,10 +1,11 @@
-"""How long rows of variable length say that they are, before HDF5 believes it.
+"""Checks the declared lengths of variable-length rows before HDF5 allocates memory for them.
 
-Such a row stands in its dataset as its number of elements, and where in a heap these
-are. HDF5 takes memory for so many elements before it looks into the heap, so that one
-flipped bit asks for gigabytes. It looks twice at text, but all rows may name one and the same. Heaps are
-not compressed: no rows together hold more than their file. (Source: "Variable-length Types" of the HDF5 File Format
-Specification.)
+A dataset of variable-length rows stores a reference for each row: the number of elements
+and their address in a global heap. HDF5 allocates memory for that number of elements
+before it reads the heap, so a single flipped bit may request gigabytes. HDF5 does check
+the length of each string, but all rows may refer to the same long string. Heaps are not
+compressed, so valid rows together are not larger than the file. Source: "Variable-length
+Types" in the HDF5 File Format Specification.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from kabuki_rlds.formats.safe_hdf5 import object_headers
 
 _REFERENCE = np.dtype([("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 
-#: A few texts, of which none is longer than the file, are not worth the time that it takes to look.
+#: Strings are not checked if they cannot exceed this size in memory: each is at most as long as the file.
 _UNCHECKED_TEXT_BYTES = 256 << 20
 
 
-def check_claims(dataset: h5py.Dataset, start: int, stop: int) -> None:
-    """Adds up what some rows of a dataset of variable length say.
+def check_lengths(dataset: h5py.Dataset, start: int, stop: int) -> None:
+    """Checks the total declared length of the rows `start` to `stop` of a variable-length dataset.
 
-    What is stored within the header of its dataset is passed over: it is small.
+    Compact datasets (stored in the object header) are small and not checked.
 
     Raises:
-      ValueError: they say that they hold more than the file does.
+      ValueError: the rows declare more bytes than the file has.
     """
     kind = dataset.id.get_type()
     is_text = isinstance(kind, h5py.h5t.TypeStringID)
@@ -38,29 +39,37 @@ def check_claims(dataset: h5py.Dataset, start: int, stop: int) -> None:
     count = (stop - start) * math.prod(dataset.shape[1:])
     if is_text and (not kind.is_variable_str() or count * size <= _UNCHECKED_TEXT_BYTES):
         return
-    claimed = int(_references(dataset, start, stop)["elements"].sum(dtype=np.int64))
-    nbytes = claimed if is_text else claimed * int(kind.get_super().get_size())
+    elements = int(_references(dataset, start, stop)["elements"].sum(dtype=np.int64))
+    nbytes = elements if is_text else elements * int(kind.get_super().get_size())
     if nbytes > size:
-        raise ValueError(f"they say that they hold {nbytes:,} bytes, but the file has {size:,}")
+        raise ValueError(f"the rows declare {nbytes:,} bytes, but the file has only {size:,}")
 
 
-def claimed_by_attributes(file: int, address: int) -> int:
-    """The bytes that the attributes of an object say that they hold, but for those that are not in its header."""
-    claimed = 0
-    for element, stored in object_headers.variable_attributes(file, address):
-        claimed = max(claimed, element * int(_whole_references(stored)["elements"].sum(dtype=np.int64)))
-    return claimed
+def declared_attribute_bytes(file: int, address: int) -> int:
+    """Returns the largest declared size in bytes of the variable-length attributes of an object.
+
+    Args:
+      file: file descriptor.
+      address: offset of the object header in the file. Attributes outside of the header are not counted.
+    """
+    largest = 0
+    for element_bytes, stored in object_headers.variable_attributes(file, address):
+        largest = max(largest, element_bytes * int(_parse_references(stored)["elements"].sum(dtype=np.int64)))
+    return largest
 
 
-def _whole_references(stored: bytes) -> np.ndarray:
+def _parse_references(stored: bytes) -> np.ndarray:
     return np.frombuffer(stored, _REFERENCE, len(stored) // _REFERENCE.itemsize)
 
 
 def _references(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """What stands in the dataset for each element of some rows; nothing where HDF5 has it in another form."""
+    """Returns the stored references of some rows, as a flat array of `_REFERENCE`.
+
+    The array is empty if the dataset does not store references in this form.
+    """
     nothing = np.empty(0, _REFERENCE)
     kind = dataset.id.get_type()
-    # Of text HDF5 says how large it is in memory, so that addresses have to tell.
+    # For strings, HDF5 reports the size in memory instead of the stored size. The size of addresses decides then.
     if isinstance(kind, h5py.h5t.TypeStringID):
         is_known = dataset.file.id.get_create_plist().get_sizes()[0] == _REFERENCE["heap"].itemsize
     else:
@@ -68,19 +77,23 @@ def _references(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
     if not is_known or 0 in dataset.shape or start >= stop:
         return nothing
     if dataset.chunks is not None:
-        return _in_chunks(dataset, start, stop)
+        return _chunked_references(dataset, start, stop)
     offset = dataset.id.get_offset()
     if offset is None:
         return nothing
     with open(dataset.file.filename, "rb") as file:
         row_bytes = math.prod(dataset.shape[1:]) * _REFERENCE.itemsize
-        return _whole_references(os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes))
+        return _parse_references(os.pread(file.fileno(), (stop - start) * row_bytes, offset + start * row_bytes))
 
 
-def _in_chunks(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """The same chunks as those of a dataset in memory whose elements are no rows, so that HDF5 looks into no heap."""
+def _chunked_references(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """Returns the stored references of some rows of a chunked dataset.
+
+    Copies the raw chunks to a dataset in memory whose element type is `_REFERENCE`. HDF5 then applies the filters
+    without following the references into a heap.
+    """
     rows = dataset.chunks[0]
-    # The chunks that hold these rows, and no more: one of a dataset that nothing was written of is not there.
+    # Only the chunks that contain these rows.
     first, last = start - start % rows, min(stop + -stop % rows, dataset.shape[0])
     properties = dataset.id.get_create_plist()
     same = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -90,18 +103,18 @@ def _in_chunks(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
         same.set_filter(number, flags, values)
     with h5py.File(f"references-{id(same)}", "w", driver="core", backing_store=False) as memory:
         shape = (last - first, *dataset.shape[1:])
-        # A chunk may be larger than what there is, if that may grow.
+        # HDF5 allows chunks larger than the shape only if the dataset may grow.
         space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * dataset.ndim)
         element = h5py.h5t.py_create(_REFERENCE)
         copy = h5py.h5d.create(memory.id, b"references", element, space, same)
         others = (range(0, size, chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
         for row, *at in itertools.product(range(first, last, rows), *others):
             try:
-                skipped, stored = dataset.id.read_direct_chunk((row, *at))
+                skipped_filters, stored = dataset.id.read_direct_chunk((row, *at))
             except (OSError, RuntimeError, ValueError):
-                # It was never written.
+                # This chunk was never written.
                 continue
-            copy.write_direct_chunk((row - first, *at), stored, skipped)
-        # HDF5 2.0 forgets which filters a chunk went without until the dataset is opened anew.
+            copy.write_direct_chunk((row - first, *at), stored, skipped_filters)
+        # HDF5 2.0 applies the mask of skipped filters only after the dataset is opened again.
         del copy
         return np.asarray(memory["references"][start - first : stop - first]).reshape(-1)

@@ -1,4 +1,4 @@
-"""Attributes and datasets of types that h5py cannot read, or that crash it."""
+"""HDF5 types that h5py cannot read, or that crash it: attributes are ignored, datasets are rejected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _compound(dataset: h5py.Dataset) -> np.ndarray:
 
 
 def _low_level(kind: Callable[[], h5py.h5t.TypeID]) -> Callable[[h5py.HLObject, h5py.Dataset], None]:
-    """An attribute that was never written, as h5py cannot write it."""
+    """Creates an attribute without a value, because h5py cannot write values of this type."""
 
     def add(item: h5py.HLObject, dataset: h5py.Dataset) -> None:
         h5py.h5a.create(item.id, b"odd", kind(), h5py.h5s.create_simple((2,)))
@@ -65,7 +65,7 @@ def _nested(kind: h5py.h5t.TypeID, depth: int) -> h5py.h5t.TypeID:
 
 _SEQUENCE = h5py.h5t.vlen_create(h5py.h5t.STD_REF_DSETREG)
 
-#: What to add to an object, given a dataset to refer to; and what the note says of it.
+#: (function that adds an attribute to an object, given a dataset to refer to; the reason in the warning).
 ATTRIBUTES: Mapping[str, tuple[Callable[[h5py.HLObject, h5py.Dataset], object], str]] = {
     "regions": (lambda item, d: item.attrs.create("odd", _regions(d), (1,), REGIONS), "references"),
     "regions in a compound": (lambda item, d: item.attrs.create("odd", _compound(d)), "references"),
@@ -108,7 +108,7 @@ def kabuki_file(path: Path, name: str, places: tuple[str, ...] = PLACES) -> Path
     return path
 
 
-#: Run in a process of its own, since h5py would crash.
+#: Runs in a child process, because h5py could crash.
 READ = """
 import json, logging, pathlib, sys
 import kabuki_rlds
@@ -149,7 +149,7 @@ for path in map(pathlib.Path, sys.argv[2:]):
 
 
 def read_all(paths: list[Path], out: Path) -> dict[tuple[str, str], list[str]]:
-    """(name of the file, reader) to the notes."""
+    """Runs all readers on all files, and returns (file name, reader) to warnings."""
     done = subprocess.run([sys.executable, "-c", READ, out, *paths], capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, (lines[-1], done.stderr[-2000:])
@@ -157,7 +157,7 @@ def read_all(paths: list[Path], out: Path) -> dict[tuple[str, str], list[str]]:
 
 
 @pytest.mark.parametrize("half", [0, 1])
-def test_attributes_that_h5py_cannot_read_are_ignored_with_a_note(half, tmp_path):
+def test_unreadable_attributes_are_ignored_with_a_warning(half, tmp_path):
     names = list(ATTRIBUTES)[half::2]
     files = [kabuki_file(tmp_path / f"{i}.hdf5", name) for i, name in enumerate(names)]
     found = read_all(files, tmp_path)
@@ -175,7 +175,7 @@ def _in_order() -> list[str]:
     return sorted(("/" + place.strip("/") for place in PLACES), key=lambda path: path.split("/"))
 
 
-def test_files_of_the_case_are_read_with_a_note(tmp_path):
+def test_shared_case_with_region_references_is_read_with_a_warning(tmp_path):
     script = CASES / "mk_vlen_regref.py"
     if not script.is_file():
         pytest.skip("needs the shared cases")
@@ -191,7 +191,7 @@ def test_files_of_the_case_are_read_with_a_note(tmp_path):
 
 @pytest.mark.parametrize("layout", MADE)
 @pytest.mark.parametrize("name", ["regions", "regions in a compound", "opaque", "bits"])
-def test_layouts_ignore_attributes_that_h5py_cannot_read(name, layout, tmp_path):
+def test_layouts_ignore_unreadable_attributes(name, layout, tmp_path):
     path = MADE[layout](tmp_path / "f.hdf5")
     places: list[str] = []
     with h5py.File(path, "r+") as file:
@@ -211,7 +211,7 @@ def test_layouts_ignore_attributes_that_h5py_cannot_read(name, layout, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["num_samples", "total", "num_demos", "env_args", "format", "features", "complete"])
-def test_attributes_that_are_known_by_name_are_ignored_too(name, tmp_path):
+def test_unreadable_attributes_with_a_meaning_are_ignored(name, tmp_path):
     made = MADE["robomimic"](tmp_path / "f.hdf5")
     kabuki = handmade.write(tmp_path / "k.hdf5", handmade.fields() | handmade.index(), handmade.attributes())
     for path in (made, kabuki):
@@ -222,7 +222,7 @@ def test_attributes_that_are_known_by_name_are_ignored_too(name, tmp_path):
         assert out.steps
 
 
-def test_named_axes_are_no_reason_for_a_note(tmp_path, caplog):
+def test_dimension_scales_cause_no_warning(tmp_path, caplog):
     path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with h5py.File(path, "r+") as file:
         file["companion/axis"] = np.arange(2)
@@ -251,7 +251,7 @@ KINDS: Mapping[str, tuple[Callable[[], h5py.h5t.TypeID], str]] = {
 
 @pytest.mark.parametrize("place", ["odd", "observation/odd", "episodes/metadata/odd", "companion/reward/class_names"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_dataset_of_a_type_that_h5py_cannot_read_is_one_line(kind, place, tmp_path, capsys):
+def test_unreadable_dataset_is_rejected_in_one_line(kind, place, tmp_path, capsys):
     fields = handmade.fields() | handmade.index()
     if place == "observation/odd":
         fields["observation/state"] = fields.pop("observation")
@@ -272,7 +272,7 @@ def test_a_dataset_of_a_type_that_h5py_cannot_read_is_one_line(kind, place, tmp_
     assert not (tmp_path / "out.hdf5").exists()
 
 
-def test_attributes_are_read_in_one_place():
+def test_only_the_attributes_module_reads_attributes():
     package = Path(kabuki_rlds.__file__).parent
     reading = set()
     for module in package.rglob("*.py"):
@@ -287,5 +287,5 @@ def test_attributes_are_read_in_one_place():
             isinstance(node, ast.Attribute) and node.attr == "attrs" and node not in writes for node in ast.walk(tree)
         ):
             reading.add(module.relative_to(package).as_posix())
-    # The others look at attributes that they have just written.
+    # The other modules read attributes that they have just written.
     assert reading == {"formats/safe_hdf5/attributes.py", "formats/hdf5/sink.py", "formats/demos/robomimic_writer.py"}
