@@ -24,10 +24,12 @@ from kabuki_rlds.commands.inspect import Summary, inspect
 from kabuki_rlds.commands.validate import validate
 from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.errors import (
+    DamagedDataError,
     DestinationExistsError,
     InvalidArgumentError,
     KabukiError,
     MissingDependencyError,
+    SchemaMismatchError,
     SourceNotFoundError,
 )
 from kabuki_rlds.loading import load_steps, load_transitions, load_windows
@@ -46,6 +48,7 @@ __version__ = VERSION
 __all__ = [
     "Built",
     "Conversion",
+    "DamagedDataError",
     "DestinationExistsError",
     "Difference",
     "Exported",
@@ -54,6 +57,7 @@ __all__ = [
     "Logger",
     "MissingDependencyError",
     "OpenDataset",
+    "SchemaMismatchError",
     "SourceNotFoundError",
     "StoredEpisode",
     "Summary",

@@ -21,7 +21,7 @@ from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints, Size, Source
 from kabuki_rlds.data.units import format_bytes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, SchemaMismatchError
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.hdf5.source import KabukiSource
@@ -281,7 +281,7 @@ class OpenedSplits:
         self.last_rows[split] = last_rows[: info.num_examples]
         if info.num_examples != sum(lengths):
             label = ", ".join(source.label for source in self.sources[split])
-            raise KabukiError(f"{label}: says {sum(lengths)} episodes, but {info.num_examples} were read")
+            raise DamagedDataError(f"says {sum(lengths)} episodes, but {info.num_examples} were read", file=label)
         return info
 
     @functools.cached_property
@@ -311,7 +311,7 @@ def open_splits(
     by_split = paths_of(files)
     masks: Mapping[str, str | None] = dict.fromkeys(by_split)
     if reading.splits and isinstance(files, Mapping):
-        raise KabukiError(
+        raise InvalidArgumentError(
             f"the recipe makes the splits {', '.join(reading.splits)}, and so do the sources ({', '.join(by_split)}); "
             "name them in one place: give the sources without a split, or remove `split` from the recipe"
         )
@@ -351,11 +351,13 @@ def paths_of(files: Files) -> dict[str, list[StrPath]]:
     paths = {split: [f] if isinstance(f, (str, os.PathLike)) else list(f) for split, f in named.items()}
     for split in paths:
         if not _SPLIT.fullmatch(split) or split.lower() == "all":
-            raise KabukiError(f"{split!r} cannot be the name of a split: letters, digits, _ and -, and not 'all'")
+            raise InvalidArgumentError(
+                f"{split!r} cannot be the name of a split: letters, digits, _ and -, and not 'all'"
+            )
         if not paths[split]:
-            raise KabukiError(f"split {split!r}: no file to build it from")
+            raise InvalidArgumentError(f"split {split!r}: no file to build it from")
     if not paths:
-        raise KabukiError("no file to build from")
+        raise InvalidArgumentError("no file to build from")
     return paths
 
 
@@ -370,10 +372,10 @@ def _common(sources: Sequence[Source], images: ImageFormat | None) -> tuple[Sche
         try:
             made.append(features_of(with_common_shapes(source.schema, common, schemas), images))
         except KabukiError as e:
-            raise KabukiError(f"{source.label}: {e}") from e
+            raise e.within(source.label) from e
     for source, features in zip(sources[1:], made[1:], strict=True):
         if features.to_json() != made[0].to_json():
-            raise KabukiError(
+            raise SchemaMismatchError(
                 f"{source.label} does not fit {sources[0].label}: their fields are the same, but not their attributes "
                 "'features', which say how TFDS stores them"
             )
@@ -385,7 +387,7 @@ def _dataset_name(name: str | None, opened: OpenedSplits) -> tuple[str, str]:
     if name is not None:
         found = _NAME.fullmatch(name)
         if found is None:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{name!r} cannot be the name of a dataset: a letter, then letters, digits and _, "
                 "then perhaps / and the name of a config"
             )

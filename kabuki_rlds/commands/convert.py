@@ -30,7 +30,7 @@ from kabuki_rlds.data.rules import (
 )
 from kabuki_rlds.data.schema import DERIVED_IN_PART, Field, Schema
 from kabuki_rlds.data.source import Fingerprints, Skipped, Source
-from kabuki_rlds.errors import DestinationExistsError, KabukiError
+from kabuki_rlds.errors import DamagedDataError, DestinationExistsError, InvalidArgumentError
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.atomic_file import destination_of
 from kabuki_rlds.files.paths import StrPath, local_path
@@ -136,7 +136,7 @@ def convert(
     """
     paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     if not paths:
-        raise KabukiError("no source to convert")
+        raise InvalidArgumentError("no source to convert")
     dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
         raise DestinationExistsError(f"{dest}: already there; --overwrite replaces it")
@@ -190,7 +190,9 @@ def convert(
                     bar.update(block.num_steps)
                 got = writer.num_episodes - before
                 if got != source.num_episodes:
-                    raise KabukiError(f"{source.label}: says {source.num_episodes} episodes, but {got} were read")
+                    raise DamagedDataError(
+                        f"says {source.num_episodes} episodes, but {got} were read", file=source.label
+                    )
                 first_origin += len(source.origins)
                 decided.append(source.last_rows or evidence.decide(source.num_episodes))
                 warn_of_conflict(decided[-1], source.label)
@@ -229,13 +231,13 @@ def _check_apart(paths: Sequence[StrPath], data_dir: StrPath | None, opened: lis
     for path in paths if os.path.exists(dest) else ():
         found = [os.path.realpath(file) for file in locate(path, data_dir).paths]
         if os.path.realpath(dest) in found and os.path.realpath(local_path(path)) not in found:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{dest}: is among the files of {path}, so its episodes would be there twice; write to another file"
             )
     ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
     for name in (os.path.realpath(file) for source in opened for file in source.files):
         if name in ours or os.path.dirname(name) in ours:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{name}: is what a conversion to {dest} keeps until it is done, and would be lost; "
                 "write to another file"
             )
@@ -252,7 +254,7 @@ def _check_images(opened: list[Source], images: str) -> None:
     if pixels and not any(field.encoded for source in opened for field in source.schema.steps.values()):
         label, paths = next(iter(pixels.items()))
         remedy = recipe_text.steps([recipe_text.renamed(paths[0], paths[0], ", encode: png")])
-        raise KabukiError(
+        raise InvalidArgumentError(
             f"images: the images of {label} are stored as arrays ({', '.join(paths)}), so there are no image files to "
             f"keep; a recipe can make them: {remedy}"
         )

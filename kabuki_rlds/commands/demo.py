@@ -16,7 +16,7 @@ from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.commands.inspect import inspect, to_text
 from kabuki_rlds.commands.validate import validate
 from kabuki_rlds.data.units import format_bytes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DestinationExistsError, KabukiError
 from kabuki_rlds.files.paths import local_path
 
 _STEPS = 20_000
@@ -33,9 +33,9 @@ def run(folder: str | os.PathLike[str]) -> None:
     folder = local_path(folder)
     with_envlogger = _find_extras()
     if folder.exists() and not folder.is_dir():
-        raise KabukiError(f"{folder}: a file; name a folder")
+        raise DestinationExistsError(f"{folder}: a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
-        raise KabukiError(f"{folder}: not empty, and not made by an earlier demo; name another folder")
+        raise DestinationExistsError(f"{folder}: not empty, and not made by an earlier demo; name another folder")
     # What the demo made, and nothing that was put beside it.
     shutil.rmtree(folder / "hopper", ignore_errors=True)
     (folder / "hopper.hdf5").unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from kabuki_rlds.data.last_row import LastRow, LastRows, warn_of_conflict
 from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.atomic_folder import StagedFolder
@@ -111,7 +111,7 @@ def export(
     """
     dest = local_path(dest)
     if layout == "minari" and not _MINARI_NAME.fullmatch(dest.name):
-        raise KabukiError(f"{dest}: Minari takes a dataset by a folder of a name like hopper-v0")
+        raise InvalidArgumentError(f"{dest}: Minari takes a dataset by a folder of a name like hopper-v0")
     reading = ReadingOptions(recipe, assume, fill, last_row)
     with contextlib.ExitStack() as stack:
         opened = open_sources(
@@ -126,7 +126,7 @@ def export(
         for each in opened:
             stack.callback(each.close)
         if len(opened) > 1:
-            raise KabukiError(f"{source}: several datasets; `convert` makes one of them first")
+            raise InvalidArgumentError(f"{source}: several datasets; `convert` makes one of them first")
         stamps = Fingerprints(opened)
         whole = reading.complete(opened[0])
         last_rows = whole.decide()
@@ -149,7 +149,7 @@ def export(
                 growing.file, pieces(blocks, last_rows.is_step), whole.schema, whole.label, has_next
             )
         if episodes != whole.num_episodes:
-            raise KabukiError(f"{whole.label}: says {whole.num_episodes} episodes, but {episodes} were read")
+            raise DamagedDataError(f"says {whole.num_episodes} episodes, but {episodes} were read", file=whole.label)
         if layout == "minari":
             minari_writer.write_metadata(target.partial, _minari_name(dest), whole.schema, episodes, actions)
         signals.check()

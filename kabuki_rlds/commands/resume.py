@@ -21,7 +21,7 @@ from typing import Any
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.common_schema import differences
 from kabuki_rlds.data.source import Origin
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import disk
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
@@ -72,7 +72,7 @@ class ConversionParts:
     def _check(self, before: Any, plan: dict[str, Any]) -> None:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
         if differ:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
                 "call it as before, or without --resume, which deletes these parts"
             )
@@ -129,9 +129,9 @@ def _counts(path: pathlib.Path) -> dict[str, int]:
     try:
         counts = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
-        raise KabukiError(f"{path}: cannot be read ({e}); {_ANEW}") from e
+        raise DamagedDataError(f"cannot be read ({e}); {_ANEW}", file=path) from e
     if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
-        raise KabukiError(f"{path}: does not say how many rows were changed; {_ANEW}")
+        raise DamagedDataError(f"does not say how many rows were changed; {_ANEW}", file=path)
     return counts
 
 
@@ -143,7 +143,7 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
             stored.check_whole()
         except KabukiError as e:
             raise KabukiError(f"{e}; {_ANEW}") from e
-        misfit = "; ".join(differences(part.schema, stored.schema, "this conversion", "the part"))
+        misfit = "; ".join(each.why for each in differences(part.schema, stored.schema, "this conversion", "the part"))
         stored_origins = [origin.path for origin in stored.origins]
         expected = [origin.path for origin in _origins(path, part)]
         if not misfit and (stored.num_episodes, stored_origins) != (part.num_episodes, expected):

@@ -20,7 +20,7 @@ from kabuki_rlds.commands import beam_writer
 from kabuki_rlds.commands.build import OpenedSplits, open_splits, paths_of
 from kabuki_rlds.data.last_row import joined
 from kabuki_rlds.data.source import Fingerprints
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.formats.rlds import writer
@@ -47,7 +47,7 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
 
     def __post_init__(self) -> None:
         if self.images not in (None, "png", "jpeg"):
-            raise KabukiError(f"images: {self.images!r} is neither 'png' nor 'jpeg'")
+            raise InvalidArgumentError(f"images: {self.images!r} is neither 'png' nor 'jpeg'")
         if self.path and self.version is None:
             # TFDS asks for it before it asks for anything else.
             first = next(iter(paths_of(self.path).values()))[0]
@@ -108,7 +108,9 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
         for split, sources in opened.sources.items():
             for source in sources:
                 if not isinstance(source, KabukiSource):
-                    raise KabukiError(f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it")
+                    raise InvalidArgumentError(
+                        f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it"
+                    )
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
             ranges[split] = beam_writer.ranges(files, limit, self.builder_config.images, opened.schema)
@@ -125,7 +127,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
     def _opened(self) -> Any:
         config = self.builder_config
         if not getattr(config, "path", None):
-            raise KabukiError(
+            raise InvalidArgumentError(
                 """say what to build: --config '{"name": "hopper", "path": "/data/hopper.hdf5"}'; """
                 "the path is a Kabuki file, a list of them, or split to file"
             )

@@ -27,7 +27,7 @@ from kabuki_rlds.data.rules import (
 )
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.data.source import Origin, Skipped
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows, unstated_last_rows
 from kabuki_rlds.formats.hdf5.source import (
@@ -136,8 +136,8 @@ class _Check:
             try:
                 field = layout.read_field(dataset)
                 reader = column_reader(dataset, field, self._executor)
-            except KabukiError as e:
-                self._note(1, path, str(e).partition(": ")[2])
+            except DamagedDataError as e:
+                self._note(1, path, e.problem)
                 continue
             except READ_ERRORS as e:
                 self._note(_rule_of(e), path, f"cannot be read: {e}")
@@ -327,8 +327,8 @@ class _Check:
                 column = reader.read(start, min(start + step, episodes))
                 for row, problem in _damaged_images(field, column):
                     self._note(9, path, f"episode {start + row}: the image {problem}")
-        except KabukiError as e:
-            self._note(6, path, str(e).partition(": ")[2])
+        except DamagedDataError as e:
+            self._note(6, path, e.problem)
         except READ_ERRORS as e:
             self._note(6, path, f"cannot be read: {e}")
 

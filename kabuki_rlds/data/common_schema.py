@@ -11,15 +11,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from kabuki_rlds.data.block import Block, Column, as_ragged
 from kabuki_rlds.data.features_json import with_shapes
 from kabuki_rlds.data.schema import BYTES, Field, Schema, names_of_some
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import SchemaMismatchError
 
 _log = logging.getLogger("kabuki_rlds")
+
+
+class Mismatch(NamedTuple):
+    """A field in which a source does not fit the others, and why."""
+
+    source: str
+    path: str
+    why: str
 
 
 def join_fields(mine: Field, theirs: Field, *, of_any_length: bool = False) -> Field | None:
@@ -73,16 +82,15 @@ def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
         *_differing("episode field", every_metadata, labels),
     ]
     if problems:
-        others = [label for label, problem in problems]
-        raise KabukiError(f"{others[0]} does not fit {labels[0]}: " + "; ".join(problem for _, problem in problems))
+        _refuse(problems, problems[0].source, labels[0])
     return _widen(
         schemas[0], _all_joined("step field", every_step, labels), _all_joined("episode field", every_metadata, labels),
         schemas,
     )  # fmt: skip
 
 
-def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> list[str]:
-    """How the fields of a source differ from those of another, for a message; nothing if all are equal.
+def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> list[Mismatch]:
+    """How the fields of a source differ from those of another; nothing if all are equal.
 
     Args:
       mine: the fields of one.
@@ -96,10 +104,12 @@ def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> l
         ("step field", mine.steps, theirs.steps),
         ("episode field", mine.metadata, theirs.metadata),
     ):
-        found += [text for _, text in _missing(what, [own, other], labels)]
+        found += _missing(what, [own, other], labels)
         for path, field in own.items():
             if path in other and not other[path].is_same(field):
-                found.append(difference(what, path, field, label, other[path], other_label))
+                found.append(
+                    Mismatch(other_label, path, difference(what, path, field, label, other[path], other_label))
+                )
     return found
 
 
@@ -111,7 +121,14 @@ def check_equal(mine: Schema, theirs: Schema, label: str, other_label: str) -> N
     """
     found = differences(mine, theirs, label, other_label)
     if found:
-        raise KabukiError(f"{other_label} does not fit {label}: {'; '.join(found)}")
+        _refuse(found, other_label, label)
+
+
+def _refuse(found: Sequence[Mismatch], label: str, first: str) -> NoReturn:
+    why = "; ".join(each.why for each in found)
+    error = SchemaMismatchError(f"{label} does not fit {first}: {why}", fields=tuple(each.path for each in found))
+    error.file = label
+    raise error
 
 
 def with_common_shapes(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema:
@@ -141,20 +158,21 @@ def _fit_column(column: Column, field: Field | None) -> Column:
     return as_ragged(column)
 
 
-def _missing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(a source that does not fit, why) for each field that is in only some sources."""
+def _missing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[Mismatch]:
+    """One for each field that is in only some sources."""
     found = []
     for path in dict.fromkeys(path for fields in every for path in fields):
         has = [label for label, fields in zip(labels, every, strict=True) if path in fields]
         lacks = [label for label, fields in zip(labels, every, strict=True) if path not in fields]
         if lacks:
             other = (lacks if labels[0] in has else has)[0]
-            found.append((other, f"{what} {path!r} is in {names_of_some(has)}, but not in {names_of_some(lacks)}"))
+            why = f"{what} {path!r} is in {names_of_some(has)}, but not in {names_of_some(lacks)}"
+            found.append(Mismatch(other, path, why))
     return found
 
 
-def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(a source that does not fit, why) for each field that differs."""
+def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[Mismatch]:
+    """One for each field that differs."""
     found = []
     for path, first in every[0].items():
         joint = first
@@ -164,7 +182,7 @@ def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence
                 continue
             fits = join_fields(joint, theirs)
             if fits is None:
-                found.append((label, difference(what, path, first, labels[0], theirs, label)))
+                found.append(Mismatch(label, path, difference(what, path, first, labels[0], theirs, label)))
                 break
             joint = fits
     return found

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from kabuki_rlds.data.limits import MAX_ROW_BYTES
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError
 
 Kind = Literal["array", "text", "label", "image"]
 
@@ -129,11 +129,12 @@ class Field:
         classes = {self.known_classes, other.known_classes} - {None}
         return mine == theirs and len(classes) < 2
 
-    def check_size(self, what: str) -> None:
+    def check_size(self, what: str, file: str = "") -> None:
         """Rejects a shape that no array in memory has.
 
         Args:
           what: the field, for the error.
+          file: the file, for the error.
 
         Raises:
           KabukiError: a row has a negative dimension, or its known dimensions take more than `MAX_ROW_BYTES`.
@@ -141,8 +142,8 @@ class Field:
         known = [size for size in self.shape if size is not None]
         nbytes = math.prod(known) * self.dtype.itemsize
         if min(known, default=0) < 0 or nbytes > MAX_ROW_BYTES:
-            raise KabukiError(
-                f"{what}: a row of {self.describe()} has {nbytes:,} bytes, expected 0 to {MAX_ROW_BYTES:,}"
+            raise DamagedDataError(
+                f"{what}: a row of {self.describe()} has {nbytes:,} bytes, expected 0 to {MAX_ROW_BYTES:,}", file=file
             )
 
     def describe(self) -> str:
@@ -198,9 +199,9 @@ class Schema:
         names = [fields] if isinstance(fields, str) else fields
         for name in names:
             if not any(is_within(path, name) for path in self.steps):
-                raise KabukiError(f"{label}: no step field {name!r}; there is {', '.join(self.steps)}")
+                raise InvalidArgumentError(f"{label}: no step field {name!r}; there is {', '.join(self.steps)}")
         if not names:
-            raise KabukiError(f"{label}: no step field to read; there is {', '.join(self.steps)}")
+            raise InvalidArgumentError(f"{label}: no step field to read; there is {', '.join(self.steps)}")
         return [path for path in self.steps if any(is_within(path, name) for name in names)]
 
 

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from kabuki_rlds.data.source import Skipped, Source
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files import signals
 
 _log = logging.getLogger("kabuki_rlds")
@@ -20,7 +20,7 @@ _NAMED = 20
 _WINDOW = 1024
 
 
-class NothingLeftError(KabukiError):
+class NothingLeftError(DamagedDataError):
     """No episode of a source can be read.
 
     Attributes:
@@ -30,10 +30,9 @@ class NothingLeftError(KabukiError):
     def __init__(self, label: str, skipped: Sequence[Skipped]):
         count = sum(loss.count for loss in skipped)
         if count == 1:
-            message = f"{skipped[0].path}: {skipped[0].why}"
+            super().__init__(skipped[0].why, file=skipped[0].path)
         else:
-            message = f"{label}: none of the {count:,} episodes can be read; the first: {skipped[0]}"
-        super().__init__(message)
+            super().__init__(f"none of the {count:,} episodes can be read; the first: {skipped[0]}", file=label)
         self.skipped = list(skipped)
 
 

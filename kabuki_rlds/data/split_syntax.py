@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from kabuki_rlds.data.block import Block
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 
 #: All episodes of a source that is one split.
 WHOLE = "train"
@@ -25,7 +25,7 @@ _SHARD = re.compile(r"[\w-]+\[.*shard.*\]")
 _BOUNDARY = re.compile(r"(-?\d[\d_]*)|(-?[\d_.]+)%")
 
 
-class SplitError(KabukiError):
+class SplitError(InvalidArgumentError):
     """There is no such split, or no such part of it."""
 
 

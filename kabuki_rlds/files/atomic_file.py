@@ -6,7 +6,7 @@ import errno
 import os
 import pathlib
 
-from kabuki_rlds.errors import DestinationExistsError, KabukiError
+from kabuki_rlds.errors import DestinationExistsError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import disk, locks
 from kabuki_rlds.files.paths import StrPath, local_path
 
@@ -32,12 +32,14 @@ class StagedFile:
         self._overwrite = overwrite
         self._check_free()
         if os.path.isdir(self.destination):
-            raise KabukiError(f"{self.destination}: a folder; name the HDF5 file to write")
+            raise InvalidArgumentError(f"{self.destination}: a folder; name the HDF5 file to write")
         if os.path.exists(self.destination) and not os.path.isfile(self.destination):
             # Whoever names /dev/null does not mean that it should be a file from now on.
-            raise KabukiError(f"{self.destination}: not a regular file; name the HDF5 file to write")
+            raise InvalidArgumentError(f"{self.destination}: not a regular file; name the HDF5 file to write")
         if not os.path.isdir(self.destination.parent):
-            raise KabukiError(f"{self.destination}: the folder {self.destination.parent} does not exist; make it first")
+            raise InvalidArgumentError(
+                f"{self.destination}: the folder {self.destination.parent} does not exist; make it first"
+            )
         self._lock = self._acquire()
         if os.fstat(self._lock).st_nlink > 1:
             # Killed between the two steps of `_rename_to_new`: it is the finished file's other name.
@@ -135,5 +137,5 @@ def destination_of(name: StrPath) -> pathlib.Path:
     path = local_path(name)
     # A path leaves out a slash at the end.
     if path.name in ("", "..") or os.fspath(name).endswith("/"):
-        raise KabukiError(f"{os.fspath(name)!r}: the name of a folder; name the HDF5 file to write")
+        raise InvalidArgumentError(f"{os.fspath(name)!r}: the name of a folder; name the HDF5 file to write")
     return path

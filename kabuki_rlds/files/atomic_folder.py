@@ -140,6 +140,6 @@ class StagedFolder:
         if not self._overwrite:
             raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
         if not (self.destination / self._mark).is_file():
-            raise KabukiError(
+            raise DestinationExistsError(
                 f"{self.destination}: there, but no {self._what}; move it away, or write the new one elsewhere"
             )

@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import TypeAlias
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 
 #: A path as users give it.
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -25,7 +25,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path)
     found = _URL.match(text)
     if found is not None:
-        raise KabukiError(
+        raise InvalidArgumentError(
             f"{text}: a URL ({found[1]}:), and only local files are supported; copy the data to a local disk, and give "
             "its path"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 
 #: What a message says before what the file is.
 INSTEAD = "not the data, but "
@@ -70,4 +70,4 @@ def check_is_data(path: str | os.PathLike[str], *, may_be_text: bool = False) ->
     """
     found = placeholder(path, may_be_text=may_be_text)
     if found:
-        raise KabukiError(f"{os.fspath(path)}: {INSTEAD}{found}")
+        raise DamagedDataError(f"{INSTEAD}{found}", file=os.fspath(path))

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kabuki_rlds.data.limits import MAX_JSON_BYTES
-from kabuki_rlds.errors import KabukiError, SourceNotFoundError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SourceNotFoundError
 from kabuki_rlds.files.paths import StrPath, local_path, subfolders
 from kabuki_rlds.formats.demos import minari, minari_arrow
 from kabuki_rlds.formats.envlogger import log
@@ -103,7 +103,7 @@ def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
     """
     if not os.fspath(source):
         # `pathlib` takes it for the working folder.
-        raise KabukiError("the name of a source is empty; give the name of a file, a folder or a dataset")
+        raise InvalidArgumentError("the name of a source is empty; give the name of a file, a folder or a dataset")
     path = local_path(source)
     if data_dir is not None:
         data_dir = local_path(data_dir)

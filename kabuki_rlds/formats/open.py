@@ -15,7 +15,7 @@ import numpy as np
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skip_damaged, skipped_for
 from kabuki_rlds.data.source import Skipped, Source
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episodes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
 from kabuki_rlds.formats.demos.d4rl import D4rl
@@ -125,7 +125,7 @@ class _DamagedFiles:
 def _check_data_dir(sources: Sequence[StrPath], data_dir: StrPath | None) -> None:
     """Refuses a folder of TFDS datasets if no source is looked up in it."""
     if data_dir is not None and not any(is_looked_up(source, data_dir) for source in sources):
-        raise KabukiError(
+        raise InvalidArgumentError(
             f"data_dir: no source is the name of a dataset in {os.fspath(data_dir)}: {os.fspath(sources[0])} is a path"
         )
 
@@ -151,7 +151,7 @@ def _opened(
         if known is not None:
             found.append(known)
     if assume and found and not any(layout for _, layout in found):
-        raise KabukiError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
+        raise InvalidArgumentError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
     assumed = {**(recipe_assume or {}), **(assume or {})}
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]

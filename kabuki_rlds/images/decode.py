@@ -13,7 +13,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged, concatenate, take
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 
 #: From the bytes of an image file to a tensor (height, width, channels): TFDS's own decoding.
@@ -57,7 +57,7 @@ class ImageDecoder:
             try:
                 made[path] = self.decode_column(path, columns[path], threads)
             except (DamagedImageError, KabukiError) as e:
-                raise KabukiError(f"{self._label}: field {path!r}: {e}") from e
+                raise DamagedDataError(f"field {path!r}: {e}", file=self._label, field=path) from e
         return made
 
     def decode_column(self, path: str, column: Column, threads: concurrent.futures.Executor) -> Column:

@@ -11,14 +11,14 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: The place of a row of a column, for a message: `demo.hdf5: data/demo_3: row 17`.
-Place: TypeAlias = Callable[[int], str]
+#: The place of a row of a column: `("demo.hdf5", "data/demo_3", 17)`. The row is None in a column of episodes.
+Place: TypeAlias = Callable[[int], tuple[str, str, int | None]]
 
 
 class ImageColumns:
@@ -78,10 +78,10 @@ class ImageColumns:
                 served = self._decoder.decode_column(path, column, threads)
         except DamagedImageError as e:
             if isinstance(column, np.ndarray):
-                raise KabukiError(f"{place(e.number)}: field {path!r}: the image {e.problem}") from e
+                raise _damaged(path, place(e.number), f"the image {e.problem}") from e
             row = int(np.searchsorted(column.splits, e.number, "right")) - 1
             number = e.number - int(column.splits[row])
-            raise KabukiError(f"{place(row)}: field {path!r}: image {number} {e.problem}") from e
+            raise _damaged(path, place(row), f"image {number} {e.problem}") from e
         except KabukiError as e:
             raise KabukiError(f"{self._label}: field {path!r}: {e}") from e
         if field.file_format and formats - {field.file_format} and path not in self._mixed:
@@ -91,3 +91,11 @@ class ImageColumns:
                 self._label, path, " and ".join(sorted(formats)), field.file_format,
             )  # fmt: skip
         return served
+
+
+def _damaged(path: str, place: tuple[str, str, int | None], problem: str) -> DamagedDataError:
+    file, within, row = place
+    if row is None:
+        return DamagedDataError(f"{within}: field {path!r}: {problem}", file=file, field=path)
+    problem = f"{within}: row {row}: field {path!r}: {problem}"
+    return DamagedDataError(problem, file=file, field=path, rows=range(row, row + 1))

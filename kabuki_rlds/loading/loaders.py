@@ -212,14 +212,14 @@ def _loader(
         seed = _count("seed", seed, least=0)
     files = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not files:
-        raise KabukiError("no files were given to load")
+        raise InvalidArgumentError("no files were given to load")
     paths = [os.path.abspath(local_path(file)) for file in files]
     check_choice(last_row)
     with Table(paths, select, returns, last_row) as table:
         try:
             samples = make(table.fields)
         except KabukiError as e:
-            raise KabukiError(f"{paths[0]}: {e}") from e
+            raise e.within(paths[0]) from e
         batches = Batches(
             paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes, last_row
         )
@@ -260,7 +260,7 @@ def _select_for_transitions(fields: str | Sequence[str] | None) -> RowSelection:
         try:
             always = needed(schema.steps)
         except KabukiError as e:
-            raise KabukiError(f"{path}: {e}") from e
+            raise e.within(path) from e
         named = [] if fields is None else schema.select(fields, path)
         for group in (OBSERVATION, ACTION):
             if any(is_within(field, group) for field in named):

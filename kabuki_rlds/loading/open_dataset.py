@@ -19,7 +19,7 @@ from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Source
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.images.decode import ImageDecoder, decoded
@@ -158,7 +158,7 @@ class OpenDataset(Sequence[StoredEpisode]):
                     last,
                 )
         if number != stop:
-            raise KabukiError(f"{source.label}: states {stop - first} episodes, but {number - first} were read")
+            raise DamagedDataError(f"states {stop - first} episodes, but {number - first} were read", file=source.label)
 
     def close(self) -> None:
         """Closes the files. Episodes that were read stay valid."""

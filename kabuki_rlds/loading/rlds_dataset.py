@@ -12,7 +12,7 @@ import numpy as np
 from kabuki_rlds.data.block import Block, concatenate, row_splits
 from kabuki_rlds.data.common_schema import common_schema, differences, fit_block
 from kabuki_rlds.data.schema import Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 
@@ -55,7 +55,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
 
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
     if not given:
-        raise KabukiError("no file to load")
+        raise InvalidArgumentError("no file to load")
     # The working folder may be another one when the files are read.
     paths = [os.path.abspath(local_path(p)) for p in given]
     schema, files = _look_at(paths)
@@ -133,7 +133,7 @@ def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> 
     try:
         features = features_of(schema)
     except KabukiError as e:
-        raise KabukiError(f"{path}: {e}") from e
+        raise e.within(path) from e
     steps = Elements(features, schema.steps, in_steps=True, chosen=chosen)
     return steps, Elements(features, schema.metadata, in_steps=False)
 

@@ -16,7 +16,7 @@ import numpy as np
 from kabuki_rlds.data.block import Column, Nested, Ragged, row_splits, take
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, OBSERVATION, REWARD, is_flag_or_number
 from kabuki_rlds.data.schema import Field, is_within
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import SchemaMismatchError
 from kabuki_rlds.loading.table import Take
 from kabuki_rlds.loading.table_episodes import Episodes
 
@@ -132,7 +132,9 @@ class TransitionSamples:
         self._once = [path for path in stored if path not in self._twice and path not in (IS_LAST, IS_TERMINAL)]
         for path in self._once:
             if is_within(path, NEXT_OBSERVATION):
-                raise KabukiError(f"field {path!r}: a transition has a {NEXT_OBSERVATION} of its own; leave it out")
+                raise SchemaMismatchError(
+                    f"field {path!r}: a transition has a {NEXT_OBSERVATION} of its own; leave it out", fields=(path,)
+                )
         nexts = {after: stored[path] for path, after in self._twice.items()}
         self.fields = {**stored, **nexts, IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
 
@@ -177,8 +179,9 @@ class WindowSamples:
         for path in stored:
             for mask in (MASK, OBSERVATION_MASK):
                 if is_within(path, mask):
-                    raise KabukiError(
-                        f"field {path!r}: a window has a {mask} of its own; leave the field out by `fields`"
+                    raise SchemaMismatchError(
+                        f"field {path!r}: a window has a {mask} of its own; leave the field out by `fields`",
+                        fields=(path,),
                     )
         self._stored = dict(stored)
         self._pad = pad
@@ -236,19 +239,24 @@ def needed(stored: Mapping[str, Field]) -> list[str]:
     for name in (OBSERVATION, ACTION, REWARD, DISCOUNT, IS_TERMINAL):
         paths = [path for path in stored if is_within(path, name)]
         if not paths:
-            raise KabukiError(f"no step field {name!r}, so there are no transitions; load_steps reads the rest")
+            raise SchemaMismatchError(
+                f"no step field {name!r}, so there are no transitions; load_steps reads the rest", fields=(name,)
+            )
         if name in (OBSERVATION, ACTION):
             found += paths
             continue
         if name not in stored:
-            raise KabukiError(
-                f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs real numbers"
+            raise SchemaMismatchError(
+                f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs real numbers",
+                fields=(name,),
             )
         field = stored[name]
         # Rewards may be several, each for an aim of its own.
         is_one = name == REWARD or field.shape in ((), (1,))
         if not (field.is_fixed and is_flag_or_number(field.dtype) and is_one):
             wanted = "real numbers" if name == REWARD else "one real number a step"
-            raise KabukiError(f"field {name!r} is {field.describe()}, where a transition needs {wanted}")
+            raise SchemaMismatchError(
+                f"field {name!r} is {field.describe()}, where a transition needs {wanted}", fields=(name,)
+            )
         found.append(name)
     return found

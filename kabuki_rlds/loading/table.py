@@ -18,7 +18,7 @@ from kabuki_rlds.data.common_schema import check_equal
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.rules import IS_TERMINAL, is_flag_or_number
 from kabuki_rlds.data.schema import BYTES, Field, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, KabukiSource, column_reader
@@ -268,4 +268,4 @@ def _naming(source: KabukiSource, path: str, what: str) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as e:
-        raise KabukiError(f"{source.path}: field {path!r}: {what} cannot be read: {e}") from e
+        raise DamagedDataError(f"field {path!r}: {what} cannot be read: {e}", file=source.path, field=path) from e

@@ -15,7 +15,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from kabuki_rlds.commands.convert import convert
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.recording.rlds_recording import RldsRecording, folder_of
@@ -46,7 +46,9 @@ class Destination:
     def __init__(self, path: str | os.PathLike[str], split: str, name: str = ""):
         folder = folder_of(path)
         if folder.is_file() or folder.parent.is_file():
-            raise KabukiError(f"{path}: a file; name a folder, or a file that ends in {' or '.join(_SUFFIXES)}")
+            raise InvalidArgumentError(
+                f"{path}: a file; name a folder, or a file that ends in {' or '.join(_SUFFIXES)}"
+            )
         self.recording = RldsRecording(folder, split, name or folder.parent.name)
         self.features: tfds.features.FeaturesDict | None = self.recording.features
 
@@ -127,7 +129,7 @@ class Hdf5Destination(Destination):
             try:
                 return features_of(source.schema), max(numbers, default=0)
             except KabukiError as e:
-                raise KabukiError(f"{self._path}: {e}") from e
+                raise e.within(self._path) from e
 
 
 def destination(path: str | os.PathLike[str], split: str) -> Destination:

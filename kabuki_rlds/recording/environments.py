@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.formats.envlogger.specs import to_json
 from kabuki_rlds.recording import environment_specs
 from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinished
@@ -81,7 +81,7 @@ def record(
     kind = _kind(env)
     if kind == "dm_env":
         if info is not False:
-            raise KabukiError("info: an environment of dm_env has none, only those of Gymnasium do")
+            raise InvalidArgumentError("info: an environment of dm_env has none, only those of Gymnasium do")
         hints, stated = environment_specs.of_dm_env(env)
     else:
         space = ("single_" if kind == "vector" else "") + "{}_space"
@@ -118,7 +118,7 @@ def _kind(env: Any) -> Literal["dm_env", "gymnasium", "vector"]:
             return "gymnasium"
     if all(hasattr(env, name) for name in ("reset", "step", "observation_spec", "action_spec", "reward_spec")):
         return "dm_env"
-    raise KabukiError(
+    raise InvalidArgumentError(
         f"record: a {type(env).__module__}.{type(env).__qualname__} is no environment of dm_env or Gymnasium; "
         "kabuki_rlds.Logger records without one"
     )

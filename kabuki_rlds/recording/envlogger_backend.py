@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envlogger.backends import backend_writer
 
 from kabuki_rlds.data.schema import Field, Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.formats.envlogger.specs import Specs, to_json
 from kabuki_rlds.recording.episode_stream import EpisodeStream
 from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinished
@@ -104,7 +104,9 @@ class EnvLoggerBackend(backend_writer.BackendWriter):  # type: ignore[misc]  # E
     def _record_step(self, data: Any, is_new_episode: bool) -> None:
         timestep, metadata = data.timestep, data.custom_data
         if metadata is not None and not isinstance(metadata, Mapping):
-            raise KabukiError(f"what step_fn returns is a {type(metadata).__name__}, where a dict names the fields")
+            raise InvalidArgumentError(
+                f"what step_fn returns is a {type(metadata).__name__}, where a dict names the fields"
+            )
         if is_new_episode:
             self._opened.reset(timestep.observation, metadata)
             return

@@ -7,7 +7,7 @@ from typing import Any
 
 from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 from kabuki_rlds.formats.rlds.feature_layout import STEPS
 from kabuki_rlds.recording.column_groups import rows_of
 from kabuki_rlds.recording.field_learner import FieldLearner, Fields, leaves
@@ -40,12 +40,13 @@ class EpisodeFields:
         new = [path for path in given if path not in self.fields]
         if new and self.are_fixed:
             have = ", ".join(self.fields) or "none"
-            raise KabukiError(
+            raise SchemaMismatchError(
                 f"field {new[0]!r} of an episode: the episodes of this dataset have {have}; "
-                "what the first episode has, all can have"
+                "what the first episode has, all can have",
+                fields=(new[0],),
             )
         if any(path.split("/")[0] == STEPS for path in new):
-            raise KabukiError(f"field {STEPS!r} of an episode: this is where its steps are; rename it")
+            raise InvalidArgumentError(f"field {STEPS!r} of an episode: this is where its steps are; rename it")
         learner = FieldLearner({}, None)
         for path in new:
             learner.learn(given[path], path)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 from kabuki_rlds.recording.column_groups import ColumnGroup, rows_of
 from kabuki_rlds.recording.growing_columns import GrowingColumn
 
@@ -63,7 +63,9 @@ class FieldLearner:
             return Field(_FLOAT64, field.shape) if as_float and field.dtype.kind in "iub" else field
         if path not in self._declared:
             have = ", ".join(sorted(self._declared)) or "none"
-            raise KabukiError(f"field {path!r} is not in the dataset that is recorded into; it has {have}")
+            raise SchemaMismatchError(
+                f"field {path!r} is not in the dataset that is recorded into; it has {have}", fields=(path,)
+            )
         return self._declared[path]
 
     def rows(self, value: Any, path: str, image_formats: Mapping[str, str]) -> GrowingColumn:
@@ -89,7 +91,10 @@ class FieldLearner:
         """
         missing = sorted(set(self._declared or ()) - set(self.fields))
         if missing:
-            raise KabukiError(f"the dataset that is recorded into has the field {missing[0]!r}, but no value was given")
+            raise SchemaMismatchError(
+                f"the dataset that is recorded into has the field {missing[0]!r}, but no value was given",
+                fields=(missing[0],),
+            )
 
     @property
     def _known(self) -> Fields:
@@ -112,7 +117,7 @@ def leaves(value: Any, path: str, known: Mapping[str, object]) -> dict[str, Any]
         more = leaves(inner, _join(path, key), known)
         for at in more:
             if any(name == at or name.startswith(f"{at}/") or at.startswith(f"{name}/") for name in found):
-                raise KabukiError(f"field {at!r}: there is another of this name, or within it; rename it")
+                raise InvalidArgumentError(f"field {at!r}: there is another of this name, or within it; rename it")
         found |= more
     return found
 
@@ -123,7 +128,7 @@ def _items(value: Any, path: str, known: Mapping[str, object]) -> dict[Any, Any]
         return None
     if isinstance(value, Mapping):
         if not value and path:
-            raise KabukiError(f"field {path!r}: an empty dict holds nothing to record")
+            raise InvalidArgumentError(f"field {path!r}: an empty dict holds nothing to record")
         return dict(value)
     if isinstance(value, (tuple, list)):
         within = f"{path}/"
@@ -146,7 +151,7 @@ def _join(path: str, key: Any) -> str:
     name = str(key)
     if not name or "" in name.split("/"):
         within = f"field {path!r}: {key!r} in it" if path else repr(key)
-        raise KabukiError(f"{within} cannot be the name of a field; rename it")
+        raise InvalidArgumentError(f"{within} cannot be the name of a field; rename it")
     return f"{path}/{name}" if path else name
 
 
@@ -157,12 +162,14 @@ def _field(value: Any, path: str, hint: Field | None) -> Field:
         dtype = BYTES
     elif array.dtype.kind == "O":
         if not array.size or not all(isinstance(item, (str, bytes)) for item in array.reshape(-1)):
-            raise KabukiError(f"field {path!r}: a {type(value).__name__} ({_short(value)}) is nothing to record")
+            raise InvalidArgumentError(
+                f"field {path!r}: a {type(value).__name__} ({_short(value)}) is nothing to record"
+            )
         dtype = BYTES
     elif array.dtype.kind in "biuf" or array.dtype == BFLOAT16:
         dtype = array.dtype.newbyteorder("=")
     else:
-        raise KabukiError(f"field {path!r}: {array.dtype} cannot be recorded")
+        raise InvalidArgumentError(f"field {path!r}: {array.dtype} cannot be recorded")
     shape: tuple[int | None, ...] = array.shape
     if hint is not None:
         dtype = _wider(hint.dtype, dtype, isinstance(value, (bool, int)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field, has_shape
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 
 #: Python's own numbers, which fit a column of this type as they are.
 _PYTHON_TYPE = {"float64": float, "bool": bool, "int64": int}
@@ -59,7 +59,7 @@ class ArrayColumn:
             self._grow()
             self._rows[row] = value
         except OverflowError:
-            raise KabukiError(f"field {self._path!r}: {value} does not fit {self._dtype.name}") from None
+            raise InvalidArgumentError(f"field {self._path!r}: {value} does not fit {self._dtype.name}") from None
 
     def pad(self, row: int) -> None:
         if row >= len(self._rows):
@@ -163,9 +163,11 @@ def exact(value: Any, dtype: np.dtype, path: str) -> np.ndarray:
     return cast
 
 
-def misfit(path: str, found: str, expected: str) -> KabukiError:
+def misfit(path: str, found: str, expected: str) -> SchemaMismatchError:
     """A value that is not of the field's kind."""
-    return KabukiError(f"field {path!r} does not fit the recording: {found}, where all before were {expected}")
+    return SchemaMismatchError(
+        f"field {path!r} does not fit the recording: {found}, where all before were {expected}", fields=(path,)
+    )
 
 
 def _bytes(value: Any, path: str) -> bytes:
@@ -178,7 +180,9 @@ def _bytes(value: Any, path: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError as e:
-        raise KabukiError(f"field {path!r}: a text that is no valid Unicode ({e}); give its bytes instead") from e
+        raise InvalidArgumentError(
+            f"field {path!r}: a text that is no valid Unicode ({e}); give its bytes instead"
+        ) from e
 
 
 def described(value: Any) -> str:

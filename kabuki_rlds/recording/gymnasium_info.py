@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -20,7 +20,7 @@ class ChosenInfo:
 
     def __init__(self, names: bool | Sequence[str]):
         if isinstance(names, str):
-            raise KabukiError(f"info: give a list of names, [{names!r}]")
+            raise InvalidArgumentError(f"info: give a list of names, [{names!r}]")
         self._names = None if names is True else tuple(names or ())
         self._told: set[str] = set()
 
@@ -50,4 +50,6 @@ class ChosenInfo:
             return {name: info[name] for name in self._names}
         except KeyError as e:
             have = ", ".join(map(repr, info)) or "nothing"
-            raise KabukiError(f"info has no {e}, which is to be recorded of every step; it has {have}") from None
+            raise SchemaMismatchError(
+                f"info has no {e}, which is to be recorded of every step; it has {have}"
+            ) from None

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from gymnasium.vector.utils import iterate
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.recording.episode_stream import EpisodeStream
 from kabuki_rlds.recording.gymnasium_info import ChosenInfo
 from kabuki_rlds.recording.recorder import Recorder
@@ -151,7 +151,7 @@ class RecordedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def _stream(self, index: int) -> EpisodeStream:
         if not 0 <= index < self.num_envs:
-            raise KabukiError(f"there is no environment {index}, but {self.num_envs} from 0 on")
+            raise InvalidArgumentError(f"there is no environment {index}, but {self.num_envs} from 0 on")
         return self._streams[index]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.rules import IS_FIRST, IS_LAST, IS_TERMINAL
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import SchemaMismatchError
 from kabuki_rlds.recording.growing_columns import GrowingColumn
 
 
@@ -87,12 +87,12 @@ class OpenEpisode:
             if name in metadata:
                 rows.put(row, metadata[name])
             elif row:
-                raise KabukiError(f"step {row} of the episode has no {name!r}, which the steps before had")
+                raise SchemaMismatchError(f"step {row} of the episode has no {name!r}, which the steps before had")
             else:
                 rows.pad(row)
         unknown = metadata.keys() - self._metadata.keys()
         if unknown:
             have = ", ".join(map(str, self._metadata)) or "none"
-            raise KabukiError(
+            raise SchemaMismatchError(
                 f"step metadata {min(map(str, unknown))!r} was not in the first step of the recording, but {have}"
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kabuki_rlds.data.schema import Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 from kabuki_rlds.formats.rlds import infer_features
 from kabuki_rlds.formats.rlds.feature_layout import STEPS
@@ -40,7 +40,7 @@ def learned_features(schema: Schema, images: ImageFormats) -> tfds.features.Feat
     steps = dict(schema.steps)
     for path in images:
         if path not in steps:
-            raise KabukiError(f"images: there is no step field {path!r}, but {', '.join(sorted(steps))}")
+            raise InvalidArgumentError(f"images: there is no step field {path!r}, but {', '.join(sorted(steps))}")
         steps[path] = dataclasses.replace(steps[path], kind="image")
     schema = dataclasses.replace(schema, steps=steps)
     made = {name: infer_features.features_of(schema, name) for name in ("png", "jpeg")}
@@ -97,7 +97,7 @@ def _check_are_images(steps: Any, images: Mapping[str, ImageFormat]) -> None:
         while isinstance(feature, tfds.features.Sequence):
             feature = feature.feature
         if not isinstance(feature, tfds.features.Image):
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"images: {path!r} is {feature}, which is no image: those are (height, width, channels) of uint8"
             )
 

@@ -16,7 +16,7 @@ import numpy as np
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REQUIRED, REWARD
 from kabuki_rlds.data.schema import Field, Info, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.recording.destination import destination
 from kabuki_rlds.recording.episode_metadata import EpisodeFields
 from kabuki_rlds.recording.field_learner import FieldLearner, Fields
@@ -79,12 +79,12 @@ class Recorder:
         from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 
         if not _SPLIT.fullmatch(options.split):
-            raise KabukiError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
+            raise InvalidArgumentError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
         if options.unfinished not in ("keep", "drop"):
-            raise KabukiError(f"unfinished: {options.unfinished!r} is neither 'keep' nor 'drop'")
+            raise InvalidArgumentError(f"unfinished: {options.unfinished!r} is neither 'keep' nor 'drop'")
         for chosen in options.images.values() if isinstance(options.images, Mapping) else [options.images]:
             if chosen not in ("png", "jpeg"):
-                raise KabukiError(f"images: {chosen!r} is neither 'png' nor 'jpeg'")
+                raise InvalidArgumentError(f"images: {chosen!r} is neither 'png' nor 'jpeg'")
         self.keeps_unfinished = options.unfinished == "keep"
         self._options = options
         self._destination = destination(path, options.split)
@@ -103,7 +103,7 @@ class Recorder:
             self._episode_fields = EpisodeFields(None if self._declared is None else self._declared[1])
         except KabukiError as e:
             self._recording.close()
-            raise KabukiError(f"{path}: {e}") from e
+            raise e.within(path) from e
         except BaseException:
             self._recording.close()
             raise
@@ -145,7 +145,7 @@ class Recorder:
             learner.fields[DISCOUNT] = Field(np.dtype(np.float64))
         for name in metadata or {}:
             if str(name).split("/")[0] in REQUIRED:
-                raise KabukiError(f"step metadata {name!r}: a field that every step has; rename it")
+                raise InvalidArgumentError(f"step metadata {name!r}: a field that every step has; rename it")
         learner.learn(dict(metadata or {}), "")
         learner.check_complete()
         self._image_formats = image_formats(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.data.last_row import LastRow, LastRows, check_choice
 from kabuki_rlds.data.source import Source
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.transforms.required_fields import CompletedSource, decide_by_reading
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class ReadingOptions:
         if split is not None:
             return self.splits.get(split, split)
         if len(self.splits) > 1:
-            raise KabukiError(f"the recipe makes the splits {', '.join(self.splits)}; --split names the one to take")
+            raise InvalidArgumentError(
+                f"the recipe makes the splits {', '.join(self.splits)}; --split names the one to take"
+            )
         return next(iter(self.splits.values()), None)
 
     def shape(self, source: Source) -> Source:

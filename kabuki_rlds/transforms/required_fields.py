@@ -35,7 +35,7 @@ from kabuki_rlds.data.rules import (
 )
 from kabuki_rlds.data.schema import LEFT_OUT, Field
 from kabuki_rlds.data.source import Size, Source
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 from kabuki_rlds.files import signals
 
 
@@ -107,11 +107,11 @@ class CompletedSource:
         have = source.schema.steps
         for name, value in (fill or {}).items():
             if name not in FILLABLE:
-                raise KabukiError(f"fill: {name!r} is none of {', '.join(FILLABLE)}")
+                raise InvalidArgumentError(f"fill: {name!r} is none of {', '.join(FILLABLE)}")
             if name == IS_TERMINAL and value not in (0, 1):
-                raise KabukiError(f"fill: {name} is 0 or 1, not {value}")
+                raise InvalidArgumentError(f"fill: {name} is 0 or 1, not {value}")
             if math.isfinite(value) and abs(value) > np.finfo(np.float32).max:
-                raise KabukiError(f"fill: {value} for {name} is more than a float32 holds")
+                raise InvalidArgumentError(f"fill: {value} for {name} is more than a float32 holds")
         self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
         self._missing = [name for name in REQUIRED if not has_field(have, name)]
         if derivable_only:
@@ -122,7 +122,9 @@ class CompletedSource:
             self._check_may_be_missing(name)
         for name in (*FLAGS, DISCOUNT):
             if name not in have and has_field(have, name):
-                raise KabukiError(f"{source.label}: {name!r} is a dict of fields, and not one value a step")
+                raise SchemaMismatchError(
+                    f"{name!r} is a dict of fields, and not one value a step", file=source.label, fields=(name,)
+                )
         self._added = {name: self._new_field(name) for name in self._missing}
         self.schema = dataclasses.replace(source.schema, steps=have | self._added)
 
@@ -138,9 +140,11 @@ class CompletedSource:
         gone = self._left_out.get(name)
         is_derivable = self._is_derivable(name)
         if gone is not None and not (gone.is_stated if name in self._fill else is_derivable):
-            raise KabukiError(
-                f"{gone.where}: the recipe leaves out {name!r}, which {self.label} has and every file needs; "
-                f"to keep it, {gone.remedy}"
+            raise SchemaMismatchError(
+                f"the recipe leaves out {name!r}, which {self.label} has and every file needs; "
+                f"to keep it, {gone.remedy}",
+                file=gone.where,
+                fields=(name,),
             )
         if name in self._fill or is_derivable:
             return
@@ -150,19 +154,25 @@ class CompletedSource:
         if similar is not None:
             is_flag = similar in have and have[similar].dtype == bool
             cast = ", cast: bool" if name == IS_TERMINAL and not is_flag else ""
-            raise KabukiError(
-                f"{self.label}: the steps have no {name!r}; if it is {similar!r}, a recipe can rename it: "
-                + recipe_text.steps([recipe_text.renamed(name, similar, cast)])
+            raise SchemaMismatchError(
+                f"the steps have no {name!r}; if it is {similar!r}, a recipe can rename it: "
+                + recipe_text.steps([recipe_text.renamed(name, similar, cast)]),
+                file=self.label,
+                fields=(name,),
             )
         if name == IS_TERMINAL:
-            raise KabukiError(
-                f"{self.label}: the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
-                "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended"
+            raise SchemaMismatchError(
+                "the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
+                "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended",
+                file=self.label,
+                fields=(name,),
             )
         example = "0" if name != OBSERVATION else "nan"
-        raise KabukiError(
-            f"{self.label}: the steps have no {name!r} (they have {', '.join(sorted(have))}); "
-            f"--fill {name}={example} puts a constant in its place"
+        raise SchemaMismatchError(
+            f"the steps have no {name!r} (they have {', '.join(sorted(have))}); "
+            f"--fill {name}={example} puts a constant in its place",
+            file=self.label,
+            fields=(name,),
         )
 
     def _new_field(self, name: str) -> Field:
@@ -294,8 +304,10 @@ class CompletedSource:
     def _one_per_row(self, steps: Mapping[str, Column], name: str) -> np.ndarray:
         values = one_per_row(steps[name])
         if values is None:
-            raise KabukiError(
-                f"{self._source.label}: {name!r} is not one value a step, so no rule can be applied to it"
+            raise SchemaMismatchError(
+                f"{name!r} is not one value a step, so no rule can be applied to it",
+                file=self._source.label,
+                fields=(name,),
             )
         return values
 

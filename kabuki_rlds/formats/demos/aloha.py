@@ -34,7 +34,7 @@ from collections.abc import Collection, Iterator, Mapping
 import h5py
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
     EmptyEpisodeError,
@@ -106,8 +106,10 @@ class Aloha(Hdf5Files):
                 metadata[f"file/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(
-                    f"{file.filename}: {path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions"
+                raise DamagedDataError(
+                    f"{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions",
+                    file=file.filename,
+                    field=path,
                 )
             if not path.startswith("observations/"):
                 steps[path] = StoredRows(dataset, "zero" if extra else "")

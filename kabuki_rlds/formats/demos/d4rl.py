@@ -44,7 +44,7 @@ from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Size, Skipped
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.demos.demo_episode import (
     EmptyEpisodeError,
@@ -133,7 +133,7 @@ class D4rlSource:
             self._open()
         except READ_ERRORS as e:
             self.close()
-            raise KabukiError(f"{self._path}: cannot be read as D4RL's: {e}") from e
+            raise DamagedDataError(f"cannot be read as D4RL's: {e}", file=self._path) from e
         except BaseException:
             self.close()
             raise
@@ -151,7 +151,7 @@ class D4rlSource:
                 continue
             if name in _OF_STEPS:
                 rows = rows_of(dataset) or "no"
-                raise KabukiError(f"{self._path}: {name} has {rows} rows, where there are {count} actions")
+                raise DamagedDataError(f"{name} has {rows} rows, where there are {count} actions", file=self._path)
             self._of_file[name] = found.pop(name)
         self._fields = {name: layout.read_field(dataset) for name, dataset in found.items()}
         self._datasets = found
@@ -194,7 +194,9 @@ class D4rlSource:
         }
         for name, why in cannot.items():
             if why and name in self._asked and self._assume[name] != D4rl.assumptions[name][0]:
-                raise KabukiError(f"{self._path}: assume: {name}={self._assume[name]} cannot apply, since {why}")
+                raise InvalidArgumentError(
+                    f"{self._path}: assume: {name}={self._assume[name]} cannot apply, since {why}"
+                )
 
     def _ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Where the stored rows end an episode as terminal, and where they cut it short."""
@@ -203,7 +205,9 @@ class D4rlSource:
         ends = [name for name in _ENDS if name in self._datasets]
         if ends:
             if stated is not None:
-                raise KabukiError(f"{self._path}: max_episode_steps: there are {ends[0]}, which say where time was up")
+                raise InvalidArgumentError(
+                    f"{self._path}: max_episode_steps: there are {ends[0]}, which say where time was up"
+                )
             timeouts = np.logical_or.reduce([self._flags(name, count) for name in ends])
             if self._assume["timeouts"] == "terminal":
                 return terminal | timeouts, np.zeros(count, bool)
@@ -236,13 +240,13 @@ class D4rlSource:
         check_flag(self._datasets[name])
         flags = np.asarray(value_of(self._datasets[name]))
         if flags.size != count:
-            raise KabukiError(f"{self._path}: {name} is not one value a step")
+            raise DamagedDataError(f"{name} is not one value a step", file=self._path)
         return flags.reshape(count).astype(bool)
 
     def _is_shifted(self) -> bool:
         """Whether the next observations are those one row later, within each episode."""
         if self._fields[_NEXT] != self._fields["observations"]:
-            raise KabukiError(f"{self._path}: {_NEXT} are of another type or shape than observations")
+            raise DamagedDataError(f"{_NEXT} are of another type or shape than observations", file=self._path)
         readers = {name: self._reader(name) for name in ("observations", _NEXT)}
         for start, stop in self._ranges(0, len(self._is_last)):
             try:
@@ -299,10 +303,10 @@ class D4rlSource:
             served = self._images.serve({path: steps[path] for path in self.schema.steps}, place, self._threads)
             yield Block(served, len(rows), starts, {})
 
-    def _place(self, stored: np.ndarray, row: int) -> str:
+    def _place(self, stored: np.ndarray, row: int) -> tuple[str, str, int]:
         """The place of a row of a block, given the number of the stored row that each is made from."""
         episode = int(np.searchsorted(self._begins, stored[row], "right")) - 1
-        return f"{self._path}: episode {episode}: row {stored[row] - self._begins[episode]}"
+        return self._path, f"episode {episode}", int(stored[row] - self._begins[episode])
 
     def _taken_ranges(self) -> Iterator[tuple[int, int]]:
         """Runs of stored rows of the episodes that are taken, each of which makes a block."""
@@ -329,9 +333,11 @@ class D4rlSource:
         try:
             column = reader.read(start, stop)
         except READ_ERRORS as e:
-            raise KabukiError(f"{self._path}: {name!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+            raise DamagedDataError(
+                f"{name!r}: rows {start} to {stop - 1} cannot be read: {e}", file=self._path, rows=range(start, stop)
+            ) from e
         if not isinstance(column, np.ndarray):
-            raise KabukiError(f"{self._path}: {name!r}: rows of differing lengths, which no D4RL file has")
+            raise DamagedDataError(f"{name!r}: rows of differing lengths, which no D4RL file has", file=self._path)
         return column
 
     def piece(self, first: int, stop: int) -> D4rlSource:

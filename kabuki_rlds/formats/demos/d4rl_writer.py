@@ -17,7 +17,7 @@ import numpy as np
 from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
 from kabuki_rlds.data.schema import BYTES, Field, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, SchemaMismatchError
 from kabuki_rlds.formats.demos.episode_pieces import DatasetAppender, EpisodePiece, check_plain
 
 _NAMES = {OBSERVATION: "observations", ACTION: "actions", REWARD: "rewards"}
@@ -39,7 +39,9 @@ def write(
     for name in (OBSERVATION, ACTION):
         if name not in schema.steps:
             recipe = recipe_text.one_array(name, schema.steps)
-            raise KabukiError(f"{label}: {name!r} is a dict, and D4RL has one array; a recipe makes one: {recipe}")
+            raise SchemaMismatchError(
+                f"{name!r} is a dict, and D4RL has one array; a recipe makes one: {recipe}", file=label
+            )
     kept = {path: field for path, field in schema.steps.items() if _name_of(path)}
     rows = {path: DatasetAppender(file, _name_of(path), field) for path, field in kept.items()}
     following = DatasetAppender(file, "next_observations", schema.steps[OBSERVATION]) if has_next else None
@@ -47,9 +49,11 @@ def write(
     said = {path: DatasetAppender(file, f"episodes/{path}", f) for path, f in schema.metadata.items() if f.is_fixed}
     lost = sorted(set(schema.metadata) - set(said))
     if lost:
-        raise KabukiError(
-            f"{label}: episode field {lost[0]!r} varies in size, which D4RL's layout has no form for; a recipe can "
-            f"leave it out: `drop: [{lost[0]}]`"
+        raise SchemaMismatchError(
+            f"episode field {lost[0]!r} varies in size, which D4RL's layout has no form for; a recipe can "
+            f"leave it out: `drop: [{lost[0]}]`",
+            file=label,
+            fields=(lost[0],),
         )
     count = actions = of_episode = 0
     for piece in episodes:

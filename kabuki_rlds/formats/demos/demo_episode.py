@@ -14,7 +14,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged, concatenate
 from kabuki_rlds.data.schema import BYTES, Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.hdf5 import image_files, layout
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS, column_reader, datasets_in
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
@@ -129,7 +129,9 @@ class StoredRows:
         self._final = final
         self._stored = len(dataset)
         if isinstance(final, h5py.Dataset) and not self._fits(final):
-            raise KabukiError(f"{dataset.file.filename}: {final.name} is of another type or shape than {dataset.name}")
+            raise DamagedDataError(
+                f"{final.name} is of another type or shape than {dataset.name}", file=dataset.file.filename
+            )
 
     def _fits(self, other: h5py.Dataset) -> bool:
         """Whether another dataset holds rows of the same field."""
@@ -177,9 +179,10 @@ class FollowedRows(StoredRows):
 
     def __init__(self, dataset: h5py.Dataset, following: h5py.Dataset, remedy: str):
         if rows_of(following) != len(dataset):
-            raise KabukiError(
-                f"{dataset.file.filename}: {following.name[1:]} has {rows_of(following) or 'no'} rows, "
-                f"where {dataset.name[1:]} has {len(dataset)}"
+            raise DamagedDataError(
+                f"{following.name[1:]} has {rows_of(following) or 'no'} rows, "
+                f"where {dataset.name[1:]} has {len(dataset)}",
+                file=dataset.file.filename,
             )
         super().__init__(dataset, following)
         self._following = following
@@ -191,9 +194,11 @@ class FollowedRows(StoredRows):
         if first < last and self._remedy:
             after = self._read(self._following, first - 1, last - 1, threads)
             if not are_equal(column[first - start : last - start], after):
-                raise KabukiError(
-                    f"{self._following.file.filename}: {self._following.name[1:]}: rows {first - 1} to {last - 2} are "
-                    f"not the observations one row later; {self._remedy}"
+                raise DamagedDataError(
+                    f"{self._following.name[1:]}: rows {first - 1} to {last - 2} are "
+                    f"not the observations one row later; {self._remedy}",
+                    file=self._following.file.filename,
+                    rows=range(first - 1, last - 2),
                 )
         return column
 
@@ -234,7 +239,7 @@ def fields_of(group: h5py.Group, label: str, skip: Sequence[str] = ()) -> dict[s
     found = datasets_in(group, nowhere, skip=skip)
     if nowhere:
         path = "/".join(filter(None, (label, nowhere[0])))
-        raise KabukiError(f"{group.file.filename}: {path!r} is a link that leads nowhere")
+        raise DamagedDataError(f"{path!r} is a link that leads nowhere", file=group.file.filename)
     return found
 
 
@@ -276,9 +281,10 @@ def whole(dataset: h5py.Dataset) -> str | bytes | np.generic | np.ndarray:
     if dataset.dtype.kind not in "biufc" and not h5py.check_string_dtype(dataset.dtype):
         varies = h5py.check_vlen_dtype(dataset.dtype) is not None
         what = "arrays that vary in length" if varies else f"of type {dataset.dtype}"
-        raise KabukiError(
-            f"{dataset.file.filename}: {dataset.name[1:]} is {what}, and has not a row for each action; of an episode "
-            "numbers, booleans and text can be kept"
+        raise DamagedDataError(
+            f"{dataset.name[1:]} is {what}, and has not a row for each action; of an episode "
+            "numbers, booleans and text can be kept",
+            file=dataset.file.filename,
         )
     if isinstance(value, np.ndarray) and value.dtype.kind == "S":
         value = value.astype(object)
@@ -385,7 +391,9 @@ def check_flag(dataset: h5py.Dataset) -> None:
       KabukiError: it holds no numbers.
     """
     if dataset.dtype.kind not in "biuf" or h5py.check_vlen_dtype(dataset.dtype):
-        raise KabukiError(f"{dataset.file.filename}: {dataset.name[1:]} is of type {dataset.dtype}, and no flag")
+        raise DamagedDataError(
+            f"{dataset.name[1:]} is of type {dataset.dtype}, and no flag", file=dataset.file.filename
+        )
 
 
 def _plain_field(dataset: h5py.Dataset) -> Field:
@@ -398,9 +406,10 @@ def _plain_field(dataset: h5py.Dataset) -> Field:
         return Field(BYTES, dataset.shape[1:], "text")
     field = layout.read_field(dataset)
     if field.encoded:
-        raise KabukiError(
-            f"{dataset.file.filename}: {dataset.name[1:]}: an attribute of Kabuki's says that it holds image "
-            "files, which it does not; remove the attribute"
+        raise DamagedDataError(
+            f"{dataset.name[1:]}: an attribute of Kabuki's says that it holds image "
+            "files, which it does not; remove the attribute",
+            file=dataset.file.filename,
         )
     return field
 

@@ -13,7 +13,7 @@ from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.block import Block, Column, Nested, Ragged
 from kabuki_rlds.data.rules import REQUIRED
 from kabuki_rlds.data.schema import BYTES, Field, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, SchemaMismatchError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,10 @@ def check_plain(schema: Schema, label: str, layout: str, name_of: Callable[[str]
             other = taken.get(name)
             if other is not None and (name == above[-1] or name == name_of(other)):
                 moved = other if path.partition("/")[0] in REQUIRED else path
-                raise KabukiError(
-                    f"{label}: {other!r} and {path!r} would both be {name!r} in {layout}'s layout; a recipe can rename "
-                    f"one: {recipe_text.steps([recipe_text.renamed('other_name', moved)])}"
+                raise SchemaMismatchError(
+                    f"{other!r} and {path!r} would both be {name!r} in {layout}'s layout; a recipe can rename "
+                    f"one: {recipe_text.steps([recipe_text.renamed('other_name', moved)])}",
+                    file=label,
                 )
             taken.setdefault(name, path)
     for path, field in schema.steps.items():
@@ -111,8 +112,10 @@ def check_plain(schema: Schema, label: str, layout: str, name_of: Callable[[str]
                 remedy = (
                     f"a recipe can decode it: {recipe_text.steps([recipe_text.renamed(path, path, ', cast: uint8')])}"
                 )
-            raise KabukiError(
-                f"{label}: step field {path!r}, {field.describe()}, has no form in {layout}'s layout; {remedy}"
+            raise SchemaMismatchError(
+                f"step field {path!r}, {field.describe()}, has no form in {layout}'s layout; {remedy}",
+                file=label,
+                fields=(path,),
             )
 
 

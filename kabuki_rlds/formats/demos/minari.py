@@ -37,7 +37,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files.placeholders import check_is_data
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
@@ -120,7 +120,7 @@ def check_counts(label: str | os.PathLike[str], stated: Mapping[str, Any], episo
     """
     for key, count in (("total_episodes", episodes), ("total_steps", steps)):
         if count is not None and stated.get(key, count) != count:
-            raise KabukiError(f"{os.fspath(label)}: says {key} {stated[key]}, but there are {count}")
+            raise DamagedDataError(f"says {key} {stated[key]}, but there are {count}", file=os.fspath(label))
 
 
 def info_of(metadata: Mapping[str, Any]) -> Info:
@@ -165,7 +165,7 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
             if isinstance(stated.get(key), str):
                 stated[key] = json.loads(stated[key])
     except (OSError, ValueError, RecursionError) as e:
-        raise KabukiError(f"{path}: cannot be read: {e}") from e
+        raise DamagedDataError(f"cannot be read: {e}", file=path) from e
     return stated
 
 
@@ -176,24 +176,26 @@ def _is_empty(fields: Mapping[str, h5py.Dataset]) -> bool:
 
 
 def _episode(name: str, group: h5py.Group) -> DemoEpisode:
-    label = f"{group.file.filename}: {name}"
+    file = group.file.filename
     fields = fields_of(group, name)
     terminations = fields.get("terminations")
     if np.array_equal(Attributes(group).get("total_steps", 0), 0) and _is_empty(fields):
-        raise EmptyEpisodeError(f"{label}: no terminations, so no steps")
+        raise EmptyEpisodeError(f"{file}: {name}: no terminations, so no steps")
     if terminations is None or terminations.ndim != 1 or not len(terminations):
-        raise KabukiError(f"{label}: no terminations, one a step")
+        raise DamagedDataError(f"{name}: no terminations, one a step", file=file)
     count = len(terminations)
     stated = Attributes(group).get("total_steps", count)
     if not np.array_equal(stated, count):
-        raise KabukiError(f"{label}: says total_steps {stated}, but has {count} terminations")
+        raise DamagedDataError(f"{name}: says total_steps {stated}, but has {count} terminations", file=file)
     steps: dict[str, RowReader] = {}
     for path, dataset in fields.items():
         first, _, rest = path.partition("/")
         rows = rows_of(dataset)
         whole = rows == count + 1 and first in ("observations", "infos")
         if not whole and (rows != count or first == "observations"):
-            raise KabukiError(f"{label}/{path}: {rows or 'no'} rows, where there are {count} steps")
+            raise DamagedDataError(
+                f"{name}/{path}: {rows or 'no'} rows, where there are {count} steps", file=file, field=path
+            )
         target = "/".join(filter(None, (NAMES.get(first, first), rest)))
         steps[target] = StoredRows(dataset, "" if whole else "zero")
     steps["is_terminal"] = ends(count + 1, is_true(terminations, -1))

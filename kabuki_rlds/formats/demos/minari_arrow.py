@@ -30,7 +30,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged, concatenate
 from kabuki_rlds.data.schema import BYTES, Field, Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files.placeholders import check_is_data
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
@@ -127,7 +127,7 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
     # macOS keeps attributes of a file in a file named `._<name>` beside it.
     files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}") if not file.name.startswith("._"))
     if not files:
-        raise KabukiError(f"{folder}: no .{data_format} file")
+        raise DamagedDataError(f"no .{data_format} file", file=folder)
     for file in files:
         check_is_data(file)
     dataset = pyarrow.dataset.dataset(files, format=data_format)
@@ -137,7 +137,9 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
         raise EmptyEpisodeError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
     count = said.get("total_steps", length - 1)
     if count != length - 1:
-        raise KabukiError(f"{folder}: says total_steps {count}, but has {length} rows, the last of which is none")
+        raise DamagedDataError(
+            f"says total_steps {count}, but has {length} rows, the last of which is none", file=folder
+        )
     table = functools.cache(lambda: _whole_table(dataset))
     steps: dict[str, RowReader] = {}
     for column in dataset.schema:
@@ -153,7 +155,7 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
         name.split("/")[0] for name in steps
     }
     if lacking:
-        raise KabukiError(f"{folder}: the table has no column for {sorted(lacking)[0]}")
+        raise DamagedDataError(f"the table has no column for {sorted(lacking)[0]}", file=folder)
     steps["is_terminal"] = ends(length, _is_terminal(folder, dataset))
     return DemoEpisode(folder.name, length, steps, {**dict(_said("attributes", said)), "file_path": os.fspath(folder)})
 
@@ -186,7 +188,7 @@ def _is_terminal(folder: pathlib.Path, dataset: Any) -> bool:
     kind = dataset.schema.field("terminations").type
     # All else would be true: a text whatever it says.
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        raise KabukiError(f"{folder}: terminations is of type {kind}, and no flag")
+        raise DamagedDataError(f"terminations is of type {kind}, and no flag", file=folder)
     return bool(_whole_table(dataset, ["terminations"])["terminations"][-2].as_py())
 
 
@@ -250,8 +252,8 @@ def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
         shape = (None,)
         kind = kind.value_type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise KabukiError(
-            f"{label}: {column.type} is no type of a field; numbers, text and lists of numbers can be read"
+        raise DamagedDataError(
+            f"{column.type} is no type of a field; numbers, text and lists of numbers can be read", file=label
         )
     return Field(np.dtype(kind.to_pandas_dtype()), shape)
 
@@ -267,7 +269,7 @@ def _shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[in
     else:
         shape = _stated_shape(label, space)
     if math.prod(shape) != size or any(d < 0 for d in shape):
-        raise KabukiError(f"{label}: lists of {size} values, where its shape is {shape}")
+        raise DamagedDataError(f"lists of {size} values, where its shape is {shape}", file=label)
     return shape
 
 
@@ -280,7 +282,7 @@ def _stated_shape(label: str, space: Mapping[str, Any]) -> tuple[int, ...]:
             return tuple(operator.index(d) for d in np.atleast_1d(space["n"]))
         return tuple(operator.index(d) for d in space["shape"])
     except (KeyError, TypeError, ValueError) as e:
-        raise KabukiError(f"{label}: its space in {METADATA} has no shape that makes sense: {e}") from e
+        raise DamagedDataError(f"its space in {METADATA} has no shape that makes sense: {e}", file=label) from e
 
 
 class _Rows:
@@ -326,7 +328,7 @@ def _column(array: Any, field: Field, label: str) -> Column:
     import pyarrow as pa
 
     if array.null_count:
-        raise KabukiError(f"{label}: {array.null_count} rows without a value, for which there is no form")
+        raise DamagedDataError(f"{array.null_count} rows without a value, for which there is no form", file=label)
     if field.dtype == BYTES or field.encoded:
         is_large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
         column = np.empty(len(array), object)
@@ -336,7 +338,7 @@ def _column(array: Any, field: Field, label: str) -> Column:
         return array.to_numpy(zero_copy_only=False)
     values = array.flatten()
     if values.null_count:
-        raise KabukiError(f"{label}: {values.null_count} elements without a value, for which there is no form")
+        raise DamagedDataError(f"{values.null_count} elements without a value, for which there is no form", file=label)
     flat = values.to_numpy(zero_copy_only=False)
     if None in field.shape:
         return Ragged(flat, array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)[:, None])

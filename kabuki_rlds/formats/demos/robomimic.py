@@ -42,7 +42,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
     EmptyEpisodeError,
@@ -150,22 +150,26 @@ class Robomimic(Hdf5Files):
         return ended and bool(np.any(rewards[-1:] > 0))
 
     def _episode(self, name: str, group: h5py.Group, assume: Assumptions, of_episode: Collection[str]) -> DemoEpisode:
-        label = f"{group.file.filename}: data/{name}"
         fields = fields_of(group, f"data/{name}")
         count = num_actions(group) or 0
         stated = Attributes(group).get("num_samples", count)
         if not count:
             of_steps = (d for path, d in fields.items() if path.partition("/")[0] in ("obs", "next_obs", *_OF_STEPS))
             is_empty = np.array_equal(stated, 0) and not any(rows_of(dataset) for dataset in of_steps)
-            raise (EmptyEpisodeError if is_empty else KabukiError)(f"{label}: no actions, so no steps")
+            problem = f"data/{name}: no actions, so no steps"
+            if is_empty:
+                raise EmptyEpisodeError(f"{group.file.filename}: {problem}")
+            raise DamagedDataError(problem, file=group.file.filename)
         if not np.array_equal(stated, count):
-            raise KabukiError(f"{label}: says num_samples {stated}, but has {count} actions")
+            raise DamagedDataError(
+                f"data/{name}: says num_samples {stated}, but has {count} actions", file=group.file.filename
+            )
         terminal = self.is_terminal(group, assume)
         following = {path.removeprefix("next_obs/"): d for path, d in fields.items() if path.startswith("next_obs/")}
         observed = {path.removeprefix("obs/") for path in fields if path.startswith("obs/")}
         if following and set(following) != observed:
             odd = sorted(set(following) ^ observed)[0]
-            raise KabukiError(f"{label}: {odd!r} is in only one of obs and next_obs")
+            raise DamagedDataError(f"data/{name}: {odd!r} is in only one of obs and next_obs", file=group.file.filename)
         keeps_next = assume.get("next_obs") == "keep"
         extra = bool(following) or has_last_row(assume)
         steps: dict[str, RowReader] = {}
@@ -177,7 +181,11 @@ class Robomimic(Hdf5Files):
                 metadata[f"attributes/{path}"] = whole(dataset)
                 continue
             if rows_of(dataset) != count:
-                raise KabukiError(f"{label}/{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions")
+                raise DamagedDataError(
+                    f"data/{name}/{path}: {rows_of(dataset) or 'no'} rows, where there are {count} actions",
+                    file=group.file.filename,
+                    field=path,
+                )
             final: Final = "zero" if extra else ""
             if path.startswith("obs/"):
                 key = path.removeprefix("obs/")
@@ -189,7 +197,7 @@ class Robomimic(Hdf5Files):
             else:
                 steps[_STEP_NAMES.get(path, path)] = StoredRows(dataset, final)
         steps["is_terminal"] = ends(count + extra, terminal)
-        return DemoEpisode(label, count + extra, steps, metadata, last_is_step=not extra)
+        return DemoEpisode(f"data/{name}", count + extra, steps, metadata, last_is_step=not extra)
 
 
 def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
@@ -216,8 +224,8 @@ def check_count(file: h5py.File, name: str, count: int) -> None:
     """
     stated = Attributes(file["data"]).get(name, count)
     if not np.array_equal(stated, count):
-        raise KabukiError(
-            f"{file.filename}: data says {name} {stated}, but there are {count}; correct the attribute or the file"
+        raise DamagedDataError(
+            f"data says {name} {stated}, but there are {count}; correct the attribute or the file", file=file.filename
         )
 
 
@@ -239,11 +247,11 @@ def _masks(file: h5py.File, names: list[str]) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for key, dataset in (fields_of(group, "mask") if isinstance(group, h5py.Group) else {}).items():
         if dataset.ndim != 1:
-            raise KabukiError(f"{file.filename}: mask/{key} is no list of demonstrations")
+            raise DamagedDataError(f"mask/{key} is no list of demonstrations", file=file.filename)
         listed = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in value_of(dataset)]
         unknown = sorted(set(listed) - set(names))
         if unknown:
-            raise KabukiError(f"{file.filename}: mask/{key} lists {unknown[0]!r}, which data does not hold")
+            raise DamagedDataError(f"mask/{key} lists {unknown[0]!r}, which data does not hold", file=file.filename)
         found[key] = set(listed)
     return found
 

@@ -22,7 +22,7 @@ import numpy as np
 from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, IS_TERMINAL, OBSERVATION, REWARD
 from kabuki_rlds.data.schema import BYTES, Field, Schema, is_within
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, SchemaMismatchError
 from kabuki_rlds.formats.demos.episode_pieces import DatasetAppender, EpisodePiece, check_plain
 
 _DONES = "dones"
@@ -44,13 +44,17 @@ def write(
     made = next((path for path in schema.steps if is_within(path, "next_obs")), None)
     if made is not None:
         recipe = recipe_text.steps([recipe_text.renamed("stored_next_obs", "next_obs")])
-        raise KabukiError(
-            f"{label}: step field {made!r}: next_obs are made anew here; a recipe can keep this one under another "
-            f"name: {recipe}"
+        raise SchemaMismatchError(
+            f"step field {made!r}: next_obs are made anew here; a recipe can keep this one under another "
+            f"name: {recipe}",
+            file=label,
+            fields=(made,),
         )
     if ACTION not in schema.steps:
         recipe = recipe_text.one_array(ACTION, schema.steps)
-        raise KabukiError(f"{label}: 'action' is a dict, and robomimic takes one array; a recipe makes one: {recipe}")
+        raise SchemaMismatchError(
+            f"'action' is a dict, and robomimic takes one array; a recipe makes one: {recipe}", file=label
+        )
     data = file.create_group("data")
     data.attrs["env_args"] = schema.info.environment or "{}"
     masks: dict[str, list[int]] = {path: [] for path in schema.metadata if is_within(path, "mask")}

@@ -22,7 +22,7 @@ from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skipped_for
 from kabuki_rlds.data.source import Origin, Size, Skipped, stamp
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, select_episodes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, SchemaMismatchError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.demos.demo_episode import DemoEpisode, UnreadableEpisode, empty_row, text_bytes
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS
@@ -216,7 +216,9 @@ class DemosSource:
             self._of_episode = self._not_of_steps()
             surveyed = self._survey()
             for name, why in self._unused.items():
-                raise KabukiError(f"{self._paths[0]}: assume: {name}={self._assume[name]} cannot apply, since {why}")
+                raise InvalidArgumentError(
+                    f"{self._paths[0]}: assume: {name}={self._assume[name]} cannot apply, since {why}"
+                )
             self.label = _named(self._paths)
             if not surveyed:
                 raise NothingLeftError(self.label, self.skipped)
@@ -367,7 +369,7 @@ class DemosSource:
         try:
             yield
         except READ_ERRORS as e:
-            raise KabukiError(f"{path}: cannot be read as {self._layout.name}: {e}") from e
+            raise DamagedDataError(f"cannot be read as {self._layout.name}: {e}", file=path) from e
 
     def size(self) -> Size:
         sample = next(self._blocks(_SAMPLE_BYTES), None)
@@ -385,7 +387,7 @@ class DemosSource:
             for start in range(0, episode.length, rows):
                 signals.check()
                 stop = min(start + rows, episode.length)
-                columns = self._read(surveyed.name, episode, start, stop)
+                columns = self._read(surveyed, episode, start, stop)
                 waiting.add(columns, stop - start, episode if start == 0 else None, origins[surveyed.path])
                 if waiting.nbytes >= num_bytes:
                     yield waiting.block()
@@ -415,7 +417,7 @@ class DemosSource:
                     wanted = next(taken, None)
             self._files.check_unchanged(path)
 
-    def _read(self, label: str, episode: DemoEpisode, start: int, stop: int) -> dict[str, Column]:
+    def _read(self, surveyed: _SurveyedEpisode, episode: DemoEpisode, start: int, stop: int) -> dict[str, Column]:
         columns: dict[str, Column] = {}
         for path, field in self._fields.items():
             rows = episode.steps[path]
@@ -426,9 +428,14 @@ class DemosSource:
             try:
                 column = rows.read(start, stop, self._threads)
             except READ_ERRORS as e:
-                raise KabukiError(f"{label}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+                raise DamagedDataError(
+                    f"{surveyed.label}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}",
+                    file=surveyed.path,
+                    field=path,
+                    rows=range(start, stop),
+                ) from e
             columns[path] = column if field.encoded else _as_field(column, field)
-        return self._images.serve(columns, lambda row: f"{label}: row {start + row}", self._threads)
+        return self._images.serve(columns, lambda row: (surveyed.path, surveyed.label, start + row), self._threads)
 
     def _rows_in(self, num_bytes: int) -> int:
         sizes = [field.row_nbytes or 1 << 16 for field in self.schema.steps.values()]
@@ -484,9 +491,9 @@ def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assu
     for name, value in given.items():
         if name not in known:
             there = f"there is {', '.join(known)}" if known else "there is nothing to assume"
-            raise KabukiError(f"assume: {name!r} says nothing of files laid out as {layout}; {there}")
+            raise InvalidArgumentError(f"assume: {name!r} says nothing of files laid out as {layout}; {there}")
         if known[name] and value not in known[name]:
-            raise KabukiError(f"assume: {name} is {' or '.join(filter(None, known[name]))}, not {value!r}")
+            raise InvalidArgumentError(f"assume: {name} is {' or '.join(filter(None, known[name]))}, not {value!r}")
     return {name: values[0] for name, values in known.items() if values} | given
 
 
@@ -562,7 +569,9 @@ class _FieldUnion:
             )
         )
         if joint is None:
-            raise KabukiError(difference(self._what, path, mine, self._has[path], theirs, label))
+            raise SchemaMismatchError(
+                difference(self._what, path, mine, self._has[path], theirs, label), fields=(path,)
+            )
         if joint.dtype != mine.dtype or joint.dtype != theirs.dtype:
             self._retyped[path] = joint.dtype
         if theirs.shape != mine.shape:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.data.source import Skipped
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files.paths import subfolders
 from kabuki_rlds.files.placeholders import check_is_data
 from kabuki_rlds.formats.envlogger import fields, messages, protobuf, specs
@@ -86,12 +86,13 @@ class EnvLoggerLog:
         for path in inside:
             check_is_data(path / STEPS)
         self.shards = [LogShard(path, verify=skip_bad) for path in inside]
-        losses = [shard.losses for shard in self.shards if shard.losses]
-        if losses and not skip_bad:
+        damaged = [shard for shard in self.shards if shard.losses]
+        if damaged and not skip_bad:
             remedy = REMEDY if any(shard.is_whole.any() for shard in self.shards) else REMEDY_WITHOUT_REST
-            raise KabukiError(f"{'; '.join(losses)}; {remedy}")
-        for loss in losses:
-            _log.warning("%s, and left out", loss)
+            others = [f"{shard.path}: {shard.losses}" for shard in damaged[1:]]
+            raise DamagedDataError("; ".join([damaged[0].losses, *others, remedy]), file=damaged[0].path)
+        for shard in damaged:
+            _log.warning("%s: %s, and left out", shard.path, shard.losses)
         for shard in self.shards:
             if shard.is_cut:
                 _log.warning("%s", _cut_short(shard))
@@ -115,7 +116,7 @@ class EnvLoggerLog:
         try:
             return specs.decode(found[0][1]) if found else None
         except (IndexError, KeyError, ValueError) as e:
-            raise KabukiError(f"{path}: it is no metadata of EnvLogger's: {e}") from e
+            raise DamagedDataError(f"it is no metadata of EnvLogger's: {e}", file=path) from e
 
     def step_leaves(self, shard: LogShard, batch: MessageBatch) -> tuple[Leaves, np.ndarray]:
         """Takes some steps apart.
@@ -130,9 +131,9 @@ class EnvLoggerLog:
             found = messages.leaves(batch.steps, self._structure)
             return fields.of_steps(found), fields.is_last(found, len(batch.steps))
         except KabukiError as e:
-            raise KabukiError(f"{shard.path}: a step holds {e}") from e
+            raise DamagedDataError(f"a step holds {e}", file=shard.path) from e
         except (ValueError, IndexError) as e:
-            raise KabukiError(f"{shard.path}: its records are no steps of EnvLogger's: {e}") from e
+            raise DamagedDataError(f"its records are no steps of EnvLogger's: {e}", file=shard.path) from e
 
     def episode_leaves(self) -> Leaves:
         """The pieces of each field of the whole episodes of all shards, by its path.
@@ -156,9 +157,9 @@ class EnvLoggerLog:
                 messages.leaves(protobuf.Spans(data, np.array(rows, np.int64), splits[:-1], splits[1:]))
             )
         except KabukiError as e:
-            raise KabukiError(f"{self.folder}: the metadata of an episode holds {e}") from e
+            raise DamagedDataError(f"the metadata of an episode holds {e}", file=self.folder) from e
         except (ValueError, IndexError) as e:
-            raise KabukiError(f"{self.folder}: the metadata of an episode is none of EnvLogger's: {e}") from e
+            raise DamagedDataError(f"the metadata of an episode is none of EnvLogger's: {e}", file=self.folder) from e
 
 
 def _episode_metadata(shard: LogShard) -> Iterator[tuple[int, bytes]]:
@@ -183,11 +184,10 @@ def _episode_metadata(shard: LogShard) -> Iterator[tuple[int, bytes]]:
 
 def _skipped(shard: LogShard) -> Iterator[Skipped]:
     """The episodes of a shard that are not whole, in runs of such."""
-    why = shard.losses.removeprefix(f"{shard.path}: ")
     lost = np.flatnonzero(~shard.is_whole)
     for run in np.split(lost, np.flatnonzero(np.diff(lost) > 1) + 1):
         if len(run):
-            yield Skipped(str(shard.path), int(run[0]), len(run), why)
+            yield Skipped(str(shard.path), int(run[0]), len(run), shard.losses)
 
 
 def _cut_short(shard: LogShard) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kabuki_rlds.data.common_schema import difference, join_fields, warn_of_shapes
 from kabuki_rlds.data.schema import BYTES, Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import SchemaMismatchError
 from kabuki_rlds.formats.envlogger.messages import MessagePiece
 
 
@@ -96,7 +96,7 @@ class OpenField:
         if self._conflict is not None:
             theirs, label = self._conflict
             if join_fields(self._field, theirs, of_any_length=not self._of_steps) is None:
-                raise KabukiError(self._difference(theirs, label))
+                raise SchemaMismatchError(self._difference(theirs, label), fields=(self._name,))
         if self._varies:
             warn_of_shapes(self._varies)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.envlogger import messages, protobuf
 from kabuki_rlds.formats.riegeli import chunks, records
 from kabuki_rlds.formats.riegeli.chunks import ChunkHeader, DamagedGap
@@ -172,7 +172,7 @@ class LogShard:
         try:
             return records.decode(header, data)
         except KabukiError as e:
-            raise KabukiError(f"{self.path}: {e}") from e
+            raise e.within(self.path) from e
 
     def _losses(self) -> str:
         lost = sum(end - begin for begin, end in self._missing)
@@ -184,7 +184,7 @@ class LogShard:
         named = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
         at_least = "at least " if self._broken else ""
         return (
-            f"{self.path}: {named}: {at_least}{lost:,} of {self.num_steps:,} steps are lost, and "
+            f"{named}: {at_least}{lost:,} of {self.num_steps:,} steps are lost, and "
             f"{(~self.is_whole).sum():,} of {len(self.starts):,} episodes are not whole"
         )
 
@@ -203,7 +203,7 @@ class LogShard:
                 # All of it is looked at, so as to say all that is wrong.
                 self._verify()
                 self._survey()
-                raise KabukiError(f"{self.losses}; {REMEDY}")
+                raise DamagedDataError(f"{self.losses}; {REMEDY}", file=self.path)
             held.append(self._decode(header, data))
             numbers.append(np.arange(header.num_records) + self._first[header.begin])
             size, count = size + header.decoded_bytes, count + header.num_records
@@ -231,9 +231,9 @@ def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
     try:
         pieces = messages.leaves(spans).get(STEP_TYPE, [])
     except KabukiError as e:
-        raise KabukiError(f"{path}: a step holds {e}") from e
+        raise DamagedDataError(f"a step holds {e}", file=path) from e
     except (ValueError, IndexError) as e:
-        raise KabukiError(f"{path}: its records are no steps of EnvLogger's: {e}") from e
+        raise DamagedDataError(f"its records are no steps of EnvLogger's: {e}", file=path) from e
     types = np.full(len(part), -1, np.int64)
     for piece in pieces:
         if piece.values is not None:

@@ -18,7 +18,7 @@ from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError
 from kabuki_rlds.data.source import Origin, Size
 from kabuki_rlds.data.split_syntax import read_episodes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.envlogger import alignment, fields, log, specs
 from kabuki_rlds.formats.envlogger.alignment import AlignedSteps
@@ -142,7 +142,8 @@ class EnvLoggerSource:
                 for path, field in self._steps.items()
             }
         except MisfitError as e:
-            raise KabukiError(f"{_name_of_step(shard, batch, e.row)}: {e}") from e
+            place = _name_of_step(shard, batch, e.row).removeprefix(f"{shard.path}: ")
+            raise DamagedDataError(f"{place}: {e}", file=shard.path) from e
 
     def _columns_of_episodes(self, metadata: dict[LeafPath, Field]) -> dict[str, Column]:
         """The columns of the metadata of all episodes. They are kept: one row an episode is little beside its steps."""
@@ -158,7 +159,7 @@ class EnvLoggerSource:
                 try:
                     found.setdefault(name, []).append(fields.column(name, field, pieces, each.num_episodes, lacking))
                 except MisfitError as e:
-                    raise KabukiError(f"{each.folder}: episode {e.row}: {e}") from e
+                    raise DamagedDataError(f"episode {e.row}: {e}", file=each.folder) from e
                 if lacking.any():
                     _log.warning(
                         "%s: %d of %d episodes have no %r; zeros and empty text stand for it",

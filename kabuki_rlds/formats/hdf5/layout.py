@@ -28,7 +28,7 @@ import numpy as np
 
 from kabuki_rlds.data.limits import MAX_CLASSES
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
 from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES, Attributes
@@ -147,7 +147,9 @@ def check_path(path: str) -> None:
     """
     parts = path.split("/")
     if any(part in ("", ".") for part in parts) or "\0" in path:
-        raise KabukiError(f"field {path!r}: HDF5 cannot hold a field of this name; a recipe can give it another")
+        raise SchemaMismatchError(
+            f"field {path!r}: HDF5 cannot hold a field of this name; a recipe can give it another", fields=(path,)
+        )
 
 
 def check_step_path(path: str) -> None:
@@ -158,9 +160,10 @@ def check_step_path(path: str) -> None:
     """
     check_path(path)
     if path.split("/")[0] in RESERVED:
-        raise KabukiError(
+        raise SchemaMismatchError(
             f"step field {path!r}: the Kabuki format keeps {path.split('/')[0]!r} for itself; a recipe can give the "
-            "field another name"
+            "field another name",
+            fields=(path,),
         )
 
 
@@ -222,9 +225,10 @@ def check_no_clash(paths: Collection[str]) -> None:
         parts = path.split("/")
         for i in range(1, len(parts)):
             if "/".join(parts[:i]) in paths:
-                raise KabukiError(
+                raise SchemaMismatchError(
                     f"field {path!r}: HDF5 cannot hold it beside the field {'/'.join(parts[:i])!r}; "
-                    "a recipe can rename one of them"
+                    "a recipe can rename one of them",
+                    fields=(path,),
                 )
 
 
@@ -257,12 +261,15 @@ def read_field(dataset: h5py.Dataset) -> Field:
     Raises:
       KabukiError: the type is not one that a field can have.
     """
-    where = f"{dataset.file.filename}: dataset {dataset.name!r}"
     try:
         field = _read_field(dataset)
     except (TypeError, ValueError, KeyError, OSError, RuntimeError) as e:
-        raise KabukiError(f"{where} has a type or attributes that make no sense: {e}") from e
-    field.check_size(where)
+        raise DamagedDataError(
+            f"dataset {dataset.name!r} has a type or attributes that make no sense: {e}",
+            file=dataset.file.filename,
+            field=dataset.name[1:],
+        ) from e
+    field.check_size(f"dataset {dataset.name!r}", dataset.file.filename)
     return field
 
 
@@ -278,9 +285,11 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     dtype = element_dtype(dataset)
     is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
     if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
-        raise KabukiError(
-            f"{dataset.file.filename}: dataset {dataset.name!r} has the type {dtype}, which is no field's; "
-            "numbers, booleans, text and variable-length arrays of them can be read"
+        raise DamagedDataError(
+            f"dataset {dataset.name!r} has the type {dtype}, which is no field's; "
+            "numbers, booleans, text and variable-length arrays of them can be read",
+            file=dataset.file.filename,
+            field=dataset.name[1:],
         )
     variable = isinstance(dataset.id.get_type(), h5py.h5t.TypeVlenID)
     shape: tuple[int | None, ...] = dataset.shape[1:]

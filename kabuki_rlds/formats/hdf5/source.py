@@ -24,7 +24,7 @@ from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Size, Skipped
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -87,7 +87,7 @@ class KabukiSource:
     def _open(self) -> None:
         self.step_datasets = step_datasets(self.file)
         if not self.step_datasets:
-            raise KabukiError(f"{self.path}: holds no datasets, so no steps")
+            raise DamagedDataError("holds no datasets, so no steps", file=self.path)
         self.metadata_datasets = metadata_datasets(self.file)
         self.num_steps = _common_length(self.path, self.step_datasets)
         info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
@@ -107,8 +107,8 @@ class KabukiSource:
         for dataset in self.metadata_datasets.values():
             rows = dataset.shape[0] if dataset.shape else "no"
             if rows != self.num_episodes:
-                raise KabukiError(
-                    f"{self.path}: {dataset.name} has {rows} rows where there are {self.num_episodes} episodes"
+                raise DamagedDataError(
+                    f"{dataset.name} has {rows} rows where there are {self.num_episodes} episodes", file=self.path
                 )
         self._read_origins()
         self.last_rows = self._stated_last_rows()
@@ -131,7 +131,7 @@ class KabukiSource:
         try:
             return stored_last_rows.stated(self.file, self.num_episodes)
         except READ_ERRORS as e:
-            raise KabukiError(f"{self.path}: {stored_last_rows.PATH}: {e}") from e
+            raise DamagedDataError(f"{stored_last_rows.PATH}: {e}", file=self.path) from e
 
     def _image_columns(self, fields: dict[str, Field], datasets: dict[str, h5py.Dataset]) -> ImageColumns:
         by_content = [
@@ -154,16 +154,20 @@ class KabukiSource:
         index = self.file.get(f"{layout.EPISODES}/start")
         if isinstance(index, h5py.Dataset):
             if index.ndim != 1 or not layout.holds_integers(index):
-                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+                raise DamagedDataError(
+                    "episodes/start is not an ascending list of rows that begins at 0", file=self.path
+                )
             try:
                 starts = index[:].astype(np.int64)
             except READ_ERRORS as e:
-                raise KabukiError(f"{self.path}: episodes/start cannot be read: {e}") from e
+                raise DamagedDataError(f"episodes/start cannot be read: {e}", file=self.path) from e
             # Not by their differences, which may be too large for an integer.
             if len(starts) and (starts[0] != 0 or (starts[1:] < starts[:-1]).any() or starts[-1] > self.num_steps):
-                raise KabukiError(f"{self.path}: episodes/start is not an ascending list of rows that begins at 0")
+                raise DamagedDataError(
+                    "episodes/start is not an ascending list of rows that begins at 0", file=self.path
+                )
             if not len(starts) and self.num_steps:
-                raise KabukiError(f"{self.path}: episodes/start is empty but there are {self.num_steps} steps")
+                raise DamagedDataError(f"episodes/start is empty but there are {self.num_steps} steps", file=self.path)
             return starts
         for name, shift in ((rules.IS_FIRST, 0), (rules.IS_LAST, 1)):
             field = self.schema.steps.get(name)
@@ -172,13 +176,13 @@ class KabukiSource:
                 try:
                     flags = np.asarray(self.step_datasets[name][:]).reshape(-1).astype(bool)
                 except READ_ERRORS as e:
-                    raise KabukiError(f"{self.path}: {name} cannot be read: {e}") from e
+                    raise DamagedDataError(f"{name} cannot be read: {e}", file=self.path) from e
                 begins = np.roll(flags, shift)
                 if self.num_steps:
                     begins[0] = True
                 return np.flatnonzero(begins).astype(np.int64)
-        raise KabukiError(
-            f"{self.path}: neither is_first nor is_last nor an index of episodes says where episodes begin"
+        raise DamagedDataError(
+            "neither is_first nor is_last nor an index of episodes says where episodes begin", file=self.path
         )
 
     def _entries(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
@@ -204,7 +208,7 @@ class KabukiSource:
             try:
                 origin_of = index[:].astype(np.int64)
             except READ_ERRORS as e:
-                raise KabukiError(f"{self.path}: episodes/source cannot be read: {e}") from e
+                raise DamagedDataError(f"episodes/source cannot be read: {e}", file=self.path) from e
             if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
                 self.origins, self._origin_of = origins, origin_of
 
@@ -215,20 +219,20 @@ class KabukiSource:
           KabukiError: it was never finished, or holds another number of steps or episodes.
         """
         if not layout.flag_attribute(self.file, "complete", True):
-            raise KabukiError(f"{self.path}: says that it is not complete; make it again")
+            raise DamagedDataError("says that it is not complete; make it again", file=self.path)
         for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
             stated = layout.attribute(self.file, name, count)
             if not np.array_equal(stated, count):  # type: ignore[arg-type]  # whatever it is
-                raise KabukiError(f"{self.path}: says {name} {stated}, but holds {count}")
+                raise DamagedDataError(f"says {name} {stated}, but holds {count}", file=self.path)
         lengths = self.file.get(f"{layout.EPISODES}/length")
         if not isinstance(lengths, h5py.Dataset):
             return
         try:
             in_file = lengths[:] if lengths.ndim == 1 else np.zeros(0)
         except READ_ERRORS as e:
-            raise KabukiError(f"{self.path}: episodes/length cannot be read: {e}") from e
+            raise DamagedDataError(f"episodes/length cannot be read: {e}", file=self.path) from e
         if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
-            raise KabukiError(f"{self.path}: episodes/length does not fit episodes/start")
+            raise DamagedDataError("episodes/length does not fit episodes/start", file=self.path)
 
     def left_out(self) -> list[str]:
         """What stands in the file, and is none of its steps, episodes or attributes by the format."""
@@ -287,12 +291,12 @@ class KabukiSource:
             inner = np.searchsorted(self.starts, bounds[1:-1]).tolist()
             yield from zip(bounds, bounds[1:], [first, *inner], [*inner, end], strict=False)
 
-    def _place(self, start: int, row: int) -> str:
+    def _place(self, start: int, row: int) -> tuple[str, str, int]:
         episode = int(np.searchsorted(self.starts, start + row, "right")) - 1
-        return f"{self.path}: episode {episode}: row {start + row - self.starts[episode]}"
+        return self.path, f"episode {episode}", int(start + row - self.starts[episode])
 
-    def _place_of_episode(self, first: int, number: int) -> str:
-        return f"{self.path}: episode {first + number}"
+    def _place_of_episode(self, first: int, number: int) -> tuple[str, str, None]:
+        return self.path, f"episode {first + number}", None
 
     def pieces(self, num_bytes: int) -> list[KabukiSource]:
         starts = row_splits(self.lengths)
@@ -362,13 +366,20 @@ class KabukiSource:
         try:
             return column_reader(dataset, field, self._executor)
         except READ_ERRORS as e:
-            raise KabukiError(f"{self.path}: dataset {dataset.name!r} cannot be read: {e}") from e
+            raise DamagedDataError(
+                f"dataset {dataset.name!r} cannot be read: {e}", file=self.path, field=dataset.name[1:]
+            ) from e
 
     def _read(self, reader: ColumnReader, path: str, start: int, stop: int) -> Column:
         try:
             return reader.read(start, stop)
         except READ_ERRORS as e:
-            raise KabukiError(f"{self.path}: field {path!r}: rows {start} to {stop - 1} cannot be read: {e}") from e
+            raise DamagedDataError(
+                f"field {path!r}: rows {start} to {stop - 1} cannot be read: {e}",
+                file=self.path,
+                field=path,
+                rows=range(start, stop),
+            ) from e
 
     def _block_rows(self, paths: Collection[str]) -> int:
         sizes = [layout.stored_row_nbytes(self.step_datasets[path]) for path in paths]
@@ -431,7 +442,7 @@ def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h
     nowhere: list[str] = []
     found = datasets_in(file, nowhere, skip=layout.RESERVED)
     if nowhere and lost is None:
-        raise KabukiError(f"{file.filename}: {nowhere[0]!r} is a link that leads nowhere")
+        raise DamagedDataError(f"{nowhere[0]!r} is a link that leads nowhere", file=file.filename)
     if lost is not None:
         lost += nowhere
     return found
@@ -479,13 +490,15 @@ def _common_length(path: str, datasets: dict[str, h5py.Dataset]) -> int:
     lengths = {name: (dataset.shape[0] if dataset.shape else None) for name, dataset in datasets.items()}
     for name, length in lengths.items():
         if length is None:
-            raise KabukiError(f"{path}: dataset {name!r} is a single value, and no field of the steps")
+            raise DamagedDataError(
+                f"dataset {name!r} is a single value, and no field of the steps", file=path, field=name
+            )
     length = next(iter(lengths.values()))
     for name, other in lengths.items():
         if other != length:
             first = next(iter(lengths))
-            raise KabukiError(
-                f"{path}: {name!r} has {other} rows but {first!r} has {length}; all fields of the steps are as long"
+            raise DamagedDataError(
+                f"{name!r} has {other} rows but {first!r} has {length}; all fields of the steps are as long", file=path
             )
     assert length is not None
     return length

@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 
 from kabuki_rlds.data.block import row_splits
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.riegeli import chunks, transposed
 from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, decompress, varints
 
@@ -55,9 +55,9 @@ def decode(header: chunks.ChunkHeader, data: bytes) -> Records:
             else Records(*transposed.decode(data, header.num_records))
         )
     except (IndexError, ValueError, OverflowError) as e:
-        raise KabukiError(f"the chunk at byte {header.begin} cannot be decoded: {e}") from e
+        raise DamagedDataError(f"the chunk at byte {header.begin} cannot be decoded: {e}") from e
     if len(found) != header.num_records or len(found.data) != header.decoded_bytes:
-        raise KabukiError(
+        raise DamagedDataError(
             f"the chunk at byte {header.begin} says {header.num_records} records of {header.decoded_bytes} bytes, "
             f"but holds {len(found)} of {len(found.data)}"
         )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kabuki_rlds.data import limits
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Skipped
-from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, one_line
 from kabuki_rlds.files.placeholders import INSTEAD, check_is_data, placeholder
 from kabuki_rlds.formats.rlds import append_log, parse_features
 from kabuki_rlds.formats.rlds.bad_records import MISSING
@@ -78,7 +78,7 @@ def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
     except KabukiError:
         raise
     except Exception as e:
-        raise KabukiError(f"{folder}: TFDS cannot open this dataset: {one_line(e)}") from e
+        raise DamagedDataError(f"TFDS cannot open this dataset: {one_line(e)}", file=folder) from e
     return info
 
 
@@ -134,21 +134,21 @@ def shards(
       KabukiError: there is no such split, or its files are not those that there should be.
     """
     if not info.splits:
-        raise KabukiError(f"{folder}: the dataset says of no split, so it is not whole or was never finished")
+        raise DamagedDataError("the dataset says of no split, so it is not whole or was never finished", file=folder)
     for name, each in info.splits.items():
         if min(each.shard_lengths, default=0) < 0:
-            raise KabukiError(f"{folder / _INFO}: a shard of {name!r} has less than no episodes")
+            raise DamagedDataError(f"a shard of {name!r} has less than no episodes", file=folder / _INFO)
     try:
         found = info.splits[split]
         # An empty split has no files, and TFDS then fails to say so.
         instructions = found.file_instructions if found.num_examples else []
     except Exception as e:
         names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
-        raise KabukiError(f"{folder}: no split {split!r}; it has {names}") from e
+        raise InvalidArgumentError(f"{folder}: no split {split!r}; it has {names}") from e
     for part in _absolute(info, split):
         # TFDS takes fewer than no episodes of it, or those up to the end of a shard.
         if None not in (part.from_, part.to) and part.from_ > part.to:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{folder}: split {split!r} ends before it begins: of {part.splitname!r}, "
                 f"at episode {part.to}, where it begins at {part.from_}"
             )
@@ -162,16 +162,17 @@ def shards(
         if not os.path.isfile(path):
             if not skip_bad:
                 check_is_data(path)
-                raise KabukiError(f"{path}: {MISSING}; {_remedy_for_missing(info, split)}")
+                raise DamagedDataError(f"{MISSING}; {_remedy_for_missing(info, split)}", file=path)
             instead = placeholder(path)
             skipped.append(Skipped(path, part.skip, expected, INSTEAD + instead if instead else MISSING))
             continue
         size, least = os.path.getsize(path), RECORD_FRAME if shard_format == "tfrecord" else 1
         if (part.skip + expected) * least > size and not skip_bad:
             check_is_data(path)
-            raise KabukiError(
-                f"{path}: fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
-                f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong"
+            raise DamagedDataError(
+                f"fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
+                f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong",
+                file=path,
             )
         slices.append(ShardSlice(path, part.skip, expected, expected == rest, file_format=shard_format))
     if split in info.splits:
@@ -189,9 +190,9 @@ def shards(
         for path in _others(folder, f"{info.name}-{split}.{shard_format}", listed):
             why = "this shard is none of those that dataset_info.json lists"
             if not skip_bad:
-                raise KabukiError(
-                    f"{path}: {why}; move it to another folder, or convert with --skip-bad-episodes, which leaves "
-                    "it out"
+                raise DamagedDataError(
+                    f"{why}; move it to another folder, or convert with --skip-bad-episodes, which leaves it out",
+                    file=path,
                 )
             skipped.append(Skipped(os.fspath(path), 0, append_log.Scan(path).records, why))
     return slices, skipped
@@ -232,8 +233,8 @@ def check_inside(path: str, folder: pathlib.Path) -> None:
     """Refuses the name of a shard that leads out of the dataset's folder."""
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
     if inside.split(os.sep)[0] == os.pardir or os.pardir in pathlib.Path(path).parts[len(folder.parts) :]:
-        raise KabukiError(
-            f"{folder / _INFO}: names the shard {path!r}, which is outside of the dataset's folder; it is not read"
+        raise DamagedDataError(
+            f"names the shard {path!r}, which is outside of the dataset's folder; it is not read", file=folder / _INFO
         )
 
 

@@ -26,7 +26,7 @@ from isal import isal_zlib
 
 from kabuki_rlds.data.block import Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES, Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 
 #: The three kinds of list that a `tf.train.Feature` can be.
 ListType = Literal["int64", "float32", "string"]
@@ -135,7 +135,9 @@ class ExampleField:
             return counts
         size = _size(self.item_shape)
         if (counts % size).any():
-            raise KabukiError(f"field {self.path!r}: the number of elements is no multiple of its size, {size}")
+            raise DamagedDataError(
+                f"field {self.path!r}: the number of elements is no multiple of its size, {size}", field=self.path
+            )
         return counts // size
 
     def column(self, lists: Mapping[str, FeatureLists], rows: int) -> Column:
@@ -148,8 +150,9 @@ class ExampleField:
         """
         column = self._column(lists, rows)
         if not isinstance(column, np.ndarray) and not column.is_consistent:
-            raise KabukiError(
-                f"field {self.path!r}: the lengths or shapes of its items are not those of their elements"
+            raise DamagedDataError(
+                f"field {self.path!r}: the lengths or shapes of its items are not those of their elements",
+                field=self.path,
             )
         return column
 
@@ -161,7 +164,7 @@ class ExampleField:
             size = 1 if lengths or self._item_is_bytes else _size(self.item_shape)
             lengths.insert(0, outermost.counts // max(size, 1))
         if any((level < 0).any() for level in lengths):
-            raise KabukiError(f"field {self.path!r}: the length of a list is less than 0")
+            raise DamagedDataError(f"field {self.path!r}: the length of a list is less than 0", field=self.path)
         self._check_counts(lists)
         items = self._items(lists, int(lengths[-1].sum()) if lengths else rows)
         if not lengths:
@@ -169,7 +172,9 @@ class ExampleField:
         assert isinstance(items, np.ndarray), "lists of ragged items are read by TFDS"
         for level, fixed in zip(lengths, self.list_lengths, strict=True):
             if fixed is not None and (level != fixed).any():
-                raise KabukiError(f"field {self.path!r}: a list has not the length {fixed} that its feature promises")
+                raise DamagedDataError(
+                    f"field {self.path!r}: a list has not the length {fixed} that its feature promises", field=self.path
+                )
         if self.field.kind == "image":
             return Ragged(items, lengths[0][:, None])
         if self.field.is_fixed:
@@ -201,8 +206,9 @@ class ExampleField:
         wrong = np.flatnonzero(found != expected)
         if len(wrong):
             first = wrong[0]
-            raise KabukiError(
-                f"field {self.path!r}: {found[first]} {what} in an episode where {expected[first]} should be"
+            raise DamagedDataError(
+                f"field {self.path!r}: {found[first]} {what} in an episode where {expected[first]} should be",
+                field=self.path,
             )
 
     def _items(self, lists: Mapping[str, FeatureLists], count: int) -> Column:
@@ -225,7 +231,10 @@ class ExampleField:
         itemsize = self.field.dtype.itemsize
         if None not in self.item_shape:
             if (sizes != _size(self.item_shape) * itemsize).any():
-                raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of shape {self.item_shape}")
+                raise DamagedDataError(
+                    f"field {self.path!r}: the bytes of an item are not those of shape {self.item_shape}",
+                    field=self.path,
+                )
             elements = _from_bytes(values, self.field.dtype)
             return elements.reshape(len(values), *(d for d in self.item_shape if d is not None))
         if self._is_dynamic:
@@ -235,7 +244,9 @@ class ExampleField:
             unknown = sizes // itemsize // known if known else np.zeros_like(sizes)
             shapes = np.column_stack([unknown if d is None else np.full_like(sizes, d) for d in self.item_shape])
         if (shapes.prod(axis=1) * itemsize != sizes).any():
-            raise KabukiError(f"field {self.path!r}: the bytes of an item are not those of its shape")
+            raise DamagedDataError(
+                f"field {self.path!r}: the bytes of an item are not those of its shape", field=self.path
+            )
         return Ragged(_from_bytes(values, self.field.dtype), shapes)
 
     def _inflated(self, values: np.ndarray) -> np.ndarray:
@@ -253,15 +264,20 @@ class ExampleField:
                 # One byte more is asked for, so that what is too long shows.
                 data = inflater.decompress(item, min(limit, left) + 1)
             except isal_zlib.IsalError as e:  # type: ignore[misc]  # its stub hides that it is an exception
-                raise KabukiError(f"field {self.path!r}: item {i} is no zlib stream, or a damaged one ({e})") from e
+                raise DamagedDataError(
+                    f"field {self.path!r}: item {i} is no zlib stream, or a damaged one ({e})", field=self.path
+                ) from e
             left -= len(data)
             if len(data) > limit or left < 0:
-                raise KabukiError(
+                raise DamagedDataError(
                     f"field {self.path!r}: item {i} of {len(item):,} bytes unpacks to more than {limit:,}, "
-                    "and is not what its feature says"
+                    "and is not what its feature says",
+                    field=self.path,
                 )
             if not inflater.eof:
-                raise KabukiError(f"field {self.path!r}: item {i} is a zlib stream that is cut short")
+                raise DamagedDataError(
+                    f"field {self.path!r}: item {i} is a zlib stream that is cut short", field=self.path
+                )
             inflated[i] = data
         return inflated
 

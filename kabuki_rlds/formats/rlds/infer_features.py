@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, SchemaMismatchError
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 from kabuki_rlds.formats.rlds import parse_features
 from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf
@@ -101,7 +101,7 @@ def _leaves(features: tfds.features.FeaturesDict) -> list[FeatureLeaf]:
     try:
         return rlds_features.read(features)
     except KabukiError as e:
-        raise KabukiError(f"the attribute 'features': {e}; without it they are derived from the arrays") from e
+        raise DamagedDataError(f"the attribute 'features': {e}; without it they are derived from the arrays") from e
 
 
 def _field_of(schema: Schema, leaf: FeatureLeaf) -> Field:
@@ -114,7 +114,9 @@ def _check_fit(schema: Schema, leaves: list[FeatureLeaf]) -> None:
         what = "step field" if leaf.in_steps else "episode field"
         stored = (schema.steps if leaf.in_steps else schema.metadata).get(leaf.path)
         if stored is None:
-            raise KabukiError(f"{what} {leaf.path!r} is listed in the attribute 'features' but not stored; {remedy}")
+            raise DamagedDataError(
+                f"{what} {leaf.path!r} is listed in the attribute 'features' but not stored; {remedy}"
+            )
         fits = (
             stored.dtype == leaf.field.dtype
             and len(stored.shape) == len(leaf.field.shape)
@@ -123,7 +125,7 @@ def _check_fit(schema: Schema, leaves: list[FeatureLeaf]) -> None:
             and (leaf.field.kind == "image" or not stored.encoded)
         )
         if not fits:
-            raise KabukiError(
+            raise DamagedDataError(
                 f"{what} {leaf.path!r} is stored as {stored.describe()}, "
                 f"but the attribute 'features' says {leaf.field.describe()}; {remedy}"
             )
@@ -208,11 +210,14 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
         for group in groups:
             at = at.setdefault(group, {})
             if not isinstance(at, dict):
-                raise KabukiError(
-                    f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it by a recipe"
+                raise SchemaMismatchError(
+                    f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it by a recipe",
+                    fields=(path,),
                 )
         if name in at:
-            raise KabukiError(f"field {path!r}: there is another of this name in RLDS; rename it by a recipe")
+            raise SchemaMismatchError(
+                f"field {path!r}: there is another of this name in RLDS; rename it by a recipe", fields=(path,)
+            )
         at[name] = feature
     return tree
 
@@ -220,7 +225,9 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
 def _check_free(metadata: Mapping[str, Any]) -> None:
     for path in metadata:
         if path.partition("/")[0] == STEPS:
-            raise KabukiError(f"episode field {path!r}: RLDS keeps the steps under this name; rename it by a recipe")
+            raise SchemaMismatchError(
+                f"episode field {path!r}: RLDS keeps the steps under this name; rename it by a recipe", fields=(path,)
+            )
 
 
 def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
@@ -263,9 +270,10 @@ def _tensor(dtype: np.dtype, shape: tuple[int | None, ...], path: str) -> Any:
         return tfds.features.Tensor(shape=shape, dtype=known, encoding="bytes")
     if (dtype == BYTES or dtype.name in _EXACT) and None not in shape[1:] and 0 not in shape[1:]:
         return tfds.features.Sequence(_tensor(dtype, shape[1:], path))
-    raise KabukiError(
+    raise SchemaMismatchError(
         f"field {path!r}: TFDS has no feature that it can read back for {Field(dtype, shape).describe()}; "
-        "store it with another type or shape"
+        "store it with another type or shape",
+        fields=(path,),
     )
 
 
@@ -275,12 +283,14 @@ def _label(names: tuple[str, ...], path: str) -> Any:
     # TFDS keeps the names as the lines of a file, and strips them.
     bad = next((name for name in names if name != name.strip() or not name or "\n" in name), None)
     if bad is not None:
-        raise KabukiError(
-            f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it in its class_names"
+        raise SchemaMismatchError(
+            f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it in its class_names",
+            fields=(path,),
         )
     if len(set(names)) < len(names):
-        raise KabukiError(
-            f"field {path!r}: two classes have the same name, which TFDS refuses; rename one in its class_names"
+        raise SchemaMismatchError(
+            f"field {path!r}: two classes have the same name, which TFDS refuses; rename one in its class_names",
+            fields=(path,),
         )
     return tfds.features.ClassLabel(names=list(names))
 
@@ -304,6 +314,7 @@ def _name_classes(leaf: FeatureLeaf, names: tuple[str, ...]) -> None:
         try:
             leaf.feature.load_metadata(folder, "classes")
         except ValueError as e:
-            raise KabukiError(
-                f"field {leaf.path!r}: its class names do not fit the feature that the attribute 'features' says ({e})"
+            raise DamagedDataError(
+                f"field {leaf.path!r}: its class names do not fit the feature that the attribute 'features' says ({e})",
+                field=leaf.path,
             ) from e

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.rlds.example_decoder import FeatureLists, ListType
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
 from kabuki_rlds.images.damage import DamagedImageError, check_files
@@ -198,7 +198,7 @@ class Pipeline:
             try:
                 check_files(files[image.key][row : row + self._window].tolist(), image.shape, decodes=True)
             except DamagedImageError as e:
-                raise KabukiError(f"field {path!r}: row {row + e.number} {e.problem}") from e
+                raise DamagedDataError(f"field {path!r}: row {row + e.number} {e.problem}", field=path) from e
         return self._decode(tensors, tf.constant(row, tf.int64))
 
     def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:

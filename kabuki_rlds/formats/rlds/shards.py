@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.rlds import crc32c
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def check_lengths(path: str, records: int) -> None:
             length = HEAD.unpack(head)[0]
             at += RECORD_FRAME + length
             if at > size:
-                raise KabukiError(f"{path}: record {number}: {_CUT_SHORT}")
+                raise DamagedDataError(f"record {number}: {_CUT_SHORT}", file=path)
             number += 1
             file.seek(length + FOOT.size, os.SEEK_CUR)
 
@@ -284,7 +284,7 @@ def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
         if number in shard.lost:
             continue
         if isinstance(data, str):
-            raise KabukiError(f"{shard.path}: record {number}: {data}")
+            raise DamagedDataError(f"record {number}: {data}", file=shard.path)
         run.append(data)
         left -= 1
         if len(run) == batch:
@@ -338,7 +338,7 @@ def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
             reader.close()
     except Exception as e:
         # Of whatever type its library pleases.
-        raise KabukiError(f"{shard.path}: the shard cannot be read ({_first_line(e)})") from e
+        raise DamagedDataError(f"the shard cannot be read ({_first_line(e)})", file=shard.path) from e
 
 
 def _first_line(error: BaseException) -> str:

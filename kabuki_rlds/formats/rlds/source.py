@@ -16,7 +16,7 @@ from kabuki_rlds.data.block import Block, Column, Ragged, row_splits
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
 from kabuki_rlds.data.source import Origin, Size
-from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.rlds import dataset_dir, pipeline, tfds_fallback
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
@@ -72,7 +72,7 @@ class RldsSource:
         try:
             self._open_fields()
         except KabukiError as e:
-            raise KabukiError(f"{self.folder}: {e}") from e
+            raise e.within(self.folder) from e
         except Exception as e:
             # Neither TFDS nor TensorFlow says beforehand what they cannot make a graph of.
             what = f"{type(e).__name__}: {one_line(e)}"
@@ -164,7 +164,7 @@ class RldsSource:
                 episodes += len(examples)
                 num_bytes += sum(map(len, examples)) + len(examples) * RECORD_FRAME
             if sample is None:
-                raise KabukiError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
+                raise DamagedDataError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
         except Exception as e:
             raise self._readable(e, chosen) from e
         is_exact = episodes == self.num_episodes
@@ -242,8 +242,10 @@ class RldsSource:
             return error
         loss = self._triage.first_loss(shards)
         if loss is None:
-            return KabukiError(f"{self.label}: {one_line(error)}")
-        return KabukiError(self._triage.explain(loss, shards))
+            return DamagedDataError(f"{one_line(error)}", file=self.label)
+        field = error.field if isinstance(error, DamagedDataError) and repr(error.field) in loss.why else ""
+        problem = self._triage.explain(loss, shards).removeprefix(f"{loss.path}: ")
+        return DamagedDataError(problem, file=loss.path, field=field)
 
     def piece(self, first: int, stop: int) -> RldsSource:
         slices = []
@@ -295,8 +297,9 @@ class RldsSource:
                 lengths, by = counts, path
             elif counts is not None and (counts != lengths).any():
                 episode = int(np.flatnonzero(counts != lengths)[0])
-                raise KabukiError(
-                    f"an episode has {lengths[episode]} steps by field {by!r} and {counts[episode]} by field {path!r}"
+                raise DamagedDataError(
+                    f"an episode has {lengths[episode]} steps by field {by!r} and {counts[episode]} by field {path!r}",
+                    field=by,
                 )
         assert lengths is not None, "the fields were looked at when they were opened"
         starts = row_splits(lengths)
@@ -323,7 +326,9 @@ class RldsSource:
             check_files(files.tolist(), wire.field.shape)
         except DamagedImageError as e:
             is_row = wire.in_steps and isinstance(column, np.ndarray)
-            raise KabukiError(f"field {wire.path!r}: {'row' if is_row else 'image'} {e.number} {e.problem}") from e
+            raise DamagedDataError(
+                f"field {wire.path!r}: {'row' if is_row else 'image'} {e.number} {e.problem}", field=wire.path
+            ) from e
         except KabukiError as e:
             raise KabukiError(f"field {wire.path!r}: {e}") from e
         return column
@@ -350,9 +355,10 @@ class RldsSource:
         for shard, count in zip(self._shards, seen, strict=True):
             if count != shard.expected:
                 more = "more" if count > shard.expected else "fewer"
-                raise KabukiError(
-                    f"{shard.path}: {more} episodes than dataset_info.json says: {shard.expected} expected, "
-                    f"{'at least ' if more == 'more' else ''}{count} found; the dataset is damaged or was changed"
+                raise DamagedDataError(
+                    f"{more} episodes than dataset_info.json says: {shard.expected} expected, "
+                    f"{'at least ' if more == 'more' else ''}{count} found; the dataset is damaged or was changed",
+                    file=shard.path,
                 )
 
 

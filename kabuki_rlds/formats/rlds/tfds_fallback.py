@@ -15,7 +15,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Block, Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES, Field, has_shape
-from kabuki_rlds.errors import KabukiError, one_line
+from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
 from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf, is_list, sequence_length, without_dataset
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 
@@ -63,7 +63,7 @@ class TfdsReader:
                 raise
             except Exception as e:
                 paths = ", ".join(repr(leaf.path) for leaf in self._leaves)
-                raise KabukiError(f"TFDS cannot decode an episode's {paths}: {one_line(e)}") from e
+                raise DamagedDataError(f"TFDS cannot decode an episode's {paths}: {one_line(e)}") from e
         columns = {
             (leaf.in_steps, leaf.path): _column(rows[leaf.in_steps, leaf.path], leaf.field, leaf.path)
             for leaf in self._leaves
@@ -297,4 +297,6 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
 
 def _check_shape(found: tuple[int, ...], stated: tuple[int | None, ...], path: str) -> None:
     if not has_shape(found, stated):
-        raise KabukiError(f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}")
+        raise DamagedDataError(
+            f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}", field=path
+        )

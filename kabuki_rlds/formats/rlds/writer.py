@@ -19,7 +19,7 @@ import numpy as np
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Size
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.formats.rlds.append_log import SHARD_TEMPLATE
 from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
 from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
@@ -57,7 +57,7 @@ class SplitWriter:
         self, template: tfds.core.ShardedFileTemplate, features: tfds.features.FeaturesDict, lengths: Sequence[int]
     ):
         if template.filetype_suffix not in FILE_FORMATS:
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"shards in the format {template.filetype_suffix!r} cannot be written; {' and '.join(FILE_FORMATS)} can"
             )
         self._template = template
@@ -200,7 +200,9 @@ def shard_lengths(num_episodes: int, num_bytes: int, shard_config: Any = None) -
         return []
     count = (shard_config or shard_utils.ShardConfig()).get_number_shards(num_bytes, num_episodes)
     if count > num_episodes:
-        raise KabukiError(f"{count} shards cannot be filled with {num_episodes} episodes; ask for fewer shards")
+        raise InvalidArgumentError(
+            f"{count} shards cannot be filled with {num_episodes} episodes; ask for fewer shards"
+        )
     ends = shard_utils.get_shard_boundaries(num_episodes, count)
     lengths: list[int] = np.diff([0, *ends]).tolist()
     return lengths

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 
 _SIGNATURES = (b"GCOL\x01", b"TREE")
 _SIGNATURE_BYTES = 5
@@ -65,10 +65,11 @@ def check_heaps_and_btrees(path: str) -> None:
         checked |= visited
 
 
-def _damaged(path: str, structure: str, at: int) -> KabukiError:
-    return KabukiError(
-        f"{path}: damaged {structure} at byte {at}, which would put the HDF5 library in an infinite loop; "
-        "restore the file from an intact copy"
+def _damaged(path: str, structure: str, at: int) -> DamagedDataError:
+    return DamagedDataError(
+        f"damaged {structure} at byte {at}, which would put the HDF5 library in an infinite loop; "
+        "restore the file from an intact copy",
+        file=path,
     )
 
 

@@ -8,7 +8,7 @@ import os
 
 import h5py
 
-from kabuki_rlds.errors import KabukiError, SourceNotFoundError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, SourceNotFoundError
 from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.files.placeholders import placeholder
@@ -76,9 +76,10 @@ def _check_file(path: str, *_version: int) -> list[UnreadableAttribute]:
         try:
             unreadable = check_structure(file, path)
         except (OSError, RuntimeError, ValueError, KeyError) as e:
-            raise KabukiError(
-                f"{path}: damaged: the HDF5 library cannot read the structure of the file ({e}); "
-                "restore the file from an intact copy"
+            raise DamagedDataError(
+                f"damaged: the HDF5 library cannot read the structure of the file ({e}); "
+                "restore the file from an intact copy",
+                file=path,
             ) from e
     return [each for each in unreadable if each[1] not in DIMENSION_SCALES]
 
@@ -99,7 +100,7 @@ def _open(path: str) -> h5py.File:
         if not is_hdf5:
             instead = placeholder(path)
             raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}") from e
-        raise KabukiError(
-            f"{path}: damaged or truncated: the HDF5 library cannot open this file ({e}); "
-            "restore the file from an intact copy"
+        raise DamagedDataError(
+            f"damaged or truncated: the HDF5 library cannot open this file ({e}); restore the file from an intact copy",
+            file=path,
         ) from e

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import h5py
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
 
 #: Real files of steps are nested less deeply and have fewer objects.
@@ -89,8 +89,8 @@ class _Walk:
         self._declared = 0
         self._large_chunks = 0
 
-    def _reject(self, name: str, why: str) -> KabukiError:
-        return KabukiError(f"{self._path}: {name or '/'}: {why}; file rejected")
+    def _reject(self, name: str, why: str) -> DamagedDataError:
+        return DamagedDataError(f"{name or '/'}: {why}; file rejected", file=self._path)
 
     def check_group(self, group: h5py.h5g.GroupID, name: str, depth: int) -> object:
         """Checks a group and its members recursively, and returns the token of the group."""

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.transforms.recipes.operations import OPERATIONS, Operation
 
@@ -103,14 +103,14 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
     if not path.is_file():
         known = library()
         if os.fspath(recipe) not in known:
-            raise KabukiError(f"{recipe}: no such recipe: neither a file nor one of {', '.join(known)}")
+            raise InvalidArgumentError(f"{recipe}: no such recipe: neither a file nor one of {', '.join(known)}")
         return known[os.fspath(recipe)]
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise KabukiError(f"{recipe}: too large for a recipe")
+            raise InvalidArgumentError(f"{recipe}: too large for a recipe")
         return parse(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as e:
-        raise KabukiError(f"{recipe}: cannot be read: {e}") from e
+        raise InvalidArgumentError(f"{recipe}: cannot be read: {e}") from e
 
 
 def parse(text: str, label: str) -> Recipe:
@@ -125,11 +125,15 @@ def parse(text: str, label: str) -> Recipe:
         root = None if alias else yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
-        raise KabukiError(f"{_line(label, mark)}: no YAML: {getattr(e, 'problem', None) or 'it nests too deep'}") from e
+        raise InvalidArgumentError(
+            f"{_line(label, mark)}: no YAML: {getattr(e, 'problem', None) or 'it nests too deep'}"
+        ) from e
     if alias:
-        raise KabukiError(f"{_line(label, alias.start_mark)}: a recipe has no aliases")
+        raise InvalidArgumentError(f"{_line(label, alias.start_mark)}: a recipe has no aliases")
     if not isinstance(root, yaml.MappingNode):
-        raise KabukiError(f"{label}:1: a recipe is a dict: about, for, assume, fill, split, steps, episode, drop, rest")
+        raise InvalidArgumentError(
+            f"{label}:1: a recipe is a dict: about, for, assume, fill, split, steps, episode, drop, rest"
+        )
     return _RecipeParser(label).recipe(root, text)
 
 
@@ -144,7 +148,7 @@ class _RecipeParser:
         self._label = label
 
     def _error(self, node: yaml.Node, message: str) -> KabukiError:
-        return KabukiError(f"{self._where(node)}: {message}")
+        return InvalidArgumentError(f"{self._where(node)}: {message}")
 
     def _where(self, node: yaml.Node) -> str:
         return f"{self._label}:{node.start_mark.line + 1}"
@@ -183,7 +187,7 @@ class _RecipeParser:
 
     def _made(self, path: str, where: str, node: yaml.Node) -> MadeField:
         if "" in path.split("/"):
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{where}: {path!r} is not the path of a field; `/` separates names, like observation/state"
             )
         sources: tuple[str, ...] = (path,)

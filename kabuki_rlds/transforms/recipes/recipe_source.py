@@ -15,7 +15,7 @@ from kabuki_rlds.data.block import Block, Column, take
 from kabuki_rlds.data.rules import FLAGS, OBSERVATION, REQUIRED, has_field
 from kabuki_rlds.data.schema import BYTES, Field, Schema, is_within
 from kabuki_rlds.data.source import Size, Source
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.transforms.recipes.recipe import MadeField, Recipe
@@ -53,14 +53,14 @@ class RecipeSource:
         self.last_rows = source.last_rows
         layouts = {origin.format for origin in source.origins}
         if recipe.layouts and not layouts <= set(recipe.layouts):
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{source.label}: laid out as {', '.join(sorted(layouts))}, but the recipe {recipe.label} is for "
                 f"{', '.join(recipe.layouts)}"
             )
         have = source.schema
         for name, where in recipe.drop:
             if not any(is_within(path, name) for path in (*have.steps, *have.metadata)):
-                raise KabukiError(f"{where}: drop: {source.label} has no {name!r}")
+                raise InvalidArgumentError(f"{where}: drop: {source.label} has no {name!r}")
         pixels = {
             path: field
             for made in recipe.steps
@@ -122,14 +122,20 @@ class RecipeSource:
         if lacking is not None:
             itself = lacking in [each.path for each in (*self._recipe.steps, *self._recipe.episode)]
             hint = "; the recipe makes it, and a field can be made only from fields of the source" if itself else ""
-            raise KabukiError(f"{made.where}: {self.label} has no {lacking!r} (it has {', '.join(have)}){hint}")
+            raise SchemaMismatchError(
+                f"{self.label} has no {lacking!r} (it has {', '.join(have)}){hint}", file=made.where, fields=(lacking,)
+            )
         fields = [have[path] for path in made.sources]
         of_steps = self._source.schema.steps
         if len({path in of_steps for path in made.sources}) > 1:
-            raise KabukiError(f"{made.where}: made of fields of the steps and of the episodes, which cannot be joined")
+            raise InvalidArgumentError(
+                f"{made.where}: made of fields of the steps and of the episodes, which cannot be joined"
+            )
         for path, field in zip(made.sources, fields, strict=True):
             if path not in of_steps and not (field.is_fixed or field.dtype == BYTES):
-                raise KabukiError(f"{made.where}: the episode field {path!r}, {field.describe()}, varies in size")
+                raise InvalidArgumentError(
+                    f"{made.where}: the episode field {path!r}, {field.describe()}, varies in size"
+                )
         try:
             for operation in made.operations:
                 fields = [operation.field(fields)]
@@ -282,7 +288,7 @@ def _check_name(made: MadeField, check: Callable[[str], None]) -> None:
     try:
         check(made.path)
     except KabukiError as e:
-        raise KabukiError(f"{made.where}: {e}") from e
+        raise e.within(made.where) from e
 
 
 def _check_apart(kept: Collection[str], made: Sequence[MadeField]) -> None:
@@ -298,7 +304,7 @@ def _check_apart(kept: Collection[str], made: Sequence[MadeField]) -> None:
             remedy = "give this field another name"
             if path in kept and is_within(path, each.path):
                 remedy = f"keep the other under another name, `{recipe_text.renamed(path.replace('/', '_'), path)}`"
-            raise KabukiError(
+            raise InvalidArgumentError(
                 f"{each.where}: a file cannot hold both {each.path!r} and {path!r}, since a path is either a field or "
                 f"a group; {remedy}"
             )
