@@ -28,9 +28,10 @@ import numpy as np
 
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import KabukiError, one_line
-from kabuki_rlds.files import disk, locks, paths
-from kabuki_rlds.formats.rlds import append_log, dataset_dir, writer
-from kabuki_rlds.formats.rlds.append_log import AppendLog, Scan
+from kabuki_rlds.files import append_log, disk, locks, paths
+from kabuki_rlds.files.append_log import AppendLog
+from kabuki_rlds.files.records import Scan
+from kabuki_rlds.formats.rlds import dataset_dir, recorded_shards, writer
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -214,10 +215,10 @@ class RldsRecording:
 
     @property
     def _journal_path(self) -> pathlib.Path:
-        return append_log.path_of(self.folder, self.name, self._split)
+        return recorded_shards.log_path(self.folder, self.name, self._split)
 
     def _shard_path(self, index: int) -> pathlib.Path:
-        return append_log.shard_path(self.folder, self.name, self._split, index)
+        return recorded_shards.shard_path(self.folder, self.name, self._split, index)
 
     def _make_shard(self, path: pathlib.Path) -> Scan:
         """Gives a journal the name of the next shard, if it holds anything."""
@@ -255,7 +256,7 @@ class RldsRecording:
             name=self._split,
             shard_lengths=lengths,
             num_bytes=num_bytes,
-            filename_template=template.replace(template=append_log.SHARD_TEMPLATE),
+            filename_template=template.replace(template=recorded_shards.SHARD_TEMPLATE),
         )
 
     # --- what is there already ---
@@ -295,7 +296,7 @@ class RldsRecording:
         if self._split not in self._info.splits:
             return
         split = self._info.splits[self._split]
-        if split.filename_template.template != append_log.SHARD_TEMPLATE:
+        if split.filename_template.template != recorded_shards.SHARD_TEMPLATE:
             count = len(split.shard_lengths)
             for index in range(count):
                 try:

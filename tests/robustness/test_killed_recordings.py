@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import kabuki_rlds
 from kabuki_rlds import KabukiError
-from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.files import records
 from kabuki_rlds.recording import rlds_recording as recorded_dataset
 from kabuki_rlds.recording.logger import Logger
 from tests import expected
@@ -435,13 +435,13 @@ def test_a_recording_that_was_put_into_its_file_is_not_put_there_twice(tmp_path,
 
 @given(st.binary(min_size=4, max_size=5000))
 def test_the_checksum_is_that_of_tensorflow(data):
-    assert crc32c.masked(data) == _masked_by_tensorflow(data)
+    assert records.checksum(data) == _masked_by_tensorflow(data)
 
 
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3_000_000])
 def test_the_checksum_of_much_data_is_that_of_tensorflow(size):
     data = np.random.default_rng(0).bytes(size)
-    assert crc32c.masked(data) == _masked_by_tensorflow(data)
+    assert records.checksum(data) == _masked_by_tensorflow(data)
 
 
 def _masked_by_tensorflow(data):

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 import kabuki_rlds
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.files import records
 from kabuki_rlds.formats.rlds.shards import check_lengths
 from tests import datasets, tfrecords
 
@@ -83,7 +83,7 @@ def a_length_beyond_all_memory(folder: Path) -> None:
     # Its checksum is right, so TensorFlow would ask for as much.
     shard = tfrecords.shards(folder)[1]
     length = struct.pack("<Q", 1 << 50)
-    head = length + struct.pack("<I", crc32c.masked(length))
+    head = length + struct.pack("<I", records.checksum(length))
     shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start] + head + bytes(100))
 
 

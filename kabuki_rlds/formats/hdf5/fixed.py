@@ -19,17 +19,20 @@ from kabuki_rlds.formats.hdf5 import chunks, layout
 #: Chunks that are read ahead of the threads that unpack them.
 _AHEAD = 16
 
+#: (shuffled, deflated) of the chunks that `chunks.pack` makes.
+_OWN_FILTERS = ((False, False), (True, True))
+
 _Unpacked: TypeAlias = "concurrent.futures.Future[np.ndarray]"
 
 
 class FixedWriter:
-    """Appends rows to a new dataset.
+    """Appends rows to a dataset, which is created if the file does not have it.
 
     Args:
       file: the file to write to.
       path: path of the dataset.
       field: what its rows are.
-      compression: the filter of its chunks.
+      compression: the filter of the chunks of a new dataset.
       pool: packs and writes the chunks.
     """
 
@@ -50,10 +53,34 @@ class FixedWriter:
         row_nbytes = math.prod(self._shape) * field.dtype.itemsize
         self._chunk_rows = layout.chunk_rows(row_nbytes)
         self._dataset: h5py.h5d.DatasetID | None = None
-        if row_nbytes:
+        if path in file:
+            self._open(file[path])
+        elif row_nbytes:
             space = h5py.h5s.create_simple((0, *self._shape), (h5py.h5s.UNLIMITED, *self._shape))
             properties = chunks.create_properties((self._chunk_rows, *self._shape), field.dtype.itemsize, compression)
             self._dataset = _create(file, path, self._type, space, properties)
+
+    def _open(self, dataset: h5py.Dataset) -> None:
+        """Begins with the rows of the last chunk, if it is not full."""
+        self._rows = len(dataset)
+        if not dataset.chunks:
+            # Without elements: `close` creates it again.
+            del self._file[self._path]
+            return
+        # A flag may be stored as another type than the field has.
+        stored = layout.element_dtype(dataset)
+        self._dtype = stored if stored == BFLOAT16 else stored.newbyteorder("<")
+        self._type = layout.element_type(stored)
+        filters = _plain_filters(dataset)
+        self._direct = filters in _OWN_FILTERS or (filters == (False, True) and self._dtype.itemsize == 1)
+        self._deflate = filters is not None and filters[1]
+        self._chunk_rows = dataset.chunks[0]
+        self._dataset = dataset.id
+        self._buffered = self._rows % self._chunk_rows
+        if self._buffered:
+            with concurrent.futures.ThreadPoolExecutor(1) as executor:
+                rows = FixedReader(dataset, executor).read(self._rows - self._buffered, self._rows)
+            self._pieces = [rows.astype(self._dtype, copy=False)]
 
     def write(self, column: np.ndarray) -> None:
         """Appends rows: (rows, *shape) of the field's dtype."""
@@ -235,7 +262,7 @@ class FixedReader:
 
 def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
     """(shuffled, deflated) where chunks can be unpacked here, else None."""
-    if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape:
+    if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape[1:]:
         return None
     if not _is_native(dataset):
         return None

@@ -21,6 +21,7 @@ from kabuki_rlds.data.source import Origin, Skipped
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import disk
 from kabuki_rlds.files.atomic_file import StagedFile
+from kabuki_rlds.files.journaled_file import JournaledFile
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
 from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
@@ -73,13 +74,14 @@ class KabukiSink:
             layout.check_path(path)
         layout.check_no_clash(schema.steps)
         layout.check_no_clash(schema.metadata)
-        self._staged = StagedFile(destination, overwrite=overwrite)
+        self._staged: StagedFile | JournaledFile
+        self._staged = staged = StagedFile(destination, overwrite=overwrite)
         self._pool = ChunkPool(self._staged.fileno())
         self._file: h5py.File | None = None
         try:
             self._staged.reserve(0, (1 + len(schema.steps) + len(schema.metadata)) * _COLUMN_OVERHEAD)
             # The staged file is locked already; HDF5's own lock would be a second one.
-            self._file = h5py.File(self._staged.partial, "w", locking=False)
+            self._file = h5py.File(staged.partial, "w", locking=False)
             self._create(schema, origins, skipped, compression)
         except BaseException:
             self.__exit__(None, None, None)
@@ -125,10 +127,13 @@ class KabukiSink:
 
     def _column(self, path: str, field: Field, compression: Compression) -> _ColumnWriter:
         assert self._file is not None
+        is_there = path in self._file
         try:
             writer = self._column_writer(self._file, path, field, compression)
         except (ValueError, TypeError, RuntimeError) as e:
             raise KabukiError(f"field {path!r}: HDF5 cannot hold {field.describe()} ({e})") from e
+        if is_there and path in self._file:
+            return writer
         attributes = layout.field_attributes(field)
         if path in self._file:
             try:
@@ -219,10 +224,9 @@ class KabukiSink:
         assert self._file is not None
         self._reserve(self.num_episodes)
         if last is not None:
-            assert len(last.is_step) == self.num_episodes
-            stored_last_rows.write(self._file, last.is_step)
+            self._write_last_rows(last.is_step)
         if notes:
-            self._file.attrs["notes"] = json.dumps([note.to_json() for note in notes])
+            self._write_notes(notes)
         if self._last_start is not None:
             self._end_episodes(np.array([self.num_steps]))
         for writer in (*self._steps.values(), *self._metadata.values(), *self._index.values()):
@@ -238,6 +242,14 @@ class KabukiSink:
         self._file.close()
         self._file = None
         self._staged.truncate(size)
+
+    def _write_last_rows(self, is_step: np.ndarray) -> None:
+        assert self._file is not None and len(is_step) == self.num_episodes
+        stored_last_rows.write(self._file, is_step)
+
+    def _write_notes(self, notes: Sequence[Violation]) -> None:
+        assert self._file is not None
+        self._file.attrs["notes"] = json.dumps([note.to_json() for note in notes])
 
     def __enter__(self) -> KabukiSink:
         return self

@@ -37,3 +37,15 @@ def stated(file: h5py.File, num_episodes: int) -> LastRows | None:
 def write(file: h5py.File, is_step: np.ndarray) -> None:
     """Writes the dataset: bool, (episodes,)."""
     file.create_dataset(PATH, data=is_step, dtype=bool, chunks=True if len(is_step) else None, maxshape=(None,))
+
+
+def append(file: h5py.File, is_step: np.ndarray) -> None:
+    """Adds the flags of more episodes, bool, (episodes,), if the file has the dataset or one of them is true."""
+    if PATH in file:
+        before = file[PATH][:].astype(bool)
+        del file[PATH]
+    elif is_step.any():
+        before = np.zeros(len(file[f"{layout.EPISODES}/start"]) - len(is_step), bool)
+    else:
+        return
+    write(file, np.concatenate([before, is_step]))

@@ -44,9 +44,13 @@ class TextWriter:
         self._file = file
         self._path = path
         self._shape = tuple(d for d in field.shape if d is not None)
-        self._rows = 0
-        self._dataset = file.create_dataset(
-            path,
+        self._dataset = file[path] if path in file else self._create()
+        self._rows = len(self._dataset)
+        self._exact: tuple[_RaggedDataset, _Appended] | None = None
+
+    def _create(self) -> h5py.Dataset:
+        return self._file.create_dataset(
+            self._path,
             (0, *self._shape),
             h5py.string_dtype(),
             maxshape=(None, *(d or None for d in self._shape)),  # no fixed extent is smaller than a chunk
@@ -54,7 +58,6 @@ class TextWriter:
             compression="gzip",
             compression_opts=1,
         )
-        self._exact: tuple[_RaggedDataset, _Appended] | None = None
 
     def write(self, column: np.ndarray) -> None:
         start, self._rows = self._rows, self._rows + len(column)
@@ -265,20 +268,23 @@ class VariableReader:
 
 
 class _RaggedDataset:
-    """A dataset of variable-length rows that grows."""
+    """A dataset of variable-length rows that grows. It is created if the file does not have it."""
 
     def __init__(self, file: h5py.File, path: str, element: np.dtype):
+        self._itemsize = element.itemsize
+        self._type = h5py.h5t.vlen_create(layout.element_type(element))
+        self._dataset = file[path] if path in file else self._create(file, path)
+        self._rows = len(self._dataset)
+
+    def _create(self, file: h5py.File, path: str) -> h5py.Dataset:
         group, _, name = path.rpartition("/")
         parent = file.require_group(group) if group else file
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_chunk((layout.VARIABLE_CHUNK_ROWS,))
         properties.set_deflate(1)
         properties.set_obj_track_times(False)
-        self._itemsize = element.itemsize
-        self._type = h5py.h5t.vlen_create(layout.element_type(element))
         space = h5py.h5s.create_simple((0,), (h5py.h5s.UNLIMITED,))
-        self._dataset = h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), self._type, space, properties))
-        self._rows = 0
+        return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), self._type, space, properties))
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
         """Appends rows of `counts` elements each, which stand end to end in `values`."""
@@ -297,18 +303,22 @@ class _RaggedDataset:
 
 
 class _Appended:
-    """A small dataset of int64 that grows, (rows,) or (rows, width)."""
+    """A small dataset of int64 that grows, (rows,) or (rows, width). It is created if the file does not have it."""
 
     def __init__(self, file: h5py.File, path: str, width: int | None = None):
         shape = () if width is None else (width,)
-        self._dataset = file.create_dataset(
-            path,
-            (0, *shape),
-            np.int64,
-            maxshape=(None, *shape),
-            chunks=(layout.VARIABLE_CHUNK_ROWS, *shape),
-            compression="gzip",
-            compression_opts=1,
+        self._dataset = (
+            file[path]
+            if path in file
+            else file.create_dataset(
+                path,
+                (0, *shape),
+                np.int64,
+                maxshape=(None, *shape),
+                chunks=(layout.VARIABLE_CHUNK_ROWS, *shape),
+                compression="gzip",
+                compression_opts=1,
+            )
         )
 
     def append(self, rows: np.ndarray) -> None:
@@ -322,6 +332,16 @@ def _append(dataset: h5py.Dataset, start: int, rows: np.ndarray, memory_type: h5
     space = dataset.id.get_space()
     space.select_hyperslab((start,) + (0,) * (rows.ndim - 1), rows.shape)
     dataset.id.write(h5py.h5s.create_simple(rows.shape), space, rows, mtype=memory_type)
+
+
+def row_companions(field: Field) -> list[str]:
+    """The companions of a field that have a row for each of its rows."""
+    is_bytes = field.dtype == BYTES or field.encoded
+    if field.is_fixed or (field.encoded and not field.is_list_of_images):
+        return []
+    if field.nested:
+        return [f"lengths_{i + 1}" for i in range(field.nested - 1 + (field.dtype == BYTES))]
+    return ["shape"] * (not field.encoded and _needs_shape(field)) + ["lengths_1"] * is_bytes
 
 
 def _needs_shape(field: Field) -> bool:

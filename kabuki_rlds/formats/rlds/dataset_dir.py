@@ -19,9 +19,10 @@ from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Skipped
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, one_line
 from kabuki_rlds.files.placeholders import INSTEAD, check_is_data, placeholder
-from kabuki_rlds.formats.rlds import append_log, parse_features
+from kabuki_rlds.files.records import FRAME, Scan
+from kabuki_rlds.formats.rlds import parse_features, recorded_shards
 from kabuki_rlds.formats.rlds.bad_records import MISSING
-from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice
+from kabuki_rlds.formats.rlds.shards import ShardSlice
 from kabuki_rlds.formats.rlds.stored_last_rows import KEY
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def shards(
             instead = placeholder(path)
             skipped.append(Skipped(path, part.skip, expected, INSTEAD + instead if instead else MISSING))
             continue
-        size, least = os.path.getsize(path), RECORD_FRAME if shard_format == "tfrecord" else 1
+        size, least = os.path.getsize(path), FRAME if shard_format == "tfrecord" else 1
         if (part.skip + expected) * least > size and not skip_bad:
             check_is_data(path)
             raise DamagedDataError(
@@ -183,7 +184,7 @@ def shards(
             if not count and os.path.isfile(path):
                 slices.append(ShardSlice(os.fspath(path), 0, 0, True, file_format=shard_format))
         listed = {os.path.basename(path) for path in paths}
-        for path, episodes in append_log.unlisted(folder, info.name, split, len(of_split.shard_lengths)).items():
+        for path, episodes in recorded_shards.unlisted(folder, info.name, split, len(of_split.shard_lengths)).items():
             _log.info("%s: %d episodes of a recording that was not ended, or still goes on", path, episodes)
             slices.append(ShardSlice(os.fspath(path), 0, episodes, False, may_grow=True))
             listed.add(path.name)
@@ -194,7 +195,7 @@ def shards(
                     f"{why}; move it to another folder, or convert with --skip-bad-episodes, which leaves it out",
                     file=path,
                 )
-            skipped.append(Skipped(os.fspath(path), 0, append_log.Scan(path).records, why))
+            skipped.append(Skipped(os.fspath(path), 0, Scan(path).records, why))
     return slices, skipped
 
 

@@ -1,8 +1,7 @@
 """The shards of a dataset: files of records, each a serialized episode.
 
-A TFRecord is its length (8 bytes, the lowest first), a checksum of that, the data, and
-a checksum of it. So where one record is damaged the next is still found, unless it is
-the length that is. (Source: TensorFlow's `record_writer.h`.)
+Where one record of a TFRecord file is damaged, the next is still found, unless the
+damage is in the length: see `files.records`.
 """
 
 from __future__ import annotations
@@ -11,23 +10,16 @@ import dataclasses
 import functools
 import itertools
 import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kabuki_rlds.errors import DamagedDataError
-from kabuki_rlds.formats.rlds import crc32c
+from kabuki_rlds.files.records import FOOT, FRAME, HEAD, checksum
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-#: What stands before the data of a record, and after it.
-HEAD = struct.Struct("<QI")
-FOOT = struct.Struct("<I")
-#: What the TFRecord format adds to each record.
-RECORD_FRAME = HEAD.size + FOOT.size
 
 #: Records that are looked at together, and about how many bytes they have.
 _RUN = 512
@@ -106,7 +98,7 @@ def _record_ends(path: str, size: int, *_stamp: int) -> np.ndarray:
     ends = [0]
     with open(path, "rb", buffering=1 << 16) as file:
         while len(head := file.read(HEAD.size)) == HEAD.size:
-            end = ends[-1] + RECORD_FRAME + HEAD.unpack(head)[0]
+            end = ends[-1] + FRAME + HEAD.unpack(head)[0]
             if end > size:
                 break
             ends.append(end)
@@ -193,7 +185,7 @@ def check_lengths(path: str, records: int) -> None:
         at = number = 0
         while number < records and len(head := file.read(HEAD.size)) == HEAD.size:
             length = HEAD.unpack(head)[0]
-            at += RECORD_FRAME + length
+            at += FRAME + length
             if at > size:
                 raise DamagedDataError(f"record {number}: {_CUT_SHORT}", file=path)
             number += 1
@@ -256,10 +248,10 @@ def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
                 yield number, _CUT_SHORT
                 return
             length, stated = HEAD.unpack(head)
-            if stated != crc32c.masked(head[:8]):
+            if stated != checksum(head[:8]):
                 yield number, _BAD_LENGTH
                 return
-            left -= RECORD_FRAME + length
+            left -= FRAME + length
             if left < 0:
                 yield number, _CUT_SHORT
                 return
@@ -271,7 +263,7 @@ def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
             if len(data) + len(foot) < length + FOOT.size:
                 yield number, _CUT_SHORT
                 return
-            yield number, data if FOOT.unpack(foot)[0] == crc32c.masked(data) else _BAD_DATA
+            yield number, data if FOOT.unpack(foot)[0] == checksum(data) else _BAD_DATA
 
 
 def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:

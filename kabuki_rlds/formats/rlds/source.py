@@ -18,11 +18,12 @@ from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
 from kabuki_rlds.data.source import Origin, Size
 from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
 from kabuki_rlds.files import signals
+from kabuki_rlds.files.records import FRAME
 from kabuki_rlds.formats.rlds import dataset_dir, pipeline, tfds_fallback
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 from kabuki_rlds.formats.rlds.bad_records import BadRecords
 from kabuki_rlds.formats.rlds.example_decoder import ExampleField
-from kabuki_rlds.formats.rlds.shards import RECORD_FRAME, ShardSlice, first_records
+from kabuki_rlds.formats.rlds.shards import ShardSlice, first_records
 from kabuki_rlds.formats.rlds.stored_last_rows import StatedLastRows
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode import Decode, decode_files
@@ -162,7 +163,7 @@ class RldsSource:
                 else:
                     steps += self._count_steps(examples)
                 episodes += len(examples)
-                num_bytes += sum(map(len, examples)) + len(examples) * RECORD_FRAME
+                num_bytes += sum(map(len, examples)) + len(examples) * FRAME
             if sample is None:
                 raise DamagedDataError("holds no episodes where dataset_info.json says it does; the dataset is damaged")
         except Exception as e:

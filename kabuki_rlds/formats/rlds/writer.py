@@ -20,8 +20,8 @@ from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Size
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
-from kabuki_rlds.formats.rlds.append_log import SHARD_TEMPLATE
 from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+from kabuki_rlds.formats.rlds.recorded_shards import SHARD_TEMPLATE
 from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
 
 if TYPE_CHECKING:

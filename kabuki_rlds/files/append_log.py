@@ -1,0 +1,150 @@
+"""A file of records that only grows: what `append` has returned from, no end of the process loses.
+
+A process that is killed leaves at most one incomplete record, at the end.
+
+While the last record is replaced, its old content is kept in a file beside the log, from
+which `repair` restores it: where the record begins (8 bytes), and the record.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import struct
+
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.files import disk, records
+from kabuki_rlds.files.records import FRAME, Scan, framed
+
+_START = struct.Struct("<Q")
+
+
+def kept_path(path: pathlib.Path) -> pathlib.Path:
+    """Where the last record of a log is kept while it is replaced."""
+    return path.with_name(f"{path.name}.kept")
+
+
+def repair(path: pathlib.Path) -> int:
+    """Cuts off the bytes at the end of a log that are not a complete record, and returns their number.
+
+    A record that was about to be replaced is restored first.
+    """
+    _restore(path)
+    size = Scan(path).size
+    # After a power failure, a complete record may hold zeros.
+    end = sum(FRAME + len(data) for data in records.read(path))
+    if end < size:
+        with open(path, "rb+") as file:
+            file.truncate(end)
+            os.fsync(file.fileno())
+    return size - end
+
+
+def _restore(path: pathlib.Path) -> None:
+    kept = kept_path(path)
+    if not kept.exists():
+        return
+    stored = kept.read_bytes()
+    start, record = stored[: _START.size], stored[_START.size :]
+    # An incomplete copy: the process was killed before it changed the log.
+    if records.is_whole(record):
+        with open(path, "rb+") as file:
+            file.seek(_START.unpack(start)[0])
+            file.write(record)
+            file.truncate()
+            os.fsync(file.fileno())
+    kept.unlink()
+
+
+class AppendLog:
+    """A new log.
+
+    Args:
+      path: the file. An existing one is emptied.
+
+    Attributes:
+      size: bytes that it holds.
+      records: how many records it holds.
+
+    Raises:
+      KabukiError: it cannot be made.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.size = self.records = 0
+        with disk.writing(path):
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+
+    def append(self, data: bytes) -> int:
+        """Adds a record, and returns where it begins.
+
+        Raises:
+          KabukiError: the disk is full, or the like; the records before are as they were.
+        """
+        start = self.size
+        try:
+            self._write(framed(data), start)
+        except OSError as e:
+            os.ftruncate(self._file, start)
+            self.size = start
+            raise KabukiError(
+                f"{self.path}: the episode cannot be written ({_reason(e)}); those before it are safe, this one is lost"
+            ) from e
+        self.records += 1
+        return start
+
+    def replace(self, start: int, data: bytes) -> None:
+        """Writes a record in the place of the last, which begins at `start`.
+
+        However the process ends, one of the two is there.
+
+        Raises:
+          KabukiError: the disk is full, or the like; the record is as it was.
+        """
+        before = os.pread(self._file, self.size - start, start)
+        kept = kept_path(self.path)
+        try:
+            kept.write_bytes(_START.pack(start) + before)
+            try:
+                self._write(framed(data), start)
+            except OSError:
+                # Its place is still there.
+                self._write(before, start)
+                raise
+        except OSError as e:
+            kept.unlink(missing_ok=True)
+            raise KabukiError(
+                f"{self.path}: the episode cannot be written anew ({_reason(e)}); it stays as it was"
+            ) from e
+        kept.unlink()
+
+    def take_back(self, start: int) -> None:
+        """Removes the last record, which begins at `start`."""
+        os.ftruncate(self._file, start)
+        self.size = start
+        self.records -= 1
+
+    def sync(self) -> None:
+        """Waits until what it holds is on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+    def _write(self, data: bytes, at: int) -> None:
+        rest = memoryview(data)
+        while rest:
+            # At a place of its own, and not where the last write ended: it may have been interrupted.
+            written = os.pwrite(self._file, rest, at)
+            at += written
+            rest = rest[written:]
+        if at < self.size:
+            os.ftruncate(self._file, at)
+        self.size = at
+
+
+def _reason(error: OSError) -> str | None:
+    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror

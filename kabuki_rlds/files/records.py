@@ -1,0 +1,84 @@
+"""Records in a file: each is its length, a checksum of the length, its data, and a checksum of the data.
+
+This is the format of TFRecord files (source: TensorFlow's `record_writer.h`). The length
+has 8 bytes, the lowest first. A checksum is CRC-32C, rotated and offset. TensorFlow
+computes it only in its own writer, which can neither append to a file nor remove a record.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import google_crc32c
+
+#: What stands before the data of a record, and after it.
+HEAD = struct.Struct("<QI")
+FOOT = struct.Struct("<I")
+#: Bytes that the format adds to each record.
+FRAME = HEAD.size + FOOT.size
+
+_LENGTH = struct.Struct("<Q")
+_MASK_DELTA = 0xA282EAD8
+
+
+def checksum(data: bytes) -> int:
+    """The checksum of some bytes as records hold it."""
+    crc: int = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
+def framed(data: bytes) -> bytes:
+    """A record of the data."""
+    length = _LENGTH.pack(len(data))
+    return b"".join((length, FOOT.pack(checksum(length)), data, FOOT.pack(checksum(data))))
+
+
+def is_whole(record: bytes) -> bool:
+    """Whether some bytes are one undamaged record."""
+    return len(record) >= FRAME and record == framed(record[HEAD.size : -FOOT.size])
+
+
+def read(path: pathlib.Path) -> Iterator[bytes]:
+    """The data of each record of a file, up to the first that is damaged or cut short."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while (length := _next_length(file, size)) is not None:
+            data = file.read(length)
+            if FOOT.unpack(file.read(FOOT.size))[0] != checksum(data):
+                return
+            yield data
+
+
+class Scan:
+    """Counts the records of a file by their lengths, without reading the data.
+
+    Attributes:
+      records: number of complete records.
+      num_bytes: bytes of their data.
+      end: where the last of them ends. The bytes after it are not a complete record.
+      size: size of the file.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.records = self.num_bytes = self.end = 0
+        with open(path, "rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            while (length := _next_length(file, self.size)) is not None:
+                self.records += 1
+                self.num_bytes += length
+                self.end = file.seek(length + FOOT.size, os.SEEK_CUR)
+
+
+def _next_length(file: BinaryIO, size: int) -> int | None:
+    """Reads the head of a record; None if no complete record follows."""
+    head = file.read(HEAD.size)
+    if len(head) < HEAD.size:
+        return None
+    length: int
+    length, stated = HEAD.unpack(head)
+    fits = file.tell() + length + FOOT.size <= size
+    return length if fits and stated == checksum(head[: _LENGTH.size]) else None
