@@ -9,6 +9,7 @@ open       any source, for random access to its episodes
 export     a dataset to robomimic's, Minari's or D4RL's layout
 load       files as a `tf.data.Dataset` of RLDS episodes
 load_steps, load_transitions, load_windows    batches to train on
+dataset    samples by index, for PyTorch and Grain
 record     an environment, as it is used
 Logger     what a loop of one's own does
 EnvLoggerBackend    what EnvLogger records
@@ -33,6 +34,7 @@ from kabuki_rlds.errors import (
     SourceNotFoundError,
 )
 from kabuki_rlds.loading import load_steps, load_transitions, load_windows
+from kabuki_rlds.loading.map_dataset import MapDataset, dataset
 from kabuki_rlds.loading.open_dataset import OpenDataset, StoredEpisode, open
 from kabuki_rlds.loading.rlds_dataset import load
 from kabuki_rlds.recording.environments import record
@@ -55,6 +57,7 @@ __all__ = [
     "InvalidArgumentError",
     "KabukiError",
     "Logger",
+    "MapDataset",
     "MissingDependencyError",
     "OpenDataset",
     "SchemaMismatchError",
@@ -65,6 +68,7 @@ __all__ = [
     "build",
     "compare",
     "convert",
+    "dataset",
     "export",
     "inspect",
     "load",

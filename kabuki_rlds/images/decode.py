@@ -53,7 +53,7 @@ class ImageDecoder:
           KabukiError: a file is damaged, or its image is of another shape than its field states.
         """
         made = dict(columns)
-        for path in self._fields:
+        for path in self._fields.keys() & columns.keys():
             try:
                 made[path] = self.decode_column(path, columns[path], threads)
             except (DamagedImageError, KabukiError) as e:

@@ -207,12 +207,12 @@ class WindowSamples:
         if inside.all():
             return columns
         return {
-            path: column if path in (MASK, OBSERVATION_MASK) else _blanked(column, inside, self.fields[path].shape)
+            path: column if path in (MASK, OBSERVATION_MASK) else blanked(column, inside, self.fields[path].shape)
             for path, column in columns.items()
         }
 
 
-def _blanked(column: Column, keep: np.ndarray, shape: Sequence[int | None]) -> Column:
+def blanked(column: Column, keep: np.ndarray, shape: Sequence[int | None]) -> Column:
     """The column with zeros, or nothing at all, in the rows that are not to be kept."""
     if isinstance(column, np.ndarray):
         column[~keep] = b"" if column.dtype == object else 0

@@ -23,6 +23,8 @@ from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, KabukiSource, column_reader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
+from kabuki_rlds.images.decode import ImageDecoder
 from kabuki_rlds.loading.n_step_returns import RETURNS, ReturnReader, Returns
 from kabuki_rlds.loading.table_episodes import Episodes
 
@@ -205,6 +207,50 @@ class Table:
                 with _naming(self._sources[i], path, f"rows {first} to {last}"):
                     reader.read(first, last + 1)
             raise
+
+    def place_of(self, row: int) -> tuple[str, int]:
+        """The file that holds a row, and the number of the row there."""
+        i = int(np.searchsorted(self._splits, row, side="right")) - 1
+        return self._sources[i].path, row - int(self._splits[i])
+
+    def select_metadata(self, names: str | Sequence[str]) -> list[str]:
+        """The fields of the episodes' metadata of these paths or groups.
+
+        Raises:
+          KabukiError: the first file has no such field, or the fields of another file differ.
+        """
+        first = self._sources[0]
+        chosen = Schema(first.schema.metadata, {}).select(names, first.path) if names else []
+        for source in self._sources[1:]:
+            ours, theirs = ({path: each.schema.metadata.get(path) for path in chosen} for each in (first, source))
+            if ours != theirs:
+                raise KabukiError(f"{source.path}: its episode metadata differ from those of {first.path}")
+        return chosen
+
+    def metadata(self, paths: Sequence[str]) -> dict[str, Column]:
+        """Path to the values of all episodes, images decoded."""
+        fields = {path: self._sources[0].schema.metadata[path] for path in paths}
+        parts: dict[str, list[Column]] = {path: [] for path in paths}
+        for source in self._sources:
+            for path, field in fields.items():
+                with _naming(source, f"episodes/metadata/{path}", "it"):
+                    reader = column_reader(source.metadata_datasets[path], field, self.threads)
+                    parts[path].append(reader.read(0, source.num_episodes))
+        columns = {path: concatenate(columns) for path, columns in parts.items()}
+        return ImageDecoder(fields, self._sources[0].path).decode(columns, self.threads)
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Steps per second, None if a file does not state it.
+
+        Raises:
+          KabukiError: the files differ.
+        """
+        rates = {Attributes(source.file).get("rate_hz") for source in self._sources}
+        if len(rates) > 1:
+            raise KabukiError(f"{self._sources[0].path}: the files differ in rate_hz ({', '.join(map(str, rates))})")
+        (rate,) = rates
+        return None if rate is None else float(rate)
 
     def close(self) -> None:
         """Closes the files."""

@@ -1,0 +1,466 @@
+"""A map-style dataset: samples by index, for PyTorch's `DataLoader`, Grain, or any loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import numbers
+import operator
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+
+from kabuki_rlds.data.block import Column, take
+from kabuki_rlds.data.last_row import LastRow, check_choice
+from kabuki_rlds.data.nested_arrays import as_array, unflatten
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, REWARD
+from kabuki_rlds.data.schema import Field, Schema, is_within
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.files.paths import StrPath, local_path
+from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.loading.open_dataset import StoredEpisode
+from kabuki_rlds.loading.samples import blanked
+from kabuki_rlds.loading.table import Table
+from kabuki_rlds.loading.table_episodes import Episodes
+
+#: Steps relative to the step that an index names, or seconds if they are floats.
+Offsets: TypeAlias = Iterable[int] | Iterable[float]
+Pad: TypeAlias = Literal["edge", "zero"]
+
+EPISODE_INDEX = "episode_index"
+STEP_INDEX = "step_index"
+EPISODE_METADATA = "episode_metadata"
+_IS_PAD = "_is_pad"
+
+#: Fields that a last row without an action does not have (rule 3).
+_WITH_ACTION = (ACTION, REWARD, DISCOUNT)
+#: An offset in seconds may differ from a whole number of steps by this part of a step.
+_STEP_TOLERANCE = 1e-3
+_FARTHEST = 1 << 40
+
+_log = logging.getLogger("kabuki_rlds")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """Fields that are read at the same offsets and are valid in the same rows.
+
+    Attributes:
+      offsets: int64, (offsets,), or None for the step itself, without an axis of its own.
+      needs_action: whether only rows with an action are valid.
+      paths: the fields.
+    """
+
+    offsets: np.ndarray | None
+    needs_action: bool
+    paths: tuple[str, ...]
+
+    @property
+    def steps(self) -> np.ndarray:
+        return np.zeros(1, np.int64) if self.offsets is None else self.offsets
+
+    def ends(self, episodes: Episodes) -> np.ndarray:
+        """The row after the last valid row of each episode: int64."""
+        return episodes.action_ends if self.needs_action else episodes.ends
+
+
+class _OpenTable:
+    """The table of some files, opened once in each process that reads from it."""
+
+    def __init__(self, paths: Sequence[str], stored: Mapping[str, Field], metadata: Sequence[str], last_row: Any):
+        self.paths, self.stored, self.metadata, self.last_row = paths, stored, metadata, last_row
+        self._clear()
+
+    def _clear(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: tuple[int, Table, ImageDecoder, dict[str, Column]] | None = None
+
+    def get(self) -> tuple[Table, ImageDecoder, dict[str, Column]]:
+        """The table, the decoder of its images, and the requested metadata of all episodes."""
+        opened = self._opened
+        if opened is None or opened[0] != os.getpid():
+            with self._lock:
+                opened = self._opened
+                if opened is None or opened[0] != os.getpid():
+                    opened = self._opened = (os.getpid(), *self._open())
+        return opened[1:]
+
+    def _open(self) -> tuple[Table, ImageDecoder, dict[str, Column]]:
+        table = Table(self.paths, self._unchanged, None, self.last_row, quiet=True)
+        return table, ImageDecoder(self.stored, ", ".join(self.paths)), table.metadata(self.metadata)
+
+    def _unchanged(self, schema: Schema, path: str) -> list[str]:
+        if any(schema.steps.get(field) != stored for field, stored in self.stored.items()):
+            raise KabukiError(f"{path}: was changed since it was opened; open it again")
+        return list(self.stored)
+
+    def close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None and opened[0] == os.getpid():
+            opened[1].close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._clear()
+
+
+class MapDataset:
+    """Samples by index: `len(ds)`, `ds[i]`, `ds[-1]`, and many at once by `ds.__getitems__([3, 1, 4])`.
+
+    `kabuki_rlds.dataset` makes one. It satisfies PyTorch's map-style `Dataset` and Grain's random-access source. It can
+    be pickled, passed to forked or spawned workers, and used by several threads. Each process opens the files when it
+    reads its first sample.
+
+    An index is a row with an action. An item is a nested dict, as RLDS steps are:
+
+        item["observation"]["image"]    the row, or (offsets, *shape of a row) if the field has offsets
+        item["action_is_pad"]           bool, (offsets,): the offset leaves the episode. If `pad` is set.
+        item["episode_index"]           int64, from 0, over all files
+        item["step_index"]              int64, from 0 within the episode
+        item["episode_metadata"]        a nested dict of the metadata that was asked for
+
+    Attributes:
+      fields: path to field of the step fields in an item, without their offsets. Images are decoded.
+    """
+
+    def __init__(
+        self,
+        files: _OpenTable,
+        windows: Sequence[_Window],
+        pad: Pad | None,
+        episodes: Episodes,
+        numbers: np.ndarray,
+        stride: tuple[int, int] = (0, 1),
+    ):
+        self._files, self._windows, self._pad = files, windows, pad
+        self._episodes, self._numbers, self._stride = episodes, numbers, stride
+        self.fields = {path: decoded(field) for path, field in files.stored.items()}
+        firsts, counts = _anchors(windows, pad, episodes)
+        self._splits = np.concatenate([[0], np.cumsum(counts)])
+        self._shift = firsts - self._splits[:-1]
+        start, step = stride
+        self._count = max(-(-(int(self._splits[-1]) - start) // step), 0)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            position = operator.index(index)
+        except TypeError:
+            raise TypeError(f"an index is an integer, not {index!r}; __getitems__ takes several") from None
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The samples of several indices. Each chunk of a file is read once for all of them."""
+        if not len(indices):
+            return []
+        columns = self._columns(self._positions(indices))
+        return [unflatten({path: column[i] for path, column in columns.items()}) for i in range(len(indices))]
+
+    #: Grain asks for several items by this name.
+    _getitems = __getitems__
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        files = self._files.paths[0] if len(self._files.paths) == 1 else f"{len(self._files.paths)} files"
+        return f"MapDataset({files!r}, {len(self):,} samples, {len(self._episodes):,} episodes)"
+
+    def _positions(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        found = np.asarray(indices)
+        if found.dtype.kind not in "iu" or found.ndim != 1:
+            raise TypeError(f"indices are a list of integers, not {indices!r}")
+        wrong = np.flatnonzero((found < -self._count) | (found >= self._count))
+        if len(wrong):
+            raise IndexError(f"index {found[wrong[0]]} is out of range for {self._count} samples")
+        start, step = self._stride
+        return start + (found.astype(np.int64) % self._count) * step
+
+    def _columns(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Path to the values of some samples: (samples, …)."""
+        which = np.searchsorted(self._splits, positions, side="right") - 1
+        anchors = positions + self._shift[which]
+        episodes = self._episodes[which]
+        made: dict[str, np.ndarray] = {}
+        table, images, metadata = self._files.get()
+        for window in self._windows:
+            self._read(table, images, window, anchors, episodes, made)
+        made[EPISODE_INDEX] = self._numbers[which]
+        made[STEP_INDEX] = anchors - episodes.starts
+        for path, column in metadata.items():
+            made[f"{EPISODE_METADATA}/{path}"] = as_array(take(column, self._numbers[which]))
+        return made
+
+    def _read(
+        self,
+        table: Table,
+        images: ImageDecoder,
+        window: _Window,
+        anchors: np.ndarray,
+        episodes: Episodes,
+        made: dict[str, np.ndarray],
+    ) -> None:
+        rows = anchors[:, None] + window.steps
+        first, end = episodes.starts[:, None], window.ends(episodes)[:, None]
+        inside = ((rows >= first) & (rows < end)).reshape(-1)
+        rows = np.clip(rows, first, end - 1).reshape(-1)
+        lead = () if window.offsets is None else (len(window.offsets),)
+        columns = self._decoded(table, images, window.paths, rows)
+        for path, column in columns.items():
+            if self._pad == "zero" and not inside.all():
+                column = blanked(column, inside, self.fields[path].shape)
+            made[path] = as_array(column, lead)
+            if self._pad is not None and lead:
+                made[path + _IS_PAD] = ~inside.reshape(-1, *lead)
+
+    def _decoded(self, table: Table, images: ImageDecoder, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
+        try:
+            return images.decode(table.take(paths, rows), table.threads)
+        except KabukiError:
+            # Many rows were decoded at once. One by one, the damaged one can be named.
+            for row in np.unique(rows).tolist():
+                self._check_row(table, images, paths, row)
+            raise
+
+    def _check_row(self, table: Table, images: ImageDecoder, paths: Sequence[str], row: int) -> None:
+        try:
+            images.decode(table.take(paths, np.array([row])), table.threads)
+        except KabukiError as e:
+            file, at = table.place_of(row)
+            episode = int(np.searchsorted(self._episodes.starts, row, side="right")) - 1
+            step = row - int(self._episodes.starts[episode])
+            why = str(e).removeprefix(f"{', '.join(self._files.paths)}: ")
+            raise KabukiError(f"{file}: episode {self._numbers[episode]}: row {at} (step {step}): {why}") from e
+
+    @property
+    def episodes(self) -> EpisodeList:
+        """The whole episodes of this dataset: `ds.episodes[0].steps["observation"]`."""
+        return EpisodeList(self)
+
+    def split(
+        self, fraction: float, *, seed: int = 0, by: Literal["episode"] = "episode"
+    ) -> tuple[MapDataset, MapDataset]:
+        """Two datasets without a common episode, for training and validation.
+
+        Args:
+          fraction: the part of the episodes that the first one gets, between 0 and 1. Each gets at least one.
+          seed: of the random choice. The same seed gives the same split.
+          by: "episode". Steps of one episode resemble each other, so they are not split.
+
+        Raises:
+          InvalidArgumentError: the fraction is not between 0 and 1, or there are fewer than two episodes.
+        """
+        if by != "episode":
+            raise InvalidArgumentError(f"by is {by!r}; it can only be 'episode'")
+        if not 0 < fraction < 1:
+            raise InvalidArgumentError(f"fraction is {fraction}; it is between 0 and 1")
+        count = len(self._episodes)
+        if count < 2:
+            raise InvalidArgumentError(f"a dataset with {count} episodes cannot be split by episode")
+        if self._stride != (0, 1):
+            raise InvalidArgumentError("split the dataset first, then take a shard of each part")
+        order = np.random.default_rng(seed).permutation(count)
+        cut = min(max(round(fraction * count), 1), count - 1)
+        return self._chosen(np.sort(order[:cut])), self._chosen(np.sort(order[cut:]))
+
+    def _chosen(self, episodes: np.ndarray) -> MapDataset:
+        return MapDataset(self._files, self._windows, self._pad, self._episodes[episodes], self._numbers[episodes])
+
+    def shard(self, rank: int, world: int) -> MapDataset:
+        """Every `world`-th sample from sample `rank` on, for one of `world` processes.
+
+        The shards of all ranks have each sample once. Their lengths differ by one at the most.
+
+        Raises:
+          InvalidArgumentError: `rank` is not from 0 to `world` - 1.
+        """
+        if not (isinstance(world, numbers.Integral) and isinstance(rank, numbers.Integral) and 0 <= rank < world):
+            raise InvalidArgumentError(f"rank is {rank} and world is {world}; rank is from 0 to world - 1")
+        start, step = self._stride
+        return MapDataset(
+            self._files,
+            self._windows,
+            self._pad,
+            self._episodes,
+            self._numbers,
+            (start + int(rank) * step, step * int(world)),
+        )
+
+    def close(self) -> None:
+        """Closes the files in this process. The next sample opens them again."""
+        self._files.close()
+
+
+class EpisodeList(Sequence[StoredEpisode]):
+    """The episodes of a `MapDataset`, each read when it is asked for."""
+
+    def __init__(self, dataset: MapDataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset._episodes)
+
+    @overload
+    def __getitem__(self, index: int) -> StoredEpisode: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StoredEpisode]: ...
+
+    def __getitem__(self, index: int | slice) -> StoredEpisode | list[StoredEpisode]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = operator.index(index)
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"index {at} is out of range for {len(self)} episodes")
+        dataset, at = self._dataset, at % len(self)
+        episodes = dataset._episodes
+        start, end = int(episodes.starts[at]), int(episodes.ends[at])
+        table, images, metadata = dataset._files.get()
+        columns = dataset._decoded(table, images, tuple(dataset.fields), np.arange(start, end))
+        number = dataset._numbers[at : at + 1]
+        return StoredEpisode(
+            unflatten({path: as_array(column) for path, column in columns.items()}),
+            unflatten({path: as_array(take(column, number))[0] for path, column in metadata.items()}),
+            end - start,
+            bool(episodes.action_ends[at] == end),
+        )
+
+    def __repr__(self) -> str:
+        return f"EpisodeList({len(self):,} episodes)"
+
+
+def dataset(
+    paths: StrPath | Sequence[StrPath],
+    *,
+    fields: str | Sequence[str] | None = None,
+    offsets: Mapping[str, Offsets] | None = None,
+    pad: Pad | None = None,
+    episode_metadata: str | Sequence[str] = (),
+    last_row: LastRow | None = None,
+) -> MapDataset:
+    """Opens Kabuki files as a map-style dataset.
+
+        ds = kabuki_rlds.dataset("robot.hdf5", offsets={"observation/image": [-1, 0], "action": range(16)}, pad="edge")
+        loader = torch.utils.data.DataLoader(ds, batch_size=256, shuffle=True, num_workers=4)
+
+    Args:
+      paths: a Kabuki file, or several with the same fields.
+      fields: the step fields to read, by path (`observation/image`) or by group (`observation`). None reads all.
+      offsets: path or group of fields to the offsets at which they are read, relative to the step of the index.
+        Integers are steps. Floats are seconds, if the files have the attribute `rate_hz`. A field without
+        offsets is read at the step alone.
+      pad: what stands for a row outside of the episode. "edge" repeats the first or the last valid row, "zero" is
+        zeros. None leaves out the indices with such a row. The valid rows of `action`, `reward` and `discount` are
+        those with an action; of the other fields, all rows of the episode.
+      episode_metadata: the metadata of the episode to add to each item, by path or by group.
+      last_row: whether the last row of each episode is a "step" or only an "observation". By default, the files
+        state it.
+
+    Raises:
+      InvalidArgumentError: an argument has a wrong value, or no episode is long enough for the offsets.
+      KabukiError: a file cannot be read, lacks a field, or does not fit the first one.
+    """
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if not files:
+        raise InvalidArgumentError("paths is empty; name one file at least")
+    if pad not in (None, "edge", "zero"):
+        raise InvalidArgumentError(f"pad is {pad!r}; it is 'edge', 'zero' or None")
+    check_choice(last_row)
+    names = [os.path.abspath(local_path(file)) for file in files]
+    with Table(names, lambda schema, path: schema.select(fields, path), None, last_row) as table:
+        metadata = table.select_metadata(episode_metadata)
+        windows = _windows(table, offsets or {}, names[0])
+        if pad is not None:
+            _check_names(windows, table.stored)
+        made = MapDataset(
+            _OpenTable(names, table.stored, metadata, last_row),
+            windows,
+            pad,
+            table.episodes,
+            np.arange(len(table.episodes)),
+        )
+    if not len(made) and table.episodes.num_actions.any():
+        reach = max(int(window.steps.max() - min(window.steps.min(), 0)) for window in windows)
+        raise InvalidArgumentError(
+            f"offsets: they span {reach + 1} rows, and the longest episode of {names[0]} has "
+            f"{int(table.episodes.lengths.max())}, so no sample fits; pad='edge' or pad='zero' fills the missing rows"
+        )
+    return made
+
+
+def _anchors(windows: Sequence[_Window], pad: Pad | None, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """The row of the first sample of each episode, and how many samples it has: int64."""
+    first, end = episodes.starts, episodes.action_ends
+    if pad is None:
+        for window in windows:
+            first = np.maximum(first, episodes.starts - window.steps.min())
+            end = np.minimum(end, window.ends(episodes) - window.steps.max())
+    return first, np.maximum(end - first, 0)
+
+
+def _windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[_Window]:
+    """The fields of a table by their offsets and their valid rows."""
+    rate = functools.cache(lambda: table.rate_hz)
+    steps = {name: _steps(name, chosen, rate, label) for name, chosen in offsets.items()}
+    for name in steps:
+        if not any(is_within(path, name) for path in table.stored):
+            raise InvalidArgumentError(
+                f"offsets: {label} has no step field {name!r} among those that are read ({', '.join(table.stored)})"
+            )
+    groups: dict[tuple[tuple[int, ...] | None, bool], list[str]] = {}
+    for path in table.stored:
+        # The longest name is the closest: a field before its group.
+        names = [name for name in steps if is_within(path, name)]
+        chosen = steps[max(names, key=len)] if names else None
+        needs_action = any(is_within(path, name) for name in _WITH_ACTION)
+        groups.setdefault((chosen, needs_action), []).append(path)
+    return [
+        _Window(None if chosen is None else np.array(chosen, np.int64), needs_action, tuple(paths))
+        for (chosen, needs_action), paths in groups.items()
+    ]
+
+
+def _steps(name: str, offsets: Offsets, rate: Any, label: str) -> tuple[int, ...]:
+    """Offsets as whole steps."""
+    chosen = list(offsets)
+    if not chosen:
+        raise InvalidArgumentError(f"offsets: {name!r} has none; leave it out to read the step itself")
+    if all(isinstance(offset, numbers.Integral) for offset in chosen):
+        steps = np.array([int(offset) for offset in chosen], object)
+    elif all(isinstance(offset, numbers.Real) and np.isfinite(float(offset)) for offset in chosen):
+        hertz = rate()
+        if hertz is None:
+            raise InvalidArgumentError(
+                f"offsets: {name!r} has offsets in seconds, but {label} has no attribute rate_hz; give integers (steps)"
+            )
+        exact = np.array([float(offset) * hertz for offset in chosen])
+        steps = np.rint(exact)
+        wrong = np.flatnonzero(np.abs(exact - steps) > _STEP_TOLERANCE)
+        if len(wrong):
+            raise InvalidArgumentError(
+                f"offsets: {chosen[wrong[0]]} s of {name!r} is {exact[wrong[0]]:g} steps at {hertz:g} Hz; an offset is "
+                "a whole number of steps"
+            )
+    else:
+        raise InvalidArgumentError(f"offsets: {name!r} has {chosen!r}; give integers (steps) or floats (seconds)")
+    if any(abs(step) > _FARTHEST for step in steps):
+        raise InvalidArgumentError(f"offsets: {name!r} has an offset of more than {_FARTHEST:,} steps")
+    return tuple(int(step) for step in steps)
+
+
+def _check_names(windows: Sequence[_Window], stored: Mapping[str, Field]) -> None:
+    for window in windows:
+        for path in window.paths if window.offsets is not None else ():
+            if path + _IS_PAD in stored:
+                raise InvalidArgumentError(
+                    f"fields: {path + _IS_PAD!r} is a field of the file and the name of the padding of {path!r}; leave "
+                    "one of them out"
+                )
