@@ -26,7 +26,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    registry.refuse(arguments.file)
+    registry.check_is_not_demos(arguments.file)
     summary = inspect(arguments.file, split=arguments.split)
     print(summary.to_json() if arguments.json else to_text(summary))
     return 0

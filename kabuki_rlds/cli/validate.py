@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name in ("split", "data_dir", "recipe", "assume", "last_row", "conform"):
             if getattr(arguments, name, None):
                 arguments.fail(f"--{name.replace('_', '-')} applies to --against, which is not given")
-    registry.refuse(arguments.file)
+    registry.check_is_not_demos(arguments.file)
     validation = examine(arguments.file, progress=sys.stderr.isatty())
     violations = validation.violations
     for violation in violations:

@@ -29,7 +29,8 @@ from typing import Any
 from kabuki_rlds.data.limits import MAX_JSON_BYTES
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SourceNotFoundError
 from kabuki_rlds.files.paths import StrPath, local_path, subfolders
-from kabuki_rlds.formats.demos import minari, minari_arrow
+from kabuki_rlds.formats.demos.minari import METADATA
+from kabuki_rlds.formats.demos.minari_arrow import MINARI_ARROW
 from kabuki_rlds.formats.envlogger import log
 
 #: A folder with this file is a version of a TFDS dataset.
@@ -276,7 +277,7 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
     for path, below, files in _walk(folder, found.notes):
         if FEATURES in files:
             found.datasets.append(path)
-        elif minari.METADATA in files and minari_arrow.recognises(path):
+        elif METADATA in files and MINARI_ARROW.recognises(path):
             found.files.append(path)
             below.clear()
         found.files += [path / name for name in files if _is_hdf5_name(name) and (path / name).is_file()]

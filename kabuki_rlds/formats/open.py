@@ -1,4 +1,4 @@
-"""Finds out what a source is by looking at it."""
+"""Opens sources of any format: finds the files that a source names, and the format of each."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episode
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
-from kabuki_rlds.formats.demos.d4rl import D4rl
 from kabuki_rlds.formats.demos.demo_episode import EmptyEpisodeError
-from kabuki_rlds.formats.demos.source import Layout
+from kabuki_rlds.formats.demos.layout import DemoOptions, Layout
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.locate import FEATURES, is_looked_up, locate
 
-_Read = TypeVar("_Read")
+_Result = TypeVar("_Result")
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: How many things that are left out a warning names.
-_NAMED = 5
+#: How many items of a file a warning lists.
+_LISTED = 5
 
 
 def open_source(source: StrPath, **options: Any) -> Source:
@@ -48,32 +47,39 @@ def open_sources(
     assume: Mapping[str, str] | None = None,
     recipe_assume: Mapping[str, str] | None = None,
 ) -> list[Source]:
-    """Opens datasets, whatever they are.
+    """Opens datasets of any format.
 
     Args:
-      sources: each is a file, a folder, a pattern of names, or the name of a TFDS dataset; see `formats.locate`.
-      split: which split of a TFDS dataset, by default `train`; or which mask of demonstrations; or a part of one in
-        TFDS's syntax (`train[:10%]`, see `formats.split`). A Kabuki file is one split, `train`, and so are a log, and
-        demonstrations without masks.
-      data_dir: where TFDS datasets are; by default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      images: how images that are stored as image files are read.
-      skip_bad: leave out episodes that are damaged, and files that are if there are others. All data is read for it.
-      assume: what files in a layout of others do not say: {"dones": "reward"}; see its module.
-      recipe_assume: the same according to a recipe, which may be used for files that need no assumption.
+      sources: each is a file, a folder, a pattern of names, or the name of a TFDS dataset (see `formats.locate`).
+      split: a split of a TFDS dataset, by default `train`; a mask of demonstrations; or a part of one in TFDS's syntax
+        (`train[:10%]`, see `data.split_syntax`). A Kabuki file, an EnvLogger log, and demonstrations without masks have
+        one split, `train`.
+      data_dir: the folder of TFDS datasets; by default `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      images: whether images stored as image files are decoded ("arrays") or read as bytes ("encoded").
+      skip_bad: leave out damaged episodes, and damaged files if there are others. All data is read to find them.
+      assume: semantics that layouts of demonstrations do not define: {"dones": "reward"} (see `formats.demos`).
+      recipe_assume: the same, stated by a recipe. Unlike `assume`, they need not apply to any file.
 
     Returns:
-      the sources in order. Files that follow each other in one layout of others are one source.
+      the sources in order. Consecutive files of one layout of demonstrations are one source, if the layout joins files.
 
     Raises:
-      KabukiError: there is no such dataset, or it is none of these.
+      KabukiError: there is no such dataset, or it cannot be read.
     """
+    options = DemoOptions(
+        split=split,
+        assume={**(recipe_assume or {}), **(assume or {})},
+        asked=list(assume or {}),
+        images=images,
+        skip_bad=skip_bad,
+    )
+    damaged = _DamagedFiles(skip_bad)
     opened: list[Source] = []
-    lost = _DamagedFiles(skip_bad)
     try:
-        for source in _opened(sources, split, data_dir, images, lost, assume, recipe_assume):
+        for source in _open_each(_find_files(sources, data_dir), options, damaged):
             opened.append(source)
         _check_data_dir(sources, data_dir)
-        lost.report_to(opened)
+        damaged.add_to(opened)
     except BaseException:
         for source in opened:
             source.close()
@@ -82,138 +88,125 @@ def open_sources(
 
 
 class _DamagedFiles:
-    """Files that are left out, since they are damaged or hold no steps.
+    """Collects the files that are left out because they are damaged or have no steps.
 
     Args:
       skip_bad: whether damaged files are left out.
     """
 
     def __init__(self, skip_bad: bool):
-        self.skip_bad = skip_bad
+        self._skip_bad = skip_bad
         self._skipped: list[Skipped] = []
-        self._first: KabukiError | None = None
+        self._first_error: KabukiError | None = None
 
-    def unless(self, path: pathlib.Path, read: Callable[[], _Read]) -> _Read | None:
-        """What is read of a file; None if it is left out."""
+    def read(self, path: pathlib.Path, function: Callable[[], _Result]) -> _Result | None:
+        """Returns the result of a function that reads a file; None if the file is left out."""
         try:
-            return read()
+            return function()
         except NothingLeftError as e:
             self._skipped += e.skipped
-            self._first = self._first or e
+            self._first_error = self._first_error or e
         except KabukiError as e:
-            is_damaged = self.skip_bad and path.is_file() and not isinstance(e, SplitError)
+            is_damaged = self._skip_bad and path.is_file() and not isinstance(e, SplitError)
             if not (is_damaged or isinstance(e, EmptyEpisodeError)):
                 raise
             self._skipped.append(skipped_for(os.fspath(path), 0, e))
-            self._first = self._first or e
+            self._first_error = self._first_error or e
         return None
 
-    def report_to(self, opened: Sequence[Source]) -> None:
-        """Adds what is left out to what the sources leave out.
+    def add_to(self, opened: Sequence[Source]) -> None:
+        """Reports the files, and adds them to what the first source leaves out.
 
         Raises:
-          KabukiError: no source is left.
+          KabukiError: there is no source.
         """
-        if self._first is None:
+        if self._first_error is None:
             return
         if not opened:
-            raise self._first
+            raise self._first_error
         report(opened[0].label, self._skipped)
         opened[0].skipped = [*self._skipped, *opened[0].skipped]
 
 
 def _check_data_dir(sources: Sequence[StrPath], data_dir: StrPath | None) -> None:
-    """Refuses a folder of TFDS datasets if no source is looked up in it."""
+    """Rejects a folder of TFDS datasets if no source is looked up in it."""
     if data_dir is not None and not any(is_looked_up(source, data_dir) for source in sources):
         raise InvalidArgumentError(
             f"data_dir: no source is the name of a dataset in {os.fspath(data_dir)}: {os.fspath(sources[0])} is a path"
         )
 
 
-def _opened(
-    sources: Sequence[StrPath],
-    split: str | None,
-    data_dir: StrPath | None,
-    images: Literal["arrays", "encoded"],
-    lost: _DamagedFiles,
-    assume: Mapping[str, str] | None,
-    recipe_assume: Mapping[str, str] | None,
-) -> Iterator[Source]:
+def _find_files(sources: Sequence[StrPath], data_dir: StrPath | None) -> list[pathlib.Path]:
     paths: list[pathlib.Path] = []
     for source in sources:
         located = locate(source, data_dir)
         for level, note in located.notes:
             _log.log(level, "%s", note)
         paths += located.paths
+    return paths
+
+
+def _open_each(paths: Sequence[pathlib.Path], options: DemoOptions, damaged: _DamagedFiles) -> Iterator[Source]:
+    """Opens files in order. Consecutive files of a layout that joins files are opened as one source."""
     found = []
     for path in paths:
-        known = lost.unless(path, functools.partial(_with_layout, path))
+        known = damaged.read(path, functools.partial(_with_layout, path))
         if known is not None:
             found.append(known)
-    if assume and found and not any(layout for _, layout in found):
-        raise InvalidArgumentError(f"assume: {', '.join(assume)}: said of no file, since none is in a layout of others")
-    assumed = {**(recipe_assume or {}), **(assume or {})}
+    if options.asked and found and not any(layout for _, layout in found):
+        raise InvalidArgumentError(
+            f"assume: {', '.join(options.asked)}: said of no file, since none is in a layout of others"
+        )
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]
-        # Demonstrations in several files are one source.
-        is_joined = layout is not None and not isinstance(layout, D4rl)
-        for together in [files] if is_joined else [[path] for path in files]:
-            read = (
-                functools.partial(_open, together[0], split, images, lost.skip_bad)
-                if layout is None
-                else functools.partial(
-                    registry.open_files,
-                    layout,
-                    together,
-                    split=split,
-                    assume=assumed,
-                    asked=list(assume or {}),
-                    images=images,
-                    skip_bad=lost.skip_bad,
-                )
-            )
-            opened = lost.unless(together[0], read)
-            if opened is not None:
-                yield opened
+        for together in [files] if layout is not None and layout.joins_files else [[path] for path in files]:
+            source = damaged.read(together[0], functools.partial(_open, layout, together, options))
+            if source is not None:
+                yield source
 
 
-def _with_layout(path: pathlib.Path) -> tuple[pathlib.Path, Layout | D4rl | None]:
-    return path, registry.layout_of(path)
+def _with_layout(path: pathlib.Path) -> tuple[pathlib.Path, Layout | None]:
+    return path, registry.find_layout(path)
 
 
-def _open(path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool) -> Source:
-    """Opens what is in no layout of others."""
+def _open(layout: Layout | None, paths: Sequence[pathlib.Path], options: DemoOptions) -> Source:
+    """Opens files that make one source."""
+    if layout is not None:
+        demos = layout.open_source([os.fspath(path) for path in paths], options)
+        return skip_damaged(demos) if options.skip_bad else demos
+    (path,) = paths
     if path.is_file():
-        return _open_kabuki(path, split, images, skip_bad)
+        return _open_kabuki(path, options)
     if not (path / FEATURES).is_file():
         from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 
-        logs = EnvLoggerSource(path, skip_bad=skip_bad)
+        logs = EnvLoggerSource(path, skip_bad=options.skip_bad)
+        if options.split is None:
+            return logs
         whole = np.arange(logs.num_episodes)
-        return logs if split is None else logs.select(select_episodes(split, {WHOLE: whole, ALL: whole}, logs.label))
-    # TensorFlow is imported with it, so only when there is something to read.
+        return logs.select(select_episodes(options.split, {WHOLE: whole, ALL: whole}, logs.label))
+    # Imports TensorFlow, so it is imported only when it is needed.
     from kabuki_rlds.formats.rlds.source import RldsSource
 
-    return RldsSource(path, "train" if split is None else split, images, skip_bad=skip_bad)
+    split = "train" if options.split is None else options.split
+    return RldsSource(path, split, options.images, skip_bad=options.skip_bad)
 
 
-def _open_kabuki(
-    path: pathlib.Path, split: str | None, images: Literal["arrays", "encoded"], skip_bad: bool
-) -> KabukiSource:
+def _open_kabuki(path: pathlib.Path, options: DemoOptions) -> KabukiSource:
     try:
-        file = KabukiSource(path, images)
+        file = KabukiSource(path, options.images)
     except KabukiError as e:
-        raise registry.unknown(path, e) from e
+        raise registry.unknown_format(path, e) from e
     try:
         file.check_whole()
         left_out = file.left_out()
         if left_out:
-            more = f" and {len(left_out) - _NAMED:,} more" if len(left_out) > _NAMED else ""
-            what = ", ".join(left_out[:_NAMED]) + more
-            _log.warning("%s: left out, since the format has no place for it: %s", path, what)
-        if split is not None:
-            file = file.of_split(split)
-        return skip_damaged(file) if skip_bad else file
+            more = f" and {len(left_out) - _LISTED:,} more" if len(left_out) > _LISTED else ""
+            names = ", ".join(left_out[:_LISTED]) + more
+            _log.warning("%s: left out, since the format has no place for it: %s", path, names)
+        if options.split is not None:
+            file = file.of_split(options.split)
+        return skip_damaged(file) if options.skip_bad else file
     except BaseException:
         file.close()
         raise

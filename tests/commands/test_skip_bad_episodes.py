@@ -279,3 +279,48 @@ def test_a_damaged_image_is_named_by_its_file_when_several_are_loaded(tmp_path):
     batches = kabuki_rlds.load_steps(paths, 4, as_numpy=True)
     with pytest.raises(KabukiError, match=rf"^{paths[1]}: episode 1: row 1: field 'observation/camera'"):
         list(batches)
+
+
+# --- episodes that a file states but does not have ---
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "parquet"])
+def test_missing_minari_episodes_are_counted_as_skipped(tmp_path, data_format, caplog):
+    if data_format == "hdf5":
+        data = tmp_path / "data"
+        data.mkdir()
+        layout_files.minari(data / "main_data.hdf5", [4, 1, 3])
+    else:
+        data = layout_files.minari_arrow(tmp_path, [4, 1, 3], data_format) / "data"
+    stated = {"total_episodes": 5, "total_steps": 20, "data_format": data_format}
+    (data / "metadata.json").write_text(json.dumps(stated))
+    with pytest.raises(KabukiError, match="says total_episodes 5, but there are 3"):
+        kabuki_rlds.convert(data, tmp_path / "k.hdf5")
+    done = kabuki_rlds.convert(data, tmp_path / "k.hdf5", skip_bad_episodes=True)
+    assert done.episodes == 3
+    assert [(loss.record, loss.count) for loss in done.skipped] == [(3, 2)]
+    assert "says total_episodes 5, but there are 3" in done.skipped[0].why
+    assert "records 3 to 4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("attribute", "stated"), [("total", 9), ("total", 2), ("num_demos", 1), ("total", np.zeros(2))]
+)
+def test_wrong_robomimic_count_is_a_warning(tmp_path, attribute, stated, caplog):
+    path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(path, "a") as f:
+        f["data"].attrs[attribute] = stated
+    with pytest.raises(KabukiError, match=f"data says {attribute} "):
+        kabuki_rlds.convert(path, tmp_path / "k.hdf5")
+    done = kabuki_rlds.convert(path, tmp_path / "k.hdf5", skip_bad_episodes=True)
+    assert (done.episodes, done.skipped) == (2, [])
+    assert f"demo.hdf5: data says {attribute} " in caplog.text
+
+
+def test_damaged_demonstration_with_fewer_actions_than_the_stated_total(tmp_path):
+    path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
+    with h5py.File(path, "a") as f:
+        del f["data/demo_1/actions"]
+    done = kabuki_rlds.convert(path, tmp_path / "k.hdf5", skip_bad_episodes=True)
+    assert done.episodes == 1
+    assert skipped(done.path) == [("demo.hdf5", 1)]

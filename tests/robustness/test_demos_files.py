@@ -145,8 +145,8 @@ def _with_more(path: Path, layout: str) -> Path:
 @pytest.mark.parametrize(
     ("layout", "name", "says"),
     [
-        ("d4rl", "terminals", "cannot be read as D4RL's: terminals: "),
-        ("d4rl", "metadata/returns", "cannot be read as D4RL's: metadata/returns: "),
+        ("d4rl", "terminals", "cannot be read as d4rl: terminals: "),
+        ("d4rl", "metadata/returns", "cannot be read as d4rl: metadata/returns: "),
         ("d4rl", "observations", "'observations': rows 0 to 3 cannot be read: "),
         ("minari", "episode_1/terminations", "cannot be read as minari: episode_1/terminations: "),
         ("minari", "episode_1/actions", "episode_1: field 'action': rows 0 to 1 cannot be read: "),
@@ -431,7 +431,8 @@ def test_episodes_that_are_missing_are_an_error(tmp_path, data_format, key, caps
     said = json.loads((data / "metadata.json").read_text())
     (data / "metadata.json").write_text(json.dumps({**said, key: 9}))
     count = {"total_episodes": 3, "total_steps": 8}[key]
-    assert _error(capsys, data.parent) == f"{data / 'metadata.json'}: says {key} 9, but there are {count}"
+    message = f"{data / 'metadata.json'}: says {key} 9, but there are {count}; correct the number or the file"
+    assert _error(capsys, data.parent) == message
 
 
 @pytest.mark.parametrize("key", ["total_episodes", "total_steps"])

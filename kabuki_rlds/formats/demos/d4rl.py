@@ -1,26 +1,26 @@
-"""D4RL's datasets, version 1: flat arrays, all episodes end to end, each row an action and what came of it.
+"""Reads D4RL's datasets, version 1: flat arrays, in which all episodes follow each other.
 
-`observations`, `actions`, `rewards` and `terminals`, and perhaps `timeouts`, `next_observations` and
-`infos/…`, N rows each; `metadata/…` is of no step. (Source: D4RL's `offline_env.py`.)
+`observations`, `actions`, `rewards` and `terminals` have N rows, one per action. `timeouts`, `next_observations` and
+`infos/…` may exist, with N rows too. `metadata/…` belongs to no step. (Source: D4RL's `offline_env.py`.)
 
-Rule by rule:
+Rules:
 
-* Rows. `observations` becomes `observation`, `actions` `action`, `rewards` `reward`; all else of N
-  rows (`terminals`, `timeouts`, `infos/…`) keeps its name.
-* An episode ends where `terminals` or `timeouts` is true, and at the end of the file, which may cut one
-  short. d3rlpy 1 writes `episode_terminals` instead of `timeouts`: true at the end of each episode, however it ended.
-  Without either, nothing says where time was up. D4RL then cuts at the environment's own limit,
-  so `max_episode_steps` has to be said, or "none" where episodes end at `terminals` alone.
-* `is_terminal` is that of `terminals`, also where `timeouts` is true as well. In maze2d `timeouts` means that
-  the goal was reached: `--assume timeouts=terminal` takes it so. Else they cut an episode short.
-* The last observation. With `next_observations` it is the one of the episode's last row, exactly, and has a
-  row of its own. (The others are the observations one row later, and are not kept twice; where they are not,
-  they stay as a field.) Without, the last row of an episode is a step like the others (`last_is_step`), and no
-  observation follows it. `last_observation=repeat` adds a row that repeats the last observation.
+* Step fields. `observations` becomes `observation`, `actions` becomes `action`, and `rewards` becomes `reward`. Every
+  other dataset of N rows (`terminals`, `timeouts`, `infos/…`) keeps its name.
+* An episode ends where `terminals` or `timeouts` is true, and at the end of the file, which may truncate it. d3rlpy 1
+  writes `episode_terminals` instead of `timeouts`. It is true at the end of every episode, terminated or not. Without
+  either, the file does not say where episodes were truncated. D4RL then truncates at the environment's time limit, so
+  the assumption `max_episode_steps` is required. "none" states that episodes end only at `terminals`.
+* `is_terminal` is `terminals`, also where `timeouts` is true. In maze2d, `timeouts` marks that the goal was reached:
+  `--assume timeouts=terminal`. By default, `timeouts` truncates an episode.
+* Last row. With `next_observations`, each episode has one more row with its last observation. The other
+  `next_observations` usually equal `observations` one row later, and are not stored twice. If not, they are kept as a
+  step field. Without `next_observations`, the last row of an episode is a step (`last_is_step`).
+  `last_observation=repeat` adds a row that repeats the last observation.
 * `is_first`, `is_last` and `discount` are derived.
 
-`environment` has what `metadata/…`, all else that has not N rows, and the attributes of the file say, but for large
-arrays (the weights of a policy), which are left out with a warning.
+`environment` holds `metadata/…`, the datasets that do not have N rows, and the attributes of the file. Large arrays
+(the weights of a policy) are left out with a warning.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import numpy as np
@@ -46,20 +46,25 @@ from kabuki_rlds.data.source import Origin, Size, Skipped
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import signals
-from kabuki_rlds.formats.demos.demo_episode import (
-    EmptyEpisodeError,
-    are_equal,
-    as_json,
-    attributes,
-    check_flag,
-    empty_row,
-    fields_of,
-    rows_of,
-    value_of,
+from kabuki_rlds.formats.demos.assumptions import (
+    LAST_OBSERVATION,
+    complete_assumptions,
+    inapplicable,
+    repeats_last_observation,
 )
-from kabuki_rlds.formats.demos.robomimic import LAST_OBSERVATION, has_last_row
-from kabuki_rlds.formats.demos.source import complete_assumptions
-from kabuki_rlds.formats.hdf5 import layout
+from kabuki_rlds.formats.demos.demo_episode import EmptyEpisodeError
+from kabuki_rlds.formats.demos.demo_files import reading_as
+from kabuki_rlds.formats.demos.hdf5_values import (
+    all_datasets,
+    as_json,
+    check_flag,
+    num_rows,
+    read_attributes,
+    read_value,
+)
+from kabuki_rlds.formats.demos.layout import DemoOptions, Layout
+from kabuki_rlds.formats.demos.row_readers import are_equal, padding_row
+from kabuki_rlds.formats.hdf5 import layout as kabuki_layout
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.decode import decoded
@@ -67,22 +72,32 @@ from kabuki_rlds.images.image_columns import ImageColumns
 
 _log = logging.getLogger("kabuki_rlds")
 
-_NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
-_NEXT = "next_observations"
-#: What always has a row for each action.
-_ENDS = ("timeouts", "episode_terminals")
-_OF_STEPS = (*_NAMES, "terminals", *_ENDS, _NEXT)
-#: Names of flags that may say where episodes end, in files of other projects.
-_LIKE_ENDS = re.compile("done|end|final|last|time|trunc", re.IGNORECASE)
+#: Names of datasets in the layout.
+OBSERVATIONS = "observations"
+ACTIONS = "actions"
+REWARDS = "rewards"
+TERMINALS = "terminals"
+TIMEOUTS = "timeouts"
+NEXT_OBSERVATIONS = "next_observations"
+
+_STEP_FIELDS = {OBSERVATIONS: "observation", ACTIONS: "action", REWARDS: "reward"}
+_EPISODE_ENDS = (TIMEOUTS, "episode_terminals")
+#: Datasets that must have a row per action.
+_PER_ACTION = (*_STEP_FIELDS, TERMINALS, *_EPISODE_ENDS, NEXT_OBSERVATIONS)
+#: Names of other flags that may mark the ends of episodes.
+_LIKE_EPISODE_ENDS = re.compile("done|end|final|last|time|trunc", re.IGNORECASE)
+#: The approximate size of a block, and the most rows in one.
 _BLOCK_BYTES = 16 << 20
-#: Larger arrays of `metadata` are left out.
+_BLOCK_ROWS = 1 << 16
+#: The largest array that `environment` holds.
 _MAX_ELEMENTS = 1000
 
 
-class D4rl:
+class D4rl(Layout):
     """D4RL's layout."""
 
     name = "d4rl"
+    joins_files = False
     assumptions: Mapping[str, tuple[str, ...]] = {
         "timeouts": ("cut", "terminal"),
         "max_episode_steps": (),
@@ -90,119 +105,114 @@ class D4rl:
     }
 
     def recognises(self, file: h5py.File) -> bool:
-        return all(isinstance(file.get(name), h5py.Dataset) for name in ("observations", "actions", "terminals"))
+        return all(isinstance(file.get(name), h5py.Dataset) for name in (OBSERVATIONS, ACTIONS, TERMINALS))
+
+    def open_source(self, paths: Sequence[str], options: DemoOptions) -> D4rlSource:
+        (path,) = paths
+        return D4rlSource(self, path, options)
 
 
 class D4rlSource:
-    """The steps of one file of D4RL's.
+    """The steps of one file in D4RL's layout.
 
     Args:
+      layout: the layout.
       path: the file.
-      split: a part of the file, as in `formats.split`; None is all of it.
-      assume: what it does not say.
-      images: how images that are stored as image files are read.
-      skip_bad: whether damaged rows are no error until they are read.
-      asked: the assumptions that must apply.
+      options: how it is read. With `skip_bad`, damaged rows are reported when they are read, not before.
 
     Raises:
-      KabukiError: it cannot be read, its arrays differ in length, nothing says where its episodes end, or an
+      KabukiError: the file cannot be read, its arrays differ in length, the ends of its episodes are not known, or an
         assumption cannot apply.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        split: str | None = None,
-        assume: Mapping[str, str],
-        images: Literal["arrays", "encoded"] = "arrays",
-        asked: Collection[str] = (),
-        skip_bad: bool = False,
-    ):
-        self._skip_bad = skip_bad
-        self._path = self.label = os.fspath(path)
-        self._asked = asked
-        self._decodes = images == "arrays"
-        self._assume = complete_assumptions(D4rl.name, D4rl.assumptions, assume)
-        self.files = [os.path.abspath(self._path)]
+    def __init__(self, layout: D4rl, path: str, options: DemoOptions):
+        self._options = options
+        self._path = self.label = path
+        self._decodes = options.images == "arrays"
+        self._assume = complete_assumptions(layout.name, layout.assumptions, options.assume)
+        self.files = [os.path.abspath(path)]
         self.skipped: list[Skipped] = []
         self._file = open_file(path)
-        self._of_file: dict[str, h5py.Dataset] = {}
+        #: Datasets that do not have a row per action.
+        self._other_datasets: dict[str, h5py.Dataset] = {}
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
         try:
-            self._open()
-        except READ_ERRORS as e:
-            self.close()
-            raise DamagedDataError(f"cannot be read as D4RL's: {e}", file=self._path) from e
+            with reading_as(layout, path):
+                self._open()
+            if options.split is not None:
+                whole = np.arange(self.num_episodes)
+                self._set_episodes(select_episodes(options.split, {WHOLE: whole, ALL: whole}, self.label))
         except BaseException:
             self.close()
             raise
-        if split is not None:
-            whole = np.arange(self.num_episodes)
-            self._take(select_episodes(split, {WHOLE: whole, ALL: whole}, self.label))
 
     def _open(self) -> None:
-        found = fields_of(self._file, "", skip=("metadata",))
-        count = rows_of(found["actions"]) or 0
+        found = all_datasets(self._file, "", skip=("metadata",))
+        count = num_rows(found[ACTIONS]) or 0
         if not count:
             raise EmptyEpisodeError(f"{self._path}: no actions, so no steps")
         for name, dataset in list(found.items()):
-            if rows_of(dataset) == count:
+            if num_rows(dataset) == count:
                 continue
-            if name in _OF_STEPS:
-                rows = rows_of(dataset) or "no"
+            if name in _PER_ACTION:
+                rows = num_rows(dataset) or "no"
                 raise DamagedDataError(f"{name} has {rows} rows, where there are {count} actions", file=self._path)
-            self._of_file[name] = found.pop(name)
-        self._fields = {name: layout.read_field(dataset) for name, dataset in found.items()}
+            self._other_datasets[name] = found.pop(name)
+        self._fields = {name: kabuki_layout.read_field(dataset) for name, dataset in found.items()}
         self._datasets = found
-        self._check_applies()
-        terminal, cut = self._ends(count)
-        last = terminal | cut
+        self._check_assumptions()
+        terminated, truncated = self._episode_ends(count)
+        last = terminated | truncated
         last[-1:] = True
-        self._is_last, self._is_terminal = last, terminal
-        # Whether each stored row is followed by one for the last observation of its episode.
-        if _NEXT in found:
-            self._extra = last
-            if self._is_shifted():
-                del self._fields[_NEXT]
+        self._is_last, self._is_terminal = last, terminated
+        # Whether a row with the last observation of the episode follows each stored row.
+        if NEXT_OBSERVATIONS in found:
+            self._adds_row = last
+            if self._next_equal_later_observations():
+                del self._fields[NEXT_OBSERVATIONS]
             else:
-                _log.warning("%s: %s are not the observations one row later, so they are kept", self._path, _NEXT)
+                _log.warning(
+                    "%s: %s are not the observations one row later, so they are kept", self._path, NEXT_OBSERVATIONS
+                )
         else:
-            self._extra = last & has_last_row(self._assume)
+            self._adds_row = last & repeats_last_observation(self._assume)
         self.num_episodes = int(last.sum())
-        self.num_steps = count + int(self._extra.sum())
+        self.num_steps = count + int(self._adds_row.sum())
         self.origins = [Origin(os.path.realpath(self._path), format=D4rl.name)]
         self.last_rows: LastRows | None
-        if _NEXT in found:
-            self.last_rows = LastRows.of_all(False, self.num_episodes, f"d4rl data with {_NEXT}")
-        elif has_last_row(self._assume):
+        if NEXT_OBSERVATIONS in found:
+            self.last_rows = LastRows.of_all(False, self.num_episodes, f"d4rl data with {NEXT_OBSERVATIONS}")
+        elif repeats_last_observation(self._assume):
             self.last_rows = LastRows.of_all(False, self.num_episodes, "last_observation=repeat")
         else:
-            self.last_rows = LastRows.of_all(True, self.num_episodes, f"d4rl data without {_NEXT}")
-        steps = {_NAMES.get(name, name): field for name, field in self._fields.items()}
+            self.last_rows = LastRows.of_all(True, self.num_episodes, f"d4rl data without {NEXT_OBSERVATIONS}")
+        steps = {_STEP_FIELDS.get(name, name): field for name, field in self._fields.items()}
         steps["is_terminal"] = Field(np.dtype(bool))
         self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
         self.schema = Schema(dict(sorted(self._images.fields.items())), {}, info=self._info())
-        self._begins = np.flatnonzero(np.append(True, last[:-1]))
-        self._taken = np.arange(self.num_episodes)
+        self._starts = np.flatnonzero(np.append(True, last[:-1]))
+        self._episodes = np.arange(self.num_episodes)
 
-    def _check_applies(self) -> None:
-        """Refuses an assumption of the user that cannot apply."""
-        cannot = {
-            "timeouts": "" if self._datasets.keys() & set(_ENDS) else "there are no timeouts",
-            "last_observation": f"{_NEXT} have the last observation" if _NEXT in self._datasets else "",
+    def _check_assumptions(self) -> None:
+        """Rejects an assumption of the user that cannot apply to the file."""
+        has_next = NEXT_OBSERVATIONS in self._datasets
+        reasons = {
+            "timeouts": "" if self._datasets.keys() & set(_EPISODE_ENDS) else "there are no timeouts",
+            "last_observation": f"{NEXT_OBSERVATIONS} have the last observation" if has_next else "",
         }
-        for name, why in cannot.items():
-            if why and name in self._asked and self._assume[name] != D4rl.assumptions[name][0]:
-                raise InvalidArgumentError(
-                    f"{self._path}: assume: {name}={self._assume[name]} cannot apply, since {why}"
-                )
+        for name, reason in reasons.items():
+            if reason and name in self._options.asked and self._assume[name] != D4rl.assumptions[name][0]:
+                raise inapplicable(self._path, name, self._assume[name], reason)
 
-    def _ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the stored rows end an episode as terminal, and where they cut it short."""
-        terminal = self._flags("terminals", count)
+    def _episode_ends(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns which stored rows terminate, and which truncate an episode: two arrays, bool, (count,).
+
+        Raises:
+          KabukiError: the file does not say where episodes are truncated, and neither does `max_episode_steps`.
+        """
+        terminal = self._flags(TERMINALS, count)
         stated = self._assume.get("max_episode_steps")
-        ends = [name for name in _ENDS if name in self._datasets]
+        ends = [name for name in _EPISODE_ENDS if name in self._datasets]
         if ends:
             if stated is not None:
                 raise InvalidArgumentError(
@@ -215,7 +225,7 @@ class D4rlSource:
         if stated == "none":
             return terminal, np.zeros(count, bool)
         if stated is None:
-            self._check_no_other_ends()
+            self._check_no_other_flags()
         if stated is None or not stated.isdecimal() or int(stated) < 1:
             raise KabukiError(
                 f"{self._path}: no timeouts, so nothing says where time was up; --assume max_episode_steps=1000 cuts "
@@ -226,11 +236,11 @@ class D4rlSource:
         within = np.arange(count) - np.repeat(starts, lengths)
         return terminal, (within % int(stated) == int(stated) - 1) & ~terminal
 
-    def _check_no_other_ends(self) -> None:
-        """Refuses a file with flags of another name, by which its episodes may end."""
+    def _check_no_other_flags(self) -> None:
+        """Rejects a file with flags of another name that may mark the ends of its episodes."""
         for name, dataset in self._datasets.items():
-            is_flag = dataset.dtype.kind in "bu" and dataset.size == rows_of(dataset)
-            if name not in _OF_STEPS and is_flag and _LIKE_ENDS.search(name):
+            is_flag = dataset.dtype.kind in "bu" and dataset.size == num_rows(dataset)
+            if name not in _PER_ACTION and is_flag and _LIKE_EPISODE_ENDS.search(name):
                 raise KabukiError(
                     f"{self._path}: no timeouts, but {name!r}; if it says where episodes end, copy it to a dataset "
                     "'timeouts', else give --assume max_episode_steps=1000, the environment's limit"
@@ -238,23 +248,26 @@ class D4rlSource:
 
     def _flags(self, name: str, count: int) -> np.ndarray:
         check_flag(self._datasets[name])
-        flags = np.asarray(value_of(self._datasets[name]))
+        flags = np.asarray(read_value(self._datasets[name]))
         if flags.size != count:
             raise DamagedDataError(f"{name} is not one value a step", file=self._path)
         return flags.reshape(count).astype(bool)
 
-    def _is_shifted(self) -> bool:
-        """Whether the next observations are those one row later, within each episode."""
-        if self._fields[_NEXT] != self._fields["observations"]:
-            raise DamagedDataError(f"{_NEXT} are of another type or shape than observations", file=self._path)
-        readers = {name: self._reader(name) for name in ("observations", _NEXT)}
-        for start, stop in self._ranges(0, len(self._is_last)):
+    def _next_equal_later_observations(self) -> bool:
+        """Returns whether `next_observations` equal `observations` one row later within each episode."""
+        if self._fields[NEXT_OBSERVATIONS] != self._fields[OBSERVATIONS]:
+            raise DamagedDataError(
+                f"{NEXT_OBSERVATIONS} are of another type or shape than observations", file=self._path
+            )
+        readers = {name: self._reader(name) for name in (OBSERVATIONS, NEXT_OBSERVATIONS)}
+        for start, stop in self._block_ranges(0, len(self._is_last)):
             try:
                 end = min(stop + 1, len(self._is_last))
-                observations = self._read(readers["observations"], "observations", start, end)
-                following = self._read(readers[_NEXT], _NEXT, start, start + len(observations) - 1)
+                observations = self._read(readers[OBSERVATIONS], OBSERVATIONS, start, end)
+                last = start + len(observations) - 1
+                following = self._read(readers[NEXT_OBSERVATIONS], NEXT_OBSERVATIONS, start, last)
             except KabukiError:
-                if not self._skip_bad:
+                if not self._options.skip_bad:
                     raise
                 continue
             inner = ~self._is_last[start : start + len(following)]
@@ -263,38 +276,38 @@ class D4rlSource:
         return True
 
     def _info(self) -> Info:
-        said: dict[str, Any] = {}
-        for name, dataset in {**self._of_file, **_metadata(self._file)}.items():
+        environment: dict[str, Any] = {}
+        for name, dataset in {**self._other_datasets, **_metadata_datasets(self._file)}.items():
             if dataset.size is None or dataset.size > _MAX_ELEMENTS:
                 _log.warning("%s: %s, %s values, is left out", self._path, name, f"{dataset.size or 0:,}")
                 continue
-            said[name] = as_json(value_of(dataset))
-        said |= {name: as_json(value) for name, value in attributes(self._file, "file").items()}
-        return Info(environment=json.dumps(said) if said else "")
+            environment[name] = as_json(read_value(dataset))
+        environment |= {name: as_json(value) for name, value in read_attributes(self._file, "file").items()}
+        return Info(environment=json.dumps(environment) if environment else "")
 
     def size(self) -> Size:
         sample = next(self.blocks(), None)
-        num_bytes = os.path.getsize(self._path) * self.num_episodes // len(self._begins)
+        num_bytes = os.path.getsize(self._path) * self.num_episodes // len(self._starts)
         return Size(self.num_steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         readers = {name: self._reader(name) for name in self._fields}
-        following = self._reader(_NEXT) if _NEXT in self._datasets else None
-        for start, stop in self._taken_ranges():
+        following = self._reader(NEXT_OBSERVATIONS) if NEXT_OBSERVATIONS in self._datasets else None
+        for start, stop in self._selected_ranges():
             signals.check()
-            extra = self._extra[start:stop]
-            rows = np.repeat(np.arange(stop - start), 1 + extra)
+            # For each row of the block, the stored row that it is made from.
+            rows = np.repeat(np.arange(stop - start), 1 + self._adds_row[start:stop])
             added = np.append(False, rows[1:] == rows[:-1])
             steps: dict[str, Column] = {}
             for name, field in self._fields.items():
                 column = take(self._read(readers[name], name, start, stop), rows)
-                if name != "observations":
-                    # Image files have no padding: the last one is repeated.
+                if name != OBSERVATIONS:
+                    # Image files cannot be padded with zeros: the last one is repeated.
                     if not field.encoded:
-                        column[added] = empty_row(field)
+                        column[added] = padding_row(field)
                 elif following is not None and added.any():
-                    column[added] = self._read(following, _NEXT, start, stop)[rows[added]]
-                steps[_NAMES.get(name, name)] = column
+                    column[added] = self._read(following, NEXT_OBSERVATIONS, start, stop)[rows[added]]
+                steps[_STEP_FIELDS.get(name, name)] = column
             last = np.append(rows[1:] != rows[:-1], True) & self._is_last[start:stop][rows]
             steps["is_terminal"] = last & self._is_terminal[start:stop][rows]
             first = np.append(start == 0 or self._is_last[start - 1], self._is_last[start : stop - 1])
@@ -304,30 +317,31 @@ class D4rlSource:
             yield Block(served, len(rows), starts, {})
 
     def _place(self, stored: np.ndarray, row: int) -> tuple[str, str, int]:
-        """The place of a row of a block, given the number of the stored row that each is made from."""
-        episode = int(np.searchsorted(self._begins, stored[row], "right")) - 1
-        return self._path, f"episode {episode}", int(stored[row] - self._begins[episode])
+        """Returns file, episode and row there of a row of a block, given the stored row that each is made from."""
+        episode = int(np.searchsorted(self._starts, stored[row], "right")) - 1
+        return self._path, f"episode {episode}", int(stored[row] - self._starts[episode])
 
-    def _taken_ranges(self) -> Iterator[tuple[int, int]]:
-        """Runs of stored rows of the episodes that are taken, each of which makes a block."""
-        bounds = np.append(self._begins, len(self._is_last))
-        for first, end in runs(self._taken):
-            yield from self._ranges(int(bounds[first]), int(bounds[end]))
+    def _selected_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yields the ranges of stored rows that make a block each, for the selected episodes."""
+        bounds = np.append(self._starts, len(self._is_last))
+        for first, end in runs(self._episodes):
+            yield from self._block_ranges(int(bounds[first]), int(bounds[end]))
 
-    def _ranges(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """Runs of stored rows that make a block each."""
+    def _block_ranges(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cuts a range of stored rows into ranges that make a block each."""
         row_bytes = sum(self._row_nbytes(name, field) for name, field in self._fields.items())
-        rows = max(1, min(1 << 16, _BLOCK_BYTES // max(row_bytes, 1)))
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(row_bytes, 1)))
         return itertools.pairwise([*range(first, end, rows), end])
 
     def _row_nbytes(self, name: str, field: Field) -> int:
-        # Rows that vary in size are stored as they are, so the file's size bounds them.
-        stored = layout.stored_row_nbytes(self._datasets[name]) or os.path.getsize(self._path) // len(self._is_last)
+        # Rows of variable size are not compressed, so the size of the file is an upper bound.
+        stored = kabuki_layout.stored_row_nbytes(self._datasets[name]) or os.path.getsize(self._path) // len(
+            self._is_last
+        )
         return max(stored, (decoded(field).row_nbytes if self._decodes else None) or 0)
 
     def _reader(self, name: str) -> ColumnReader:
-        # Those that are not among the fields are as the observations are.
-        return column_reader(self._datasets[name], layout.read_field(self._datasets[name]), self._threads)
+        return column_reader(self._datasets[name], kabuki_layout.read_field(self._datasets[name]), self._threads)
 
     def _read(self, reader: ColumnReader, name: str, start: int, stop: int) -> np.ndarray:
         try:
@@ -347,31 +361,31 @@ class D4rlSource:
         return [self]
 
     def select(self, episodes: np.ndarray) -> D4rlSource:
-        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        """Returns a source of the episodes with these numbers, in this order. It is usable while this one is open."""
         part = copy.copy(self)
-        part._take(episodes)
+        part._set_episodes(episodes)
         return part
 
-    def _take(self, episodes: np.ndarray) -> None:
-        self._taken = self._taken[episodes]
+    def _set_episodes(self, episodes: np.ndarray) -> None:
+        self._episodes = self._episodes[episodes]
         self.num_episodes = len(episodes)
         self.last_rows = None if self.last_rows is None else self.last_rows[episodes]
-        bounds = np.append(self._begins, len(self._is_last))
-        added = np.add.reduceat(self._extra, self._begins, dtype=np.int64)
-        self.num_steps = int((np.diff(bounds) + added)[self._taken].sum())
+        bounds = np.append(self._starts, len(self._is_last))
+        added = np.add.reduceat(self._adds_row, self._starts, dtype=np.int64)
+        self.num_steps = int((np.diff(bounds) + added)[self._episodes].sum())
 
     def record_of(self, episode: int) -> tuple[str, int]:
-        return self._path, int(self._taken[episode])
+        return self._path, int(self._episodes[episode])
 
     def name_of(self, episode: int) -> str:
-        return f"{self._path}: episode {self._taken[episode]}"
+        return f"{self._path}: episode {self._episodes[episode]}"
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         self._file.close()
 
 
-def _metadata(file: h5py.File) -> dict[str, h5py.Dataset]:
+def _metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
     group = file.get("metadata")
-    found = fields_of(group, "metadata") if isinstance(group, h5py.Group) else {}
+    found = all_datasets(group, "metadata") if isinstance(group, h5py.Group) else {}
     return {f"metadata/{name}": dataset for name, dataset in found.items()}

@@ -1,12 +1,12 @@
-"""The language instruction of an episode: in its file, in a JSON file next to it, or in a name.
+"""Finds the language instruction of an episode: in its file, in a JSON file next to it, or in a name.
 
 * A dataset or an attribute of the file. (RDT-1B's fine-tuning data: the dataset `instruction`.)
 * A JSON file in the same folder: `<name of the file>.json`, or one with `instruction` in its name. (RDT-1B:
-  `instruction.json`, `expanded_instruction_gpt-4-turbo.json`; RoboTwin: `instructions.json`.) Of several phrasings
-  of one task, the first is taken.
-* The name of the file or of its folder, if the user or the recipe asks for it (`--assume instruction=name`), and if it
-  reads as a task: two words or more without digits, none of which names a way to store data. `fold_shirt` does;
-  `episode_0`, `episodes` and `train_data` do not.
+  `instruction.json`, `expanded_instruction_gpt-4-turbo.json`; RoboTwin: `instructions.json`.) If it lists several
+  phrasings of one task, the first is used.
+* The name of the file or of its folder, if the user or the recipe asks for it (`--assume instruction=name`). The name
+  must read as a task: two words or more, without digits or terms of data storage. `fold_shirt` does; `episode_0`,
+  `episodes` and `train_data` do not.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.formats.demos.demo_episode import value_of
+from kabuki_rlds.formats.demos.hdf5_values import read_value
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 
 _log = logging.getLogger("kabuki_rlds")
 
 #: The episode field.
 FIELD = "language_instruction"
-#: The assumption, and its value that asks for the name of the file or folder; any other value is the instruction.
+#: The assumption. The value `NAME` takes the name of the file or folder. Any other value is the instruction itself.
 ASSUMPTION = "instruction"
 NAME = "name"
 
-#: What datasets, attributes and entries of JSON files that hold an instruction are called.
+#: Names of datasets, attributes and JSON entries that hold an instruction.
 _KEYS = ("language_instruction", "instruction", "language_raw", "task_description")
-#: In JSON files also: several phrasings. (`seen`: RoboTwin.)
+#: Names of JSON entries that may list several phrasings. (`seen`: RoboTwin.)
 _JSON_KEYS = (*_KEYS, "instructions", "language_instructions", "seen")
 #: The largest JSON file that is read.
 _MAX_JSON_BYTES = 1 << 20
 
 _SCENE = re.compile(r".*SCENE\d*_")
 _WORD = re.compile(r"[^\W\d_]+")
-#: Words in the names of files and folders that say how data are stored, or whose they are, and not what the task is.
+#: Words in names of files and folders that describe the storage or owner of data, not a task.
 _OF_STORAGE = re.compile(
     "aloha|arms?|data(sets?)?|demo(nstration)?s?|downloads?|droid|episodes?|eval|examples?|exports?|failures?|final|"
     "folder|hdf|human|lab|libero|logs?|main|merged|mobile|my|new|outputs?|processed|raw|real|record(ed|ings?)?|results?|"
@@ -55,23 +55,22 @@ _OF_STORAGE = re.compile(
 
 
 def instruction(stated: str, name: str, assume: Mapping[str, str], label: str) -> dict[str, str]:
-    """The episode field, or nothing if the instruction is not known.
+    """Returns the episode field `language_instruction`; an empty dict if the instruction is not known.
 
     Args:
-      stated: the instruction according to the file or to a JSON file next to it, which takes precedence; "" if neither
-        has one.
-      name: the name that is used if it is asked for, without an ending.
+      stated: the instruction in the file or in a JSON file next to it, which takes precedence; "" if there is none.
+      name: the name of the file or folder, without extension.
       assume: the assumptions.
-      label: the file, for a message.
+      label: the file, for messages.
 
     Raises:
-      KabukiError: the name is asked for, and does not read as a task.
+      KabukiError: the name is to be used, but does not read as a task.
     """
-    said = assume.get(ASSUMPTION, "")
+    assumed = assume.get(ASSUMPTION, "")
     if stated:
         return {FIELD: stated}
-    if said != NAME:
-        return {FIELD: said} if said else {}
+    if assumed != NAME:
+        return {FIELD: assumed} if assumed else {}
     task = task_in(name)
     if not task:
         raise KabukiError(
@@ -82,22 +81,23 @@ def instruction(stated: str, name: str, assume: Mapping[str, str], label: str) -
 
 
 def task_in(name: str) -> str:
-    """The task in the name of a file or folder: `KITCHEN_SCENE3_open_the_drawer_demo` is "open the drawer".
+    """Returns the task in the name of a file or folder; "" if the name does not read as one.
 
-    Returns:
-      the task, or "" if the name does not read as one.
+    Example:
+      >>> task_in("KITCHEN_SCENE3_open_the_drawer_demo")
+      'open the drawer'
     """
     words = re.split(r"[ _-]+", _SCENE.sub("", name).removesuffix("_demo").strip(" _-"))
-    reads = len(words) > 1 and all(_WORD.fullmatch(word) and not _OF_STORAGE.fullmatch(word) for word in words)
-    return " ".join(words) if reads else ""
+    is_task = len(words) > 1 and all(_WORD.fullmatch(word) and not _OF_STORAGE.fullmatch(word) for word in words)
+    return " ".join(words) if is_task else ""
 
 
 def stated_in(file: h5py.File, count: int) -> str:
-    """The instruction in a dataset or an attribute of a file, or in a JSON file next to it; "" if there is none.
+    """Returns the instruction in a dataset or attribute of a file, or in a JSON file next to it; "" if there is none.
 
     Args:
-      file: the file, which holds one episode.
-      count: the number of its steps: a dataset of as many texts has one for each step.
+      file: a file of one episode.
+      count: its number of steps. A dataset of as many texts has one per step.
 
     Raises:
       ValueError: a dataset cannot be read.
@@ -107,8 +107,8 @@ def stated_in(file: h5py.File, count: int) -> str:
     for key in _KEYS:
         item = file.get(key)
         if isinstance(item, h5py.Dataset) and h5py.check_string_dtype(item.dtype):
-            texts = np.asarray(value_of(item)).reshape(-1).tolist()
-            # Texts that differ from step to step are no instruction of the episode.
+            texts = np.asarray(read_value(item)).reshape(-1).tolist()
+            # Texts that differ between steps are not the instruction of the episode.
             if item.shape != (count,) or len(set(texts)) == 1:
                 found += texts
         if key in attributes:
@@ -120,7 +120,7 @@ def stated_in(file: h5py.File, count: int) -> str:
 
 
 def json_files(path: str) -> list[str]:
-    """The JSON files next to a file that may have its instruction."""
+    """Returns the JSON files next to a file that may contain its instruction."""
     folder, name = os.path.split(path)
     try:
         names = _json_names(folder or ".", os.stat(folder or ".").st_mtime_ns)
@@ -132,19 +132,19 @@ def json_files(path: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def warn_once(message: str) -> None:
-    """Warns: each episode is looked at twice, and thousands may have the same message."""
+    """Logs a warning once. Each episode is opened twice, and thousands of episodes may have the same message."""
     _log.warning("%s", message)
 
 
 @functools.lru_cache(maxsize=64)
 def _json_names(folder: str, changed: int) -> list[str]:
-    """The names of the JSON files in a folder, which is listed again once it has changed."""
+    """Returns the names of the JSON files in a folder. `changed` is its modification time, a key of the cache."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.name.endswith(".json") and entry.is_file())
 
 
 def _in_json(path: str, stem: str) -> Iterable[Any]:
-    """The instructions in a JSON file: all that may be one, best first."""
+    """Yields the values in a JSON file that may be an instruction, best first."""
     try:
         if os.path.getsize(path) > _MAX_JSON_BYTES:
             raise ValueError(f"larger than {_MAX_JSON_BYTES:,} bytes")

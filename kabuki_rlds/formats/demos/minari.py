@@ -1,26 +1,23 @@
-"""Minari's datasets in HDF5: `<id>/data/main_data.hdf5`, with `metadata.json` beside it.
+"""Reads Minari's datasets in HDF5: `<id>/data/main_data.hdf5`, with `metadata.json` next to it.
 
-`episode_<i>` holds T `actions`, `rewards`, `terminations` and `truncations`, T + 1 `observations`,
-and `infos/…` of T + 1 or T rows. A dict is a group, a tuple one of `_index_<i>`. (Source:
-Minari's `hdf5_storage.py`, versions 0.4 and 0.5.)
+`episode_<i>` holds `actions`, `rewards`, `terminations` and `truncations` of T rows, `observations` of T + 1 rows, and
+`infos/…` of T + 1 or T rows. A dict is a group, and a tuple a group of `_index_<i>`. (Source: Minari's
+`hdf5_storage.py`, versions 0.4 and 0.5.)
 
-Rule by rule:
+Rules:
 
-* Rows. `observations` becomes `observation`, `actions` `action`, `rewards` `reward`; `infos/…`,
-  `terminations` and `truncations` keep their names. An episode has T + 1 rows: the last has the
-  last observation, and zeros for what belongs to an action.
-* `is_terminal` at the last row where the last `terminations` is true; else the episode was cut
-  short.
-* `is_first`, `is_last` and `discount` are derived. Nothing else is filled in, and nothing can
-  be assumed.
-* Image files (JPEG, since Minari 0.5.3) are found by their content. They are read as (height, width,
-  channels), gray ones too, whose space may be (height, width). If an image is an action, the last
-  row repeats the one before.
+* Step fields. `observations` becomes `observation`, `actions` becomes `action`, and `rewards` becomes `reward`.
+  `infos/…`, `terminations` and `truncations` keep their names.
+* An episode has T + 1 rows. The last row has the last observation, and zeros in the fields that belong to an action.
+* `is_terminal` is true in the last row if the last `terminations` is true. Otherwise the episode was truncated.
+* `is_first`, `is_last` and `discount` are derived. There are no assumptions.
+* Image files (JPEG, since Minari 0.5.3) are detected by their content. They have shape (height, width, channels), also
+  where a gray image's space is (height, width). If actions are images, the last row repeats the row before.
 
-Of an episode: `attributes/…` are the attributes of its group (`id`, `seed`, `options/…`, …),
-`file_path` its file. Where only some have one, as `seed`, the others get a zero and a warning.
-`environment` is `metadata.json`, with the specification of the environment and its spaces, and
-the attributes of the file, where versions before 0.5 had them.
+Episode fields: `attributes/…` are the attributes of the episode's group (`id`, `seed`, `options/…`, …). `file_path` is
+the file. An attribute that only some episodes have, such as `seed`, is 0 or empty in the others, with a warning.
+`environment` is `metadata.json`, which has the environment's specification and its spaces, and the attributes of the
+file, which held them before version 0.5.
 """
 
 from __future__ import annotations
@@ -39,114 +36,140 @@ import numpy as np
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files.placeholders import check_is_data
+from kabuki_rlds.formats.demos.assumptions import Assumptions
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
     EmptyEpisodeError,
-    RowReader,
-    StoredRows,
     UnreadableEpisode,
-    as_json,
-    attempt,
-    attributes,
-    attributes_within,
-    fields_of,
-    is_true,
-    rows_of,
-    warn_of_rest,
+    check_count,
+    episode_or_error,
 )
-from kabuki_rlds.formats.demos.robomimic import ends
-from kabuki_rlds.formats.demos.source import Assumptions, Hdf5Files
+from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups
+from kabuki_rlds.formats.demos.hdf5_values import (
+    MetadataValue,
+    all_datasets,
+    as_json,
+    is_true,
+    num_rows,
+    read_all_attributes,
+    read_attributes,
+    warn_of_unknown_members,
+)
+from kabuki_rlds.formats.demos.row_readers import RowReader, StoredRows, is_terminal_rows
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 
-#: What stands beside the data.
+#: Names of files, groups, datasets, attributes and keys in the layout.
 METADATA = "metadata.json"
-#: No one counts further, and Python reads no number of thousands of digits.
-_EPISODE = re.compile(r"episode_(\d{1,18})")
-#: What becomes of the names of columns.
-NAMES = {"observations": "observation", "actions": "action", "rewards": "reward"}
+MAIN_DATA = "main_data.hdf5"
+EPISODE_PREFIX = "episode_"
+OBSERVATIONS = "observations"
+ACTIONS = "actions"
+REWARDS = "rewards"
+TERMINATIONS = "terminations"
+TRUNCATIONS = "truncations"
+INFOS = "infos"
+TUPLE_ITEM_PREFIX = "_index_"
+TOTAL_EPISODES = "total_episodes"
+TOTAL_STEPS = "total_steps"
+OBSERVATION_SPACE = "observation_space"
+ACTION_SPACE = "action_space"
+
+#: Name of a dataset to the first part of the path of its step field. Other names are kept.
+STEP_FIELDS = {OBSERVATIONS: "observation", ACTIONS: "action", REWARDS: "reward"}
 #: The largest `metadata.json` that is read.
 _MAX_METADATA_BYTES = 16 << 20
 
 
-class Minari(Hdf5Files):
-    """Minari's layout."""
+class Minari(Hdf5EpisodeLayout):
+    """Minari's HDF5 layout."""
 
     name = "minari"
     assumptions: Mapping[str, tuple[str, ...]] = {}
 
     def recognises(self, file: h5py.File) -> bool:
-        return any("terminations" in group and "observations" in group for _, group in _groups(file)[:1])
+        return any(TERMINATIONS in group and OBSERVATIONS in group for _, group in _episode_groups(file)[:1])
 
-    def extras(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
-        warn_of_rest(file, {name for name, _ in _groups(file)})
+    def unknown_fields(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
+        warn_of_unknown_members(file, {name for name, _ in _episode_groups(file)})
         yield from ()
 
     def episodes(
-        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+        self, file: h5py.File, assume: Assumptions, episode_fields: Collection[str]
     ) -> Iterator[DemoEpisode | UnreadableEpisode]:
-        groups = _groups(file)
-        stated = read_metadata(pathlib.Path(file.filename).parent)
-        of_file = {name: value for name, value in _of_file(file).items() if name not in stated}
-        steps: int | None = 0
+        groups = _episode_groups(file)
+        folder = pathlib.Path(file.filename).parent
+        metadata = read_metadata(folder)
+        attributes = {name: value for name, value in _file_attributes(file).items() if name not in metadata}
+        counter = StepCounter()
         for name, group in groups:
-            found = attempt(name, functools.partial(_episode, name, group))
-            steps = add_steps(steps, found)
-            yield found
-        check_counts(pathlib.Path(file.filename).parent / METADATA, stated, len(groups), steps)
-        check_counts(file.filename, of_file, len(groups), steps)
+            yield counter.count(episode_or_error(name, functools.partial(_episode, name, group)))
+        counter.check(folder / METADATA, metadata)
+        counter.check(file.filename, attributes)
 
     def info(self, file: h5py.File) -> Info:
-        return info_of({**_of_file(file), **read_metadata(pathlib.Path(file.filename).parent)})
+        return info_from_metadata({**_file_attributes(file), **read_metadata(pathlib.Path(file.filename).parent)})
 
 
-def add_steps(steps: int | None, found: DemoEpisode | UnreadableEpisode) -> int | None:
-    """The number of steps with those of one more episode; None if it is not known, since one cannot be read."""
-    if steps is None or (isinstance(found, UnreadableEpisode) and not found.is_empty):
-        return None
-    return steps if isinstance(found, UnreadableEpisode) else steps + found.length - 1
+class StepCounter:
+    """Counts the episodes and steps of a dataset, to compare them with what its metadata states."""
+
+    def __init__(self) -> None:
+        self._num_episodes = 0
+        self._num_steps = 0
+        self._is_exact = True
+
+    def count(self, episode: DemoEpisode | UnreadableEpisode) -> DemoEpisode | UnreadableEpisode:
+        """Counts an episode, and returns it."""
+        self._num_episodes += 1
+        if isinstance(episode, DemoEpisode):
+            self._num_steps += episode.length - 1
+        elif not episode.is_empty:
+            self._is_exact = False
+        return episode
+
+    def check(self, file: str | os.PathLike[str], stated: Mapping[str, Any]) -> None:
+        """Compares the counts with stated ones. Steps are not compared if an episode could not be read.
+
+        Args:
+          file: the file that states them.
+          stated: the stated metadata.
+
+        Raises:
+          CountMismatchError: they differ.
+        """
+        counts = {TOTAL_EPISODES: self._num_episodes}
+        if self._is_exact:
+            counts[TOTAL_STEPS] = self._num_steps
+        for key, count in counts.items():
+            of_episodes = key == TOTAL_EPISODES
+            check_count(file, key, stated.get(key, count), count, of_episodes=of_episodes)
 
 
-def check_counts(label: str | os.PathLike[str], stated: Mapping[str, Any], episodes: int, steps: int | None) -> None:
-    """Holds what is said of a dataset against what is there.
-
-    Args:
-      label: the file that says it.
-      stated: what it says.
-      episodes: how many there are.
-      steps: how many they have; None if that is not known.
-
-    Raises:
-      KabukiError: it says other numbers.
-    """
-    for key, count in (("total_episodes", episodes), ("total_steps", steps)):
-        if count is not None and stated.get(key, count) != count:
-            raise DamagedDataError(f"says {key} {stated[key]}, but there are {count}", file=os.fspath(label))
-
-
-def info_of(metadata: Mapping[str, Any]) -> Info:
-    """What a dataset says of itself."""
+def info_from_metadata(metadata: Mapping[str, Any]) -> Info:
+    """Returns the dataset's name, description and environment according to its metadata."""
     text = {key: value for key, value in metadata.items() if isinstance(value, str)}
     return Info(
-        # Minari's names have a version at the end: D4RL/door/human-v2.
+        # Minari's names end with a version: D4RL/door/human-v2.
         name=re.sub(r"[^\w/]", "_", text.get("dataset_id", "")),
         description=text.get("description", ""),
         environment=json.dumps(metadata) if metadata else "",
     )
 
 
-def _groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
-    named = [(int(found[1]), name) for name in file if (found := _EPISODE.fullmatch(name))]
-    groups = [(name, file.get(name)) for _, name in sorted(named)]
-    return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+def _episode_groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
+    return numbered_groups(file, EPISODE_PREFIX)
 
 
-def _of_file(file: h5py.File) -> dict[str, Any]:
-    """What the attributes of the file say of all episodes, as before Minari 0.5 had `metadata.json`."""
-    return {path.removeprefix("/"): as_json(value) for path, value in attributes(file, "").items()}
+def _file_attributes(file: h5py.File) -> dict[str, Any]:
+    """Returns the attributes of the file, which described the dataset before Minari 0.5 had `metadata.json`."""
+    return {path.removeprefix("/"): as_json(value) for path, value in read_attributes(file, "").items()}
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
-    """What the `metadata.json` of a folder says, if it is there; spaces and the like as JSON and not as its text.
+    """Reads the `metadata.json` of a folder. Spaces and specifications, which are JSON within it, are parsed too.
+
+    Returns:
+      its entries; none if there is no such file.
 
     Raises:
       KabukiError: it cannot be read.
@@ -158,49 +181,51 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_METADATA_BYTES:
             raise ValueError("it is too large")
-        stated = json.loads(path.read_text())
-        if not isinstance(stated, dict):
+        metadata = json.loads(path.read_text())
+        if not isinstance(metadata, dict):
             raise ValueError("it is no dict")
-        for key in ("observation_space", "action_space", "env_spec", "eval_env_spec"):
-            if isinstance(stated.get(key), str):
-                stated[key] = json.loads(stated[key])
+        for key in (OBSERVATION_SPACE, ACTION_SPACE, "env_spec", "eval_env_spec"):
+            if isinstance(metadata.get(key), str):
+                metadata[key] = json.loads(metadata[key])
     except (OSError, ValueError, RecursionError) as e:
         raise DamagedDataError(f"cannot be read: {e}", file=path) from e
-    return stated
+    return metadata
 
 
-def _is_empty(fields: Mapping[str, h5py.Dataset]) -> bool:
-    """Whether an episode has no steps, of which there may be an observation before the first."""
-    rows = {path: rows_of(dataset) or 0 for path, dataset in fields.items()}
-    return all(count <= (path.partition("/")[0] in ("observations", "infos")) for path, count in rows.items())
+def _is_empty(datasets: Mapping[str, h5py.Dataset]) -> bool:
+    """Returns whether an episode has no steps. It may have an observation before the first step."""
+    return all(
+        (num_rows(dataset) or 0) <= (path.partition("/")[0] in (OBSERVATIONS, INFOS))
+        for path, dataset in datasets.items()
+    )
 
 
 def _episode(name: str, group: h5py.Group) -> DemoEpisode:
     file = group.file.filename
-    fields = fields_of(group, name)
-    terminations = fields.get("terminations")
-    if np.array_equal(Attributes(group).get("total_steps", 0), 0) and _is_empty(fields):
+    datasets = all_datasets(group, name)
+    terminations = datasets.get(TERMINATIONS)
+    if np.array_equal(Attributes(group).get(TOTAL_STEPS, 0), 0) and _is_empty(datasets):
         raise EmptyEpisodeError(f"{file}: {name}: no terminations, so no steps")
     if terminations is None or terminations.ndim != 1 or not len(terminations):
         raise DamagedDataError(f"{name}: no terminations, one a step", file=file)
     count = len(terminations)
-    stated = Attributes(group).get("total_steps", count)
+    stated = Attributes(group).get(TOTAL_STEPS, count)
     if not np.array_equal(stated, count):
-        raise DamagedDataError(f"{name}: says total_steps {stated}, but has {count} terminations", file=file)
+        raise DamagedDataError(f"{name}: says {TOTAL_STEPS} {stated}, but has {count} terminations", file=file)
     steps: dict[str, RowReader] = {}
-    for path, dataset in fields.items():
+    for path, dataset in datasets.items():
         first, _, rest = path.partition("/")
-        rows = rows_of(dataset)
-        whole = rows == count + 1 and first in ("observations", "infos")
-        if not whole and (rows != count or first == "observations"):
+        rows = num_rows(dataset)
+        has_last_row = rows == count + 1 and first in (OBSERVATIONS, INFOS)
+        if not has_last_row and (rows != count or first == OBSERVATIONS):
             raise DamagedDataError(
                 f"{name}/{path}: {rows or 'no'} rows, where there are {count} steps", file=file, field=path
             )
-        target = "/".join(filter(None, (NAMES.get(first, first), rest)))
-        steps[target] = StoredRows(dataset, "" if whole else "zero")
-    steps["is_terminal"] = ends(count + 1, is_true(terminations, -1))
-    metadata: dict[str, str | bytes | np.generic | np.ndarray] = {
-        **attributes_within(group, fields, "attributes"),
-        "file_path": group.file.filename,
+        field = "/".join(filter(None, (STEP_FIELDS.get(first, first), rest)))
+        steps[field] = StoredRows(dataset, "" if has_last_row else "zero")
+    steps["is_terminal"] = is_terminal_rows(count + 1, is_true(terminations, -1))
+    metadata: dict[str, MetadataValue] = {
+        **read_all_attributes(group, datasets, "attributes"),
+        "file_path": file,
     }
     return DemoEpisode(name, count + 1, steps, metadata)

@@ -1,14 +1,15 @@
-"""Minari's datasets in Arrow or Parquet: `<id>/data/metadata.json`, and a folder an episode, `<id>/data/0`, ….
+"""Reads Minari's datasets in Arrow or Parquet: `<id>/data/metadata.json`, and a folder per episode, `<id>/data/0`, ….
 
-Each has its own `metadata.json`, and a table of T + 1 rows with `observations`, `actions`, `rewards`, `terminations`,
-`truncations` and perhaps `infos`; what belongs to an action has padding in the last row. A dict is a struct, and a
-tuple one of `0`, `1`, …; arrays are flat lists, whose shapes the spaces in `metadata.json` say. (Source: Minari's
-`arrow_storage.py`, version 0.5.)
+Each folder has its own `metadata.json`, and a table of T + 1 rows with the columns `observations`, `actions`,
+`rewards`, `terminations`, `truncations` and perhaps `infos`. Columns that belong to an action have padding in the
+last row. A dict is a struct, and a tuple a struct of `0`, `1`, …. Arrays are flat lists; the spaces in `metadata.json`
+state their shapes. (Source: Minari's `arrow_storage.py`, version 0.5.)
 
-The rules are those of `minari`, and so are the names: a tuple's items are `_index_<i>`. Only that tuples within
-`infos` cannot be told from dicts, and keep `0`, `1`, …. Of an episode: `attributes/…` is its `metadata.json`.
+The rules and the names of fields are those of `minari`. The items of a tuple are named `_index_<i>`, except within
+`infos`, where a tuple cannot be told from a dict, so they keep the names `0`, `1`, …. The episode fields `attributes/…`
+come from the episode's `metadata.json`.
 
-An episode is held in memory while it is read, since Parquet has it in one piece.
+An episode is held in memory while it is read, since a Parquet file is one row group.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import operator
 import os
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,29 +33,44 @@ from kabuki_rlds.data.block import Column, Ragged, concatenate
 from kabuki_rlds.data.schema import BYTES, Field, Info
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files.placeholders import check_is_data
+from kabuki_rlds.formats.demos.assumptions import Assumptions
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
     EmptyEpisodeError,
-    RowReader,
     UnreadableEpisode,
-    attempt,
-    padding,
+    episode_or_error,
 )
-from kabuki_rlds.formats.demos.minari import METADATA, NAMES, add_steps, check_counts, info_of, read_metadata
-from kabuki_rlds.formats.demos.robomimic import ends
-from kabuki_rlds.formats.demos.source import Assumptions
+from kabuki_rlds.formats.demos.layout import DemoOptions, EpisodeLayout
+from kabuki_rlds.formats.demos.minari import (
+    ACTION_SPACE,
+    ACTIONS,
+    INFOS,
+    METADATA,
+    OBSERVATION_SPACE,
+    OBSERVATIONS,
+    STEP_FIELDS,
+    TERMINATIONS,
+    TOTAL_STEPS,
+    TRUNCATIONS,
+    TUPLE_ITEM_PREFIX,
+    StepCounter,
+    info_from_metadata,
+    read_metadata,
+)
+from kabuki_rlds.formats.demos.row_readers import RowReader, is_terminal_rows, padding
+from kabuki_rlds.formats.demos.source import DemosSource
 
 _FORMATS = ("arrow", "parquet")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Folder:
-    """The folder with the data of a dataset.
+class _DatasetFolder:
+    """The folder of a dataset.
 
     Attributes:
-      path: it.
-      metadata: what its `metadata.json` says.
-      episodes: the folders of the episodes, in the order of their numbers.
+      path: its path.
+      metadata: its `metadata.json`.
+      episodes: the folders of the episodes, in numeric order.
     """
 
     path: pathlib.Path
@@ -62,60 +78,64 @@ class _Folder:
     episodes: Sequence[pathlib.Path]
 
 
-class MinariArrow:
-    """Minari's layout in Arrow or Parquet."""
+class MinariArrow(EpisodeLayout):
+    """Minari's layout in Arrow or Parquet. A dataset is a folder."""
 
     name = "minari"
     assumptions: Mapping[str, tuple[str, ...]] = {}
+    joins_files = True
+
+    def recognises(self, file: pathlib.Path) -> bool:
+        """Returns whether a folder has this layout.
+
+        Raises:
+          KabukiError: its `metadata.json` cannot be read.
+        """
+        # TFDS writes a file of this name too, next to features.json.
+        if (file / "features.json").exists():
+            return False
+        try:
+            return read_metadata(file).get("data_format") in _FORMATS
+        except KabukiError:
+            if _numbered_folders(file):
+                raise
+            # The metadata.json of another program may have any form.
+            return False
+
+    def open_source(self, paths: Sequence[str], options: DemoOptions) -> DemosSource:
+        return DemosSource(self, paths, options)
 
     @contextlib.contextmanager
-    def open(self, path: str, *, quiet: bool = False) -> Iterator[_Folder]:
+    def open(self, path: str, *, quiet: bool = False) -> Iterator[_DatasetFolder]:
         folder = pathlib.Path(path)
-        yield _Folder(folder, read_metadata(folder), _numbered(folder))
+        yield _DatasetFolder(folder, read_metadata(folder), _numbered_folders(folder))
 
-    def why_not(self, file: _Folder, name: str, value: str) -> str:
+    def why_inapplicable(self, file: _DatasetFolder, name: str, value: str) -> str:
         return ""
 
     def files(self, path: str) -> list[str]:
         return sorted(os.fspath(file) for file in pathlib.Path(path).rglob("*") if file.is_file())
 
-    def extras(self, file: _Folder) -> Iterator[tuple[set[str], set[str]]]:
+    def unknown_fields(self, file: _DatasetFolder) -> Iterator[tuple[set[str], set[str]]]:
         yield from ()
 
     def episodes(
-        self, file: _Folder, assume: Assumptions, of_episode: Collection[str]
+        self, file: _DatasetFolder, assume: Assumptions, episode_fields: Collection[str]
     ) -> Iterator[DemoEpisode | UnreadableEpisode]:
-        steps: int | None = 0
+        counter = StepCounter()
         for folder in file.episodes:
-            found = attempt(folder.name, functools.partial(_episode, folder, file.metadata))
-            steps = add_steps(steps, found)
-            yield found
-        check_counts(file.path / METADATA, file.metadata, len(file.episodes), steps)
+            yield counter.count(episode_or_error(folder.name, functools.partial(_episode, folder, file.metadata)))
+        counter.check(file.path / METADATA, file.metadata)
 
-    def info(self, file: _Folder) -> Info:
-        return info_of(file.metadata)
+    def info(self, file: _DatasetFolder) -> Info:
+        return info_from_metadata(file.metadata)
 
 
-def recognises(folder: pathlib.Path) -> bool:
-    """Whether a folder is one with the data of such a dataset.
-
-    Raises:
-      KabukiError: its `metadata.json` cannot be read.
-    """
-    # TFDS writes a file of this name too, beside one with features.
-    if (folder / "features.json").exists():
-        return False
-    try:
-        return read_metadata(folder).get("data_format") in _FORMATS
-    except KabukiError:
-        if _numbered(folder):
-            raise
-        # Others write one too, and of another form.
-        return False
+MINARI_ARROW = MinariArrow()
 
 
-def _numbered(folder: pathlib.Path) -> list[pathlib.Path]:
-    """What stands in a folder under a number, in the order of those."""
+def _numbered_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders in a folder that are named by a number, in numeric order."""
     numbered = sorted((int(each.name), each) for each in folder.iterdir() if re.fullmatch(r"\d+", each.name))
     return [each for _, each in numbered]
 
@@ -132,108 +152,120 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
         check_is_data(file)
     dataset = pyarrow.dataset.dataset(files, format=data_format)
     length = dataset.count_rows()
-    said = read_metadata(folder)
-    if length < 2 and not said.get("total_steps"):
+    episode_metadata = read_metadata(folder)
+    if length < 2 and not episode_metadata.get(TOTAL_STEPS):
         raise EmptyEpisodeError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
-    count = said.get("total_steps", length - 1)
+    count = episode_metadata.get(TOTAL_STEPS, length - 1)
     if count != length - 1:
         raise DamagedDataError(
             f"says total_steps {count}, but has {length} rows, the last of which is none", file=folder
         )
-    table = functools.cache(lambda: _whole_table(dataset))
+    table = functools.cache(lambda: _read_table(dataset))
     steps: dict[str, RowReader] = {}
     for column in dataset.schema:
         if column.name == "episode_id":
             continue
-        space = metadata.get({"observations": "observation_space", "actions": "action_space"}.get(column.name, ""))
-        for path, leaf in _leaves(folder, (column.name,), column, space):
-            of_action = column.name not in ("observations", "infos")
+        space = metadata.get({OBSERVATIONS: OBSERVATION_SPACE, ACTIONS: ACTION_SPACE}.get(column.name, ""))
+        for path, leaf in _leaf_columns(folder, (column.name,), column, space):
+            is_padded = column.name not in (OBSERVATIONS, INFOS)
             first, *rest = path
             label = f"{folder}: {'/'.join(path)}"
-            steps["/".join([NAMES.get(first, first), *rest])] = _Rows(label, leaf, length, of_action, table)
-    lacking = {"observation", "action", "reward", "terminations", "truncations"} - {
-        name.split("/")[0] for name in steps
-    }
-    if lacking:
-        raise DamagedDataError(f"the table has no column for {sorted(lacking)[0]}", file=folder)
-    steps["is_terminal"] = ends(length, _is_terminal(folder, dataset))
-    return DemoEpisode(folder.name, length, steps, {**dict(_said("attributes", said)), "file_path": os.fspath(folder)})
+            steps["/".join([STEP_FIELDS.get(first, first), *rest])] = _TableRows(label, leaf, length, is_padded, table)
+    required = {*STEP_FIELDS.values(), TERMINATIONS, TRUNCATIONS}
+    missing = required - {name.split("/")[0] for name in steps}
+    if missing:
+        raise DamagedDataError(f"the table has no column for {sorted(missing)[0]}", file=folder)
+    steps["is_terminal"] = is_terminal_rows(length, _terminated(folder, dataset))
+    fields = dict(_episode_fields("attributes", episode_metadata))
+    return DemoEpisode(folder.name, length, steps, {**fields, "file_path": os.fspath(folder)})
 
 
-def _said(prefix: str, said: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What a `metadata.json` says, a dict in it level by level, as fields of an episode."""
-    for name, value in said.items():
+def _episode_fields(prefix: str, metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields path and value of the episode fields for a `metadata.json`. Nested dicts become nested paths."""
+    for name, value in metadata.items():
         path = f"{prefix}/{name}"
         if isinstance(value, dict):
-            yield from _said(path, value)
+            yield from _episode_fields(path, value)
         elif isinstance(value, (str, bool, int, float)):
             yield path, value if isinstance(value, str) else np.asarray(value)[()]
         elif value is not None:
-            array = np.asarray(value) if _is_plain(value) else None
-            yield path, json.dumps(value) if array is None else array
+            yield path, np.asarray(value) if _is_numeric_array(value) else json.dumps(value)
 
 
-def _is_plain(value: list[Any]) -> bool:
-    """Whether lists are those of an array of numbers."""
+def _is_numeric_array(value: list[Any]) -> bool:
+    """Returns whether nested lists make an array of numbers."""
     try:
         return np.asarray(value).dtype.kind in "biuf"
     except ValueError:
         return False
 
 
-def _is_terminal(folder: pathlib.Path, dataset: Any) -> bool:
-    """Whether the last step ended terminal: the row after it is padding."""
+def _terminated(folder: pathlib.Path, dataset: Any) -> bool:
+    """Returns whether the episode terminated, according to its last step. The row after that is padding."""
     import pyarrow as pa
 
-    kind = dataset.schema.field("terminations").type
-    # All else would be true: a text whatever it says.
+    kind = dataset.schema.field(TERMINATIONS).type
+    # Values of other types, such as text, would count as true.
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise DamagedDataError(f"terminations is of type {kind}, and no flag", file=folder)
-    return bool(_whole_table(dataset, ["terminations"])["terminations"][-2].as_py())
+    return bool(_read_table(dataset, [TERMINATIONS])[TERMINATIONS][-2].as_py())
 
 
-def _whole_table(dataset: Any, columns: list[str] | None = None) -> Any:
+def _read_table(dataset: Any, columns: list[str] | None = None) -> Any:
     table = dataset.to_table(columns=columns)
-    # Lengths and places within an Arrow file are believed otherwise.
+    # Otherwise Arrow trusts the lengths and offsets in a file.
     table.validate(full=True)
     return table
 
 
 @dataclasses.dataclass(frozen=True)
-class _Leaf:
-    """A column of numbers or texts within those of a table.
+class _LeafColumn:
+    """A column of numbers or text, perhaps nested in structs.
 
     Attributes:
-      places: the name of the column, and the number of the child at each level below.
-      field: what a row is.
+      location: the name of the table's column, then the number of the child at each level below.
+      field: dtype, shape and kind of a row.
     """
 
-    places: tuple[str | int, ...]
+    location: tuple[str | int, ...]
     field: Field
 
 
-def _leaves(
-    folder: pathlib.Path, path: tuple[str, ...], column: Any, space: Any, places: tuple[str | int, ...] = ()
-) -> Iterator[Any]:
-    """Path and leaf of all that an Arrow field holds, with its space in Minari's JSON, or None where there is none."""
+def _leaf_columns(
+    folder: pathlib.Path, path: tuple[str, ...], column: Any, space: Any, location: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], _LeafColumn]]:
+    """Yields path and column of all leaves of an Arrow field.
+
+    Args:
+      folder: the folder of the episode, for messages.
+      path: the path of the field.
+      column: the field.
+      space: its space in Minari's JSON; None if there is none.
+      location: as in `_LeafColumn`.
+    """
     import pyarrow as pa
 
-    places = places or (column.name,)
+    location = location or (column.name,)
     kind = space.get("type") if isinstance(space, dict) else None
-    below = space.get("subspaces") if isinstance(space, dict) else None
+    subspaces = space.get("subspaces") if isinstance(space, dict) else None
     if pa.types.is_struct(column.type):
         for i, child in enumerate(column.type):
-            name, inner = child.name, None
-            if kind == "Tuple" and isinstance(below, list) and name.isdecimal() and int(name) < len(below):
-                name, inner = f"_index_{name}", below[int(name)]
-            elif kind == "Dict" and isinstance(below, dict):
-                inner = below.get(name)
-            yield from _leaves(folder, (*path, name), child, inner, (*places, i))
+            name, subspace = child.name, None
+            if kind == "Tuple" and isinstance(subspaces, list) and name.isdecimal() and int(name) < len(subspaces):
+                name, subspace = f"{TUPLE_ITEM_PREFIX}{name}", subspaces[int(name)]
+            elif kind == "Dict" and isinstance(subspaces, dict):
+                subspace = subspaces.get(name)
+            yield from _leaf_columns(folder, (*path, name), child, subspace, (*location, i))
         return
-    yield path, _Leaf(places, _field(f"{folder}: {'/'.join(path)}", column, space if kind else None))
+    yield path, _LeafColumn(location, _field(f"{folder}: {'/'.join(path)}", column, space if kind else None))
 
 
 def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
+    """Returns the field of a leaf column.
+
+    Raises:
+      KabukiError: no field can have its type, or its space does not fit it.
+    """
     import pyarrow as pa
 
     kind = column.type
@@ -241,12 +273,12 @@ def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         if space is None or space.get("type") != "Box":
             return Field(BYTES, (), "text")
-        height, width, *channels = _stated_shape(label, space)
+        height, width, *channels = _space_shape(label, space)
         return Field(np.dtype(np.uint8), (height, width, *(channels or [1])), "image", encoded=True)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Field(BYTES, (), "text")
     if pa.types.is_fixed_size_list(kind):
-        shape = _shape(label, column, space)
+        shape = _array_shape(label, column, space)
         kind = kind.value_type
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         shape = (None,)
@@ -258,8 +290,8 @@ def _field(label: str, column: Any, space: Mapping[str, Any] | None) -> Field:
     return Field(np.dtype(kind.to_pandas_dtype()), shape)
 
 
-def _shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[int, ...]:
-    """The shape of what is stored as a flat list: its space says it, or in `infos` the column itself."""
+def _array_shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """Returns the shape of arrays that are stored as flat lists. The space states it, or, in `infos`, the column."""
     size = column.type.list_size
     stated = (column.metadata or {}).get(b"shape")
     if stated is not None:
@@ -267,14 +299,14 @@ def _shape(label: str, column: Any, space: Mapping[str, Any] | None) -> tuple[in
     elif space is None:
         shape = (size,)
     else:
-        shape = _stated_shape(label, space)
+        shape = _space_shape(label, space)
     if math.prod(shape) != size or any(d < 0 for d in shape):
         raise DamagedDataError(f"lists of {size} values, where its shape is {shape}", file=label)
     return shape
 
 
-def _stated_shape(label: str, space: Mapping[str, Any]) -> tuple[int, ...]:
-    """The shape of what a space holds."""
+def _space_shape(label: str, space: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the shape of the arrays in a space."""
     try:
         if space["type"] == "MultiDiscrete":
             return np.shape(space["nvec"])
@@ -285,24 +317,24 @@ def _stated_shape(label: str, space: Mapping[str, Any]) -> tuple[int, ...]:
         raise DamagedDataError(f"its space in {METADATA} has no shape that makes sense: {e}", file=label) from e
 
 
-class _Rows:
-    """The rows of one leaf of an episode's table.
+class _TableRows:
+    """Reads the rows of one leaf column of an episode's table.
 
     Args:
-      label: the folder of the episode and the name of the leaf, for a message.
-      leaf: the leaf.
-      length: how many rows the table has.
-      of_action: whether the last row is padding.
+      label: the folder of the episode and the path of the column, for messages.
+      leaf: the column.
+      length: number of rows of the table.
+      is_padded: whether the last row is padding. It is replaced with zeros.
       table: reads the table.
     """
 
-    def __init__(self, label: str, leaf: _Leaf, length: int, of_action: bool, table: Any):
+    def __init__(self, label: str, leaf: _LeafColumn, length: int, is_padded: bool, table: Callable[[], Any]):
         self.field = leaf.field
         self.is_blank = False
         self._label = label
-        self._places = leaf.places
+        self._location = leaf.location
         self._length = length
-        self._of_action = of_action
+        self._is_padded = is_padded
         self._table = table
 
     def __len__(self) -> int:
@@ -310,21 +342,25 @@ class _Rows:
 
     @functools.cached_property
     def _array(self) -> Any:
-        name, *places = self._places
+        name, *children = self._location
         array = self._table()[name].combine_chunks()
-        for place in places:
-            # Not `field`, which knows nothing of rows that have no value.
-            array = array.flatten()[place]
+        for child in children:
+            # `field` would ignore that a struct is null in some rows.
+            array = array.flatten()[child]
         return array
 
     def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
-        stored = min(stop, self._length - self._of_action)
+        stored = min(stop, self._length - self._is_padded)
         column = _column(self._array.slice(start, max(stored - start, 0)), self.field, self._label)
         return column if stored == stop else concatenate([column, padding(self.field)])
 
 
 def _column(array: Any, field: Field, label: str) -> Column:
-    """The rows of an Arrow array."""
+    """Converts an Arrow array to a column.
+
+    Raises:
+      KabukiError: a value is null.
+    """
     import pyarrow as pa
 
     if array.null_count:

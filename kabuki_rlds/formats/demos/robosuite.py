@@ -1,19 +1,18 @@
-"""robosuite's demonstrations, as people or scripts collect them: states of the simulator and actions, no more.
+"""Reads robosuite's demonstrations: simulator states and actions, without observations or rewards.
 
-`data/demo_<i>` holds `states` and `actions`, T of each; attributes say which environment it was.
+`data/demo_<i>` holds `states` and `actions` of T rows each. Attributes describe the environment.
 
-Rule by rule:
+Rules:
 
-* Rows. `states` becomes `observation/states`, since it is all that was observed, and `actions`
-  `action`; all else is as in `robomimic`. The order is that of the numbers.
-* The state after the last action is not there, so the last row is a step; `last_observation` is
-  as in `robomimic`.
-* `is_terminal`: nothing says how a demonstration ended. `ends` does: "cut" (default) or
-  "terminal", of all of them.
-* There is no reward: `--fill reward=0` is up to the user.
+* `states` becomes `observation/states`, since nothing else was observed, and `actions` becomes `action`. All other
+  fields, and the order, are as in `robomimic`.
+* The state after the last action is not stored, so the last row is a step. `last_observation` is as in `robomimic`.
+* `is_terminal`: the files do not say how a demonstration ended. The assumption `ends` does, for all of them: "cut"
+  (default, truncated) or "terminal".
+* There is no reward. `--fill reward=0` adds one.
 * `is_first`, `is_last` and `discount` are derived.
 
-The fields of an episode are those of `robomimic`.
+Episode fields are those of `robomimic`.
 """
 
 from __future__ import annotations
@@ -23,13 +22,23 @@ from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
-from kabuki_rlds.formats.demos.demo_episode import DemoEpisode, RowReader, StoredRows, UnreadableEpisode
-from kabuki_rlds.formats.demos.robomimic import LAST_OBSERVATION, Robomimic, demonstrations, num_actions
-from kabuki_rlds.formats.demos.source import Assumptions
+from kabuki_rlds.formats.demos.assumptions import LAST_OBSERVATION, Assumptions
+from kabuki_rlds.formats.demos.demo_episode import DemoEpisode, UnreadableEpisode
+from kabuki_rlds.formats.demos.robomimic import (
+    ACTIONS,
+    NEXT_OBS,
+    OBS,
+    REWARDS,
+    STATES,
+    Robomimic,
+    demonstrations,
+    num_actions,
+)
+from kabuki_rlds.formats.demos.row_readers import RowReader, StoredRows
 
 
 class Robosuite(Robomimic):
-    """The layout of robosuite's own demonstrations."""
+    """robosuite's layout of demonstrations."""
 
     name = "robosuite"
     assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
@@ -37,25 +46,22 @@ class Robosuite(Robomimic):
     def recognises(self, file: h5py.File) -> bool:
         demos = [(name, group) for name, group in demonstrations(file) if num_actions(group)]
         return bool(demos) and all(
-            isinstance(group.get("states"), h5py.Dataset)
-            and "actions" in group
-            and not {"obs", "next_obs", "rewards"} & set(group)
+            isinstance(group.get(STATES), h5py.Dataset)
+            and ACTIONS in group
+            and not {OBS, NEXT_OBS, REWARDS} & set(group)
             for _, group in demos
         )
 
     def episodes(
-        self, file: h5py.File, assume: Assumptions, of_episode: Collection[str]
+        self, file: h5py.File, assume: Assumptions, episode_fields: Collection[str]
     ) -> Iterator[DemoEpisode | UnreadableEpisode]:
-        for episode in super().episodes(file, assume, of_episode):
-            if isinstance(episode, UnreadableEpisode):
-                yield episode
-                continue
-            steps: dict[str, RowReader] = dict(episode.steps)
-            stored = len(file[f"{episode.label}/states"])
-            del steps["states"]
-            final = "repeat" if episode.length > stored else ""
-            steps["observation/states"] = StoredRows(file[f"{episode.label}/states"], final)
-            yield dataclasses.replace(episode, steps=steps)
+        for episode in super().episodes(file, assume, episode_fields):
+            if isinstance(episode, DemoEpisode):
+                states = file[f"{episode.label}/{STATES}"]
+                steps: dict[str, RowReader] = {path: rows for path, rows in episode.steps.items() if path != STATES}
+                steps["observation/states"] = StoredRows(states, "repeat" if episode.length > len(states) else "")
+                episode = dataclasses.replace(episode, steps=steps)
+            yield episode
 
-    def is_terminal(self, group: h5py.Group, assume: Assumptions) -> bool:
+    def terminated(self, group: h5py.Group, assume: Assumptions) -> bool:
         return assume["ends"] == "terminal"
