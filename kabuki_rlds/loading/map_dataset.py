@@ -19,7 +19,7 @@ from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, REWARD
 from kabuki_rlds.data.schema import Field, Schema, is_within
-from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.loading.open_dataset import StoredEpisode
@@ -239,7 +239,9 @@ class MapDataset:
             episode = int(np.searchsorted(self._episodes.starts, row, side="right")) - 1
             step = row - int(self._episodes.starts[episode])
             why = str(e).removeprefix(f"{', '.join(self._files.paths)}: ")
-            raise KabukiError(f"{file}: episode {self._numbers[episode]}: row {at} (step {step}): {why}") from e
+            raise DamagedDataError(
+                f"episode {self._numbers[episode]}: row {at} (step {step}): {why}", file=file, rows=range(at, at + 1)
+            ) from e
 
     @property
     def episodes(self) -> EpisodeList:

@@ -7,6 +7,8 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
+import numbers
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
@@ -18,7 +20,7 @@ from kabuki_rlds.data.common_schema import check_equal
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.rules import IS_TERMINAL, is_flag_or_number
 from kabuki_rlds.data.schema import BYTES, Field, Schema
-from kabuki_rlds.errors import DamagedDataError
+from kabuki_rlds.errors import DamagedDataError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, KabukiSource, column_reader
@@ -217,14 +219,20 @@ class Table:
         """The fields of the episodes' metadata of these paths or groups.
 
         Raises:
-          KabukiError: the first file has no such field, or the fields of another file differ.
+          KabukiError: the first file has no such field.
+          SchemaMismatchError: the fields of another file differ.
         """
         first = self._sources[0]
         chosen = Schema(first.schema.metadata, {}).select(names, first.path) if names else []
         for source in self._sources[1:]:
             ours, theirs = ({path: each.schema.metadata.get(path) for path in chosen} for each in (first, source))
             if ours != theirs:
-                raise KabukiError(f"{source.path}: its episode metadata differ from those of {first.path}")
+                differing = tuple(path for path in chosen if ours[path] != theirs[path])
+                raise SchemaMismatchError(
+                    f"episode metadata {', '.join(differing)}: not as in {first.path}",
+                    file=source.path,
+                    fields=differing,
+                )
         return chosen
 
     def metadata(self, paths: Sequence[str]) -> dict[str, Column]:
@@ -244,12 +252,17 @@ class Table:
         """Steps per second, None if a file does not state it.
 
         Raises:
-          KabukiError: the files differ.
+          SchemaMismatchError: the files differ.
+          DamagedDataError: it is not a positive number.
         """
         rates = {Attributes(source.file).get("rate_hz") for source in self._sources}
         if len(rates) > 1:
-            raise KabukiError(f"{self._sources[0].path}: the files differ in rate_hz ({', '.join(map(str, rates))})")
+            raise SchemaMismatchError(
+                f"the files differ in rate_hz ({', '.join(map(str, rates))})", file=self._sources[0].path
+            )
         (rate,) = rates
+        if rate is not None and not (isinstance(rate, numbers.Real) and 0 < float(rate) < math.inf):
+            raise DamagedDataError(f"rate_hz is {rate!r}, not a number of steps per second", file=self._sources[0].path)
         return None if rate is None else float(rate)
 
     def close(self) -> None:

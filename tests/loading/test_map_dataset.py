@@ -151,6 +151,9 @@ def test_offsets_in_seconds_are_steps_at_the_rate_of_the_file(tmp_path: Path) ->
     steps = kabuki_rlds.dataset(file, offsets={"action": [-1, 0, 2]}, pad="zero")
     for a, b in zip(seconds, steps, strict=True):
         assert np.array_equal(a["action"], b["action"]) and np.array_equal(a["action_is_pad"], b["action_is_pad"])
+    for rate in (0, -1.0, "20"):
+        with pytest.raises(KabukiError, match=f"rate_hz is .*{rate}.*, not a number of steps per second"):
+            kabuki_rlds.dataset(_file(tmp_path / "wrong.hdf5", rate_hz=rate), offsets={"action": [0.05]})
     with pytest.raises(InvalidArgumentError, match=r"0\.03 s of 'action' is 0\.6 steps at 20 Hz; an offset is a whole"):
         kabuki_rlds.dataset(file, offsets={"action": [0.03]})
 
