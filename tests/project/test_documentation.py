@@ -274,7 +274,7 @@ def test_every_link_to_a_file_or_heading_leads_there(page):
 
 def test_the_python_reference_has_every_public_name():
     named = re.findall(r"^::: kabuki_rlds\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
-    assert sorted(named) == sorted([*kabuki_rlds.__all__, "EnvLoggerBackend"])
+    assert sorted(named) == sorted([*kabuki_rlds.__all__, "EnvLoggerBackend"]), "docs/api.md lists each name"
 
 
 def test_every_message_that_troubleshooting_lists_is_in_the_code():
