@@ -33,6 +33,7 @@ from kabuki_rlds.errors import (
     SchemaMismatchError,
     SourceNotFoundError,
 )
+from kabuki_rlds.extras import require
 from kabuki_rlds.loading import load_steps, load_transitions, load_windows
 from kabuki_rlds.loading.map_dataset import MapDataset, dataset
 from kabuki_rlds.loading.open_dataset import OpenDataset, StoredEpisode, open
@@ -84,13 +85,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Its base class is EnvLogger's, which is not always installed.
     if name == "EnvLoggerBackend":
-        try:
-            from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
-        except ImportError as e:
-            raise MissingDependencyError(
-                f"EnvLogger is not there ({e}): pip install 'kabuki_rlds[envlogger]', for Python 3.11 on Linux x86-64; "
-                "kabuki_rlds.record does without it"
-            ) from e
+        require(
+            "EnvLoggerBackend",
+            "envlogger.backends.backend_writer",
+            otherwise="it exists for Python 3.11 on Linux x86-64; kabuki_rlds.record does without it",
+        )
+        from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
 
         return EnvLoggerBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ import os
 import sys
 
 from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes
-from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import printable
 from kabuki_rlds.files.paths import local_path
@@ -71,10 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
             named = True
         locate(file)
         files.setdefault(split, []).append(file)
-    with no_chatter():
-        import tensorflow_datasets  # noqa: F401
+    import_tensorflow()
+    from kabuki_rlds.commands.build import build
 
-        from kabuki_rlds.commands.build import build
     result = build(
         files if named else files["train"],
         arguments.data_dir,

@@ -7,7 +7,7 @@ import os
 import sys
 
 from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
-from kabuki_rlds.cli.terminal import PROG, Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import PROG, Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.data.schema import LEFT_OUT
 from kabuki_rlds.data.units import format_bytes
@@ -77,8 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     with_tensorflow = folder_among(arguments.sources, arguments.data_dir)
     if with_tensorflow and (arguments.overwrite or not os.path.lexists(local_path(arguments.dest))):
-        with no_chatter():
-            import tensorflow_datasets  # noqa: F401
+        import_tensorflow()
     result = convert(
         arguments.sources,
         arguments.dest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 
 
 def add(commands: Commands, common: Parser) -> None:
@@ -24,7 +24,8 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    with no_chatter():
-        from kabuki_rlds.commands import demo
+    import_tensorflow()
+    from kabuki_rlds.commands import demo
+
     demo.run(arguments.dir)
     return 0

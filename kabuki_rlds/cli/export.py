@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
-from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.errors import printable
 
 
@@ -36,8 +36,7 @@ def add(commands: Commands, common: Parser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     if folder_among([arguments.source], arguments.data_dir):
-        with no_chatter():
-            import tensorflow_datasets  # noqa: F401
+        import_tensorflow()
     from kabuki_rlds.commands.export import export
 
     result = export(

@@ -8,7 +8,7 @@ import logging
 import os
 
 from kabuki_rlds.cli.source_options import add_assume, folder_among
-from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.formats.open import open_source
 from kabuki_rlds.transforms.recipes.draft import draft
 from kabuki_rlds.transforms.recipes.recipe import library
@@ -49,8 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:{width}}  {recipe.about}")
         return 0
     if folder_among([arguments.source], None):
-        with no_chatter():
-            import tensorflow_datasets  # noqa: F401
+        import_tensorflow()
     with contextlib.closing(open_source(arguments.source, images="encoded", assume=dict(arguments.assume))) as source:
         print(draft(source), end="")
     return 0

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from typing import NoReturn, TypeAlias
 
 PROG = "kabuki-rlds"
@@ -26,9 +24,8 @@ class Parser(argparse.ArgumentParser):
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-@contextlib.contextmanager
-def no_chatter() -> Iterator[None]:
-    """Keeps what TensorFlow prints when it is imported off the terminal, errors excepted."""
+def import_tensorflow() -> None:
+    """Imports TensorFlow and TFDS without their start-up messages. Where one is missing, whatever needs it says so."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Some of it comes from C++ before any log level counts, so the file descriptor is turned away.
     sys.stderr.flush()
@@ -36,10 +33,12 @@ def no_chatter() -> Iterator[None]:
     os.dup2(nothing, 2)
     try:
         import tensorflow as tf
+        import tensorflow_datasets  # noqa: F401
 
         tf.get_logger().setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
-        yield
+    except ImportError:
+        pass
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from kabuki_rlds.cli.source_options import add_assume, folder_among
-from kabuki_rlds.cli.terminal import Commands, Parser, no_chatter
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.compare import compare
 from kabuki_rlds.commands.validate import examine
 from kabuki_rlds.errors import printable
@@ -57,8 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.against:
         return 1 if violations else 0
     if folder_among(arguments.against, arguments.data_dir):
-        with no_chatter():
-            import tensorflow_datasets  # noqa: F401
+        import_tensorflow()
     differences = compare(
         arguments.file,
         arguments.against,

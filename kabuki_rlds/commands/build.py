@@ -22,6 +22,7 @@ from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints, Size, Source
 from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, SchemaMismatchError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.hdf5.source import KabukiSource
@@ -119,6 +120,7 @@ def build(
         be stored as its feature says, a file changed meanwhile, or the dataset exists
         or cannot be written.
     """
+    require("build", "tensorflow", "tensorflow_datasets")
     data_dir = local_path(data_dir)
     with open_splits(files, images, ReadingOptions(recipe, assume, fill, last_row), skip_bad_episodes) as opened:
         from kabuki_rlds.files.atomic_folder import StagedFolder

@@ -17,6 +17,7 @@ from kabuki_rlds.commands.inspect import inspect, to_text
 from kabuki_rlds.commands.validate import validate
 from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import DestinationExistsError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import local_path
 
 _STEPS = 20_000
@@ -170,16 +171,13 @@ def _dm_env(environment: Any) -> Any:
 
 def _find_extras() -> bool:
     """Sees to it that there is an environment, and says whether there is EnvLogger."""
-    remedy = "pip install 'kabuki_rlds[environments]'"
-    try:
-        import gymnasium
-        import mujoco  # noqa: F401
-    except ImportError as e:
-        raise KabukiError(f"the demo needs MuJoCo's Hopper ({e}): {remedy}") from e
+    require("the demo, which records MuJoCo's Hopper,", "gymnasium", "mujoco", "tensorflow", "tensorflow_datasets")
+    import gymnasium
+
     try:
         gymnasium.spec("Hopper-v5")
     except gymnasium.error.Error as e:
-        raise KabukiError(f"the demo needs MuJoCo's Hopper ({e}): {remedy}") from e
+        raise KabukiError(f"the demo needs MuJoCo's Hopper ({e}): pip install 'kabuki_rlds[environments]'") from e
     try:
         import dm_env  # noqa: F401
         import envlogger  # noqa: F401

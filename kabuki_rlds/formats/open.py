@@ -16,6 +16,7 @@ from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skip_dam
 from kabuki_rlds.data.source import Skipped, Source
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episodes
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
 from kabuki_rlds.formats.demos.demo_episode import EmptyEpisodeError
@@ -185,7 +186,7 @@ def _open(layout: Layout | None, paths: Sequence[pathlib.Path], options: DemoOpt
             return logs
         whole = np.arange(logs.num_episodes)
         return logs.select(select_episodes(options.split, {WHOLE: whole, ALL: whole}, logs.label))
-    # Imports TensorFlow, so it is imported only when it is needed.
+    require(f"{path}: reading an RLDS dataset", "tensorflow", "tensorflow_datasets")
     from kabuki_rlds.formats.rlds.source import RldsSource
 
     split = "train" if options.split is None else options.split

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kabuki_rlds.extras import require
 from kabuki_rlds.images import png
 
 _THREADS = os.cpu_count() or 1
@@ -30,6 +31,7 @@ def image_files(images: Sequence[np.ndarray], file_format: str, quality: int = 9
 
 
 def _jpeg_file(pixels: np.ndarray, quality: int) -> bytes:
+    require("encoding JPEG files", "tensorflow")
     import tensorflow as tf
 
     encoded: bytes = tf.io.encode_jpeg(np.ascontiguousarray(pixels), quality=quality).numpy()

@@ -14,6 +14,7 @@ from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.rules import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.data.schema import Field, Schema, is_within
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.loading.batches import Batches
 from kabuki_rlds.loading.n_step_returns import Returns
@@ -206,6 +207,8 @@ def _loader(
     last_row: LastRow | None = None,
 ) -> tf.data.Dataset | Batches:
     batch_size = _count("batch_size", batch_size)
+    if not as_numpy:
+        require("a tf.data.Dataset", "tensorflow", otherwise="as_numpy=True gives NumPy arrays without it")
     if epochs is not None:
         epochs = _count("epochs", epochs)
     if seed is not None:

@@ -13,6 +13,7 @@ from kabuki_rlds.data.block import Block, concatenate, row_splits
 from kabuki_rlds.data.common_schema import common_schema, differences, fit_block
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 
@@ -51,6 +52,12 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
       KabukiError: a file cannot be opened or is not whole, files do not fit each other,
         or there is no such field.
     """
+    require(
+        "load",
+        "tensorflow",
+        "tensorflow_datasets",
+        otherwise="kabuki_rlds.open and load_steps(..., as_numpy=True) do without it",
+    )
     import tensorflow as tf
 
     given = [path] if isinstance(path, (str, os.PathLike)) else list(path)

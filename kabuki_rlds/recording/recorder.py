@@ -17,6 +17,7 @@ from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REQUIRED, REWARD
 from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.recording.destination import destination
 from kabuki_rlds.recording.episode_metadata import EpisodeFields
 from kabuki_rlds.recording.field_learner import FieldLearner, Fields
@@ -74,8 +75,8 @@ class Recorder:
 
     def __init__(self, path: str | os.PathLike[str], options: RecordingOptions):
         # It takes seconds to import: now, and not when the first episode ends.
-        import tensorflow  # noqa: F401
-
+        # It takes seconds to import: now, and not when the first episode ends.
+        require("recording", "tensorflow", "tensorflow_datasets")
         from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 
         if not _SPLIT.fullmatch(options.split):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 import kabuki_rlds
-from kabuki_rlds import KabukiError
+from kabuki_rlds import KabukiError, MissingDependencyError
 from kabuki_rlds.recording.environments import record
 from tests import expected
 from tests.environments import Episodes, assert_same
@@ -307,7 +307,8 @@ def test_without_envlogger_its_backend_is_said_to_need_it(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger_backend", raising=False)
     with pytest.raises(
-        KabukiError, match=r"EnvLogger is not there \(.*\): pip install 'kabuki_rlds\[envlogger\]', for"
+        MissingDependencyError,
+        match=r"EnvLoggerBackend needs envlogger \(.*\): pip install 'kabuki_rlds\[envlogger\]'; .* Python 3.11",
     ):
         _ = kabuki_rlds.EnvLoggerBackend
     # All the rest is to be had.

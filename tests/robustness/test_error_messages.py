@@ -366,7 +366,7 @@ def test_a_demo_without_what_it_shows_names_the_remedy(tmp_path, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["demo", str(tmp_path / "demo")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the demo needs MuJoCo's Hopper" in line
+    assert "the demo, which records MuJoCo's Hopper, needs gymnasium (" in line
     assert "pip install 'kabuki_rlds[environments]'" in line
 
 

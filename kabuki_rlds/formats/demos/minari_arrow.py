@@ -32,6 +32,7 @@ import numpy as np
 from kabuki_rlds.data.block import Column, Ragged, concatenate
 from kabuki_rlds.data.schema import BYTES, Field, Info
 from kabuki_rlds.errors import DamagedDataError, KabukiError
+from kabuki_rlds.extras import require
 from kabuki_rlds.files.placeholders import check_is_data
 from kabuki_rlds.formats.demos.assumptions import Assumptions
 from kabuki_rlds.formats.demos.demo_episode import (
@@ -108,6 +109,7 @@ class MinariArrow(EpisodeLayout):
     @contextlib.contextmanager
     def open(self, path: str, *, quiet: bool = False) -> Iterator[_DatasetFolder]:
         folder = pathlib.Path(path)
+        require(f"{path}: reading a Minari dataset in Arrow or Parquet", "pyarrow.dataset")
         yield _DatasetFolder(folder, read_metadata(folder), _numbered_folders(folder))
 
     def why_inapplicable(self, file: _DatasetFolder, name: str, value: str) -> str:

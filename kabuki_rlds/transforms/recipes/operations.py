@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from kabuki_rlds.data.schema import BYTES, Field, Kind
+from kabuki_rlds.extras import require
 
 #: How many channels an image can have.
 _CHANNELS = (1, 3, 4)
@@ -216,11 +217,12 @@ class Resize(_Pixels):
         return dataclasses.replace(made, shape=(*self._size, made.shape[-1]))
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
-        import tensorflow as tf
-
         (column,) = columns
         if list(column.shape[1:3]) == self._size:
             return column
+        require("the operation `resize`", "tensorflow")
+        import tensorflow as tf
+
         made = tf.image.resize(np.ascontiguousarray(column), self._size, method="lanczos3", antialias=True)
         most = np.iinfo(column.dtype).max
         return tf.cast(tf.clip_by_value(tf.round(made), 0, most), column.dtype).numpy()
