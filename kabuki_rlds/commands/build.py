@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -16,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from tqdm import tqdm
 
 from kabuki_rlds.data.common_schema import common_schema, fit_block, with_common_shapes
-from kabuki_rlds.data.last_row import Evidence, LastRow, LastRows, joined, warn_of_conflict
-from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
+from kabuki_rlds.data.last_row import LastRow, LastRows
+from kabuki_rlds.data.nan_actions import NanRows
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.data.source import Fingerprints, Size, Source
 from kabuki_rlds.data.units import format_bytes
-from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, SchemaMismatchError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SchemaMismatchError
 from kabuki_rlds.extras import require
 from kabuki_rlds.files import signals
-from kabuki_rlds.files.paths import StrPath, local_path
+from kabuki_rlds.files.paths import StrPath, local_path, path_list
 from kabuki_rlds.formats.hdf5.source import KabukiSource
-from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.transforms.reading_options import ReadingOptions
-from kabuki_rlds.transforms.required_fields import CompletedSource, decide_by_reading
+from kabuki_rlds.transforms.required_fields import decide_by_reading
+from kabuki_rlds.transforms.transfer import Transferred, progress_bar, transfer
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -124,32 +123,43 @@ def build(
     data_dir = local_path(data_dir)
     with open_splits(files, images, ReadingOptions(recipe, assume, fill, last_row), skip_bad_episodes) as opened:
         from kabuki_rlds.files.atomic_folder import StagedFolder
-        from kabuki_rlds.formats.rlds import writer
+        from kabuki_rlds.formats.rlds import dataset_info
 
         dataset, config = _dataset_name(name, opened)
         info = opened.first.schema.info
-        version = writer.valid_version(info.version)
+        version = dataset_info.valid_version(info.version)
         folder = data_dir.joinpath(dataset, *filter(None, [config]), version)
         with (
             StagedFolder(folder, overwrite=overwrite) as staged,
-            tqdm(total=opened.total_steps, unit=" steps", unit_scale=True, disable=not progress, desc=dataset) as bar,
+            progress_bar(opened.total_steps, dataset, progress) as bar,
         ):
             opened.check_disk(staged.partial)
             opened.warn_of_loss()
-            stamps = Fingerprints([source for of_split in opened.sources.values() for source in of_split])
-            splits = [
-                opened.write(split, writer.shard_template(staged.partial, dataset, split, file_format), bar=bar)
-                for split in opened.sources
-            ]
-            is_step = {split: last_rows.is_step for split, last_rows in opened.last_rows.items()}
-            writer.write_info(
-                staged.partial, dataset, config, version, opened.features, info, splits, file_format, is_step
+            splits, moved = {}, {}
+            for split in opened.sources:
+                template = dataset_info.shard_template(staged.partial, dataset, split, file_format)
+                splits[split], moved[split] = opened.write(split, template, bar)
+            is_step = {split: each.last_rows.is_step for split, each in moved.items()}
+            dataset_info.write_info(
+                staged.partial,
+                dataset,
+                config,
+                version,
+                opened.features,
+                info,
+                list(splits.values()),
+                file_format,
+                is_step,
             )
-            stamps.check()
             staged.commit()
-    size = sum(file.stat().st_size for file in folder.iterdir())
-    episodes = {split.name: split.num_examples for split in splits}
-    return Built(folder, episodes, opened.num_steps, size, opened.last_rows, opened.nan_actions)
+    return Built(
+        folder,
+        {split: each.num_episodes for split, each in moved.items()},
+        sum(each.num_steps for each in moved.values()),
+        sum(file.stat().st_size for file in folder.iterdir()),
+        {split: each.last_rows for split, each in moved.items()},
+        {split: each.nan_actions for split, each in moved.items()},
+    )
 
 
 class OpenedSplits:
@@ -159,18 +169,15 @@ class OpenedSplits:
       sources: split to its sources, in order.
       schema: the fields of all of them.
       features: the TFDS features of all of them.
-      num_steps: how many steps were written so far.
-      last_rows: split to whether the last row of each episode that was written is a step.
-      nan_actions: split to the rows that were written whose action has a NaN.
+      fingerprints: the state of their files.
     """
 
     def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
         self.sources = sources
         self._images = images
-        self.schema, self.features = _common([each for of_split in sources.values() for each in of_split], images)
-        self.num_steps = 0
-        self.last_rows: dict[str, LastRows] = {}
-        self.nan_actions: dict[str, list[NanRows]] = {}
+        every = [each for of_split in sources.values() for each in of_split]
+        self.fingerprints = Fingerprints(every)
+        self.schema, self.features = _common(every, images)
         self._sizes = {split: [self._size(source) for source in of_split] for split, of_split in sources.items()}
 
     def _size(self, source: Source) -> Size:
@@ -214,82 +221,43 @@ class OpenedSplits:
                 ", ".join(again),
             )
 
-    def shard_lengths(self, split: str, limit: int | None = None, shard_config: Any = None) -> list[int]:
-        """How many episodes each shard of a split gets.
-
-        Args:
-          split: the split.
-          limit: take no more episodes than this.
-          shard_config: TFDS's `ShardConfig`, None for its defaults.
-        """
-        from kabuki_rlds.formats.rlds import writer
-
-        episodes = self.num_episodes(split)
-        taken = episodes if limit is None else min(limit, episodes)
-        return writer.shard_lengths(taken, self._num_bytes[split] * taken // max(episodes, 1), shard_config)
-
     def write(
         self,
         split: str,
         template: tfds.core.ShardedFileTemplate,
+        bar: tqdm[Any],
         *,
         limit: int | None = None,
         shard_config: Any = None,
-        bar: tqdm[Any] | None = None,
-    ) -> tfds.core.SplitInfo:
+    ) -> tuple[tfds.core.SplitInfo, Transferred]:
         """Writes the shards of a split.
 
         Args:
           split: the split.
           template: names the shards.
+          bar: counts the steps.
           limit: take no more episodes than this.
           shard_config: TFDS's `ShardConfig`, None for its defaults.
-          bar: counts the steps.
 
         Returns:
-          what TFDS keeps of the split.
+          What TFDS keeps of the split, and what was written.
 
         Raises:
           KabukiError: a source cannot be read, or a value not be stored.
         """
-        from kabuki_rlds.formats.rlds.writer import SplitWriter
+        from kabuki_rlds.formats.rlds.sink import SplitSink, shard_lengths
 
-        lengths = self.shard_lengths(split, limit, shard_config)
-        decided = []
-        nan = NanActionCounter(self.first.schema.steps)
-        with SplitWriter(template, self.features, lengths) as writer:
-            for source in self.sources[split]:
-                # A completed source observes what it is made of, and not what it added.
-                observed = source.evidence() if isinstance(source, CompletedSource) else Evidence(source.schema.steps)
-                for block in source.blocks():
-                    if writer.is_full:
-                        break
-                    writer.write(fit_block(block, self.schema))
-                    if source.last_rows is None:
-                        observed.observe(block)
-                    nan.observe(block)
-                    self.num_steps += block.num_steps
-                    if bar is not None:
-                        bar.update(block.num_steps)
-                if source.last_rows is None and writer.is_full:
-                    # Not by the part that was written, which may end within an episode.
-                    source.last_rows = decide_by_reading(source)
-                decided.append(source.last_rows or observed.decide(source.num_episodes))
-                warn_of_conflict(decided[-1], source.label)
-            info = writer.close()
-        last_rows = joined(decided)
-        self.nan_actions[split] = nan.finish(last_rows.is_step)
-        warn_of_nan(self.nan_actions[split], f"split {split}")
-        self.last_rows[split] = last_rows[: info.num_examples]
-        if info.num_examples != sum(lengths):
-            label = ", ".join(source.label for source in self.sources[split])
-            raise DamagedDataError(f"says {sum(lengths)} episodes, but {info.num_examples} were read", file=label)
-        return info
+        sources = self.sources[split] if limit is None else _first_episodes(self.sources[split], limit)
+        taken = sum(source.num_episodes for source in sources)
+        num_bytes = self._num_bytes[split] * taken // max(self.num_episodes(split), 1)
+        with SplitSink(template, self.features, shard_lengths(taken, num_bytes, shard_config)) as sink:
+            moved = transfer(sources, sink, self.schema, self.fingerprints, bar, label=f"split {split}")
+        return sink.info, moved
 
     @functools.cached_property
     def _num_bytes(self) -> dict[str, int]:
         """About how many bytes the records of each split take."""
-        from kabuki_rlds.formats.rlds.writer import estimated_bytes
+        from kabuki_rlds.formats.rlds.sink import estimated_bytes
 
         return {split: estimated_bytes(sizes, self.features) for split, sizes in self._sizes.items()}
 
@@ -311,7 +279,6 @@ def open_splits(
     """
     reading = reading or ReadingOptions()
     by_split = paths_of(files)
-    masks: Mapping[str, str | None] = dict.fromkeys(by_split)
     if reading.splits and isinstance(files, Mapping):
         raise InvalidArgumentError(
             f"the recipe makes the splits {', '.join(reading.splits)}, and so do the sources ({', '.join(by_split)}); "
@@ -320,20 +287,13 @@ def open_splits(
     if reading.splits:
         (paths,) = by_split.values()
         by_split = dict.fromkeys(reading.splits, paths)
-        masks = reading.splits
     with contextlib.ExitStack() as stack:
         sources: dict[str, list[Source]] = {}
         for split, paths in by_split.items():
-            opened = open_sources(
-                paths,
-                split=masks[split],
-                images="encoded",
-                skip_bad=skip_bad,
-                assume=reading.assume,
-                recipe_assume=reading.recipe_assume,
+            opened = stack.enter_context(
+                reading.open(paths, split=split if reading.splits else None, images="encoded", skip_bad=skip_bad)
             )
             for source in opened:
-                stack.callback(source.close)
                 source.last_rows = reading.last_rows_of(source)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
             bare = reading.recipe is None and not reading.fill
@@ -343,6 +303,18 @@ def open_splits(
         yield OpenedSplits(sources, images)
 
 
+def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
+    """The first episodes of some sources. Whether last rows are steps is decided by all of each source."""
+    found = []
+    for source in sources:
+        taken = min(source.num_episodes, limit)
+        limit -= taken
+        if taken:
+            source.last_rows = source.last_rows or decide_by_reading(source)
+            found.append(source.piece(0, taken))
+    return found
+
+
 def paths_of(files: Files) -> dict[str, list[StrPath]]:
     """Split to its files.
 
@@ -350,7 +322,7 @@ def paths_of(files: Files) -> dict[str, list[StrPath]]:
       KabukiError: there is none, or a split cannot be named so.
     """
     named = files if isinstance(files, Mapping) else {"train": files}
-    paths = {split: [f] if isinstance(f, (str, os.PathLike)) else list(f) for split, f in named.items()}
+    paths = {split: path_list(f) for split, f in named.items()}
     for split in paths:
         if not _SPLIT.fullmatch(split) or split.lower() == "all":
             raise InvalidArgumentError(

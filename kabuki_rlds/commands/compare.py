@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -22,7 +21,7 @@ from kabuki_rlds.data.source import Source
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.hdf5.stored_last_rows import PATH as LAST_IS_STEP
-from kabuki_rlds.formats.open import open_source, open_sources
+from kabuki_rlds.formats.open import open_source
 from kabuki_rlds.transforms.reading_options import ReadingOptions
 from kabuki_rlds.transforms.required_fields import CompletedSource
 
@@ -90,23 +89,20 @@ def compare(
     Raises:
       KabukiError: the file or a source cannot be read.
     """
-    paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
     with contextlib.ExitStack() as stack:
         reading = ReadingOptions(recipe, assume, last_row=last_row)
         mine = stack.enter_context(contextlib.closing(open_source(file, images="encoded")))
         keeps_files = any(field.encoded for field in (*mine.schema.steps.values(), *mine.schema.metadata.values()))
-        opened = open_sources(
-            paths,
-            split=reading.split_of(split),
-            data_dir=data_dir,
-            images="encoded" if keeps_files else "arrays",
-            # What was left out of the file is no difference.
-            skip_bad=bool(mine.skipped),
-            assume=reading.assume,
-            recipe_assume=reading.recipe_assume,
+        opened = stack.enter_context(
+            reading.open(
+                sources,
+                split=split,
+                data_dir=data_dir,
+                images="encoded" if keeps_files else "arrays",
+                # What was left out of the file is no difference.
+                skip_bad=bool(mine.skipped),
+            )
         )
-        for source in opened:
-            stack.callback(source.close)
         # A file of format 1.0 does not say what its last rows are.
         needs_decision = conform or mine.last_rows is not None
         decided = [reading.decide(source) for source in opened] if needs_decision else []

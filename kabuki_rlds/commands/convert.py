@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import dataclasses
 import logging
 import os
@@ -11,36 +11,25 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from kabuki_rlds.commands.resume import ConversionParts, discard
 from kabuki_rlds.data import recipe_text
-from kabuki_rlds.data.block import Block, Column
-from kabuki_rlds.data.common_schema import common_schema, fit_block
-from kabuki_rlds.data.last_row import LastRow, LastRows, joined, warn_of_conflict
-from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows, warn_of_nan
-from kabuki_rlds.data.rules import (
-    DISCOUNT,
-    FLAGS,
-    RuleChecker,
-    Violation,
-    field_violations,
-    is_flag_or_number,
-    one_per_row,
-)
-from kabuki_rlds.data.schema import DERIVED_IN_PART, Field, Schema
+from kabuki_rlds.data.common_schema import common_schema
+from kabuki_rlds.data.last_row import LastRow, LastRows
+from kabuki_rlds.data.nan_actions import NanRows
+from kabuki_rlds.data.rules import Violation
+from kabuki_rlds.data.schema import DERIVED_IN_PART, Field, Schema, names_of_some
 from kabuki_rlds.data.source import Fingerprints, Skipped, Source
-from kabuki_rlds.errors import DamagedDataError, DestinationExistsError, InvalidArgumentError
+from kabuki_rlds.errors import DestinationExistsError, InvalidArgumentError
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.atomic_file import destination_of
-from kabuki_rlds.files.paths import StrPath, local_path
+from kabuki_rlds.files.paths import StrPath, local_path, path_list
 from kabuki_rlds.formats.hdf5 import size_estimate
 from kabuki_rlds.formats.hdf5.chunks import Compression
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
-from kabuki_rlds.formats.locate import locate
-from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.transforms.reading_options import ReadingOptions
 from kabuki_rlds.transforms.required_fields import CompletedSource
+from kabuki_rlds.transforms.transfer import progress_bar, transfer
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -134,7 +123,7 @@ def convert(
         each other, the disk cannot hold the result, `dest` exists, what was read
         is not what a source says it holds, or a source changed meanwhile.
     """
-    paths = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
+    paths = path_list(sources)
     if not paths:
         raise InvalidArgumentError("no source to convert")
     dest = destination_of(dest)
@@ -142,100 +131,58 @@ def convert(
         raise DestinationExistsError(f"{dest}: already there; --overwrite replaces it")
     reading = ReadingOptions(recipe, assume, fill, last_row)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
-    with contextlib.ExitStack() as stack:
-        opened = open_sources(
-            paths,
-            split=reading.split_of(split),
-            data_dir=data_dir,
-            images=images,
-            skip_bad=skip_bad_episodes,
-            assume=reading.assume,
-            recipe_assume=reading.recipe_assume,
-        )
-        for source in opened:
-            stack.callback(source.close)
+    with reading.open(paths, split=split, data_dir=data_dir, images=images, skip_bad=skip_bad_episodes) as opened:
         _check_images(opened, images)
-        _check_apart(paths, data_dir, opened, dest)
-        stamps = Fingerprints(opened)
+        _check_apart(paths, opened, dest)
+        fingerprints = Fingerprints(opened)
         completed = [reading.complete(source, conform) for source in opened]
         schema = _common_schema(completed)
         total = size_estimate.check([source.size() for source in completed], dest, compression, copies=1 + resume)
         origins = [origin for source in opened for origin in source.origins]
         skipped = [loss for source in opened for loss in source.skipped]
-        checker = RuleChecker()
-        nan = NanActionCounter(schema.steps)
         with (
-            KabukiSink(dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped) as writer,
-            tqdm(total=total, unit=" steps", unit_scale=True, disable=not progress, desc=dest.name) as bar,
+            KabukiSink(dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped) as sink,
+            progress_bar(total, dest.name, progress) as bar,
         ):
             # Only now, since what another conversion is writing is its own.
-            parts = ConversionParts(dest, stamps.to_json() | options) if resume else None
+            parts = ConversionParts(dest, fingerprints.to_json() | options) if resume else None
             if parts is None:
                 discard(dest)
-            first_origin = 0
-            decided: list[LastRows] = []
-            for source in completed:
-                before = writer.num_episodes
-                # Where only the values tell, the decision comes after the last block.
-                evidence = source.evidence()
-                blocks = source.blocks() if parts is None else parts.blocks(source)
-                for block in blocks:
-                    known = source.last_rows
-                    rows = None if known is None else known.rows(block, writer.num_episodes - before)
-                    _check(checker, block, rows)
-                    if known is None:
-                        evidence.observe(block)
-                    nan.observe(block)
-                    writer.write(fit_block(block, schema).from_origins_at(first_origin))
-                    bar.update(block.num_steps)
-                got = writer.num_episodes - before
-                if got != source.num_episodes:
-                    raise DamagedDataError(
-                        f"says {source.num_episodes} episodes, but {got} were read", file=source.label
-                    )
-                first_origin += len(source.origins)
-                decided.append(source.last_rows or evidence.decide(source.num_episodes))
-                warn_of_conflict(decided[-1], source.label)
-                checker.decide(bool(decided[-1].is_step.all()))
-            last_rows = joined(decided)
-            warnings = [*field_violations(schema.steps, schema.steps), *checker.finish()]
-            signals.check()
-            stamps.check()
-            writer.commit(last_rows, warnings)
+            read = CompletedSource.blocks if parts is None else parts.blocks
+            moved = transfer(
+                completed, sink, schema, fingerprints, bar, label=os.fspath(dest), check_rules=True, read=read
+            )
             if parts is not None:
                 discard(dest)
-    changed: dict[str, int] = {}
+    changed: collections.Counter[str] = collections.Counter()
     for source in completed:
-        for name, count in source.changed.items():
-            changed[name] = changed.get(name, 0) + count
-    nan_actions = nan.finish(last_rows.is_step)
-    warn_of_nan(nan_actions, os.fspath(dest))
+        changed.update(source.changed)
     derived = {path: field.derived for path, field in schema.steps.items() if field.derived}
     return Conversion(
         dest,
-        writer.num_steps,
-        writer.num_episodes,
+        moved.num_steps,
+        moved.num_episodes,
         dest.stat().st_size,
-        warnings,
-        changed,
+        moved.violations,
+        dict(changed),
         derived,
         skipped,
-        last_rows,
-        nan_actions,
+        moved.last_rows,
+        moved.nan_actions,
     )
 
 
-def _check_apart(paths: Sequence[StrPath], data_dir: StrPath | None, opened: list[Source], dest: pathlib.Path) -> None:
+def _check_apart(paths: Sequence[StrPath], opened: list[Source], dest: pathlib.Path) -> None:
     """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
-    # Where there is no such file yet, the folders and patterns need not be looked through once more.
-    for path in paths if os.path.exists(dest) else ():
-        found = [os.path.realpath(file) for file in locate(path, data_dir).paths]
-        if os.path.realpath(dest) in found and os.path.realpath(local_path(path)) not in found:
-            raise InvalidArgumentError(
-                f"{dest}: is among the files of {path}, so its episodes would be there twice; write to another file"
-            )
+    files = [os.path.realpath(file) for source in opened for file in source.files]
+    real = os.path.realpath(dest)
+    if real in files and real not in [os.path.realpath(local_path(path)) for path in paths]:
+        raise InvalidArgumentError(
+            f"{dest}: is among the files of {names_of_some(list(map(str, paths)))}, so its episodes would be there "
+            "twice; write to another file"
+        )
     ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
-    for name in (os.path.realpath(file) for source in opened for file in source.files):
+    for name in files:
         if name in ours or os.path.dirname(name) in ours:
             raise InvalidArgumentError(
                 f"{name}: is what a conversion to {dest} keeps until it is done, and would be lost; "
@@ -282,22 +229,3 @@ def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
             field = dataclasses.replace(field, derived="; ".join(some))
         steps[path] = field
     return dataclasses.replace(common, steps=steps)
-
-
-def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) -> None:
-    columns = {name: _checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT)}
-    discount = columns.pop(DISCOUNT)
-    flags = {name: column for name, column in columns.items() if column is not None}
-    if len(flags) < len(FLAGS):
-        return
-    for name, column in flags.items():
-        checker.check_flag(name, column)
-    is_first, is_last, is_terminal = (column.astype(bool) for column in flags.values())
-    checker.check_index(is_first, block.begins[:-1])
-    checker.check(is_first, is_last, is_terminal, discount, last_is_step)
-
-
-def _checkable(column: Column) -> np.ndarray | None:
-    """A column of one real number a row, which the rules on values speak of; else None, and rule 2 is broken."""
-    values = one_per_row(column)
-    return values if values is not None and is_flag_or_number(values.dtype) else None

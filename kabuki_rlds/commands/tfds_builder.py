@@ -13,19 +13,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from kabuki_rlds.commands import beam_writer
 from kabuki_rlds.commands.build import OpenedSplits, open_splits, paths_of
 from kabuki_rlds.data.last_row import joined
-from kabuki_rlds.data.source import Fingerprints
 from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.formats.hdf5.source import KabukiSource
-from kabuki_rlds.formats.open import open_sources
-from kabuki_rlds.formats.rlds import writer
+from kabuki_rlds.formats.rlds import dataset_info
 from kabuki_rlds.formats.rlds.infer_features import ImageFormat
 from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
+from kabuki_rlds.transforms.reading_options import ReadingOptions
 from kabuki_rlds.transforms.required_fields import decide_by_reading
 
 
@@ -51,10 +51,8 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
         if self.path and self.version is None:
             # TFDS asks for it before it asks for anything else.
             first = next(iter(paths_of(self.path).values()))[0]
-            sources = open_sources([first])
-            self.version = writer.valid_version(sources[0].schema.info.version)
-            for source in sources:
-                source.close()
+            with ReadingOptions().open(first) as opened:
+                self.version = dataset_info.valid_version(opened[0].schema.info.version)
 
 
 class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
@@ -68,7 +66,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
 
     def _info(self) -> tfds.core.DatasetInfo:
         with self._opened() as opened:
-            arguments = writer.info_arguments(opened.first.schema.info, {})
+            arguments = dataset_info.info_arguments(opened.first.schema.info, {})
             return tfds.core.DatasetInfo(builder=self, features=opened.features, **arguments)
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
@@ -78,33 +76,32 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             return
         with self._opened() as opened:
             opened.warn_of_loss()
-            stamps = Fingerprints([source for of_split in opened.sources.values() for source in of_split])
             templates = {split: self._get_filename_template(split) for split in opened.sources}
             shard_config = download_config.get_shard_config()
             if download_config.beam_options or download_config.beam_runner:
-                splits = self._write_by_beam(opened, templates, download_config)
+                splits, is_step = self._write_by_beam(opened, templates, download_config)
             else:
                 progress = tfds.core.utils.tqdm(total=opened.total_steps, unit=" steps", unit_scale=True)
+                splits, is_step = [], {}
                 with progress as bar:
-                    splits = [
-                        opened.write(split, template, limit=limit, shard_config=shard_config, bar=bar)
-                        for split, template in templates.items()
-                    ]
-            stamps.check()
-            last_rows = {split: last_rows.is_step for split, last_rows in opened.last_rows.items()}
-        self.info.metadata.update(to_metadata(last_rows))
+                    for split, template in templates.items():
+                        info, moved = opened.write(split, template, bar, limit=limit, shard_config=shard_config)
+                        splits.append(info)
+                        is_step[split] = moved.last_rows.is_step
+        self.info.metadata.update(to_metadata(is_step))
         self.info.set_splits(tfds.core.SplitDict(splits))
 
     def _write_by_beam(
         self, opened: OpenedSplits, templates: Mapping[str, Any], download_config: Any
-    ) -> list[tfds.core.SplitInfo]:
+    ) -> tuple[list[tfds.core.SplitInfo], dict[str, np.ndarray]]:
+        """What TFDS keeps of each split; and split to whether the last row of each of its episodes is a step."""
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions
 
         options = download_config.beam_options or PipelineOptions()
         # TFDS turns it off too: its writer's steps are not what it takes them for.
         options.view_as(TypeOptions).pipeline_type_check = False
-        ranges = {}
+        ranges, is_step = {}, {}
         for split, sources in opened.sources.items():
             for source in sources:
                 if not isinstance(source, KabukiSource):
@@ -114,8 +111,8 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
             ranges[split] = beam_writer.ranges(files, limit, self.builder_config.images, opened.schema)
-            opened.last_rows[split] = joined([each.last_rows or decide_by_reading(each) for each in files])[:limit]
-        return beam_writer.write_splits(
+            is_step[split] = joined([each.last_rows or decide_by_reading(each) for each in files]).is_step[:limit]
+        splits = beam_writer.write_splits(
             beam.Pipeline(runner=download_config.beam_runner, options=options),
             ranges,
             templates,
@@ -123,6 +120,8 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             self.info.file_format,
             download_config.get_shard_config(),
         )
+        opened.fingerprints.check()
+        return splits, is_step
 
     def _opened(self) -> Any:
         config = self.builder_config

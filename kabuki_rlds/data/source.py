@@ -1,14 +1,16 @@
-"""What a source is: anything that has a schema and yields blocks of steps."""
+"""Sources and sinks of blocks of steps. Each format has a source, and may have a sink."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import KabukiError
 
@@ -155,6 +157,37 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Closes what it holds open."""
+
+
+class Sink(Protocol):
+    """A dataset that is being written.
+
+    It is a context manager: without `commit`, nothing of it remains.
+    """
+
+    def write(self, block: Block) -> None:
+        """Appends the steps of a block.
+
+        Raises:
+          KabukiError: they cannot be stored.
+        """
+
+    def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
+        """Completes the dataset and gives it its name.
+
+        Args:
+          last_rows: whether the last row of each episode is a step.
+          violations: the rules that the steps break.
+
+        Raises:
+          KabukiError: it cannot be written, or another process has made it in the meantime.
+        """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class Fingerprints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from kabuki_rlds.errors import InvalidArgumentError
@@ -32,6 +33,11 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     local = pathlib.Path(os.path.expanduser(text))
     # `pathlib` leaves out the `./` that tells it from a URL.
     return local.absolute() if _URL.match(os.fspath(local)) else local
+
+
+def path_list(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:
+    """One path or several, as a list."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -15,7 +15,7 @@ from kabuki_rlds.data.rules import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.data.schema import Field, Schema, is_within
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.extras import require
-from kabuki_rlds.files.paths import local_path
+from kabuki_rlds.files.paths import local_path, path_list
 from kabuki_rlds.loading.batches import Batches
 from kabuki_rlds.loading.n_step_returns import Returns
 from kabuki_rlds.loading.samples import Samples, StepSamples, TransitionSamples, WindowSamples, needed
@@ -213,7 +213,7 @@ def _loader(
         epochs = _count("epochs", epochs)
     if seed is not None:
         seed = _count("seed", seed, least=0)
-    files = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    files = path_list(path)
     if not files:
         raise InvalidArgumentError("no files were given to load")
     paths = [os.path.abspath(local_path(file)) for file in files]

@@ -21,7 +21,6 @@ from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files.paths import StrPath
-from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.transforms.reading_options import ReadingOptions
 
@@ -207,17 +206,7 @@ def open(  # kabuki_rlds.open reads as the built-in does
     reading = ReadingOptions(recipe, assume, None, last_row)
     stack = contextlib.ExitStack()
     try:
-        paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-        opened = open_sources(
-            paths,
-            split=reading.split_of(split),
-            data_dir=data_dir,
-            images="arrays",
-            assume=reading.assume,
-            recipe_assume=reading.recipe_assume,
-        )
-        for source in opened:
-            stack.callback(source.close)
+        opened = stack.enter_context(reading.open(path, split=split, data_dir=data_dir))
         sources = [reading.derive(source) for source in opened]
         for source in sources[1:]:
             check_equal(sources[0].schema, source.schema, sources[0].label, source.label)

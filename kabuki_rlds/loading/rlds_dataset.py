@@ -14,7 +14,7 @@ from kabuki_rlds.data.common_schema import common_schema, differences, fit_block
 from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.extras import require
-from kabuki_rlds.files.paths import StrPath, local_path
+from kabuki_rlds.files.paths import StrPath, local_path, path_list
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
     )
     import tensorflow as tf
 
-    given = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    given = path_list(path)
     if not given:
         raise InvalidArgumentError("no file to load")
     # The working folder may be another one when the files are read.

@@ -31,7 +31,7 @@ from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.files import append_log, disk, locks, paths
 from kabuki_rlds.files.append_log import AppendLog
 from kabuki_rlds.files.records import Scan
-from kabuki_rlds.formats.rlds import dataset_dir, recorded_shards, writer
+from kabuki_rlds.formats.rlds import dataset_dir, dataset_info, recorded_shards
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -127,12 +127,14 @@ class RldsRecording:
         self.features = self._info.features
 
     def _declare(self, features: tfds.features.FeaturesDict, info: Info) -> None:
-        version = self.folder.name if _VERSION.fullmatch(self.folder.name) else writer.valid_version(info.version)
+        version = self.folder.name if _VERSION.fullmatch(self.folder.name) else dataset_info.valid_version(info.version)
         staging = self._staging()
         empty = self._split_info(self.name, [], 0)
         # Each episode that is recorded has a row for its last observation.
         no_steps = np.zeros(0, bool)
-        writer.write_info(staging, self.name, "", version, features, info, [empty], "tfrecord", {self._split: no_steps})
+        dataset_info.write_info(
+            staging, self.name, "", version, features, info, [empty], "tfrecord", {self._split: no_steps}
+        )
         # What opens the dataset comes last.
         for file in sorted(staging.iterdir(), key=lambda file: file.name == _INFO):
             os.replace(file, self.folder / file.name)
@@ -251,7 +253,7 @@ class RldsRecording:
     def _split_info(self, dataset: str, lengths: list[int], num_bytes: int) -> Any:
         import tensorflow_datasets as tfds
 
-        template = writer.shard_template(self.folder, dataset, self._split, "tfrecord")
+        template = dataset_info.shard_template(self.folder, dataset, self._split, "tfrecord")
         return tfds.core.SplitInfo(
             name=self._split,
             shard_lengths=lengths,

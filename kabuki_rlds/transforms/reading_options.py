@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from kabuki_rlds.data.last_row import LastRow, LastRows, check_choice
 from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import InvalidArgumentError
+from kabuki_rlds.files.paths import StrPath, path_list
+from kabuki_rlds.formats.open import open_sources
 from kabuki_rlds.transforms.required_fields import CompletedSource, decide_by_reading
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ class ReadingOptions:
 
     def __init__(
         self,
-        recipe: str | os.PathLike[str] | None = None,
+        recipe: StrPath | None = None,
         assume: Mapping[str, str] | None = None,
         fill: Mapping[str, float] | None = None,
         last_row: LastRow | None = None,
@@ -59,6 +61,42 @@ class ReadingOptions:
             self.recipe_assume = {k: v for k, v in self.recipe.assume.items() if k not in self.assume}
             self.fill = {**self.recipe.fill, **self.fill}
             self.splits = self.recipe.splits
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        paths: StrPath | Sequence[StrPath],
+        *,
+        split: str | None = None,
+        data_dir: StrPath | None = None,
+        images: Literal["arrays", "encoded"] = "arrays",
+        skip_bad: bool = False,
+    ) -> Iterator[list[Source]]:
+        """Opens datasets, and closes them at the end of the `with`: see `formats.open.open_sources`.
+
+        Args:
+          paths: as in `convert`.
+          split: a split of the recipe, if it makes any; else as in `convert`. None is the only one there is.
+          data_dir: as in `convert`.
+          images: likewise.
+          skip_bad: leave out damaged episodes.
+
+        Raises:
+          KabukiError: a dataset cannot be opened, or the recipe makes several splits and none is named.
+        """
+        with contextlib.ExitStack() as stack:
+            opened = open_sources(
+                path_list(paths),
+                split=self.split_of(split),
+                data_dir=data_dir,
+                images=images,
+                skip_bad=skip_bad,
+                assume=self.assume,
+                recipe_assume=self.recipe_assume,
+            )
+            for source in opened:
+                stack.callback(source.close)
+            yield opened
 
     def split_of(self, split: str | None) -> str | None:
         """The split or the mask to read for a split that the user names; None names the only one there is.

@@ -215,10 +215,6 @@ class CompletedSource:
             self.last_rows = decide_by_reading(self._source)
         return self.last_rows
 
-    def evidence(self) -> Evidence:
-        """Takes the blocks of this source, or of the one it is made of, to decide what its last rows are."""
-        return Evidence(self._source.schema.steps)
-
     def _decide_if_needed(self) -> None:
         # Rule 4 gives other discounts, and so other ends, where the last row is a step.
         is_derived = any(name in self._missing and name not in self._fill for name in (DISCOUNT, IS_TERMINAL))

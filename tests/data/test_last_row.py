@@ -18,7 +18,8 @@ from kabuki_rlds import KabukiError
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.commands.build import open_splits
 from kabuki_rlds.commands.export import export
-from kabuki_rlds.formats.rlds.writer import shard_template
+from kabuki_rlds.formats.rlds.dataset_info import shard_template
+from kabuki_rlds.transforms.transfer import progress_bar
 from tests import datasets, layout_files
 from tests.places import CASES
 
@@ -592,8 +593,10 @@ def test_a_limited_build_decides_by_the_whole_file(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", 2)
     with open_splits(file) as opened:
         template = shard_template(tmp_path, "toy", "train", "tfrecord")
-        opened.write("train", template, limit=1)
-    assert opened.last_rows["train"].is_step.tolist() == [False]
+        with progress_bar(opened.total_steps, "toy", is_shown=False) as bar:
+            info, written = opened.write("train", template, bar, limit=1)
+    assert info.num_examples == written.num_episodes == 1
+    assert written.last_rows.is_step.tolist() == [False]
 
 
 # --- layouts ---

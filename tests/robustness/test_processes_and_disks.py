@@ -93,15 +93,15 @@ def test_out_of_memory_is_said_in_one_line(command, small, tmp_path, capsys, mon
 
 
 def test_a_file_that_changes_while_a_dataset_is_built_of_it_is_said(small, tmp_path, monkeypatch):
-    from kabuki_rlds.formats.rlds.writer import SplitWriter
+    from kabuki_rlds.formats.rlds.sink import SplitSink
 
-    write = SplitWriter.write
+    write = SplitSink.write
 
     def change(self, block) -> None:
         write(self, block)
         small.touch()
 
-    monkeypatch.setattr(SplitWriter, "write", change)
+    monkeypatch.setattr(SplitSink, "write", change)
     folder = tmp_path / "built"
     with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5: changed while it was read"):
         kabuki_rlds.build(small, folder)

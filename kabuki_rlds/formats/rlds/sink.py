@@ -1,36 +1,32 @@
-"""Writes blocks of steps as the shards of a TFDS dataset, and what TFDS keeps beside them.
+"""Writes blocks of steps as the shards of one split of a TFDS dataset.
 
-The names of the shards, their number and the files of metadata are TFDS's own doing.
-Only the records are made here (`examples`), and go to their shard at once and in
-order, where TFDS's writer first sorts them all by a hash in files of its own. So the
-dataset is one with `disable_shuffling`, which TFDS reads back in this order.
+TFDS gives the names and the number of the shards. The records are encoded here (`example_encoder`), and go to their
+shard at once and in order, where TFDS's writer first sorts them all by a hash in files of its own. So the dataset is
+one with `disable_shuffling`, which TFDS reads back in this order.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from kabuki_rlds.data.block import Block
-from kabuki_rlds.data.schema import Info
+from kabuki_rlds.data.last_row import LastRows
+from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.data.source import Size
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
 from kabuki_rlds.formats.rlds.recorded_shards import SHARD_TEMPLATE
-from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 #: The formats of shards that can be written.
 FILE_FORMATS = ("tfrecord", "array_record")
-
-_CATALOG = "https://www.tensorflow.org/datasets/catalog/"
 
 #: The records of so many bytes of decoded steps tell how large the others will be.
 _SAMPLE_BYTES = 1 << 20
@@ -41,13 +37,16 @@ class _Shard(Protocol):
     def close(self) -> None: ...
 
 
-class SplitWriter:
-    """One split in the making: takes blocks, and writes the records of their episodes.
+class SplitSink:
+    """Writes the episodes of one split as records. Without `commit`, its shards are removed.
 
     Args:
       template: names the shards: the folder, the dataset, the split and the format.
       features: the features of the dataset.
-      lengths: how many episodes each shard takes. What comes after the last is left out.
+      lengths: how many episodes each shard takes.
+
+    Attributes:
+      info: what TFDS keeps of the split, once it is committed.
 
     Raises:
       KabukiError: the format is not one of `FILE_FORMATS`.
@@ -65,17 +64,8 @@ class SplitWriter:
         self._lengths = lengths
         self._written: list[int] = []
         self._shard: _Shard | None = None
-        self.num_bytes = 0
-
-    @property
-    def num_episodes(self) -> int:
-        """How many episodes were written, without the one that is still open."""
-        return sum(self._written)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every shard has all its episodes."""
-        return len(self._written) == len(self._lengths) and self._written[-1:] == list(self._lengths[-1:])
+        self._num_bytes = 0
+        self.info: tfds.core.SplitInfo | None = None
 
     def write(self, block: Block) -> None:
         """Appends the steps of a block.
@@ -84,43 +74,38 @@ class SplitWriter:
           KabukiError: a value cannot be stored as its feature says, or a shard not be written.
         """
         for record in self._encoder.encode(block):
-            if self.is_full:
-                return
             self._put(record)
 
-    def close(self) -> tfds.core.SplitInfo:
-        """Ends the last episode, and gives the shards their names.
-
-        Returns:
-          what TFDS keeps of the split.
-        """
+    def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
+        """Ends the last episode, and gives the shards their names. `write_info` keeps what last rows are."""
         import tensorflow_datasets as tfds
 
         for record in self._encoder.finish():
-            if not self.is_full:
-                self._put(record)
+            self._put(record)
         self._close_shard()
         for i in range(len(self._written)):
             whole = self._template.sharded_filepath(shard_index=i, num_shards=len(self._written))
             pathlib.Path(self._path(i)).rename(whole)
-        return tfds.core.SplitInfo(
+        self.info = tfds.core.SplitInfo(
             name=self._template.split,
             shard_lengths=self._written,
-            num_bytes=self.num_bytes,
+            num_bytes=self._num_bytes,
             filename_template=self._template,
         )
 
     def _put(self, record: bytes) -> None:
         try:
-            if self._shard is None or self._written[-1] == self._lengths[len(self._written) - 1]:
+            begun = len(self._written)
+            # The last shard takes all that come after.
+            if self._shard is None or (begun < len(self._lengths) and self._written[-1] == self._lengths[begun - 1]):
                 self._close_shard()
-                self._shard = _open_shard(self._path(len(self._written)), str(self._template.filetype_suffix))
+                self._shard = _open_shard(self._path(begun), str(self._template.filetype_suffix))
                 self._written.append(0)
             self._shard.write(record)
         except Exception as e:
             raise self._failed(e) from e
         self._written[-1] += 1
-        self.num_bytes += len(record)
+        self._num_bytes += len(record)
 
     def _close_shard(self) -> None:
         shard, self._shard = self._shard, None
@@ -138,7 +123,7 @@ class SplitWriter:
         unnumbered = self._template.replace(template=SHARD_TEMPLATE)
         return str(unnumbered.sharded_filepath(shard_index=shard, num_shards=None))
 
-    def __enter__(self) -> SplitWriter:
+    def __enter__(self) -> SplitSink:
         return self
 
     def __exit__(
@@ -147,6 +132,8 @@ class SplitWriter:
         shard, self._shard = self._shard, None
         if shard is not None:
             shard.close()
+        for i in range(len(self._written) if self.info is None else 0):
+            pathlib.Path(self._path(i)).unlink(missing_ok=True)
 
 
 def _open_shard(path: str, file_format: str) -> _Shard:
@@ -206,85 +193,3 @@ def shard_lengths(num_episodes: int, num_bytes: int, shard_config: Any = None) -
     ends = shard_utils.get_shard_boundaries(num_episodes, count)
     lengths: list[int] = np.diff([0, *ends]).tolist()
     return lengths
-
-
-def info_arguments(info: Info, last_rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a dataset says of itself, as TFDS's `DatasetInfo` takes it.
-
-    Args:
-      info: what it says.
-      last_rows: split to whether the last row of each of its episodes is a step: bool, (episodes,).
-    """
-    import tensorflow_datasets as tfds
-
-    metadata = tfds.core.MetadataDict()
-    if info.environment:
-        try:
-            stated = json.loads(info.environment)
-        except ValueError:
-            stated = info.environment
-        metadata.update(stated if isinstance(stated, dict) else {"environment": stated})
-    metadata.update(to_metadata(last_rows))
-    return {
-        "description": info.description,
-        "citation": info.citation,
-        # What TFDS says of a dataset without one, by its name.
-        "homepage": None if info.homepage.startswith(_CATALOG) else info.homepage or None,
-        "metadata": metadata,
-        "disable_shuffling": True,
-    }
-
-
-def valid_version(version: str) -> str:
-    """The version as TFDS takes it: three numbers, else 1.0.0."""
-    import tensorflow_datasets as tfds
-
-    return version if tfds.core.Version.is_valid(version) else "1.0.0"
-
-
-def shard_template(folder: pathlib.Path, dataset: str, split: str, file_format: str) -> tfds.core.ShardedFileTemplate:
-    """Names the shards of a split as TFDS does."""
-    import tensorflow_datasets as tfds
-
-    return tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name=dataset, split=split, filetype_suffix=file_format
-    )
-
-
-def write_info(
-    folder: pathlib.Path,
-    dataset: str,
-    config: str,
-    version: str,
-    features: tfds.features.FeaturesDict,
-    info: Info,
-    splits: Sequence[tfds.core.SplitInfo],
-    file_format: str,
-    last_rows: Mapping[str, np.ndarray],
-) -> None:
-    """Lets TFDS write what it keeps beside the shards: features, splits, description and so on.
-
-    Args:
-      folder: where the shards are.
-      dataset: name of the dataset.
-      config: name of its config, or "".
-      version: three numbers.
-      features: the features of the dataset.
-      info: what it says of itself.
-      splits: what `SplitWriter.close` returned.
-      file_format: the format of the shards.
-      last_rows: as for `info_arguments`.
-    """
-    import tensorflow_datasets as tfds
-
-    identity = tfds.core.DatasetIdentity(
-        name=dataset,
-        config_name=config or None,
-        version=tfds.core.Version(version),
-        data_dir=str(folder),
-        module_name="kabuki_rlds",
-    )
-    made = tfds.core.DatasetInfo(builder=identity, features=features, **info_arguments(info, last_rows))
-    made.set_file_format(file_format)
-    made.set_splits(tfds.core.SplitDict(splits))
-    made.write_to_directory(folder)
