@@ -7,7 +7,8 @@ import concurrent.futures
 import functools
 import itertools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import h5py
@@ -15,9 +16,12 @@ import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
+from kabuki_rlds.formats.hdf5.chunk_positions import ChunkPositions, chunk_positions
 
 #: Chunks that are read ahead of the threads that unpack them.
 _AHEAD = 16
+#: Rows of this size are read one by one from uncompressed chunks; smaller ones with their chunk.
+_LARGE_ROW_BYTES = 4096
 
 #: (shuffled, deflated) of the chunks that `chunks.pack` makes.
 _OWN_FILTERS = ((False, False), (True, True))
@@ -201,21 +205,59 @@ class FixedReader:
         """
         if not out.size:
             return
+        positions = self._positions if self._filters is not None else None
+        is_raw = positions is not None and self._filters == (False, False)
+        if positions is not None and is_raw and self._row_nbytes >= _LARGE_ROW_BYTES and out.flags.c_contiguous:
+            self._take_single_rows(positions, out, rows, places)
+            return
         pending: collections.deque[concurrent.futures.Future[None]] = collections.deque()
         cuts = np.flatnonzero(np.diff(rows // self.run_rows)) + 1
         for a, b in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
-            start, stop = int(rows[a]), int(rows[b - 1]) + 1
-            if self._filters is not None:
-                offset = start - start % self.run_rows
-                stored = self._stored(offset)
-                if stored is not None:
-                    pending.append(self._executor.submit(self._place, stored, out, rows[a:b] - offset, places[a:b]))
-                    if len(pending) > _AHEAD:
-                        pending.popleft().result()
-                    continue
-            out[places[a:b]] = self._read_by_hdf5(start, stop)[rows[a:b] - start]
+            chunk, start, stop = int(rows[a]) // self.run_rows, int(rows[a]), int(rows[b - 1]) + 1
+            read: Callable[[], bytes] | None = None
+            if positions is not None:
+                read = functools.partial(positions.read, chunk)
+            elif self._filters is not None:
+                stored = self._stored(chunk * self.run_rows)
+                read = None if stored is None else functools.partial(bytes, stored)
+            if read is None:
+                out[places[a:b]] = self._read_by_hdf5(start, stop)[rows[a:b] - start]
+                continue
+            pending.append(
+                self._executor.submit(self._place, read, out, rows[a:b] - chunk * self.run_rows, places[a:b])
+            )
+            if len(pending) > _AHEAD:
+                pending.popleft().result()
         for placed in pending:
             placed.result()
+
+    @functools.cached_property
+    def _positions(self) -> ChunkPositions | None:
+        return chunk_positions(self._dataset)
+
+    def _take_single_rows(
+        self, positions: ChunkPositions, out: np.ndarray, rows: np.ndarray, places: np.ndarray
+    ) -> None:
+        """Reads rows of uncompressed chunks to their places, without the other rows of the chunks."""
+        nbytes = self._row_nbytes
+        chunk = rows // self.run_rows
+        wrong = positions.sizes[chunk] != self.run_rows * nbytes
+        if wrong.any():
+            size = int(positions.sizes[chunk[wrong][0]])
+            raise ValueError(f"a chunk holds {size} bytes where {self.run_rows * nbytes} should be")
+        offsets = positions.offsets[chunk] + (rows - chunk * self.run_rows) * nbytes
+        # Runs of rows that follow each other both in the file and in `out`. Each is one read.
+        cuts = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(places) != 1)) + 1
+        first, end = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(rows)]])
+        runs = list(zip(offsets[first].tolist(), places[first].tolist(), (end - first).tolist(), strict=True))
+        flat = out.reshape(len(out), -1).view(np.uint8)
+
+        def read(some: Sequence[tuple[int, int, int]]) -> None:
+            for offset, place, count in some:
+                positions.read_into(flat[place : place + count], offset)
+
+        parts = min(len(runs), os.cpu_count() or 1)
+        list(self._executor.map(read, [runs[i::parts] for i in range(parts)]))
 
     @property
     def run_rows(self) -> int:
@@ -236,8 +278,8 @@ class FixedReader:
         # A filter that was left out for this chunk HDF5 knows how to undo.
         return None if skipped else stored
 
-    def _place(self, stored: bytes, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
-        out[places] = self._unpack(stored)[rows]
+    def _place(self, read: Callable[[], bytes], out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        out[places] = self._unpack(read())[rows]
 
     def _unpack(self, stored: bytes) -> np.ndarray:
         assert self._filters is not None
