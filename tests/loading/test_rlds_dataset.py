@@ -494,7 +494,7 @@ def test_a_field_that_turns_out_damaged_is_named(tmp_path):
     with pytest.raises(tf.errors.OpError) as error:
         next(iterator)
     first_line = error.value.message.splitlines()[0]
-    assert f"KabukiError: {file}: field 'reward': rows 0 to 7 cannot be read" in first_line
+    assert f"DamagedDataError: {file}: field 'reward': rows 0 to 7 cannot be read" in first_line
     assert len(plain(kabuki_rlds.load(file, fields="observation"))) == len(handmade.LENGTHS)
 
 
