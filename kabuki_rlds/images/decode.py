@@ -127,12 +127,12 @@ def _function(field: Field, path: str) -> Callable[[Any], Any]:
             f"field {path!r} holds image files, which TensorFlow and TFDS decode ({e}); "
             "install them, or name the fields to read by `fields`"
         ) from e
-    from kabuki_rlds.formats.rlds.pipeline import ImageForm, decode_all
+    from kabuki_rlds.formats.rlds.pipeline import ImageField, decode_all
 
     decode = tfds.features.Image(shape=field.shape[-3:], dtype=field.dtype).decode_example
     if field.is_list_of_images:
         return decode
-    images = ImageForm(path, field.shape, field.dtype, decode)
+    images = ImageField(path, field.shape, field.dtype, decode)
     build = tf.function(lambda files: decode_all(images, files), autograph=False)
     # Built here, once: threads are to call it.
     function: Callable[[Any], Any] = build.get_concrete_function(tf.TensorSpec([None], tf.string))

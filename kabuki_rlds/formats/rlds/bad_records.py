@@ -1,8 +1,8 @@
-"""Finds out which records of a shard cannot be read, and why.
+"""Finds the unreadable records of shards, and the reason for each.
 
-The pipeline reads many records at once, and what it says when one of them is damaged
-tells neither which nor where. Here a shard is read again, in runs of records that
-are halved until the one is found.
+The pipeline decodes many records at once, and its errors do not say which record is
+damaged. This module reads a shard again and bisects batches of records until it has
+found each bad record.
 """
 
 from __future__ import annotations
@@ -17,66 +17,75 @@ from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.placeholders import INSTEAD, placeholder
 from kabuki_rlds.formats.rlds.example_decoder import ExampleField
-from kabuki_rlds.formats.rlds.pipeline import ImageForm
+from kabuki_rlds.formats.rlds.pipeline import ImageField
 from kabuki_rlds.formats.rlds.shards import Damage, ShardSlice, survey
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: If one record cannot be read, so many others are tried, to tell a damaged one from features that do not fit.
-_TRIED = 8
+#: After a record fails, this many other records are tried. If all fail, the features are wrong rather than the record.
+_MAX_TRIED = 8
 
-#: What is wrong with a shard that is not there.
+#: The reason that is given for a missing shard.
 MISSING = "this shard is missing"
 
-#: The lists of a `tf.train.Feature`, by their names in ours.
+#: List type to its field name in `tf.train.Feature`.
 _LISTS = {"int64": "int64_list", "float32": "float_list", "string": "bytes_list"}
 
 
 class BadRecords:
-    """Reads the records of shards to see whether they can be.
+    """Finds the unreadable records of a dataset's shards.
 
     Args:
       file_format: "tfrecord" or "array_record".
-      read: reads serialized examples as they would be converted, and raises where one cannot be.
-      wires: all fields that are read in columns.
-      images: path to images that the pipeline decodes.
+      decode: decodes serialized examples as a conversion does, and raises an error if one cannot be decoded.
+      fields: all fields that are decoded in columns.
+      images: field path to the image that the pipeline decodes.
     """
 
     def __init__(
         self,
         file_format: str,
-        read: Callable[[Sequence[bytes]], None],
-        wires: Sequence[ExampleField],
-        images: Mapping[str, ImageForm],
+        decode: Callable[[Sequence[bytes]], None],
+        fields: Sequence[ExampleField],
+        images: Mapping[str, ImageField],
     ):
         self._file_format = file_format
-        self._read = read
-        self._wires = wires
+        self._decode = decode
+        self._fields = fields
         self._images = images
 
     def first_loss(self, shards: Sequence[ShardSlice]) -> Skipped | None:
-        """The first records of some shards that cannot be read."""
-        found = (each for shard in shards for each in self._look(shard))
+        """Returns the first unreadable records of `shards`, or None."""
+        found = (each for shard in shards for each in self._check(shard))
         return next((each for each in found if isinstance(each, Skipped)), None)
 
     def explain(self, loss: Skipped, shards: Sequence[ShardSlice]) -> str:
-        """What is wrong and what to do, for a loss that `first_loss` found in some shards."""
+        """Returns an error message with the reason and a remedy.
+
+        Args:
+          loss: the result of `first_loss(shards)`.
+          shards: the shards that were searched.
+        """
         if loss.why.startswith(INSTEAD):
             return f"{loss.path}: {loss.why}"
         instead = placeholder(loss.path)
         if instead:
             return f"{loss}; the shard is {INSTEAD}{instead}"
         if loss.count == 1:
-            others = self._others_that_fail(loss, shards)
+            others = self._count_if_all_others_fail(loss, shards)
             if others:
                 return (
-                    f"{loss}; all {others} other records that were tried fail too, so features.json does not describe "
-                    "these shards: get the one that was written with them, or write the dataset again"
+                    f"{loss}; all {others} other records that were tried fail too, so features.json does not match "
+                    "these shards: get the features.json that was written with them, or write the dataset again"
                 )
         return f"{loss}; copy this shard again, or convert with --skip-bad-episodes, which leaves it out"
 
-    def _others_that_fail(self, loss: Skipped, shards: Sequence[ShardSlice]) -> int:
-        """How many other records were tried, if none of them can be read; 0 if one can, or if a checksum is wrong."""
+    def _count_if_all_others_fail(self, loss: Skipped, shards: Sequence[ShardSlice]) -> int:
+        """Tries up to `_MAX_TRIED` other records.
+
+        Returns:
+          the number of records tried if all of them fail; 0 if one can be decoded, or if a checksum is wrong.
+        """
         tried = 0
         for shard in shards:
             for found in survey(shard.path, self._file_format) if os.path.exists(shard.path) else ():
@@ -88,16 +97,20 @@ class BadRecords:
                     if not list(self._bad([(number, data)])):
                         return 0
                     tried += 1
-                    if tried == _TRIED:
+                    if tried == _MAX_TRIED:
                         return tried
         return tried
 
-    def sift(self, shard: ShardSlice) -> tuple[ShardSlice, list[Skipped]]:
-        """What can be read of a slice of a shard, and what cannot."""
+    def separate(self, shard: ShardSlice) -> tuple[ShardSlice, list[Skipped]]:
+        """Reads all records of a slice.
+
+        Returns:
+          the slice without its bad records, and the bad records. Consecutive bad records with one reason are merged.
+        """
         good = 0
         skipped: list[Skipped] = []
         lost: list[int] = []
-        for found in self._look(shard):
+        for found in self._check(shard):
             if isinstance(found, int):
                 good += found
                 continue
@@ -108,15 +121,17 @@ class BadRecords:
                 skipped[-1] = dataclasses.replace(before, count=before.count + found.count)
             else:
                 skipped.append(found)
-        said = shard.expected - sum(each.count for each in skipped)
-        if good > said:
+        listed = shard.expected - sum(each.count for each in skipped)
+        if good > listed:
             _log.warning(
-                "%s: %d episodes more than dataset_info.json says; they are converted too", shard.path, good - said
+                "%s: has %d more episodes than dataset_info.json lists; they are converted too",
+                shard.path,
+                good - listed,
             )
         return dataclasses.replace(shard, expected=good, to_end=False, lost=frozenset(lost)), skipped
 
-    def _look(self, shard: ShardSlice) -> Iterator[int | Skipped]:
-        """Numbers of records that can be read, and what cannot, in order."""
+    def _check(self, shard: ShardSlice) -> Iterator[int | Skipped]:
+        """Yields counts of readable records, and the unreadable records between them, in file order."""
         instead = placeholder(shard.path, may_be_text=True)
         if instead or not os.path.exists(shard.path):
             yield Skipped(shard.path, shard.skip, shard.expected, INSTEAD + instead if instead else MISSING)
@@ -128,7 +143,7 @@ class BadRecords:
             if isinstance(found, Damage):
                 seen = found.record + 1
                 if found.is_end and (found.record < stop or shard.to_end):
-                    # One is lost at the least, whatever dataset_info.json says of how many there are.
+                    # At least one record is lost, even if dataset_info.json lists none here.
                     first = max(found.record, shard.skip)
                     yield Skipped(shard.path, first, max(stop - first, 1), found.why)
                     return
@@ -144,24 +159,26 @@ class BadRecords:
                 return
         first = max(seen, shard.skip)
         if first < stop:
-            yield Skipped(shard.path, first, stop - first, f"dataset_info.json says more episodes than the {seen} here")
+            yield Skipped(
+                shard.path, first, stop - first, f"dataset_info.json lists more episodes than the {seen} in this shard"
+            )
 
-    def _bad(self, run: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
-        """The number of each record of a run that cannot be read, and why."""
-        if not run:
+    def _bad(self, batch: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, str]]:
+        """Yields the number of each record in `batch` that cannot be decoded, and the reason. Bisects the batch."""
+        if not batch:
             return
         try:
-            self._read([data for _, data in run])
+            self._decode([data for _, data in batch])
         except Exception as e:
-            if len(run) == 1:
-                yield run[0][0], self._why(run[0][1], e)
+            if len(batch) == 1:
+                yield batch[0][0], self._reason(batch[0][1], e)
                 return
-            half = len(run) // 2
-            yield from self._bad(run[:half])
-            yield from self._bad(run[half:])
+            half = len(batch) // 2
+            yield from self._bad(batch[:half])
+            yield from self._bad(batch[half:])
 
-    def _why(self, record: bytes, error: Exception) -> str:
-        """What is wrong with a record, with the field where one is at fault."""
+    def _reason(self, record: bytes, error: Exception) -> str:
+        """Returns why a record cannot be decoded. Names the field if one field is at fault."""
         import tensorflow as tf
 
         if isinstance(error, KabukiError):
@@ -169,13 +186,13 @@ class BadRecords:
         try:
             example = tf.train.Example.FromString(record)
         except Exception:
-            return "it is no tf.train.Example"
+            return "not a valid tf.train.Example"
         features = example.features.feature
-        for wire in self._wires:
-            for key, kind in wire.keys.items():
+        for field in self._fields:
+            for key, kind in field.keys.items():
                 found = features[key].WhichOneof("kind") if key in features else None
                 if found not in (None, _LISTS[kind]):
-                    return f"field {wire.path!r}: it holds a list of another type than {kind}, which its feature says"
+                    return f"field {field.path!r}: stored as {found}, expected {_LISTS[kind]} by its feature"
         for path, image in self._images.items():
             for number, file in enumerate(features[image.key].bytes_list.value):
                 try:

@@ -1,8 +1,7 @@
-"""The folder of an RLDS dataset: what it says of itself, and which files hold a split.
+"""Reads the folder of an RLDS dataset: its metadata, and the shards of a split.
 
-Anyone may have made it. What it says is held against what is there: nothing is
-imported that it names, no file is read outside of it, and no count is believed that
-its files cannot hold.
+The dataset is untrusted. No class that it names is imported, no file outside of the
+folder is read, and episode counts are checked against the sizes of the shards.
 """
 
 from __future__ import annotations
@@ -30,22 +29,22 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: A folder with this is a TFDS dataset.
+#: A folder with this file is a TFDS dataset.
 FEATURES = "features.json"
 _INFO = "dataset_info.json"
-#: If the shards that are there are in more runs than this, no split is suggested that takes them.
-_RUNS_NAMED = 3
+#: An error about a missing shard suggests `--split` slices of the other shards, if there are at most this many slices.
+_MAX_SLICES = 3
 _METADATA = "metadata.json"
-#: What to do with a dataset whose features or metadata are rejected.
+#: The remedy in errors about rejected features or metadata.
 _REMEDY = "Write the dataset again with features of `tfds.features`, or leave out the field"
 
 
 def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
-    """Reads the metadata of a dataset, without TFDS's own builder: see `feature_classes`.
+    """Reads the metadata of a dataset, without TFDS's builder, which would import any class (see `parse_features`).
 
     Raises:
-      KabukiError: the folder holds no TFDS dataset, or one that names a class that is not TFDS's own or exceeds a
-        limit.
+      KabukiError: the folder has no TFDS dataset, a feature has a class that is not part of TFDS, or a limit is
+        exceeded.
     """
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
@@ -84,10 +83,10 @@ def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
 
 
 def _check_metadata(folder: pathlib.Path) -> None:
-    """Rejects metadata that would take far more memory than any dataset needs, and files in place of metadata.
+    """Checks the sizes of the metadata files before they are parsed.
 
     Raises:
-      KabukiError: a file is too large, names too many classes, or is a placeholder.
+      KabukiError: a file is too large, lists too many classes, or is a placeholder (for example a Git LFS pointer).
     """
     for path in (folder / FEATURES, folder / _INFO, folder / _METADATA, *sorted(folder.glob("*.labels.txt"))):
         size = path.stat().st_size if path.is_file() else 0
@@ -105,53 +104,59 @@ def _check_metadata(folder: pathlib.Path) -> None:
 
 
 def file_format(info: tfds.core.DatasetInfo, folder: pathlib.Path) -> str:
-    """The format of the shards: "tfrecord" or "array_record".
+    """Returns the format of the shards: "tfrecord" or "array_record".
 
     Raises:
-      KabukiError: it is another one.
+      KabukiError: the shards have another format.
     """
     found = str(info.file_format.value) if info.file_format else "tfrecord"
     if found not in ("tfrecord", "array_record"):
-        raise KabukiError(f"{folder}: shards in the format {found!r} cannot be read")
+        raise KabukiError(
+            f"{folder}: shards in the format {found!r} cannot be read, only tfrecord and array_record; "
+            "write the dataset again in one of these formats"
+        )
     return found
 
 
 def shards(
     info: Any, split: str, folder: pathlib.Path, shard_format: str, *, skip_bad: bool
 ) -> tuple[list[ShardSlice], list[Skipped]]:
-    """What to read for a split, by TFDS's own account.
+    """Finds the shards of a split.
 
     Args:
-      info: what TFDS knows of the dataset.
-      split: the split.
-      folder: of the dataset.
-      shard_format: of the shards.
-      skip_bad: leave out shards that are missing, or not accounted for.
+      info: the `DatasetInfo` of the dataset.
+      split: the split, in TFDS's syntax.
+      folder: the folder of the dataset.
+      shard_format: "tfrecord" or "array_record".
+      skip_bad: leave out shards that are missing or not listed, instead of raising an error.
 
     Returns:
-      The slices, and the episodes that are left out.
+      the slices of shards to read, and the episodes that are left out.
 
     Raises:
-      KabukiError: there is no such split, or its files are not those that there should be.
+      KabukiError: the split does not exist, or its files do not match `dataset_info.json`.
     """
     if not info.splits:
-        raise DamagedDataError("the dataset says of no split, so it is not whole or was never finished", file=folder)
+        raise DamagedDataError(
+            "lists no splits, so the dataset is incomplete; copy the whole dataset, or write it again",
+            file=folder / _INFO,
+        )
     for name, each in info.splits.items():
         if min(each.shard_lengths, default=0) < 0:
-            raise DamagedDataError(f"a shard of {name!r} has less than no episodes", file=folder / _INFO)
+            raise DamagedDataError(f"split {name!r}: a shard has a negative number of episodes", file=folder / _INFO)
     try:
         found = info.splits[split]
-        # An empty split has no files, and TFDS then fails to say so.
+        # TFDS cannot compute the file instructions of an empty split.
         instructions = found.file_instructions if found.num_examples else []
     except Exception as e:
         names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
         raise InvalidArgumentError(f"{folder}: no split {split!r}; it has {names}") from e
     for part in _absolute(info, split):
-        # TFDS takes fewer than no episodes of it, or those up to the end of a shard.
+        # TFDS would return a negative number of episodes, or the rest of a shard.
         if None not in (part.from_, part.to) and part.from_ > part.to:
             raise InvalidArgumentError(
-                f"{folder}: split {split!r} ends before it begins: of {part.splitname!r}, "
-                f"at episode {part.to}, where it begins at {part.from_}"
+                f"{folder}: split {split!r}: the slice of {part.splitname!r} ends at episode {part.to}, "
+                f"before its start at episode {part.from_}"
             )
     slices: list[ShardSlice] = []
     skipped: list[Skipped] = []
@@ -171,8 +176,8 @@ def shards(
         if (part.skip + expected) * least > size and not skip_bad:
             check_is_data(path)
             raise DamagedDataError(
-                f"fewer episodes than dataset_info.json says: its {size:,} bytes cannot hold "
-                f"{part.skip + expected:,}; this shard is cut short, or dataset_info.json is wrong",
+                f"has {size:,} bytes, too few for the {part.skip + expected:,} episodes that dataset_info.json lists; "
+                "the shard is truncated, or dataset_info.json is wrong. Copy the dataset again",
                 file=path,
             )
         slices.append(ShardSlice(path, part.skip, expected, expected == rest, file_format=shard_format))
@@ -180,16 +185,16 @@ def shards(
         of_split = info.splits[split]
         paths = list(of_split.filepaths) if of_split.shard_lengths else []
         for path, count in zip(paths, of_split.shard_lengths, strict=True):
-            # TFDS passes over a shard of which it is said that it holds nothing.
+            # TFDS does not open a shard that is listed with 0 episodes.
             if not count and os.path.isfile(path):
                 slices.append(ShardSlice(os.fspath(path), 0, 0, True, file_format=shard_format))
         listed = {os.path.basename(path) for path in paths}
         for path, episodes in recorded_shards.unlisted(folder, info.name, split, len(of_split.shard_lengths)).items():
-            _log.info("%s: %d episodes of a recording that was not ended, or still goes on", path, episodes)
+            _log.info("%s: %d episodes of a recording that is still running or was interrupted", path, episodes)
             slices.append(ShardSlice(os.fspath(path), 0, episodes, False, may_grow=True))
             listed.add(path.name)
-        for path in _others(folder, f"{info.name}-{split}.{shard_format}", listed):
-            why = "this shard is none of those that dataset_info.json lists"
+        for path in _unlisted_shards(folder, f"{info.name}-{split}.{shard_format}", listed):
+            why = "dataset_info.json does not list this shard"
             if not skip_bad:
                 raise DamagedDataError(
                     f"{why}; move it to another folder, or convert with --skip-bad-episodes, which leaves it out",
@@ -200,30 +205,30 @@ def shards(
 
 
 def _remedy_for_missing(info: Any, split: str) -> str:
-    """What to do if a shard of a split is missing."""
+    """Returns the remedy for a missing shard: copy the dataset, or read slices of the split without that shard."""
     remedy = "copy the whole dataset, then run again"
     if split not in info.splits:
-        # A part of a split, or several: which shards to take of it is not as easily said.
+        # For slices and sums of splits, no simple slice of the remaining shards can be suggested.
         return remedy
     of_split = info.splits[split]
-    # A shard without episodes need not be there.
-    there = [not n or os.path.isfile(f) for f, n in zip(of_split.filepaths, of_split.shard_lengths, strict=True)]
-    edges = [i for i in range(len(there) + 1) if (i > 0 and there[i - 1]) != (i < len(there) and there[i])]
-    runs = list(zip(edges[::2], edges[1::2], strict=True))
-    if not runs or len(runs) > _RUNS_NAMED:
+    # A shard without episodes may be missing.
+    present = [not n or os.path.isfile(f) for f, n in zip(of_split.filepaths, of_split.shard_lengths, strict=True)]
+    edges = [i for i in range(len(present) + 1) if (i > 0 and present[i - 1]) != (i < len(present) and present[i])]
+    slices = list(zip(edges[::2], edges[1::2], strict=True))
+    if not slices or len(slices) > _MAX_SLICES:
         return remedy
-    bounds = [(f"{a}shard" if a else "", f"{b}shard" if b < len(there) else "") for a, b in runs]
+    bounds = [(f"{a}shard" if a else "", f"{b}shard" if b < len(present) else "") for a, b in slices]
     parts = [f"{split}[{start}:{stop}]" for start, stop in bounds]
-    return f"{remedy}, or read the shards that are there: --split '{'+'.join(parts)}'"
+    return f"{remedy}, or read only the other shards: --split '{'+'.join(parts)}'"
 
 
 def splits_in(info: Any, split: str) -> set[str]:
-    """The names of the splits that `split`, in TFDS's syntax, takes episodes from."""
+    """Returns the names of the splits that `split`, in TFDS's syntax, refers to."""
     return {part.splitname for part in _absolute(info, split)}
 
 
 def _absolute(info: Any, split: str) -> list[Any]:
-    """The parts of splits that a split is made of, by the numbers of their episodes."""
+    """Returns the slices of splits that `split` refers to, with absolute episode numbers."""
     import tensorflow_datasets as tfds
 
     parts: list[Any] = tfds.core.ReadInstruction.from_spec(split).to_absolute(info.splits)
@@ -231,22 +236,27 @@ def _absolute(info: Any, split: str) -> list[Any]:
 
 
 def check_inside(path: str, folder: pathlib.Path) -> None:
-    """Refuses the name of a shard that leads out of the dataset's folder."""
+    """Checks that a shard is inside the folder of its dataset.
+
+    Raises:
+      KabukiError: the path leads out of the folder.
+    """
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
     if inside.split(os.sep)[0] == os.pardir or os.pardir in pathlib.Path(path).parts[len(folder.parts) :]:
         raise DamagedDataError(
-            f"names the shard {path!r}, which is outside of the dataset's folder; it is not read", file=folder / _INFO
+            f"names the shard {path!r}, which is outside of the dataset's folder; dataset rejected",
+            file=folder / _INFO,
         )
 
 
-def _others(folder: pathlib.Path, stem: str, names: set[str]) -> list[pathlib.Path]:
-    """The shards of a split that are not among `names`."""
+def _unlisted_shards(folder: pathlib.Path, stem: str, listed: set[str]) -> list[pathlib.Path]:
+    """Returns the files in `folder` that are named like shards of `stem` but are not in `listed`."""
     shard = re.compile(re.escape(stem) + r"-\d{5,}(-of-\d{5,})?")
-    return [folder / name for name in sorted(os.listdir(folder)) if shard.fullmatch(name) and name not in names]
+    return [folder / name for name in sorted(os.listdir(folder)) if shard.fullmatch(name) and name not in listed]
 
 
 def description(info: Any) -> Info:
-    """What a dataset says of itself."""
+    """Returns name, version, description, citation, homepage and environment of a dataset."""
     text = {key: str(getattr(info, key, None) or "") for key in ("description", "citation", "homepage")}
     metadata = {name: value for name, value in (info.metadata or {}).items() if name != KEY}
     environment = ""

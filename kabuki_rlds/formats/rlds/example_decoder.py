@@ -1,16 +1,15 @@
-"""How TFDS lays a feature out in `tf.train.Example`, read back as columns.
+"""Decodes the fields of `tf.train.Example`s written by TFDS into columns.
 
-TFDS writes an episode as one `tf.train.Example`. A leaf `observation/state` of its
-steps becomes the list `steps/observation/state`, all steps end to end. Numbers
-are int64 or float32 lists; images, text and tensors with an `encoding` are lists
-of bytes, one for each item. Lists in lists (a Sequence within the steps) have
-their items in `…/ragged_flat_values` and the lengths of the inner lists in
-`…/ragged_row_lengths_0`, `_1`, …; a tensor with two or more unknown dimensions
-has `…/value` and `…/shape`. (Source: `example_serializer.py` and
-`tensor_feature.py` of tensorflow_datasets.)
+TFDS writes each episode as one `tf.train.Example`. The step field `observation/state`
+becomes the list `steps/observation/state`, with the values of all steps concatenated.
+Numbers are int64 or float32 lists. Images, texts and tensors with an `encoding` are lists
+of byte strings, one per item. Nested lists (a Sequence within the steps) have their items
+in `…/ragged_flat_values` and the lengths of the inner lists in `…/ragged_row_lengths_0`,
+`_1`, …. A tensor with two or more unknown dimensions has `…/value` and `…/shape`.
+(Source: `example_serializer.py` and `tensor_feature.py` of tensorflow_datasets.)
 
-Nothing here needs TensorFlow: what is read are NumPy arrays of whole batches of
-episodes, and nothing loops over steps.
+This module works on NumPy arrays of whole batches of episodes. It does not need
+TensorFlow and does not loop over steps.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from kabuki_rlds.data.block import Column, Nested, Ragged, row_splits
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import DamagedDataError
 
-#: The three kinds of list that a `tf.train.Feature` can be.
+#: The list types of a `tf.train.Feature`.
 ListType = Literal["int64", "float32", "string"]
 
 Encoding = Literal["none", "bytes", "zlib"]
 
-#: Tensors of unknown shape in the episodes of a batch unpack to no more bytes than this, or than so many times what
-#: is stored.
+#: Decompressed zlib tensors of unknown shape in one batch may have at most `_MAX_INFLATED` bytes, or `_MAX_RATIO` times
+#: their compressed size if that is more.
 _MAX_INFLATED = 256 << 20
 _MAX_RATIO = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureLists:
-    """One key of a batch of examples.
+    """The lists of one key in a batch of examples.
 
     Attributes:
-      values: the lists of all examples end to end: int64, float32 or `bytes` objects.
-      splits: where the list of each example begins, and the end: int64, (examples + 1,).
+      values: the lists of all examples, concatenated: int64, float32 or `bytes` objects.
+      splits: the list of example i is `values[splits[i]:splits[i + 1]]`: int64, (examples + 1,).
     """
 
     values: np.ndarray
@@ -53,22 +52,23 @@ class FeatureLists:
 
     @property
     def counts(self) -> np.ndarray:
+        """The length of each example's list: int64, (examples,)."""
         return np.diff(self.splits)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleField:
-    """How one field stands in the examples.
+    """The storage layout of one field in the examples.
 
     Attributes:
-      path: the field's path, without the leading `steps/`.
-      key: the field's key in the example.
-      field: what a row of the decoded column is.
-      in_steps: a row is a step; else a row is an episode.
-      item_shape: shape of one item, the lists around it taken off.
-      list_lengths: for each list within a row, outermost first, its fixed length
-        or None.
-      encoding: how an item is put into bytes; "none" for numbers in lists.
+      path: path of the field, without the leading `steps/`.
+      key: key of the field in the example.
+      field: dtype, shape and kind of a row of the decoded column.
+      in_steps: True if a row is a step, False if a row is an episode.
+      item_shape: shape of one item, without the lists that contain it. None marks an unknown dimension.
+      list_lengths: fixed length of each list within a row, outermost first. None if the length varies.
+      encoding: the `encoding` of the TFDS feature: "none" stores the numbers in lists, "bytes" and "zlib" store
+        each item as a byte string.
     """
 
     path: str
@@ -81,7 +81,7 @@ class ExampleField:
 
     @property
     def _depth(self) -> int:
-        """How many lists stand around an item in the example, that of the steps included."""
+        """The number of lists that contain an item in the example, including the list of steps."""
         return len(self.list_lengths) + self.in_steps
 
     @property
@@ -99,7 +99,7 @@ class ExampleField:
 
     @property
     def keys(self) -> dict[str, ListType]:
-        """The keys of the example that this reads, with the type of each list."""
+        """The keys of this field in the example, with their list types."""
         keys: dict[str, ListType] = {self.value_key: self._list_type}
         if self._is_dynamic:
             keys[f"{self.key}/shape"] = "int64"
@@ -107,7 +107,7 @@ class ExampleField:
 
     @property
     def _item_is_bytes(self) -> bool:
-        """Whether an item is one byte string, whatever it decodes to."""
+        """Whether an item is stored as one byte string."""
         return self.field.kind == "image" or self.encoding != "none"
 
     @property
@@ -117,16 +117,17 @@ class ExampleField:
         return "int64" if self.field.dtype.kind in "iub" else "float32"
 
     @property
-    def tells_steps(self) -> bool:
-        """Whether it says how many steps an episode has, which items without elements do not."""
+    def determines_steps(self) -> bool:
+        """Whether the number of steps follows from this field. It does not if items have zero elements."""
         return bool(self._length_keys) or self._item_is_bytes or _size(self.item_shape) > 0
 
     def steps_per_episode(self, lists: Mapping[str, FeatureLists]) -> np.ndarray | None:
-        """How many steps each example has, by this field: int64, (examples,).
+        """Returns the number of steps of each example: int64, (examples,), or None unless `determines_steps`.
 
-        None where the field does not tell.
+        Raises:
+          KabukiError: the number of elements is not a multiple of the size of an item.
         """
-        if not self.tells_steps:
+        if not self.determines_steps:
             return None
         if self._length_keys:
             return lists[self._length_keys[0]].counts
@@ -136,22 +137,28 @@ class ExampleField:
         size = _size(self.item_shape)
         if (counts % size).any():
             raise DamagedDataError(
-                f"field {self.path!r}: the number of elements is no multiple of its size, {size}", field=self.path
+                f"field {self.path!r}: the number of elements of an episode is not a multiple of the item size {size}",
+                field=self.path,
             )
         return counts // size
 
     def column(self, lists: Mapping[str, FeatureLists], rows: int) -> Column:
-        """The rows of this field in a batch: `rows` steps, or episodes.
+        """Decodes this field in a batch of examples.
 
-        An image is the bytes of its file; a list of images is a ragged row of such.
+        Args:
+          lists: key to lists, of the whole batch.
+          rows: number of steps in the batch, or of episodes if the field is not `in_steps`.
+
+        Returns:
+          a column of `rows` rows. An image is the bytes of its file, a list of images is a ragged row of such bytes.
 
         Raises:
-          KabukiError: the lists do not hold what the features promise.
+          KabukiError: the lists do not match the feature.
         """
         column = self._column(lists, rows)
         if not isinstance(column, np.ndarray) and not column.is_consistent:
             raise DamagedDataError(
-                f"field {self.path!r}: the lengths or shapes of its items are not those of their elements",
+                f"field {self.path!r}: the stored lengths or shapes do not match the number of elements",
                 field=self.path,
             )
         return column
@@ -159,12 +166,12 @@ class ExampleField:
     def _column(self, lists: Mapping[str, FeatureLists], rows: int) -> Column:
         lengths = [lists[key].values for key in self._length_keys]
         if not self.in_steps and self.list_lengths:
-            # The length of an episode's outermost list is not written: count its items.
+            # TFDS does not store the length of an episode field's outermost list: count its items.
             outermost = lists[self._length_keys[0]] if lengths else lists[self.value_key]
             size = 1 if lengths or self._item_is_bytes else _size(self.item_shape)
             lengths.insert(0, outermost.counts // max(size, 1))
         if any((level < 0).any() for level in lengths):
-            raise DamagedDataError(f"field {self.path!r}: the length of a list is less than 0", field=self.path)
+            raise DamagedDataError(f"field {self.path!r}: a list has a negative length", field=self.path)
         self._check_counts(lists)
         items = self._items(lists, int(lengths[-1].sum()) if lengths else rows)
         if not lengths:
@@ -172,8 +179,9 @@ class ExampleField:
         assert isinstance(items, np.ndarray), "lists of ragged items are read by TFDS"
         for level, fixed in zip(lengths, self.list_lengths, strict=True):
             if fixed is not None and (level != fixed).any():
+                wrong = int(level[level != fixed][0])
                 raise DamagedDataError(
-                    f"field {self.path!r}: a list has not the length {fixed} that its feature promises", field=self.path
+                    f"field {self.path!r}: a list has {wrong} items, expected {fixed} by its feature", field=self.path
                 )
         if self.field.kind == "image":
             return Ragged(items, lengths[0][:, None])
@@ -185,9 +193,12 @@ class ExampleField:
         return Ragged(items.reshape(-1), np.column_stack([lengths[0], inner]))
 
     def _check_counts(self, lists: Mapping[str, FeatureLists]) -> None:
-        """Refuses an example whose lists are not as long as one another say.
+        """Checks that the list lengths of each example agree.
 
-        Each is looked at: what one has too many and the next too few would go from the one to the other.
+        The check is per example. Checking only the total would let surplus items of one example move to the next.
+
+        Raises:
+          KabukiError: an example has too many or too few items.
         """
         values = lists[self.value_key].counts
         size = 1 if self._item_is_bytes else _size(self.item_shape)
@@ -207,32 +218,33 @@ class ExampleField:
         if len(wrong):
             first = wrong[0]
             raise DamagedDataError(
-                f"field {self.path!r}: {found[first]} {what} in an episode where {expected[first]} should be",
+                f"field {self.path!r}: an episode has {found[first]} {what}, expected {expected[first]}",
                 field=self.path,
             )
 
     def _items(self, lists: Mapping[str, FeatureLists], count: int) -> Column:
-        """All items end to end, as the rows of a column."""
+        """Returns all items as the rows of one column."""
         found = lists[self.value_key]
         if self.field.kind == "image":
             return found.values
         if self.encoding != "none":
-            return self._decoded(found.values, lists)
+            return self._decode_bytes(found.values, lists)
         values = found.values if found.values.dtype == self.field.dtype else found.values.astype(self.field.dtype)
         if None in self.item_shape:
             shapes = np.array([self._shape_of(n) for n in found.counts], np.int64).reshape(-1, len(self.item_shape))
             return Ragged(values, shapes)
         return values.reshape(count, *(d for d in self.item_shape if d is not None))
 
-    def _decoded(self, values: np.ndarray, lists: Mapping[str, FeatureLists]) -> Column:
+    def _decode_bytes(self, values: np.ndarray, lists: Mapping[str, FeatureLists]) -> Column:
+        """Returns the items that are stored as the byte strings `values`."""
         if self.encoding == "zlib":
-            values = self._inflated(values)
+            values = self._decompress(values)
         sizes = np.fromiter(map(len, values), np.int64, len(values))
         itemsize = self.field.dtype.itemsize
         if None not in self.item_shape:
             if (sizes != _size(self.item_shape) * itemsize).any():
                 raise DamagedDataError(
-                    f"field {self.path!r}: the bytes of an item are not those of shape {self.item_shape}",
+                    f"field {self.path!r}: the number of bytes of an item does not match its shape {self.item_shape}",
                     field=self.path,
                 )
             elements = _from_bytes(values, self.field.dtype)
@@ -245,12 +257,16 @@ class ExampleField:
             shapes = np.column_stack([unknown if d is None else np.full_like(sizes, d) for d in self.item_shape])
         if (shapes.prod(axis=1) * itemsize != sizes).any():
             raise DamagedDataError(
-                f"field {self.path!r}: the bytes of an item are not those of its shape", field=self.path
+                f"field {self.path!r}: the number of bytes of an item does not match its shape", field=self.path
             )
         return Ragged(_from_bytes(values, self.field.dtype), shapes)
 
-    def _inflated(self, values: np.ndarray) -> np.ndarray:
-        """The items unpacked: no more bytes than their shape has, or, where it varies, than is sensible."""
+    def _decompress(self, values: np.ndarray) -> np.ndarray:
+        """Decompresses zlib items.
+
+        The decompressed size is limited to the size of the item shape, or to `_MAX_INFLATED` and `_MAX_RATIO` if the
+        shape varies.
+        """
         stored = values.tolist()
         if None in self.item_shape:
             limit = left = max(_MAX_INFLATED, _MAX_RATIO * sum(map(len, stored)))
@@ -261,27 +277,26 @@ class ExampleField:
         for i, item in enumerate(stored):
             inflater = isal_zlib.decompressobj()
             try:
-                # One byte more is asked for, so that what is too long shows.
+                # One byte more than the limit, to detect items that are too long.
                 data = inflater.decompress(item, min(limit, left) + 1)
-            except isal_zlib.IsalError as e:  # type: ignore[misc]  # its stub hides that it is an exception
+            except isal_zlib.IsalError as e:  # type: ignore[misc]  # the stub does not declare it as an exception
                 raise DamagedDataError(
-                    f"field {self.path!r}: item {i} is no zlib stream, or a damaged one ({e})", field=self.path
+                    f"field {self.path!r}: item {i} is not a valid zlib stream ({e})", field=self.path
                 ) from e
             left -= len(data)
             if len(data) > limit or left < 0:
                 raise DamagedDataError(
-                    f"field {self.path!r}: item {i} of {len(item):,} bytes unpacks to more than {limit:,}, "
-                    "and is not what its feature says",
+                    f"field {self.path!r}: item {i} of {len(item):,} bytes decompresses to more than the {limit:,} "
+                    "bytes that its feature allows",
                     field=self.path,
                 )
             if not inflater.eof:
-                raise DamagedDataError(
-                    f"field {self.path!r}: item {i} is a zlib stream that is cut short", field=self.path
-                )
+                raise DamagedDataError(f"field {self.path!r}: item {i} is a truncated zlib stream", field=self.path)
             inflated[i] = data
         return inflated
 
     def _shape_of(self, elements: int) -> list[int]:
+        """Returns the shape of an item with at most one unknown dimension, from its number of elements."""
         known = _size(self.item_shape)
         return [elements // known if d is None and known else d or 0 for d in self.item_shape]
 
@@ -291,6 +306,6 @@ def _size(shape: tuple[int | None, ...]) -> int:
 
 
 def _from_bytes(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The elements in byte strings, end to end."""
-    # Through uint8: NumPy's frombuffer does not take bfloat16 from an empty buffer.
+    """Returns the elements of all byte strings, concatenated."""
+    # Via uint8, because `np.frombuffer` rejects an empty buffer for bfloat16.
     return np.frombuffer(b"".join(values.tolist()), np.uint8).view(dtype)

@@ -1,10 +1,9 @@
-"""Blocks of steps as serialized `tf.train.Example`s: the inverse of `example_decoder`.
+"""Encodes blocks of steps as serialized `tf.train.Example`s. The inverse of `example_decoder`.
 
-TFDS encodes a step at a time in Python, some 13,000 small steps a second. Here a
-field of all steps of a block is put into the wire format at once, and the record of
-an episode is the slices of its fields, end to end. A reader cannot tell the
-difference: keys, types of lists and values are those of TFDS's own serializer, which
-still does what is not known here (`fallback`).
+TFDS encodes one step at a time in Python, about 13,000 small steps per second. This module
+encodes all steps of a block at once, one field at a time, and joins the slices of the
+fields to the record of each episode. Keys, list types and values are the same as those of
+TFDS's serializer. `tfds_fallback` encodes the features that this module does not support.
 """
 
 from __future__ import annotations
@@ -30,36 +29,37 @@ from kabuki_rlds.images.encode import image_files
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: Rows of a field, or what stands in the lists that are its rows.
+#: Items end to end: the rows of a field, or the contents of the lists in its rows.
 _Items: TypeAlias = np.ndarray | Ragged
 
 
 class ExampleEncoder:
-    """Turns consecutive blocks into the records of their episodes.
+    """Encodes consecutive blocks as records, one per episode.
 
     Args:
-      features: the features of the dataset. Blocks may have more fields; those are
-        left out.
+      features: the features of the dataset. Fields of blocks that have no feature are not encoded.
 
     Raises:
-      KabukiError: the features are not those of RLDS.
+      KabukiError: the features are not RLDS features.
     """
 
     def __init__(self, features: tfds.features.FeaturesDict):
         leaves = rlds_features.read(features)
-        self._fields = [_FieldEncoder(leaf, leaf.wire) for leaf in leaves if leaf.wire is not None]
+        self._fields = [_FieldEncoder(leaf, leaf.example_field) for leaf in leaves if leaf.example_field is not None]
         self._keys = [key for field in self._fields if field.in_steps for key in field.keys]
         self._keys += [key for field in self._fields if not field.in_steps for key in field.keys]
-        self._slow = TfdsWriter([leaf for leaf in leaves if leaf.wire is None], features)
-        self._open: _Episode | None = None
+        self._fallback = TfdsWriter([leaf for leaf in leaves if leaf.example_field is None], features)
+        self._open: _OpenEpisode | None = None
 
     def encode(self, block: Block) -> Iterator[bytes]:
-        """The records of the episodes that ended before the end of the block.
+        """Encodes a block, and yields the records of the episodes that are now complete.
+
+        An episode is complete when a later block starts the next one. `finish` yields the last one.
 
         Raises:
-          KabukiError: a value cannot be stored as its feature says.
+          KabukiError: a value cannot be stored with its feature.
         """
-        # Rows before the first start go on with the episode that is open.
+        # Rows before the first start belong to the open episode of the previous block.
         bounds = np.concatenate([[0], block.starts, [block.num_steps]])
         each = np.arange(block.num_episodes + 1)
         steps = [p for field in self._fields if field.in_steps for p in field.encode(block.steps[field.path], bounds)]
@@ -69,33 +69,33 @@ class ExampleEncoder:
         for i, (start, stop) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)):
             if i:
                 yield from self.finish()
-                self._open = _Episode([[] for _ in steps], [p[i - 1] for p in metadata])
-                self._slow.begin(block, i - 1)
+                self._open = _OpenEpisode([[] for _ in steps], [p[i - 1] for p in metadata])
+                self._fallback.begin(block, i - 1)
             if stop > start:
-                # Every source begins with an episode; without one these steps would be lost.
+                # The first block of every source starts with an episode.
                 assert self._open is not None
-                for pieces, made in zip(self._open.steps, steps, strict=True):
-                    pieces.append(made[i])
-                self._slow.add(block, start, stop)
+                for pieces, protos in zip(self._open.steps, steps, strict=True):
+                    pieces.append(protos[i])
+                self._fallback.add(block, start, stop)
 
     def finish(self) -> Iterator[bytes]:
-        """The record of the episode that is still open, if one is: after the last block, the last."""
+        """Yields the record of the open episode, if there is one. Call it after the last block."""
         if self._open is None:
             return
         payloads = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for pieces in self._open.steps]
         payloads += self._open.metadata
         self._open = None
-        lists = [(key, kind, made) for (key, kind), made in zip(self._keys, payloads, strict=True)]
-        yield feature_proto.example(lists, self._slow.end())
+        lists = [(key, kind, payload) for (key, kind), payload in zip(self._keys, payloads, strict=True)]
+        yield feature_proto.example(lists, self._fallback.end())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Episode:
-    """An episode in the making.
+class _OpenEpisode:
+    """The encoded part of an episode that is not complete yet.
 
     Attributes:
-      steps: for each list of its steps, the payloads of its parts, a block each.
-      metadata: the payload of each list of its own.
+      steps: for each list of step fields, the payloads of each block so far.
+      metadata: the payload of each list of episode fields.
     """
 
     steps: list[list[bytes]]
@@ -103,39 +103,52 @@ class _Episode:
 
 
 class _FieldEncoder:
-    """Puts the rows of one field into lists.
+    """Encodes the rows of one field.
 
     Attributes:
-      path: the field's path.
-      in_steps: whether a row is a step; else an episode.
-      keys: the keys of its lists in an example, and their types, in the order in which `encode` makes them.
+      path: path of the field.
+      in_steps: True if a row is a step, False if a row is an episode.
+      keys: (key, type) of each list that `encode` returns, in the same order.
     """
 
-    def __init__(self, leaf: FeatureLeaf, wire: ExampleField):
+    def __init__(self, leaf: FeatureLeaf, example_field: ExampleField):
         import tensorflow_datasets as tfds
 
-        self._wire = wire
+        self._example_field = example_field
         self._feature: Any = leaf.feature
         self._classes = leaf.feature.num_classes if isinstance(leaf.feature, tfds.features.ClassLabel) else None
         self._file_format = getattr(leaf.feature, "encoding_format", None) or "png"
-        # What an image is says its field; its wire only that it is one byte string.
-        self._item_shape = wire.field.shape[-3:] if wire.field.kind == "image" else wire.item_shape
+        # `item_shape` of an image is (), because it is stored as one byte string.
+        field = example_field.field
+        self._item_shape = field.shape[-3:] if field.kind == "image" else example_field.item_shape
         self._rows_before = 0
-        self.path = wire.path
-        self.in_steps = wire.in_steps
-        self.keys: list[tuple[bytes, ListType]] = [(key.encode(), kind) for key, kind in wire.keys.items()]
-        self._has_shapes = f"{wire.key}/shape" in wire.keys
+        self.path = example_field.path
+        self.in_steps = example_field.in_steps
+        self.keys: list[tuple[bytes, ListType]] = [(key.encode(), kind) for key, kind in example_field.keys.items()]
+        self._has_shapes = f"{example_field.key}/shape" in example_field.keys
 
     def encode(self, column: Column, at: np.ndarray) -> list[FeatureProto]:
-        """The lists of several episodes, whose rows begin at `at`: int64, (episodes + 1,)."""
-        levels, items = _without_lists(column, len(self._wire.list_lengths))
+        """Encodes the rows of several episodes.
+
+        Args:
+          column: the rows.
+          at: the rows of episode i are `column[at[i]:at[i + 1]]`: int64, (episodes + 1,).
+
+        Returns:
+          one `FeatureProto` for each of `keys`.
+
+        Raises:
+          KabukiError: a value cannot be stored with the feature.
+        """
+        levels, items = _without_lists(column, len(self._example_field.list_lengths))
         self._check_shapes(items, levels)
         lengths = []
         for depth, level in enumerate(levels):
-            fixed = self._wire.list_lengths[depth]
+            fixed = self._example_field.list_lengths[depth]
             if fixed is not None and (level != fixed).any():
-                raise self._error(int(np.flatnonzero(level != fixed)[0]), levels[:depth], f"is no list of {fixed}")
-            # TFDS leaves out the length of an episode's outermost list.
+                first = int(np.flatnonzero(level != fixed)[0])
+                raise self._error(first, levels[:depth], f"has a list of {level[first]} items, expected {fixed}")
+            # TFDS does not store the length of an episode field's outermost list.
             if depth or self.in_steps:
                 lengths.append(feature_proto.integers(level, at))
             at = row_splits(level)[at]
@@ -143,36 +156,37 @@ class _FieldEncoder:
         if self._has_shapes:
             shape = items.shapes if isinstance(items, Ragged) else np.tile(items.shape[1:], (len(items), 1))
             shapes.append(feature_proto.integers(shape.reshape(-1), at * shape.shape[1]))
-        made = [self._items(items, at, levels), *shapes, *lengths]
+        protos = [self._encode_items(items, at, levels), *shapes, *lengths]
         self._rows_before += len(column)
-        return made
+        return protos
 
     def _check_shapes(self, items: _Items, levels: list[np.ndarray]) -> None:
-        """Holds items whose shapes vary against what the feature says of them."""
+        """Checks the shapes of ragged items against the shape of the feature."""
         if isinstance(items, Ragged) and not _are_files(items.values):
             for axis, size in enumerate(self._item_shape):
                 wrong = np.flatnonzero(items.shapes[:, axis] != size) if size is not None else np.empty(0)
                 if len(wrong):
                     first = int(wrong[0])
-                    raise self._error(first, levels, f"is of shape {tuple(items.shapes[first].tolist())}")
+                    shape = tuple(items.shapes[first].tolist())
+                    raise self._error(first, levels, f"has shape {shape}, expected {self._item_shape}")
 
-    def _items(self, items: _Items, at: np.ndarray, levels: list[np.ndarray]) -> FeatureProto:
-        wire = self._wire
-        if wire.field.kind == "image":
+    def _encode_items(self, items: _Items, at: np.ndarray, levels: list[np.ndarray]) -> FeatureProto:
+        encoding, field = self._example_field.encoding, self._example_field.field
+        if field.kind == "image":
             if isinstance(items, np.ndarray) and _are_files(items):
                 return feature_proto.byte_strings(items.tolist(), at)
             return feature_proto.byte_strings(image_files(_rows(items), self._file_format), at)
-        if wire.encoding == "bytes" and isinstance(items, np.ndarray):
+        if encoding == "bytes" and isinstance(items, np.ndarray):
             return feature_proto.arrays_as_bytes(items, at)
-        if wire.encoding != "none":
+        if encoding != "none":
             raw = [row.tobytes() for row in _rows(items)]
-            return feature_proto.byte_strings([zlib.compress(r) for r in raw] if wire.encoding == "zlib" else raw, at)
+            return feature_proto.byte_strings([zlib.compress(r) for r in raw] if encoding == "zlib" else raw, at)
         if isinstance(items, Ragged):
             elements, at = items.values, items.splits[at]
         else:
             at = at * int(np.prod(items.shape[1:], dtype=np.int64))
             elements = items.reshape(-1)
-        if wire.field.dtype == BYTES:
+        if field.dtype == BYTES:
             return feature_proto.byte_strings(elements.tolist(), at)
         if elements.dtype.kind in "iub":
             self._check_labels(elements, levels)
@@ -180,34 +194,42 @@ class _FieldEncoder:
         return feature_proto.floats(self._as_float32(elements, items, levels), at)
 
     def _as_float32(self, values: np.ndarray, items: _Items, levels: list[np.ndarray]) -> np.ndarray:
+        """Converts `values` to float32. Raises `KabukiError` if a value changes."""
         if values.dtype.itemsize <= 4:
             return values
         with np.errstate(over="ignore", invalid="ignore"):
-            kept = values.astype(np.float32)
-            lost = np.flatnonzero((kept != values) & ~(np.isnan(values) & np.isnan(kept)))
+            converted = values.astype(np.float32)
+            lost = np.flatnonzero((converted != values) & ~(np.isnan(values) & np.isnan(converted)))
         if not len(lost):
-            return kept
+            return converted
         splits = items.splits if isinstance(items, Ragged) else np.arange(len(items) + 1) * (len(values) // len(items))
         item = int(np.searchsorted(splits, lost[0], "right")) - 1
         raise self._error(
             item,
             levels,
-            f"holds {values[lost[0]]!r}, but TFDS stores {values.dtype.name} as float32, which cannot; "
-            "give the feature encoding='bytes', or delete the attribute 'features', and it is given it",
+            f"has the value {values[lost[0]]!r}, which TFDS would round: it stores {values.dtype.name} as float32; "
+            "give the feature encoding='bytes', or delete the attribute 'features' to let this package choose the "
+            "encoding",
         )
 
     def _check_labels(self, values: np.ndarray, levels: list[np.ndarray]) -> None:
         if self._classes is None or not len(values):
             return
-        # TFDS takes -1 for "no label".
+        # In TFDS, -1 means "no label".
         unsigned = values.dtype.kind == "u"
         if values.max() >= self._classes or (not unsigned and values.min() < -1):
             wrong = (values >= self._classes) | (values < (0 if unsigned else -1))
             first = int(np.flatnonzero(wrong)[0])
-            raise self._error(first, levels, f"holds the label {values[first]}, but there are {self._classes} classes")
+            raise self._error(first, levels, f"has the label {values[first]}, but there are {self._classes} classes")
 
     def _error(self, item: int, levels: Sequence[np.ndarray], problem: str) -> KabukiError:
-        """An error about the row that an item stands in."""
+        """Returns an error that names the row of an item.
+
+        Args:
+          item: index of the item, or of a list if `levels` are only its outer levels.
+          levels: the lengths of the lists around the item, outermost first.
+          problem: predicate of the message, for example "has the label 7".
+        """
         for level in reversed(levels):
             item = int(np.searchsorted(row_splits(level), item, "right")) - 1
         what, row = ("step field", "row") if self.in_steps else ("episode field", "episode")
@@ -215,10 +237,10 @@ class _FieldEncoder:
 
 
 def _without_lists(column: Column, depth: int) -> tuple[list[np.ndarray], _Items]:
-    """Takes the lists within the rows apart.
+    """Removes `depth` levels of lists from the rows.
 
     Returns:
-      for each level the lengths of its lists, outermost first; and all items end to end.
+      the lengths of the lists of each level, outermost first: int64, (lists,); and all items, concatenated.
     """
     if not depth:
         assert not isinstance(column, Nested)
@@ -242,11 +264,12 @@ def _without_lists(column: Column, depth: int) -> tuple[list[np.ndarray], _Items
 
 
 def _are_files(items: np.ndarray) -> bool:
+    """Returns whether images are encoded files instead of arrays."""
     return items.dtype == BYTES
 
 
 def _rows(items: _Items) -> Sequence[np.ndarray]:
-    """Each item as an array."""
+    """Returns each item as an array."""
     if isinstance(items, np.ndarray):
         return list(items)
     splits = items.splits.tolist()

@@ -1,8 +1,8 @@
-"""TFDS features as a schema, and how each stands in the records.
+"""Translates TFDS features to schema fields and their storage layout in the records.
 
-`read` sorts the leaves of a dataset's features in two: those whose wire format is
-known here and can be read in whole columns, and the rest, which is left to TFDS's
-own decoding.
+`read` finds for each leaf of the features either a storage layout that
+`example_decoder` decodes in whole columns, or none. TFDS itself decodes the leaves
+without a layout (`tfds_fallback`).
 """
 
 from __future__ import annotations
@@ -27,39 +27,37 @@ _ENCODINGS: dict[str, Encoding] = {"none": "none", "bytes": "bytes", "zlib": "zl
 
 @dataclasses.dataclass(frozen=True)
 class FeatureLeaf:
-    """One field as TFDS has it.
+    """One leaf of the features of a dataset.
 
     Attributes:
-      path: path of the field among the steps or among the episode's fields.
-      in_steps: whether it is a field of the steps.
-      field: what its rows are once decoded.
-      wire: how to read it in columns; None leaves it to TFDS.
-      feature: the TFDS feature, without the Sequences around it where there is a wire.
+      path: path of the field in a step, or in the episode.
+      in_steps: True for a step field, False for an episode field.
+      field: dtype, shape and kind of the decoded rows.
+      example_field: the storage layout, or None if TFDS decodes the field.
+      feature: the TFDS feature, without the Sequences around it if there is an `example_field`.
     """
 
     path: str
     in_steps: bool
     field: Field
-    wire: ExampleField | None
+    example_field: ExampleField | None
     feature: tfds.features.FeatureConnector
 
 
 def read(features: tfds.features.FeaturesDict) -> list[FeatureLeaf]:
-    """The leaves of an RLDS dataset's features, by name.
-
-    TFDS keeps those it reads from `features.json` in no order that holds from one run to the next.
+    """Returns the leaves of an RLDS dataset's features: step fields, then episode fields, each sorted by name.
 
     Raises:
-      KabukiError: the features are not those of RLDS, or one cannot be read by anyone.
+      KabukiError: the features are not RLDS features, or a feature cannot be read.
     """
     import tensorflow_datasets as tfds
 
     steps = dict(features.items()).get(STEPS)
     if not isinstance(steps, tfds.features.Dataset) or not isinstance(steps.feature, tfds.features.FeaturesDict):
         raise KabukiError(
-            "this is no RLDS dataset: its features have no 'steps' that is a Dataset of dicts"
-            f" (they have {', '.join(sorted(features))})"
+            f"not an RLDS dataset: no feature 'steps' that is a Dataset of dicts (found: {', '.join(sorted(features))})"
         )
+    # Sorted, because TFDS reads `features.json` in an order that changes from run to run.
     leaves = list(_leaves(steps.feature, "", in_steps=True))
     episode = {name: feature for name, feature in features.items() if name != STEPS}
     for name, feature in sorted(episode.items()):
@@ -75,22 +73,22 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[FeatureLeaf]:
         for name, inner in sorted(feature.items()):
             yield from _leaves(inner, f"{path}/{name}" if path else name, in_steps)
         return
-    lengths, item = _unwrap(feature)
+    lengths, item = _strip_sequences(feature)
     if isinstance(item, tfds.features.FeaturesDict):
-        # A list of dicts is a dict of lists, in TFDS's records and in ours.
+        # TFDS stores a list of dicts as a dict of lists.
         for name, inner in sorted(item.items()):
             for length in reversed(lengths):
                 inner = tfds.features.Sequence(inner, length)
             yield from _leaves(inner, f"{path}/{name}", in_steps)
         return
     if isinstance(item, tfds.features.Dataset):
-        raise KabukiError(f"field {path!r}: a Dataset in a Sequence or in another Dataset is not known to this tool")
+        raise KabukiError(f"field {path!r}: a Dataset inside a Sequence or another Dataset is not supported")
     info = feature.get_tensor_info()
     dtype = np.dtype(info.np_dtype)
     nested = info.sequence_rank if info.sequence_rank > 1 and None in info.shape[: info.sequence_rank] else 0
     if nested and None in info.shape[nested:]:
         raise KabukiError(
-            f"field {path!r}: lists in lists of arrays of unknown shape {tuple(info.shape[nested:])} cannot be read"
+            f"field {path!r}: nested lists of arrays of unknown shape {tuple(info.shape[nested:])} are not supported"
         )
     names, num_classes = _classes(item)
     field = Field(
@@ -103,19 +101,19 @@ def _leaves(feature: Any, path: str, in_steps: bool) -> Iterator[FeatureLeaf]:
         num_classes=num_classes,
     )
     field.check_size(f"field {path!r}")
-    wire = _wire(path, in_steps, field, item, lengths)
-    yield FeatureLeaf(path, in_steps, field, wire, feature if wire is None else item)
+    example_field = _example_field(path, in_steps, field, item, lengths)
+    yield FeatureLeaf(path, in_steps, field, example_field, feature if example_field is None else item)
 
 
 def without_dataset(feature: Any) -> Any:
-    """A Sequence in the place of a dataset within a step, or beside the steps: it is written as one is."""
+    """Replaces a Dataset feature by the Sequence feature that is stored in the same way. Returns others unchanged."""
     import tensorflow_datasets as tfds
 
     return tfds.features.Sequence(feature.feature) if isinstance(feature, tfds.features.Dataset) else feature
 
 
 def is_list(feature: Any) -> bool:
-    """Whether a feature is a Sequence, and adds nothing to it that changes how it is stored."""
+    """Returns whether a feature is stored as a Sequence."""
     import tensorflow_datasets as tfds
 
     plain = (tfds.features.Sequence, tfds.features.TranslationVariableLanguages, tfds.features.Video)
@@ -123,7 +121,8 @@ def is_list(feature: Any) -> bool:
 
 
 def sequence_length(sequence: Any) -> int | None:
-    """The fixed length of a Sequence, or None: TFDS tells it only as the first dimension."""
+    """Returns the fixed length of a Sequence, or None if the length varies."""
+    # TFDS exposes the length only as the first dimension of its tensor info.
     info = sequence.get_tensor_info()
     while isinstance(info, dict):
         info = next(iter(info.values()), None)
@@ -131,8 +130,8 @@ def sequence_length(sequence: Any) -> int | None:
     return length
 
 
-def _unwrap(feature: Any) -> tuple[tuple[int | None, ...], Any]:
-    """Takes the Sequences off a feature: the length of each, outermost first, and what is inside."""
+def _strip_sequences(feature: Any) -> tuple[tuple[int | None, ...], Any]:
+    """Returns the lengths of the Sequences around a feature, outermost first, and the innermost feature."""
     lengths = []
     while is_list(feature):
         lengths.append(sequence_length(feature))
@@ -141,13 +140,13 @@ def _unwrap(feature: Any) -> tuple[tuple[int | None, ...], Any]:
 
 
 def _classes(item: Any) -> tuple[tuple[str, ...] | None, int | None]:
-    """The names of the classes of a label or of the pixels of an image, and how many they are."""
+    """Returns the class names and the number of classes of a ClassLabel or LabeledImage. None means not stated."""
     import tensorflow_datasets as tfds
 
     label = item._class_label if isinstance(item, tfds.features.LabeledImage) else item
     if not isinstance(label, tfds.features.ClassLabel):
         return None, None
-    # Of a label without names, `ClassLabel.names` would make names, however many there are.
+    # `ClassLabel.names` would generate names for a label without names.
     return (tuple(label._int2str) if label._int2str else None), label.num_classes or None
 
 
@@ -161,8 +160,10 @@ def _kind(item: Any, dtype: np.dtype) -> Kind:
     return "text" if dtype.kind in "OSU" else "array"
 
 
-def _wire(path: str, in_steps: bool, field: Field, item: Any, lengths: tuple[int | None, ...]) -> ExampleField | None:
-    """How to read a field in columns, or None where TFDS must."""
+def _example_field(
+    path: str, in_steps: bool, field: Field, item: Any, lengths: tuple[int | None, ...]
+) -> ExampleField | None:
+    """Returns the storage layout of a field, or None if only TFDS can decode it."""
     import tensorflow_datasets as tfds
 
     key = f"{STEPS}/{path}" if in_steps else path
@@ -185,7 +186,7 @@ def _wire(path: str, in_steps: bool, field: Field, item: Any, lengths: tuple[int
     shape = tuple(item.get_tensor_info().shape)
     if None in shape and encoding == "none" and in_steps:
         raise KabukiError(
-            f"field {path!r}: TFDS cannot read back a tensor of unknown shape {shape} that has no encoding; "
+            f"field {path!r}: TFDS cannot read a tensor of unknown shape {shape} without an encoding; "
             "write the dataset again with encoding='zlib'"
         )
     if None in shape and lengths:

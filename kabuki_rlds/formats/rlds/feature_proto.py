@@ -1,11 +1,11 @@
-"""Items of columns as the lists of `tf.train.Feature`s, in protobuf's wire format.
+"""Encodes columns as lists of `tf.train.Feature`s, in protobuf's wire format.
 
-A Feature holds one list, of int64, float32 or bytes. Numbers are packed: float32 as
-they stand in memory, int64 as varints (7 bits a byte, the lowest first, the high bit
-set on all but the last). Byte strings stand one after the other, each behind its
-length. The lists of all episodes of a block are made at once, end to end; where each
-begins is told by its offset. (Source: protobuf's "Encoding" page, `feature.proto` of
-TensorFlow.)
+A Feature has one list, of int64, float32 or bytes. Numbers are packed: float32 as
+little-endian bytes, int64 as varints (7 bits per byte, lowest bits first, the high bit is
+set in all bytes except the last). Byte strings follow each other, each after its length.
+The functions encode the lists of all episodes of a block at once and return the offset of
+each episode. (Source: "Encoding" in the protobuf documentation; TensorFlow's
+`feature.proto`.)
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.rlds.example_decoder import ListType
 from kabuki_rlds.formats.varint import varint
 
-#: The field number of each list in a Feature, as its tag.
+#: List type to the tag of its field in a Feature.
 _LIST_TAGS: dict[ListType, bytes] = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
-#: The tag of a length-delimited field of number 1: of all that is repeated here.
+#: The tag of a length-delimited field with number 1. All repeated fields used here have this tag.
 _TAG_1 = b"\x0a"
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureProto:
-    """The elements of one list of each of several episodes.
+    """The encoded elements of one list, for several episodes.
 
     Attributes:
-      data: the wire format of all of them, end to end.
-      offsets: where in `data` each episode's begin, and the end.
+      data: the encoded elements of all episodes, concatenated.
+      offsets: the elements of episode i are `data[offsets[i]:offsets[i + 1]]`.
     """
 
     data: bytes
@@ -43,15 +43,20 @@ class FeatureProto:
 
 
 def floats(values: np.ndarray, at: np.ndarray) -> FeatureProto:
-    """float32 `values`, (elements,), of which each episode's begin at `at`: int64, (episodes + 1,)."""
+    """Encodes a float list.
+
+    Args:
+      values: elements of all episodes: float32, float16 or bfloat16, (elements,).
+      at: the elements of episode i are `values[at[i]:at[i + 1]]`: int64, (episodes + 1,).
+    """
     return FeatureProto(np.ascontiguousarray(values, "<f4").tobytes(), (at * 4).tolist())
 
 
 def integers(values: np.ndarray, at: np.ndarray) -> FeatureProto:
-    """Integers or booleans, (elements,), of which each episode's begin at `at`."""
+    """Encodes an int64 list from integers or booleans, (elements,). `at` as for `floats`."""
     if values.dtype == bool:
         return FeatureProto(values.tobytes(), at.tolist())
-    # A negative number has the bits of its two's complement of 64 bits.
+    # Protobuf encodes negative numbers as 64-bit two's complement.
     bits = values.astype(np.int64, copy=False).view(np.uint64)
     longest = int(bits.max(initial=0))
     if longest < 128:
@@ -73,7 +78,7 @@ def integers(values: np.ndarray, at: np.ndarray) -> FeatureProto:
 
 
 def byte_strings(items: Sequence[bytes], at: np.ndarray) -> FeatureProto:
-    """Byte strings, of which each episode's begin at `at`."""
+    """Encodes a bytes list from byte strings. `at` as for `floats`."""
     heads = [_TAG_1 + varint(len(item)) for item in items]
     sizes = np.fromiter(map(len, heads), np.int64, len(items)) + np.fromiter(map(len, items), np.int64, len(items))
     data = b"".join(part for pair in zip(heads, items, strict=True) for part in pair)
@@ -81,7 +86,7 @@ def byte_strings(items: Sequence[bytes], at: np.ndarray) -> FeatureProto:
 
 
 def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> FeatureProto:
-    """Arrays of one shape as byte strings, (items, *shape), of which each episode's begin at `at`."""
+    """Encodes a bytes list from arrays, (items, *shape), each as one byte string. `at` as for `floats`."""
     raw = np.ascontiguousarray(items).reshape(-1).view(np.uint8).reshape(len(items), -1) if items.size else None
     nbytes = 0 if raw is None else raw.shape[1]
     head = np.frombuffer(_TAG_1 + varint(nbytes), np.uint8)
@@ -93,11 +98,11 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> FeatureProto:
 
 
 def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> bytes:
-    """A serialized `tf.train.Example`.
+    """Returns a serialized `tf.train.Example`.
 
     Args:
-      lists: its features: key, type of the list, and its payload.
-      entries: more of its map of features, serialized already.
+      lists: (key, list type, encoded elements) of each feature.
+      entries: further entries of the map of features, already serialized.
     """
     parts: list[bytes] = []
     for key, kind, data in lists:
@@ -108,8 +113,8 @@ def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> b
 
 @functools.lru_cache(1 << 14)
 def _feature_head(key: bytes, kind: ListType, nbytes: int) -> bytes:
-    """All that stands before the payload in an entry of an Example's map of features."""
-    # Numbers are packed into one field of the list, which is left out where there are none.
+    """Returns the bytes that precede the encoded elements in an entry of an Example's map of features."""
+    # Packed numbers are one field of the list. An empty list has no such field.
     packed = _TAG_1 + varint(nbytes) if kind != "string" and nbytes else b""
     feature = _LIST_TAGS[kind] + varint(len(packed) + nbytes) + packed
     entry = _TAG_1 + varint(len(key)) + key + b"\x12" + varint(len(feature) + nbytes) + feature

@@ -1,9 +1,9 @@
-"""The TFDS features of a schema: those it came from, or else ones derived from its fields.
+"""Chooses the TFDS features for a schema. The inverse of `feature_layout.read`.
 
-This is the inverse of `features.read`. Where the schema names TFDS features (it came
-from an RLDS dataset), those are taken, so that RLDS -> HDF5 -> RLDS gives equal
-features. All else is derived from what the arrays are, such that TFDS stores every
-value to the bit and can read it back.
+If the schema came from an RLDS dataset, it contains the features of that dataset, and
+these are used. RLDS -> HDF5 -> RLDS therefore gives equal features. For other fields, the
+features are derived from dtype, shape and kind, so that TFDS stores and reads back every
+value bit for bit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from kabuki_rlds.formats.rlds.feature_layout import STEPS, FeatureLeaf
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: How images that are stored as arrays are encoded in the records.
+#: The file formats for encoding images that are stored as arrays.
 ImageFormat = Literal["png", "jpeg"]
 
-#: What to do if the attribute `features` cannot be used.
+#: The remedy if the attribute `features` cannot be used.
 _REMEDY = "Delete the attribute to derive the features from the arrays"
 
-#: What the lists of a `tf.train.Example`, of int64 and float32, hold to the bit.
+#: The dtypes that the int64 and float32 lists of a `tf.train.Example` store without loss.
 _EXACT = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "float32")
-#: What they do not, and TFDS reads back from bytes. It does not read uint32 from bytes.
+#: The dtypes that TFDS can read back with encoding="bytes". uint32 is missing, because TFDS cannot.
 _AS_BYTES = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint64"),
     *("float16", "bfloat16", "float32", "float64"),
@@ -39,35 +39,37 @@ _AS_BYTES = (
 
 
 def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.features.FeaturesDict:
-    """The TFDS features of a dataset with this schema: `{"steps": Dataset({…}), **episode fields}`.
+    """Returns the TFDS features for a schema: `{"steps": Dataset({…}), **episode fields}`.
 
-    With `schema.features`, they are those, and
+    If `schema.features` is set, the result is these features, with two changes:
 
-    * a step field that they do not list is added, unless it is `derived` in all
-      episodes: then a converter added it, and it is left out;
-    * `images` changes the format of an image that is stored as an array.
+    * A field that they do not list is added, unless it is `derived` in all episodes. A
+      converter has added such a field.
+    * `images` replaces the format of images that are stored as arrays.
 
-    Without, each field gets a feature by its dtype, shape and kind: labels with names
-    are ClassLabels (int64), and what TFDS would not store to the bit, or not read
-    back, has the encoding "bytes" ("zlib" makes numbers larger, and slower to read).
-    A uint8 array (height, width, 1, 3 or 4) of 32 pixels or more a side is an image.
+    Otherwise, the feature of each field follows from its dtype, shape and kind:
+
+    * A label with names becomes a ClassLabel (int64).
+    * A uint8 array (height, width, 1, 3 or 4) of at least 32 x 32 pixels becomes an Image.
+    * A field that TFDS would not store or read back exactly gets encoding="bytes". ("zlib"
+      would make numeric data larger and slower to read.)
 
     Args:
-      schema: what the steps and the episodes carry.
-      images: the format of images that are stored as arrays. "jpeg" is lossy, and is
-        used for uint8 of 1 or 3 channels whose feature does not say PNG. None is the
-        format that their feature or `file_format` states, else PNG.
+      schema: the fields of the steps and the episodes.
+      images: the format of images that are stored as arrays. "jpeg" is lossy. It applies
+        to uint8 images of 1 or 3 channels whose feature does not state PNG. None uses the
+        format that the feature or `file_format` states, or else PNG.
 
     Raises:
-      KabukiError: the schema names features that are no RLDS features, or that do not
-        fit its fields; or no feature can hold a field.
+      KabukiError: `schema.features` are not RLDS features or do not match the fields, or TFDS has no feature for a
+        field.
     """
     import tensorflow_datasets as tfds
 
     if not schema.features:
         steps = {path: _feature(field, path, images) for path, field in schema.steps.items()}
         metadata = {path: _feature(field, path, images) for path, field in schema.metadata.items()}
-        _check_free(metadata)
+        _check_reserved_name(metadata)
         return tfds.features.FeaturesDict({**_nested(metadata), STEPS: tfds.features.Dataset(_nested(steps))})
     listed = parse_features.parse(schema.features, "attribute 'features'", _REMEDY)
     leaves = _leaves(listed)
@@ -89,7 +91,7 @@ def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.featu
 
 
 def images_encoded_again(schema: Schema, features: tfds.features.FeaturesDict) -> list[str]:
-    """The paths of the images that are stored as arrays, and that the features of a dataset state as JPEG."""
+    """Returns the paths of images that are stored as arrays and have JPEG as the format of their feature."""
     return [
         leaf.path
         for leaf in rlds_features.read(features)
@@ -101,7 +103,7 @@ def _leaves(features: tfds.features.FeaturesDict) -> list[FeatureLeaf]:
     try:
         return rlds_features.read(features)
     except KabukiError as e:
-        raise DamagedDataError(f"the attribute 'features': {e}; without it they are derived from the arrays") from e
+        raise DamagedDataError(f"attribute 'features': {e}. {_REMEDY}") from e
 
 
 def _field_of(schema: Schema, leaf: FeatureLeaf) -> Field:
@@ -109,14 +111,12 @@ def _field_of(schema: Schema, leaf: FeatureLeaf) -> Field:
 
 
 def _check_fit(schema: Schema, leaves: list[FeatureLeaf]) -> None:
-    remedy = "correct one of them, or delete the attribute 'features': they are then derived from the arrays"
+    remedy = "correct one of them, or delete the attribute 'features' to derive the features from the arrays"
     for leaf in leaves:
         what = "step field" if leaf.in_steps else "episode field"
         stored = (schema.steps if leaf.in_steps else schema.metadata).get(leaf.path)
         if stored is None:
-            raise DamagedDataError(
-                f"{what} {leaf.path!r} is listed in the attribute 'features' but not stored; {remedy}"
-            )
+            raise DamagedDataError(f"{what} {leaf.path!r}: in the attribute 'features', but not in the file; {remedy}")
         fits = (
             stored.dtype == leaf.field.dtype
             and len(stored.shape) == len(leaf.field.shape)
@@ -126,27 +126,30 @@ def _check_fit(schema: Schema, leaves: list[FeatureLeaf]) -> None:
         )
         if not fits:
             raise DamagedDataError(
-                f"{what} {leaf.path!r} is stored as {stored.describe()}, "
-                f"but the attribute 'features' says {leaf.field.describe()}; {remedy}"
+                f"{what} {leaf.path!r}: stored as {stored.describe()}, "
+                f"but the attribute 'features' has {leaf.field.describe()}; {remedy}"
             )
 
 
 def _change_formats(
     protos: Mapping[str, Any], formats: Mapping[tuple[bool, str], ImageFormat], at: tuple[bool, str] | None = None
 ) -> bool:
-    """Sets the formats of images in TFDS's protos of features, and says whether any changed.
+    """Sets the formats of images in TFDS's feature protos.
 
     Args:
       protos: name to proto.
-      formats: (in the steps, path) of an image to its format.
-      at: where `protos` stand; None at the top.
+      formats: (whether it is a step field, path) of an image to its format.
+      at: (whether they are step fields, path) of the group that contains `protos`. None at the top level.
+
+    Returns:
+      whether a format changed.
     """
     changed = False
     for name, proto in protos.items():
         in_steps, prefix = at or (name == STEPS, "")
         path = "" if at is None and in_steps else f"{prefix}/{name}" if prefix else name
         while proto.WhichOneof("content") == "sequence":
-            # The Dataset of the steps is one too.
+            # The Dataset of the steps is stored as a sequence too.
             proto = proto.sequence.feature
         kind = proto.WhichOneof("content")
         if kind == "features_dict":
@@ -155,21 +158,21 @@ def _change_formats(
             image = getattr(proto, kind)
             wanted = formats[in_steps, path]
             stated = image.encoding_format
-            lossy_anyway = wanted == "jpeg" and stated != "png" and _can_be_jpeg(image) and not image.HasField("label")
-            if lossy_anyway or stated == "jpeg":
+            may_become_jpeg = wanted == "jpeg" and stated != "png" and _supports_jpeg(image)
+            if (may_become_jpeg and not image.HasField("label")) or stated == "jpeg":
                 image.encoding_format = wanted
                 changed |= image.encoding_format != stated
     return changed
 
 
-def _can_be_jpeg(image: Any) -> bool:
+def _supports_jpeg(image: Any) -> bool:
     return image.dtype == "uint8" and image.shape.dimensions[-1] in (1, 3)
 
 
 def _with_unlisted(
     features: tfds.features.FeaturesDict, leaves: list[FeatureLeaf], schema: Schema, images: ImageFormat | None
 ) -> tfds.features.FeaturesDict:
-    """Adds the fields that the features do not list and no converter made."""
+    """Adds features for the fields that the features do not list. Derived fields are not added."""
     import tensorflow_datasets as tfds
 
     listed = {(leaf.in_steps, leaf.path) for leaf in leaves}
@@ -183,7 +186,7 @@ def _with_unlisted(
     )
     if not steps and not metadata:
         return features
-    _check_free(metadata)
+    _check_reserved_name(metadata)
     known = dict(features.items())
     known_steps = _tree(known.pop(STEPS).feature)
     tree = {name: _tree(feature) for name, feature in known.items()}
@@ -193,7 +196,7 @@ def _with_unlisted(
 
 
 def _tree(feature: Any) -> Any:
-    """A dict of features as a plain dict, which can be added to."""
+    """Returns a FeaturesDict as nested plain dicts. Returns other features unchanged."""
     import tensorflow_datasets as tfds
 
     if type(feature) is not tfds.features.FeaturesDict:
@@ -202,7 +205,11 @@ def _tree(feature: Any) -> Any:
 
 
 def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Puts what stands at paths into a dict of dicts."""
+    """Inserts path to feature into nested dicts.
+
+    Raises:
+      KabukiError: a path is already used, or leads through a field.
+    """
     tree: dict[str, Any] = {} if into is None else into
     for path, feature in flat.items():
         *groups, name = path.split("/")
@@ -211,27 +218,29 @@ def _nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict
             at = at.setdefault(group, {})
             if not isinstance(at, dict):
                 raise SchemaMismatchError(
-                    f"field {path!r}: TFDS cannot hold it within the field {group!r}; rename it by a recipe",
+                    f"field {path!r}: in RLDS, {group!r} cannot be both a field and a group; rename one with a recipe",
                     fields=(path,),
                 )
         if name in at:
             raise SchemaMismatchError(
-                f"field {path!r}: there is another of this name in RLDS; rename it by a recipe", fields=(path,)
+                f"field {path!r}: RLDS allows only one field of this name; rename one with a recipe", fields=(path,)
             )
         at[name] = feature
     return tree
 
 
-def _check_free(metadata: Mapping[str, Any]) -> None:
+def _check_reserved_name(metadata: Mapping[str, Any]) -> None:
     for path in metadata:
         if path.partition("/")[0] == STEPS:
             raise SchemaMismatchError(
-                f"episode field {path!r}: RLDS keeps the steps under this name; rename it by a recipe", fields=(path,)
+                f"episode field {path!r}: RLDS reserves the name {STEPS!r} for the steps; "
+                "rename the field with a recipe",
+                fields=(path,),
             )
 
 
 def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
-    """The feature that holds a field's rows to the bit."""
+    """Returns a feature that stores the rows of a field without loss (apart from JPEG)."""
     import tensorflow_datasets as tfds
 
     if field.kind == "label" and field.names:
@@ -250,7 +259,7 @@ def _feature(field: Field, path: str, images: ImageFormat | None) -> Any:
 
 
 def _format_of(field: Field) -> str | None:
-    """The format of its image files, where TFDS has such a one; else it tells each by itself."""
+    """Returns the `encoding_format` of an image, or None, with which TFDS detects the format of each file."""
     return field.file_format if field.file_format in ("png", "jpeg") else None
 
 
@@ -258,21 +267,21 @@ def _tensor(dtype: np.dtype, shape: tuple[int | None, ...], path: str) -> Any:
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    # TFDS cannot read back unknown dimensions, or none to count, without an encoding.
+    # Without an encoding, TFDS cannot read back unknown dimensions or dimensions of size 0.
     countable = None not in shape and 0 not in shape
     if dtype == BYTES and not shape:
         return tfds.features.Text()
     if countable and (dtype == BYTES or dtype.name in _EXACT):
         return tfds.features.Tensor(shape=shape, dtype=np.str_ if dtype == BYTES else dtype)
     if dtype.name in _AS_BYTES:
-        # TFDS knows bfloat16 by TensorFlow's name alone.
+        # TFDS accepts bfloat16 only as a TensorFlow dtype.
         known = tf.bfloat16 if dtype == BFLOAT16 else dtype
         return tfds.features.Tensor(shape=shape, dtype=known, encoding="bytes")
     if (dtype == BYTES or dtype.name in _EXACT) and None not in shape[1:] and 0 not in shape[1:]:
         return tfds.features.Sequence(_tensor(dtype, shape[1:], path))
     raise SchemaMismatchError(
-        f"field {path!r}: TFDS has no feature that it can read back for {Field(dtype, shape).describe()}; "
-        "store it with another type or shape",
+        f"field {path!r}: TFDS cannot read back any feature for {Field(dtype, shape).describe()}; "
+        "store it with another dtype or shape",
         fields=(path,),
     )
 
@@ -280,23 +289,25 @@ def _tensor(dtype: np.dtype, shape: tuple[int | None, ...], path: str) -> Any:
 def _label(names: tuple[str, ...], path: str) -> Any:
     import tensorflow_datasets as tfds
 
-    # TFDS keeps the names as the lines of a file, and strips them.
+    # TFDS stores the names as lines of a file, and strips whitespace.
     bad = next((name for name in names if name != name.strip() or not name or "\n" in name), None)
     if bad is not None:
         raise SchemaMismatchError(
-            f"field {path!r}: TFDS cannot keep {bad!r} as the name of a class; rename it in its class_names",
+            f"field {path!r}: TFDS cannot store the class name {bad!r} (empty, surrounding whitespace or a line "
+            "break); rename the class in the attribute class_names",
             fields=(path,),
         )
     if len(set(names)) < len(names):
         raise SchemaMismatchError(
-            f"field {path!r}: two classes have the same name, which TFDS refuses; rename one in its class_names",
+            f"field {path!r}: two classes have the same name, which TFDS rejects; "
+            "rename one in the attribute class_names",
             fields=(path,),
         )
     return tfds.features.ClassLabel(names=list(names))
 
 
 def _in_lists(feature: Any, depth: int) -> Any:
-    """The feature in Sequences of any length; TFDS cannot read all of those whose length is fixed."""
+    """Returns the feature inside `depth` Sequences of variable length. TFDS cannot read all fixed-length ones."""
     import tensorflow_datasets as tfds
 
     for _ in range(depth):
@@ -305,7 +316,7 @@ def _in_lists(feature: Any, depth: int) -> Any:
 
 
 def _name_classes(leaf: FeatureLeaf, names: tuple[str, ...]) -> None:
-    """Gives a feature the names of its classes, which TFDS's JSON lacks, from a file as TFDS has them."""
+    """Sets the class names of a feature. TFDS can load them only from a file: its features JSON has no class names."""
     import tensorflow_datasets as tfds
 
     with tempfile.TemporaryDirectory() as folder:
@@ -315,6 +326,7 @@ def _name_classes(leaf: FeatureLeaf, names: tuple[str, ...]) -> None:
             leaf.feature.load_metadata(folder, "classes")
         except ValueError as e:
             raise DamagedDataError(
-                f"field {leaf.path!r}: its class names do not fit the feature that the attribute 'features' says ({e})",
+                f"field {leaf.path!r}: the class names do not match the feature in the attribute 'features' ({e}). "
+                f"{_REMEDY}",
                 field=leaf.path,
             ) from e

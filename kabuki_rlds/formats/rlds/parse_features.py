@@ -1,8 +1,8 @@
-"""Turns features JSON into TFDS features: the only place where the name of a class becomes a class.
+"""Parses features JSON to TFDS features, without importing classes that the JSON names.
 
 TFDS's own parser imports the module of any class that `features.json` names, and also parses JSON texts within the
-JSON. A dataset must not choose which code runs, so TFDS's parser is not used. The parser here accepts every form in
-which TFDS 4.4 to 4.9.10 writes features, nested in each other, and takes each class from the list `_NAMES`:
+JSON. A dataset must not choose which code runs, so TFDS's parser is not used. This parser accepts all forms in which
+TFDS 4.4 to 4.9.10 writes features, in any nesting. It takes classes only from the list `_NAMES`:
 
 * a proto as JSON: `{"pythonClassName": …, "featuresDict": {"features": {…}}}`;
 * a proto with a JSON text: `{"pythonClassName": …, "jsonFeature": {"json": "{…}"}}`;
@@ -26,14 +26,15 @@ from kabuki_rlds.errors import KabukiError
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: The classes of `tfds.features` that a dataset may name.
+#: The classes of `tfds.features` that a dataset may use.
 _NAMES = (
     *("Audio", "BBoxFeature", "ClassLabel", "Dataset", "FeaturesDict", "Image", "LabeledImage", "Scalar", "Sequence"),
     *("Tensor", "Text", "Translation", "TranslationVariableLanguages", "Video"),
 )
 
 _DTYPE = re.compile(r"\w{1,32}")
-_SHOWN = 32
+#: Characters of an invalid dtype that an error shows.
+_MAX_SHOWN = 32
 
 
 def parse(text: str, where: str, remedy: str) -> tfds.features.FeaturesDict:
@@ -41,8 +42,8 @@ def parse(text: str, where: str, remedy: str) -> tfds.features.FeaturesDict:
 
     Args:
       text: the JSON.
-      where: the file or the attribute that holds it, for an error.
-      remedy: what to do if the features cannot be used, for an error: a sentence.
+      where: the file or the attribute that contains the JSON, for errors.
+      remedy: a sentence that says what to do if the features are rejected, for errors.
 
     Raises:
       KabukiError: the text is not features JSON, names a class that is not in the list, or exceeds a limit.
@@ -59,7 +60,7 @@ def parse(text: str, where: str, remedy: str) -> tfds.features.FeaturesDict:
 
 
 def from_proto(proto: Any) -> tfds.features.FeaturesDict:
-    """The features of a `feature_pb2.FeaturesDict` that TFDS made of features which `parse` accepted."""
+    """Returns the features of a `feature_pb2.FeaturesDict`. Only for protos of features that `parse` returned."""
     import tensorflow_datasets as tfds
 
     parser = _FeatureParser("features", "")
@@ -68,7 +69,7 @@ def from_proto(proto: Any) -> tfds.features.FeaturesDict:
 
 @functools.cache
 def _classes() -> Mapping[str, type[Any]]:
-    """Full name to class, for the classes of the list. TFDS keeps the names that a class had before as ALIASES."""
+    """Returns full name to class, for the classes in `_NAMES`. TFDS lists former names of a class in ALIASES."""
     import tensorflow_datasets as tfds
 
     found = {}
@@ -81,7 +82,7 @@ def _classes() -> Mapping[str, type[Any]]:
 
 @functools.cache
 def _proto_classes() -> Mapping[str, type[Any]]:
-    """Full name to class, for the protos that the content of a feature can be."""
+    """Returns full name to class, for the protos that may be the content of a feature."""
     from tensorflow_datasets.core.proto import feature_pb2
 
     contents = feature_pb2.Feature.DESCRIPTOR.oneofs_by_name["content"].fields
@@ -99,8 +100,8 @@ class _FeatureParser:
     """Parses the features of one dataset.
 
     Args:
-      where: the file or the attribute, for an error.
-      remedy: what to do, for an error.
+      where: the file or the attribute, for errors.
+      remedy: what to do, for errors.
     """
 
     def __init__(self, where: str, remedy: str):
@@ -113,7 +114,7 @@ class _FeatureParser:
         return KabukiError(f"{self._where}: {what}{problem}. {self._remedy}".rstrip())
 
     def parse_json(self, value: Any, path: str, depth: int) -> Any:
-        """A feature from the JSON of a proto, or from the legacy form."""
+        """Returns a feature from the JSON of a proto, or from the legacy form."""
         from google.protobuf import json_format
         from tensorflow_datasets.core.proto import feature_pb2
 
@@ -132,7 +133,7 @@ class _FeatureParser:
         return self._feature(cls, content, path, depth)
 
     def parse_proto(self, proto: Any, path: str, depth: int) -> Any:
-        """A feature from a `feature_pb2.Feature`."""
+        """Returns a feature from a `feature_pb2.Feature`."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.proto import feature_pb2
 
@@ -142,12 +143,12 @@ class _FeatureParser:
         if isinstance(content, feature_pb2.JsonFeature):
             content = _loads(self, content.json, path)
         feature = self._feature(cls, content, path, depth)
-        # As TFDS does, since the constructors of some features do not take it.
+        # Set afterwards, as TFDS does, because some constructors have no argument for it.
         feature._set_doc(tfds.features.Documentation.from_proto(proto))
         return feature
 
     def named(self, features: Mapping[str, Any], parse: Any, path: str, depth: int) -> dict[str, Any]:
-        """Name to feature. The order of a proto's map changes from run to run, so they are sorted."""
+        """Returns name to parsed feature, sorted by name. The order of a proto's map changes from run to run."""
         return {name: parse(features[name], f"{path}/{name}" if path else name, depth) for name in sorted(features)}
 
     def _class(self, name: Any, path: str) -> type[Any]:
@@ -167,15 +168,15 @@ class _FeatureParser:
             raise self.error(path, f"cannot be parsed as {cls.__name__} ({e})") from e
 
     def _feature(self, cls: type[Any], content: Any, path: str, depth: int) -> Any:
-        """A feature of a class: those within it are parsed here, all else is up to TFDS."""
+        """Returns a feature of the class `cls`. Parses inner features, and lets TFDS parse other content."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.proto import feature_pb2
 
         self._count += 1
         if self._count > limits.MAX_FEATURES:
-            raise self.error(path, f"follows {limits.MAX_FEATURES:,} others, the limit of a dataset")
+            raise self.error(path, f"exceeds the limit of {limits.MAX_FEATURES:,} features")
         if depth > limits.MAX_DEPTH:
-            raise self.error(path, f"is nested in more than {limits.MAX_DEPTH} others, the limit")
+            raise self.error(path, f"exceeds the nesting limit of {limits.MAX_DEPTH} features")
         try:
             if cls is tfds.features.FeaturesDict:
                 if isinstance(content, feature_pb2.FeaturesDict):
@@ -192,14 +193,14 @@ class _FeatureParser:
             else:
                 feature = cls.from_json_content(self._checked(content, path))
                 self._check_classes(feature, path)
-                # TFDS checks little of a shape or a limit before it is used.
+                # This call detects invalid shapes and limits, which TFDS otherwise checks only when it uses them.
                 feature.to_proto()
                 return feature
         except KabukiError:
             raise
         except Exception as e:
-            raise self.error(path, f"cannot be made: {type(e).__name__}: {e}") from e
-        raise self.error(path, f"has no content that a {cls.__name__} can have")
+            raise self.error(path, f"cannot be created: {type(e).__name__}: {e}") from e
+        raise self.error(path, f"has content that is not valid for a {cls.__name__}")
 
     def _length(self, length: Any, path: str) -> int | None:
         if length in (None, -1):
@@ -209,25 +210,29 @@ class _FeatureParser:
         return length
 
     def _checked(self, content: Any, path: str) -> Any:
-        """The content as TFDS takes it, without a dtype that is not one name, or a file that is to be read."""
+        """Returns the content in the form that TFDS's `from_json_content` expects.
+
+        Raises:
+          KabukiError: the dtype is not a plain name, or the class names are to be read from a file.
+        """
         from tensorflow_datasets.core.features import feature
 
         is_dict = isinstance(content, dict)
         dtype = content.get("dtype") if is_dict else getattr(content, "dtype", None)
         if isinstance(dtype, str) and dtype and not _DTYPE.fullmatch(dtype):
-            raise self.error(path, f"has the dtype {dtype[:_SHOWN]!r}, expected a name such as 'float32'")
+            raise self.error(path, f"has the dtype {dtype[:_MAX_SHOWN]!r}, expected a name such as 'float32'")
         if not is_dict:
             return content
         for key in ("names_file", "labels", "names"):
             names = content.get(key)
             if isinstance(names, str):
-                raise self.error(path, f"takes the names of its classes from the file {names!r}, which is not read")
+                raise self.error(path, f"reads its class names from the file {names!r}, which is not allowed")
             if isinstance(names, list) and not all(isinstance(name, str) for name in names):
-                raise self.error(path, "has a name of a class that is not a text")
+                raise self.error(path, "has a class name that is not a string")
         return {**content, "dtype": feature.dtype_from_str(dtype)} if isinstance(dtype, str) else content
 
     def _check_classes(self, feature: Any, path: str) -> None:
-        # TFDS keeps any number; a label with names has as many.
+        # TFDS accepts any number of classes.
         count = getattr(feature, "num_classes", None)
         if count is not None and (type(count) is not int or not 0 <= count <= limits.MAX_CLASSES):
             raise self.error(path, f"has {_count(count)} classes, expected 0 to {limits.MAX_CLASSES:,}")

@@ -1,9 +1,8 @@
-"""The `tf.data` pipeline: shards in, parsed batches of episodes out.
+"""The `tf.data` pipeline that reads shards and parses batches of episodes.
 
-Many episodes are parsed by one `tf.io.parse_example`, which is where the speed is:
-nothing is done for one step at a time. Images are decoded in parallel by TensorFlow,
-a window of steps at a time, so that a long episode of large images takes no more
-memory than a short one.
+One call of `tf.io.parse_example` parses many episodes, and nothing runs once per step.
+TensorFlow decodes images in parallel, in windows of steps, so memory use does not grow
+with the length of an episode.
 """
 
 from __future__ import annotations
@@ -28,28 +27,27 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _THREADS = os.cpu_count() or 1
-#: One more than there are cores, since each now and then waits for its turn in Python.
+#: One thread more than there are cores, because decoders sometimes wait for the GIL.
 _DECODERS = _THREADS + 1
-#: Decoded images of one window take about this many bytes, and are of no more steps than:
+#: The size limits of a window: bytes of decoded images, and steps.
 _WINDOW_BYTES = 8 << 20
 _WINDOW_MAX = 4096
-#: A window of images whose size is not known before they are decoded.
+#: The number of steps of a window if the size of the images is unknown.
 _WINDOW_OF_UNKNOWN = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Element:
-    """What the pipeline yields: a batch of episodes, or one window of its images.
+    """One element of the pipeline: a batch of episodes with its first window of images, or a later window.
 
     Attributes:
-      shard: index of the shard slice that the batch was read from.
-      is_batch_start: whether this is the first window of its batch. Later windows
-        carry images alone; the rest is empty.
+      shard: index of the shard slice of the batch.
+      is_batch_start: whether this is the first window of its batch. In later windows, `records` and `lists` are empty.
       num_bytes: bytes of the batch's records.
-      records: the serialized examples, where they were asked for: `bytes` objects.
-      lists: the keys of the examples.
-      images: path to the decoded images of the window: an array (steps, height,
-        width, channels), or (flat pixels, shapes) where sizes differ.
+      records: the serialized examples as `bytes` objects. Empty unless the pipeline has `keep_records`.
+      lists: key to the lists of the examples.
+      images: path to the decoded images of the window: an array (steps, height, width, channels), or
+        (flat pixels, shapes) if the sizes may differ.
     """
 
     shard: int
@@ -61,13 +59,14 @@ class Element:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageForm:
-    """One field of images to decode.
+class ImageField:
+    """An image field that the pipeline decodes.
 
     Attributes:
-      key: its key in the example.
-      shape: (height, width, channels), None where it varies.
-      decode: a graph function from a scalar string to the image: TFDS's own.
+      key: key of the field in the example.
+      shape: (height, width, channels). None marks a dimension that varies.
+      dtype: dtype of the pixels.
+      decode: a graph function from a scalar string to the image, from the TFDS feature.
     """
 
     key: str
@@ -77,26 +76,24 @@ class ImageForm:
 
 
 def window_rows(images: Sequence[Field]) -> int:
-    """How many steps' images to decode at once."""
+    """Returns the number of steps in a window of images."""
     sizes = [field.row_nbytes for field in images]
     if None in sizes:
         return _WINDOW_OF_UNKNOWN
     rows = max(1, min(_WINDOW_MAX, _WINDOW_BYTES // max(sum(size or 0 for size in sizes), 1)))
-    # A power of two, as chunks are, so that a chunk is mostly cut from one window.
+    # A power of two, like the rows of a chunk, so that most chunks come from a single window.
     return 1 << (rows.bit_length() - 1)
 
 
 class Pipeline:
-    """Reads shards of one dataset.
-
-    Its graph functions are traced once, however often it is read.
+    """Reads shards of one dataset. The graph functions are traced once, in the constructor.
 
     Args:
       file_format: "tfrecord" or "array_record".
-      keys: keys of the examples to parse, with the type of their lists.
-      images: path to images to decode.
-      window: steps whose images are decoded at once.
-      keep_records: pass the serialized examples on.
+      keys: keys of the examples to parse, with their list types.
+      images: path to the image fields to decode.
+      window: number of steps whose images are decoded at once.
+      keep_records: include the serialized examples in the elements.
     """
 
     def __init__(
@@ -104,7 +101,7 @@ class Pipeline:
         *,
         file_format: str,
         keys: Mapping[str, ListType],
-        images: Mapping[str, ImageForm],
+        images: Mapping[str, ImageField],
         window: int,
         keep_records: bool,
     ):
@@ -117,7 +114,7 @@ class Pipeline:
         spec = {key: tf.io.RaggedFeature(types[kind], row_splits_dtype=tf.int64) for key, kind in keys.items()}
         image_keys = {image.key for image in images.values()}
 
-        # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+        # Without AutoGraph, which would search for Python loops. With many fields, that takes seconds.
         @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
         def parse(records: tf.Tensor) -> Any:
             parsed = tf.io.parse_example(records, spec) if spec else {}
@@ -125,7 +122,7 @@ class Pipeline:
             for key, ragged in parsed.items():
                 values = ragged.flat_values
                 if key in image_keys:
-                    # The images go through the windows; here only their counts are kept.
+                    # `decode` handles the image files. `lists` only needs their counts.
                     files[key] = values
                     values = tf.zeros([0], tf.string)
                 lists[key] = (values, ragged.row_splits)
@@ -142,17 +139,17 @@ class Pipeline:
         self._parse, self._decode = parse.get_concrete_function(), decode.get_concrete_function()
 
     def read(self, shards: Sequence[ShardSlice], batch: int) -> Iterator[Element]:
-        """Reads shards in order, up to `batch` episodes at a time."""
+        """Yields the elements of shards, in order, with up to `batch` episodes each."""
         import tensorflow as tf
 
         def parse(shard: tf.Tensor, records: tf.Tensor) -> Any:
             return shard, *self._parse(records)
 
-        # A shard's records are never batched with the next one's, so that each can be counted.
+        # No batch spans two shards, so that the records of each shard can be counted.
         parse = tf.autograph.experimental.do_not_convert(parse)
         data = read_records(shards, self._file_format, batch).map(parse, num_parallel_calls=_THREADS).prefetch(1)
         options = tf.data.Options()
-        # They search for a faster pipeline than this one, which costs more than it gains.
+        # The search for a faster pipeline takes longer than it saves.
         options.experimental_optimization.apply_default_optimizations = False
         options.autotune.enabled = False
         batches = iter(data.with_options(options))
@@ -163,10 +160,9 @@ class Pipeline:
             yield _element(shard, True, num_bytes, records, lists, {})
 
     def _with_images(self, batches: Iterator[Any]) -> Iterator[Element]:
-        """Decodes the image files of each batch, some windows ahead.
+        """Decodes the image files of each batch in threads, several windows ahead.
 
-        The windows are given to threads here: within tf.data, each would have to
-        carry the lists of its batch, which takes longer than to decode it.
+        `tf.data` is slower here: it would have to copy the lists of the batch for each window.
         """
         ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(_DECODERS, "kabuki-images") as pool:
@@ -178,19 +174,22 @@ class Pipeline:
                         head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
                         ahead.append((head, pool.submit(self._decode_window, tensors, files, row)))
                         if len(ahead) > _DECODERS:
-                            yield _taken(*ahead.popleft())
+                            yield _finished(*ahead.popleft())
                 while ahead:
-                    yield _taken(*ahead.popleft())
+                    yield _finished(*ahead.popleft())
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _decode_window(self, tensors: dict[str, tf.Tensor], files: dict[str, np.ndarray], row: int) -> Any:
-        """Decodes the images from `row` on, once their files were checked.
+        """Checks and decodes one window of images.
 
         Args:
           tensors: key to the image files of a batch.
-          files: the same as NumPy has them, who cuts a window out of them sooner than TensorFlow.
-          row: the first of the window.
+          files: the same files as NumPy arrays, which are faster to slice than tensors.
+          row: first row of the window.
+
+        Raises:
+          KabukiError: an image file is damaged or too large.
         """
         import tensorflow as tf
 
@@ -202,7 +201,7 @@ class Pipeline:
         return self._decode(tensors, tf.constant(row, tf.int64))
 
     def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:
-        """Decodes some serialized examples at hand, as `read` does those of a shard."""
+        """Yields the elements of serialized examples, like `read` does for shards."""
         import tensorflow as tf
 
         num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
@@ -212,7 +211,7 @@ class Pipeline:
             yield _element(0, True, num_bytes, kept, lists, {})
 
     def sample(self, examples: Sequence[bytes], *, decode: bool = True) -> Element:
-        """Some serialized examples, with the images of the first window if `decode`."""
+        """Parses serialized examples, and decodes the first window of images if `decode` is set."""
         import tensorflow as tf
 
         num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
@@ -224,14 +223,15 @@ def _numpy(tensors: Mapping[str, tf.Tensor]) -> dict[str, np.ndarray]:
     return {key: tensor.numpy() for key, tensor in tensors.items()}
 
 
-def _taken(head: tuple[Any, ...], images: concurrent.futures.Future[Any]) -> Element:
+def _finished(head: tuple[Any, ...], images: concurrent.futures.Future[Any]) -> Element:
+    """Returns an element, after waiting for its images."""
     shard, first, num_bytes, records, lists = head
     return _element(shard, first, num_bytes, records, lists, images.result())
 
 
 def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, images: Any) -> Element:
-    """An element as NumPy arrays, which share the memory of the tensors where they hold numbers."""
-    # Unlike a tensor's `numpy()`, `np.asarray` makes no copy.
+    """Returns an element with NumPy arrays. Numeric arrays share memory with the tensors."""
+    # `np.asarray` does not copy, unlike `Tensor.numpy()`.
     pixels = {
         path: (np.asarray(image[0]), np.asarray(image[1])) if isinstance(image, (tuple, list)) else np.asarray(image)
         for path, image in images.items()
@@ -240,12 +240,12 @@ def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, 
     return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, pixels)
 
 
-def decode_all(image: ImageForm, files: tf.Tensor) -> Any:
-    """Decodes a vector of image files to an array, or to (flat pixels, shapes) where sizes are not known."""
+def decode_all(image: ImageField, files: tf.Tensor) -> Any:
+    """Decodes a vector of image files. Returns an array, or (flat pixels, shapes) if the image size is unknown."""
     import tensorflow as tf
 
     def decode(file: tf.Tensor) -> tf.Tensor:
-        # TFDS states the shape but does not check it.
+        # TFDS does not check the shape of a decoded image.
         return tf.ensure_shape(image.decode(file), image.shape)
 
     def decode_flat(file: tf.Tensor) -> Any:

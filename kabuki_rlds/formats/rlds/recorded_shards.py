@@ -1,4 +1,4 @@
-"""The files that a recording into an RLDS dataset has beside the listed shards."""
+"""The files of a recording that `dataset_info.json` does not list."""
 
 from __future__ import annotations
 
@@ -6,25 +6,31 @@ import pathlib
 
 from kabuki_rlds.files.records import Scan
 
-#: `shard_path` as TFDS writes it in `dataset_info.json`: the name of a shard while their number is not known.
+#: `shard_path` as a TFDS filename template, as in `dataset_info.json`.
 SHARD_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}"
 
 
 def log_path(folder: pathlib.Path, dataset: str, split: str) -> pathlib.Path:
-    """The log of a split: the episodes since the last shard. TFDS does not take it for a shard."""
+    """Returns the path of a split's log, which has the episodes since the last shard. TFDS does not read this file."""
     return folder / f"{dataset}-{split}.recording"
 
 
 def shard_path(folder: pathlib.Path, dataset: str, split: str, index: int) -> pathlib.Path:
-    """A recorded shard. Its name does not state the number of shards, which grows."""
+    """Returns the path of a recorded shard. The name has no number of shards, because that number grows."""
     return folder / f"{dataset}-{split}.tfrecord-{index:05d}"
 
 
 def unlisted(folder: pathlib.Path, dataset: str, split: str, num_shards: int) -> dict[pathlib.Path, int]:
-    """The files with episodes that `dataset_info.json` does not list, and the number of episodes of each.
+    """Returns the unlisted files with episodes, as path to number of episodes.
 
-    These are a shard, if the recording was killed before it listed it, and the log of a
-    recording that was killed or has not ended.
+    These are the log, if the recording is running or was killed, and before it a shard, if
+    the recording was killed before it listed that shard.
+
+    Args:
+      folder: folder of the dataset.
+      dataset: name of the dataset.
+      split: name of the split.
+      num_shards: number of shards that `dataset_info.json` lists for the split.
     """
     found = {}
     for path in (shard_path(folder, dataset, split, num_shards), log_path(folder, dataset, split)):

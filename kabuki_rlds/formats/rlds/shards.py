@@ -1,7 +1,7 @@
-"""The shards of a dataset: files of records, each a serialized episode.
+"""Reads the shards of a dataset. A shard is a file of records, and each record is a serialized episode.
 
-Where one record of a TFRecord file is damaged, the next is still found, unless the
-damage is in the length: see `files.records`.
+Records after one with damaged data can still be read. Records after one with a damaged
+length cannot: see `files.records`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from kabuki_rlds.files.records import FOOT, FRAME, HEAD, checksum
 if TYPE_CHECKING:
     import tensorflow as tf
 
-#: Records that are looked at together, and about how many bytes they have.
-_RUN = 512
-_RUN_BYTES = 4 << 20
+#: `survey` yields batches of at most so many records, and about so many bytes.
+_BATCH_RECORDS = 512
+_BATCH_BYTES = 4 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardSlice:
-    """A run of records of one shard.
+    """A range of records of one shard.
 
     Attributes:
-      path: the shard's file.
-      skip: how many records to pass over first.
-      expected: how many records are to come then.
-      to_end: whether they are all that is left, so that one too many is an error.
-      lost: the numbers, in the file, of records that are passed over too; `expected`
-        does not count them.
-      may_grow: whether a recording may still add to the file.
+      path: path of the shard.
+      skip: number of the first record.
+      expected: number of records, without the `lost` ones.
+      to_end: whether the slice ends at the end of the shard. Further records are then an error.
+      lost: numbers of unreadable records in the file, which are skipped.
+      may_grow: whether a recording may still append to the file.
       file_format: "tfrecord" or "array_record".
     """
 
@@ -51,12 +50,12 @@ class ShardSlice:
 
     @property
     def limit(self) -> int:
-        """How many records to read: one too many is asked for where none should be."""
+        """The number of records to read. With `to_end`, one more than expected, to detect surplus records."""
         return self.expected + 1 if self.to_end else self.expected
 
     @functools.cached_property
     def num_bytes(self) -> float:
-        """How many bytes of the file it takes: by the lengths of its records, or in ArrayRecord about as many."""
+        """The number of bytes that the records take in the file. An estimate for ArrayRecord."""
         status = os.stat(self.path)
         if self.to_end and not self.skip:
             return status.st_size
@@ -70,7 +69,7 @@ class ShardSlice:
         )
 
     def part(self, first: int, stop: int) -> ShardSlice:
-        """Those of its records from `first` up to `stop`, which are numbered without those that are lost."""
+        """Returns the slice of the records `first` to `stop`. The numbers count from `skip`, without lost records."""
         if not self.lost:
             to_end = self.to_end and stop == self.expected
             return dataclasses.replace(self, skip=self.skip + first, expected=stop - first, to_end=to_end)
@@ -79,7 +78,7 @@ class ShardSlice:
         return dataclasses.replace(self, skip=int(numbers[first]), expected=stop - first, to_end=False)
 
     def cut(self, num_bytes: int) -> list[ShardSlice]:
-        """Slices of about so many bytes each; one with lost records is left whole."""
+        """Divides the slice into slices of about `num_bytes` bytes each. A slice with lost records is not divided."""
         count = min(max(1, round(self.num_bytes / num_bytes)), self.expected)
         if count < 2 or self.lost:
             return [self]
@@ -93,8 +92,11 @@ class ShardSlice:
 
 
 @functools.lru_cache(64)
-def _record_ends(path: str, size: int, *_stamp: int) -> np.ndarray:
-    """Where each record of a TFRecord file ends, by the lengths alone, after a 0: int64, (records + 1,)."""
+def _record_ends(path: str, size: int, *_version: int) -> np.ndarray:
+    """Returns 0 and the end offset of each complete record of a TFRecord file: int64, (records + 1,).
+
+    Reads only the lengths of the records.
+    """
     ends = [0]
     with open(path, "rb", buffering=1 << 16) as file:
         while len(head := file.read(HEAD.size)) == HEAD.size:
@@ -107,7 +109,7 @@ def _record_ends(path: str, size: int, *_stamp: int) -> np.ndarray:
 
 
 @functools.lru_cache(64)
-def _count_array_records(path: str, *_stamp: int) -> int:
+def _count_array_records(path: str, *_version: int) -> int:
     from array_record.python import array_record_module
 
     try:
@@ -117,19 +119,19 @@ def _count_array_records(path: str, *_stamp: int) -> int:
         finally:
             reader.close()
     except Exception:
-        # Reading the records names what is wrong.
+        # Reading the records later raises an error with the reason.
         return 0
 
 
 def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> tf.data.Dataset:
-    """(index of the shard, serialized examples), up to `batch` of them at a time."""
+    """Returns a dataset of (index of the shard, up to `batch` serialized examples)."""
     import tensorflow as tf
 
     if file_format == "array_record" or any(shard.lost for shard in shards):
-        runs = _runs(file_format)
+        read_batches = _batch_reader(file_format)
         signature = (tf.TensorSpec([], tf.int64), tf.TensorSpec([None], tf.string))
         return tf.data.Dataset.from_generator(
-            lambda: ((i, run) for i, shard in enumerate(shards) for run in runs(shard, batch)),
+            lambda: ((i, records) for i, shard in enumerate(shards) for records in read_batches(shard, batch)),
             output_signature=signature,
         )
 
@@ -138,7 +140,7 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
         return limit
 
     def read(index: tf.Tensor, path: tf.Tensor, skip: tf.Tensor, limit: tf.Tensor) -> tf.data.Dataset:
-        # The limit goes by the check, so that no record is read before.
+        # The limit passes through the check, so that TensorFlow runs the check before it reads a record.
         limit = tf.ensure_shape(tf.numpy_function(check, [path, skip, limit], tf.int64), [])
         found = tf.data.TFRecordDataset(path, buffer_size=1 << 20).skip(skip).take(limit)
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensors(index).repeat(), found.batch(batch)))
@@ -149,36 +151,37 @@ def read_records(shards: Sequence[ShardSlice], file_format: str, batch: int) -> 
         np.array([shard.skip for shard in shards], np.int64),
         np.array([shard.limit for shard in shards], np.int64),
     )
-    # AutoGraph would only look for Python loops to convert.
+    # AutoGraph is not needed: there are no Python loops to convert.
     return tf.data.Dataset.from_tensor_slices(slices).flat_map(tf.autograph.experimental.do_not_convert(read))
 
 
 def first_records(shards: Sequence[ShardSlice], num_bytes: int, batch: int) -> Iterator[list[bytes]]:
-    """The first serialized examples of some shards, so many bytes of each, up to `batch` at a time.
+    """Yields the first serialized examples of each shard, at least `num_bytes` bytes, up to `batch` examples at a time.
 
-    Without `tf.data`, which takes longer to build than the examples take to read.
+    Does not use `tf.data`, because building a pipeline takes longer than reading these examples.
     """
     for shard in shards:
         left = num_bytes
-        for run in _runs(shard.file_format)(dataclasses.replace(shard, to_end=False), batch):
-            yield run
-            left -= sum(map(len, run))
+        for records in _batch_reader(shard.file_format)(dataclasses.replace(shard, to_end=False), batch):
+            yield records
+            left -= sum(map(len, records))
             if left <= 0:
                 break
 
 
-def _runs(file_format: str) -> Callable[[ShardSlice, int], Iterator[list[bytes]]]:
-    return _array_records if file_format == "array_record" else _tf_records
+def _batch_reader(file_format: str) -> Callable[[ShardSlice, int], Iterator[list[bytes]]]:
+    return _read_array_records if file_format == "array_record" else _read_tf_records
 
 
 def check_lengths(path: str, records: int) -> None:
-    """Refuses a TFRecord file of whose first records one says that it is longer than the file.
+    """Checks that the first `records` records of a TFRecord file are inside the file.
 
-    TensorFlow takes the length at its word, and a process that asks for so much memory ends
-    there. What comes after these records is not read: a journal may end in half a record.
+    TensorFlow allocates memory for the stored length without this check, and a damaged
+    length could crash the process. Later records are not checked, because a journal may
+    end with an incomplete record.
 
     Raises:
-      KabukiError: it has such a record.
+      KabukiError: a record is longer than the rest of the file.
     """
     with open(path, "rb", buffering=1 << 16) as file:
         size = os.fstat(file.fileno()).st_size
@@ -187,14 +190,14 @@ def check_lengths(path: str, records: int) -> None:
             length = HEAD.unpack(head)[0]
             at += FRAME + length
             if at > size:
-                raise DamagedDataError(f"record {number}: {_CUT_SHORT}", file=path)
+                raise DamagedDataError(f"record {number}: {_TRUNCATED}", file=path)
             number += 1
             file.seek(length + FOOT.size, os.SEEK_CUR)
 
 
-_CUT_SHORT = "the shard is cut short"
-_BAD_LENGTH = "the length of a record is damaged, so that what follows cannot be found"
-_BAD_DATA = "the data is damaged, by its checksum"
+_TRUNCATED = "the shard is truncated"
+_BAD_LENGTH = "the length of the record is damaged, so later records cannot be found"
+_BAD_DATA = "the data is damaged (wrong checksum)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +206,8 @@ class Damage:
 
     Attributes:
       record: its number in the file.
-      why: what is wrong with it.
-      is_end: whether all that follows is lost with it.
+      why: the reason.
+      is_end: whether all later records are lost too.
     """
 
     record: int
@@ -213,30 +216,31 @@ class Damage:
 
 
 def survey(path: str, file_format: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
-    """All that a shard holds: runs of records with their numbers, and what is damaged between them."""
+    """Reads a whole shard, and yields batches of (number, data) and the damaged records between them, in file order."""
     return _survey_array_records(path) if file_format == "array_record" else _survey_tf_records(path)
 
 
 def _survey_tf_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
-    run: list[tuple[int, bytes]] = []
-    held = 0
-    for number, found in _frames(path):
+    batch: list[tuple[int, bytes]] = []
+    num_bytes = 0
+    for number, found in _read_frames(path):
         if isinstance(found, bytes):
-            run.append((number, found))
-            held += len(found)
-        if run and (not isinstance(found, bytes) or len(run) == _RUN or held >= _RUN_BYTES):
-            yield run
-            run, held = [], 0
+            batch.append((number, found))
+            num_bytes += len(found)
+        if batch and (not isinstance(found, bytes) or len(batch) == _BATCH_RECORDS or num_bytes >= _BATCH_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
         if not isinstance(found, bytes):
             yield Damage(number, found, found != _BAD_DATA)
-    if run:
-        yield run
+    if batch:
+        yield batch
 
 
-def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
-    """The number of each record of a TFRecord file, and its data, or what is wrong with it.
+def _read_frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
+    """Yields the number of each record of a TFRecord file after the first `skip`, and its data.
 
-    The data of the first `skip` are not looked at.
+    For a damaged record, yields the reason (`str`) instead of the data. The data of the first `skip` records is not
+    checked.
     """
     with open(path, "rb", buffering=1 << 20) as file:
         left = os.fstat(file.fileno()).st_size
@@ -245,15 +249,15 @@ def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
                 return
             head = file.read(HEAD.size)
             if len(head) < HEAD.size:
-                yield number, _CUT_SHORT
+                yield number, _TRUNCATED
                 return
-            length, stated = HEAD.unpack(head)
-            if stated != checksum(head[:8]):
+            length, stored_checksum = HEAD.unpack(head)
+            if stored_checksum != checksum(head[:8]):
                 yield number, _BAD_LENGTH
                 return
             left -= FRAME + length
             if left < 0:
-                yield number, _CUT_SHORT
+                yield number, _TRUNCATED
                 return
             if number < skip:
                 file.seek(length + FOOT.size, os.SEEK_CUR)
@@ -261,29 +265,33 @@ def _frames(path: str, skip: int = 0) -> Iterator[tuple[int, bytes | str]]:
             data = file.read(length)
             foot = file.read(FOOT.size)
             if len(data) + len(foot) < length + FOOT.size:
-                yield number, _CUT_SHORT
+                yield number, _TRUNCATED
                 return
             yield number, data if FOOT.unpack(foot)[0] == checksum(data) else _BAD_DATA
 
 
-def _tf_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
-    """Some records of a file whose damaged ones are among the lost."""
-    run: list[bytes] = []
+def _read_tf_records(shard: ShardSlice, batch_size: int) -> Iterator[list[bytes]]:
+    """Yields the records of a slice, up to `batch_size` at a time.
+
+    Raises:
+      KabukiError: a record that is not among the lost ones is damaged.
+    """
+    batch: list[bytes] = []
     left = shard.expected
-    for number, data in _frames(shard.path, shard.skip):
+    for number, data in _read_frames(shard.path, shard.skip):
         if not left:
             break
         if number in shard.lost:
             continue
         if isinstance(data, str):
             raise DamagedDataError(f"record {number}: {data}", file=shard.path)
-        run.append(data)
+        batch.append(data)
         left -= 1
-        if len(run) == batch:
-            yield run
-            run = []
-    if run:
-        yield run
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _survey_array_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damage]:
@@ -295,27 +303,32 @@ def _survey_array_records(path: str) -> Iterator[list[tuple[int, bytes]] | Damag
         yield Damage(0, f"the shard cannot be opened ({_first_line(e)})", True)
         return
     count = reader.num_records()
-    for start in range(0, count, _RUN):
-        numbers = range(start, min(start + _RUN, count))
+    for start in range(0, count, _BATCH_RECORDS):
+        numbers = range(start, min(start + _BATCH_RECORDS, count))
         try:
             yield list(zip(numbers, reader.read(numbers.start, numbers.stop), strict=True))
         except Exception:
-            # One by one, since the error does not tell which it is.
+            # The error does not name the record, so read each separately.
             for number in numbers:
                 try:
                     (record,) = reader.read(number, number + 1)
                     yield [(number, record)]
                 except Exception as e:
-                    yield Damage(number, f"it cannot be read ({_first_line(e)})")
+                    yield Damage(number, f"cannot be read ({_first_line(e)})")
     try:
         reader.close()
     except Exception as e:
-        # It says only now why it found no records.
+        # For an unreadable shard, the reader reports 0 records and raises the error only on close.
         if not count:
             yield Damage(0, f"the shard cannot be read ({_first_line(e)})", True)
 
 
-def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
+def _read_array_records(shard: ShardSlice, batch_size: int) -> Iterator[list[bytes]]:
+    """Yields the records of a slice, up to `batch_size` at a time.
+
+    Raises:
+      KabukiError: the shard cannot be read.
+    """
     from array_record.python import array_record_module
 
     try:
@@ -323,13 +336,13 @@ def _array_records(shard: ShardSlice, batch: int) -> Iterator[list[bytes]]:
         try:
             stop = min(shard.skip + shard.limit + len(shard.lost), reader.num_records())
             good = [number for number in range(shard.skip, stop) if number not in shard.lost]
-            for at in range(0, len(good), batch):
-                part = good[at : at + batch]
+            for at in range(0, len(good), batch_size):
+                part = good[at : at + batch_size]
                 yield reader.read(part) if shard.lost else reader.read(part[0], part[-1] + 1)
         finally:
             reader.close()
     except Exception as e:
-        # Of whatever type its library pleases.
+        # The library raises errors of various types.
         raise DamagedDataError(f"the shard cannot be read ({_first_line(e)})", file=shard.path) from e
 
 

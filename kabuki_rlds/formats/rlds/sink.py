@@ -1,8 +1,9 @@
 """Writes blocks of steps as the shards of one split of a TFDS dataset.
 
-TFDS gives the names and the number of the shards. The records are encoded here (`example_encoder`), and go to their
-shard at once and in order, where TFDS's writer first sorts them all by a hash in files of its own. So the dataset is
-one with `disable_shuffling`, which TFDS reads back in this order.
+TFDS chooses the names and the number of the shards. This module encodes the records
+(`example_encoder`) and writes them to their shard immediately and in order. TFDS's own
+writer would shuffle them by a hash, in temporary files. Therefore the dataset has
+`disable_shuffling`, and TFDS reads it in the order of the source.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from kabuki_rlds.formats.rlds.recorded_shards import SHARD_TEMPLATE
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: The formats of shards that can be written.
+#: The shard formats that can be written.
 FILE_FORMATS = ("tfrecord", "array_record")
 
-#: The records of so many bytes of decoded steps tell how large the others will be.
+#: `estimated_bytes` encodes about so many bytes of decoded steps.
 _SAMPLE_BYTES = 1 << 20
 
 
@@ -38,18 +39,18 @@ class _Shard(Protocol):
 
 
 class SplitSink:
-    """Writes the episodes of one split as records. Without `commit`, its shards are removed.
+    """Writes the shards of one split from blocks. Without `commit`, the shards are removed.
 
     Args:
-      template: names the shards: the folder, the dataset, the split and the format.
+      template: template of the shard paths: folder, dataset, split and format.
       features: the features of the dataset.
-      lengths: how many episodes each shard takes.
+      lengths: number of episodes of each shard. The last shard also gets all further episodes.
 
     Attributes:
-      info: what TFDS keeps of the split, once it is committed.
+      info: the `SplitInfo` of the split, or None before `commit`.
 
     Raises:
-      KabukiError: the format is not one of `FILE_FORMATS`.
+      InvalidArgumentError: the format is not one of `FILE_FORMATS`.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class SplitSink:
     ):
         if template.filetype_suffix not in FILE_FORMATS:
             raise InvalidArgumentError(
-                f"shards in the format {template.filetype_suffix!r} cannot be written; {' and '.join(FILE_FORMATS)} can"
+                f"shards in the format {template.filetype_suffix!r} cannot be written; "
+                f"choose {' or '.join(FILE_FORMATS)}"
             )
         self._template = template
         self._encoder = ExampleEncoder(features)
@@ -71,21 +73,27 @@ class SplitSink:
         """Appends the steps of a block.
 
         Raises:
-          KabukiError: a value cannot be stored as its feature says, or a shard not be written.
+          KabukiError: a value cannot be stored with its feature, or a shard cannot be written.
         """
         for record in self._encoder.encode(block):
-            self._put(record)
+            self._write_record(record)
 
     def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
-        """Ends the last episode, and gives the shards their names. `write_info` keeps what last rows are."""
+        """Writes the last episode, and renames the shards to their final names.
+
+        `last_rows` is not stored here: `write_info` stores it in the metadata of the dataset.
+
+        Raises:
+          KabukiError: a shard cannot be written.
+        """
         import tensorflow_datasets as tfds
 
         for record in self._encoder.finish():
-            self._put(record)
+            self._write_record(record)
         self._close_shard()
         for i in range(len(self._written)):
-            whole = self._template.sharded_filepath(shard_index=i, num_shards=len(self._written))
-            pathlib.Path(self._path(i)).rename(whole)
+            final = self._template.sharded_filepath(shard_index=i, num_shards=len(self._written))
+            pathlib.Path(self._path(i)).rename(final)
         self.info = tfds.core.SplitInfo(
             name=self._template.split,
             shard_lengths=self._written,
@@ -93,10 +101,10 @@ class SplitSink:
             filename_template=self._template,
         )
 
-    def _put(self, record: bytes) -> None:
+    def _write_record(self, record: bytes) -> None:
         try:
             begun = len(self._written)
-            # The last shard takes all that come after.
+            # The last shard gets all further episodes.
             if self._shard is None or (begun < len(self._lengths) and self._written[-1] == self._lengths[begun - 1]):
                 self._close_shard()
                 self._shard = _open_shard(self._path(begun), str(self._template.filetype_suffix))
@@ -120,6 +128,7 @@ class SplitSink:
         return KabukiError(f"{self._path(max(len(self._written) - 1, 0))}: cannot be written ({lines[0]})")
 
     def _path(self, shard: int) -> str:
+        """Returns the path of a shard while the number of shards is unknown."""
         unnumbered = self._template.replace(template=SHARD_TEMPLATE)
         return str(unnumbered.sharded_filepath(shard_index=shard, num_shards=None))
 
@@ -137,7 +146,7 @@ class SplitSink:
 
 
 def _open_shard(path: str, file_format: str) -> _Shard:
-    """A new file of records, as TFDS's adapters of file formats make it."""
+    """Creates a shard file, with the same options as TFDS's file adapters."""
     shard: _Shard
     if file_format == "tfrecord":
         import tensorflow as tf
@@ -151,7 +160,7 @@ def _open_shard(path: str, file_format: str) -> _Shard:
 
 
 def estimated_bytes(sizes: Sequence[Size], features: tfds.features.FeaturesDict) -> int:
-    """About how many bytes the records of sources will take, by a sample of each."""
+    """Returns an estimate of the bytes that the records of sources will take, from a sample of each source."""
     total = 0.0
     for size in sizes:
         if size.sample is not None and size.sample.num_steps:
@@ -163,6 +172,7 @@ def estimated_bytes(sizes: Sequence[Size], features: tfds.features.FeaturesDict)
 
 
 def _head(block: Block) -> Block:
+    """Returns the first rows of a block, about `_SAMPLE_BYTES`."""
     rows = max(1, min(block.num_steps, _SAMPLE_BYTES * block.num_steps // max(block.nbytes, 1)))
     episodes = int(np.searchsorted(block.starts, rows))
     return Block(
@@ -174,12 +184,15 @@ def _head(block: Block) -> Block:
 
 
 def shard_lengths(num_episodes: int, num_bytes: int, shard_config: Any = None) -> list[int]:
-    """How many episodes each shard of a split gets, by TFDS's own rule.
+    """Returns the number of episodes of each shard of a split, by TFDS's rule.
 
     Args:
-      num_episodes: how many the split has.
-      num_bytes: bytes of their records, about.
-      shard_config: TFDS's `ShardConfig`, None for its defaults.
+      num_episodes: number of episodes of the split.
+      num_bytes: estimated bytes of their records.
+      shard_config: TFDS's `ShardConfig`. None uses its defaults.
+
+    Raises:
+      InvalidArgumentError: there are fewer episodes than shards.
     """
     from tensorflow_datasets.core.utils import shard_utils
 
@@ -187,9 +200,7 @@ def shard_lengths(num_episodes: int, num_bytes: int, shard_config: Any = None) -
         return []
     count = (shard_config or shard_utils.ShardConfig()).get_number_shards(num_bytes, num_episodes)
     if count > num_episodes:
-        raise InvalidArgumentError(
-            f"{count} shards cannot be filled with {num_episodes} episodes; ask for fewer shards"
-        )
+        raise InvalidArgumentError(f"{num_episodes} episodes cannot fill {count} shards; request fewer shards")
     ends = shard_utils.get_shard_boundaries(num_episodes, count)
     lengths: list[int] = np.diff([0, *ends]).tolist()
     return lengths

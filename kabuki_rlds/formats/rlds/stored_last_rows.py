@@ -1,10 +1,11 @@
-"""What an RLDS dataset states of the last rows of its episodes, in TFDS's `metadata.json`.
+"""Stores in TFDS's `metadata.json` whether the last row of each episode is a step.
 
-RLDS itself has no place for it. `build` stores, for each split, runs of episodes in their order:
+RLDS has no field for this. `build` stores a run-length encoding for each split, in episode order:
 
     {"kabuki": {"last_is_step": {"train": [[true, 120], [false, 3]]}}}
 
-An episode beyond the last run was recorded later. Recorders keep the last observation in a row of its own.
+Episodes after the last run were recorded later. Their last row is not a step, because recorders store the last
+observation in a separate row.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from kabuki_rlds.formats.rlds.shards import ShardSlice
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: The entry of `metadata.json` that belongs to this package. It is none of the environment's.
+#: The key of this package in `metadata.json`. Other keys describe the environment.
 KEY = "kabuki"
 _NAME = "last_is_step"
 
 
 def to_metadata(by_split: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The entry of `metadata.json`.
+    """Returns the entry for `metadata.json`.
 
     Args:
-      by_split: split to whether the last row of each of its episodes is a step: bool, (episodes,).
+      by_split: split to flags: whether the last row of each episode is a step: bool, (episodes,).
     """
     return {KEY: {_NAME: {split: _runs(is_step) for split, is_step in by_split.items()}}}
 
 
-class StatedLastRows:
-    """What the metadata of a dataset states of its last rows.
+class StoredLastRows:
+    """The last-row flags in the metadata of a dataset.
 
     Args:
-      info: what TFDS knows of the dataset.
-      label: what to call it in a message.
+      info: the `DatasetInfo` of the dataset.
+      label: name of the dataset in warnings.
     """
 
     def __init__(self, info: Any, label: str):
@@ -56,7 +57,7 @@ class StatedLastRows:
                 continue
             is_step = _episodes(runs, of_split.num_examples)
             if is_step is None:
-                _log.warning("%s: metadata.json: %s of split %r is malformed, and ignored", label, _NAME, split)
+                _log.warning("%s: metadata.json: malformed %s of split %r is ignored", label, _NAME, split)
                 continue
             paths = list(of_split.filepaths) if of_split.num_examples else []
             bounds = row_splits(np.array(of_split.shard_lengths, np.int64)).tolist()
@@ -65,11 +66,11 @@ class StatedLastRows:
             self._splits.add(split)
 
     def of(self, shards: Sequence[ShardSlice], splits: set[str]) -> LastRows | None:
-        """Those of the episodes of some slices, in order; None where nothing is stated of one.
+        """Returns the flags of the episodes of some slices, in order, or None if the metadata lacks one of the splits.
 
         Args:
           shards: the slices.
-          splits: the splits that they belong to.
+          splits: the splits that the slices belong to.
         """
         if not splits or not splits <= self._splits:
             return None
@@ -87,14 +88,14 @@ class StatedLastRows:
 
 
 def _runs(is_step: np.ndarray) -> list[list[Any]]:
-    """Runs of equal flags, each a flag and how often it comes."""
+    """Returns the run-length encoding of the flags: [flag, number of repetitions] of each run."""
     cuts = np.flatnonzero(np.diff(is_step)) + 1
     bounds = [0, *cuts.tolist(), len(is_step)]
     return [[bool(is_step[a]), b - a] for a, b in itertools.pairwise(bounds) if b > a]
 
 
 def _episodes(runs: object, num_episodes: int) -> np.ndarray | None:
-    """The flags of runs: bool, (num_episodes,); None where they are malformed or too many."""
+    """Decodes runs to flags: bool, (num_episodes,). Returns None if they are malformed or too long."""
     is_step = np.zeros(num_episodes, bool)
     at = 0
     for run in runs if isinstance(runs, list) else [None]:

@@ -1,9 +1,8 @@
-"""Columns as TFDS gives them: nested dicts of tensors, one a step or an episode.
+"""Turns columns into the elements that TFDS yields: one nested dict of tensors per step or episode.
 
-A column goes into the graph as one or more arrays, its parts. There its rows are cut
-from a `tf.Tensor` where all have one shape, and from a `tf.RaggedTensor` where they do
-not. What is left to do for a single row, to shape it or to decode its image, is done
-when the row is asked for.
+A column enters the graph as one or more arrays, called its parts. In the graph, rows of
+one shape are sliced from a `tf.Tensor`, rows of varying shape from a `tf.RaggedTensor`.
+Reshaping a row and decoding its image happen when the row is requested.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class Elements:
-    """Fields of the steps, or of the episodes, as elements of a `tf.data.Dataset`.
+    """Converts step fields or episode fields to elements of a `tf.data.Dataset`.
 
     Args:
       features: the TFDS features of the dataset.
-      stored: path to field, of all that the file has.
-      in_steps: whether these are fields of the steps.
-      chosen: the paths of those to read; None for all that have a feature.
+      stored: path to field, for all fields of the file.
+      in_steps: True for step fields, False for episode fields.
+      chosen: paths of the fields to read. None reads all fields with a feature.
 
     Attributes:
-      signature: path to the specs of the parts of its column.
-      is_plain: whether a row is an element as it is cut, with nothing left to do.
+      signature: path to the specs of the column's parts.
+      is_plain: whether a row needs no reshaping and no decoding.
       decodes: whether image files are decoded.
     """
 
@@ -49,56 +48,59 @@ class Elements:
     ):
         leaves = {leaf.path: leaf for leaf in rlds_features.read(features) if leaf.in_steps == in_steps}
         paths = leaves if chosen is None else chosen
-        self._cells = {path: _Cell(path, stored[path], leaves.get(path)) for path in paths}
+        self._fields = {path: _ElementField(path, stored[path], leaves.get(path)) for path in paths}
         listed = dict(features.items())
         steps = listed.pop(STEPS).feature
         self._tree = self._subtree(steps if in_steps else listed, "") or {}
-        # What a converter derived has no feature.
-        self._tree |= {path: cell for path, cell in self._cells.items() if path not in leaves}
-        self.signature = {path: cell.signature for path, cell in self._cells.items()}
+        # Derived fields have no feature.
+        self._tree |= {path: field for path, field in self._fields.items() if path not in leaves}
+        self.signature = {path: field.signature for path, field in self._fields.items()}
         self.decodes = any(stored[path].encoded for path in paths)
-        self.is_plain = all(cell.is_plain for cell in self._cells.values()) and not _has_inner(self._tree)
+        self.is_plain = all(field.is_plain for field in self._fields.values()) and not _has_inner(self._tree)
 
     def _subtree(self, feature: Any, path: str) -> Any:
-        """The part of the tree that a feature makes; None where none of its fields is read."""
+        """Returns the tree of the feature at `path`, or None if none of its fields is read."""
         import tensorflow_datasets as tfds
 
         if isinstance(feature, tfds.features.Dataset):
             inner = self._subtree(feature.feature, path)
-            return inner and _Inner(inner)
+            return inner and _InnerDataset(inner)
         if isinstance(feature, tfds.features.FeatureConnector) and not isinstance(feature, tfds.features.FeaturesDict):
-            feature = feature.get_tensor_info()  # A list of dicts is a dict of lists.
+            feature = feature.get_tensor_info()  # A list of dicts becomes a dict of lists.
         if not isinstance(feature, (dict, tfds.features.FeaturesDict)):
-            return self._cells.get(path)
+            return self._fields.get(path)
         inners = {name: self._subtree(feature[name], f"{path}/{name}" if path else name) for name in sorted(feature)}
         return {name: inner for name, inner in inners.items() if inner is not None} or None
 
     def parts(self, columns: Mapping[str, Column]) -> dict[str, tuple[np.ndarray, ...]]:
-        """The columns as arrays that fit `signature`."""
-        return {path: cell.parts(columns[path]) for path, cell in self._cells.items()}
+        """Returns the parts of each column, as arrays that match `signature`."""
+        return {path: field.parts(columns[path]) for path, field in self._fields.items()}
 
     def rows(self, parts: Mapping[str, tuple[tf.Tensor, ...]]) -> dict[str, Any]:
-        """In the graph: path to tensors whose first axis is that of the rows."""
-        return {path: cell.rows(*parts[path]) for path, cell in self._cells.items()}
+        """Builds path to tensors whose first axis is the rows. Runs in the graph."""
+        return {path: field.rows(*parts[path]) for path, field in self._fields.items()}
 
     def element(self, row: Mapping[str, Any]) -> Any:
-        """In the graph: one row, cut from `rows`, as the nested dict that TFDS gives. Many rows where `is_plain`."""
+        """Builds the nested dict that TFDS yields from one row of `rows`. Runs in the graph.
+
+        If `is_plain`, `row` may also be several rows.
+        """
         return _element(self._tree, row)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Inner:
-    """A dataset within a step, and the tree of its elements."""
+class _InnerDataset:
+    """A dataset within a step, with the tree of its elements."""
 
     tree: Any
 
 
-#: Names to what is in them, as TFDS nests them: dicts, datasets within a step, and at the end a `_Cell`.
-_Tree: TypeAlias = "dict[str, Any] | _Inner | _Cell"
+#: The structure of an element: nested dicts and inner datasets, with a `_ElementField` at each leaf.
+_Tree: TypeAlias = "dict[str, Any] | _InnerDataset | _ElementField"
 
 
 def _has_inner(tree: _Tree) -> bool:
-    return isinstance(tree, _Inner) or (isinstance(tree, dict) and any(map(_has_inner, tree.values())))
+    return isinstance(tree, _InnerDataset) or (isinstance(tree, dict) and any(map(_has_inner, tree.values())))
 
 
 def _element(tree: _Tree, row: Mapping[str, Any]) -> Any:
@@ -106,20 +108,20 @@ def _element(tree: _Tree, row: Mapping[str, Any]) -> Any:
 
     if isinstance(tree, dict):
         return {name: _element(inner, row) for name, inner in tree.items()}
-    if isinstance(tree, _Inner):
-        # As TFDS does it; the map makes plain tensors of ragged ones where these are rows of rows.
+    if isinstance(tree, _InnerDataset):
+        # As in TFDS. The map turns ragged rows that are not nested into plain tensors.
         return tf.data.Dataset.from_tensor_slices(_element(tree.tree, row)).map(lambda inner: inner)
     return tree.value(row[tree.path])
 
 
-class _Cell:
-    """One field: the parts that its column has, and what a row of it is.
+class _ElementField:
+    """Converts the column of one field to parts, and its rows to values of elements.
 
     Args:
-      path: of the field.
-      stored: what the file holds.
-      leaf: what TFDS has in its place; None for what TFDS does not have. A dimension
-        can be known in the file and not to TFDS, and a label can be of another type.
+      path: path of the field.
+      stored: the field in the file.
+      leaf: the TFDS feature, or None for a field without one. The stored field may have fixed dimensions that the
+        feature leaves unknown, and a label may have another dtype.
     """
 
     def __init__(self, path: str, stored: Field, leaf: FeatureLeaf | None):
@@ -174,9 +176,9 @@ class _Cell:
                 return row
             values, shape = row
             return tf.ensure_shape(tf.reshape(values, shape), self._field.shape)
-        # TFDS states the shape of an image but does not check it.
+        # TFDS does not check the shape of a decoded image.
         if not self._is_ragged:
             return tf.ensure_shape(self._image.decode_example(row), self._field.shape)
         files, _ = row
-        # Of an empty list of images of unknown size, TFDS makes images of size 0.
+        # For an empty list of images of unknown size, TFDS returns images of size 0.
         return tf.ensure_shape(self._image.decode_batch_example(files), self._field.shape)

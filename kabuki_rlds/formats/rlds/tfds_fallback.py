@@ -1,7 +1,6 @@
-"""Fields that no fast path covers, by TFDS's own decoding and encoding: slower, and right.
+"""Decodes and encodes, with TFDS itself, the fields that `example_decoder` and `example_encoder` do not support.
 
-TFDS is given only the features in question, so that one such field does not slow
-down, or change, how the others are read.
+TFDS is slower. It gets only the features of these fields, so the other fields stay fast.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from kabuki_rlds.images.damage import DamagedImageError, check_files
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """A batch of episodes.
+    """The decoded fields of a batch of episodes.
 
     Attributes:
-      steps: path to column, all steps end to end.
-      metadata: path to column, one row an episode.
-      lengths: steps of each episode, or None where no step field is read here.
+      steps: path to column, one row per step.
+      metadata: path to column, one row per episode.
+      lengths: number of steps of each episode: int64, (episodes,). None if no step field was decoded.
     """
 
     steps: dict[str, Column]
@@ -36,11 +35,11 @@ class Decoded:
 
 
 class TfdsReader:
-    """Decodes some fields of serialized episodes with TFDS.
+    """Decodes fields of serialized episodes with TFDS.
 
     Args:
-      leaves: the fields to read.
-      features: the features of the whole dataset.
+      leaves: the fields to decode.
+      features: the features of the dataset.
     """
 
     def __init__(self, leaves: Sequence[FeatureLeaf], features: Any):
@@ -52,7 +51,11 @@ class TfdsReader:
         return bool(self._leaves)
 
     def read(self, records: np.ndarray) -> Decoded:
-        """Decodes a batch of serialized `tf.train.Example`s."""
+        """Decodes a batch of serialized `tf.train.Example`s.
+
+        Raises:
+          KabukiError: TFDS cannot decode an episode, or an image file is damaged or too large.
+        """
         rows: dict[tuple[bool, str], list[Any]] = {(leaf.in_steps, leaf.path): [] for leaf in self._leaves}
         lengths = []
         for record in records:
@@ -75,7 +78,7 @@ class TfdsReader:
         )
 
     def _check_images(self, record: bytes) -> None:
-        """Checks image files: TFDS decodes them, however large they are."""
+        """Checks the image files of a record, because TFDS decodes images of any size."""
         import tensorflow as tf
 
         if not self._images:
@@ -91,7 +94,7 @@ class TfdsReader:
                         raise KabukiError(f"field {leaf.path!r}: {e}") from e
 
     def _decode(self, record: bytes, rows: dict[tuple[bool, str], list[Any]]) -> int:
-        """Adds the rows of one episode, and returns how many steps it has."""
+        """Appends the rows of one episode to `rows`, and returns the number of its steps."""
         episode = self._features.deserialize_example(record)
         steps = episode.pop(STEPS, ())
         for path, value in _flat(episode):
@@ -105,13 +108,13 @@ class TfdsReader:
 
 
 class TfdsWriter:
-    """Encodes some fields of episodes with TFDS.
+    """Encodes fields of episodes with TFDS.
 
-    An episode is begun, its steps are added, and `end` gives what was made of it.
+    Call `begin` for each episode, then `add` for its steps, then `end` for the result.
 
     Args:
-      leaves: the fields to write.
-      features: the features of the whole dataset.
+      leaves: the fields to encode.
+      features: the features of the dataset.
     """
 
     def __init__(self, leaves: Sequence[FeatureLeaf], features: Any):
@@ -123,7 +126,7 @@ class TfdsWriter:
         self._rows: dict[tuple[bool, str], list[Any]] = {}
 
     def begin(self, block: Block, episode: int) -> None:
-        """Begins the episode that is the block's `episode`-th to begin."""
+        """Begins an episode. `episode` counts the episodes that begin in `block`, from 0."""
         self._rows = {
             (leaf.in_steps, leaf.path): []
             if leaf.in_steps
@@ -132,13 +135,13 @@ class TfdsWriter:
         }
 
     def add(self, block: Block, start: int, stop: int) -> None:
-        """Adds rows of a block to the steps of the episode."""
+        """Adds the rows `start` to `stop` of a block to the steps of the episode."""
         for leaf in self._leaves:
             if leaf.in_steps:
                 self._rows[True, leaf.path] += _values(block.steps[leaf.path][start:stop], leaf)
 
     def end(self) -> bytes:
-        """The serialized entries of the episode in its example's map of features.
+        """Ends the episode, and returns its serialized entries for the map of features of a `tf.train.Example`.
 
         Raises:
           KabukiError: TFDS cannot encode a value.
@@ -161,7 +164,7 @@ class TfdsWriter:
 
 
 def _values(column: Column, leaf: FeatureLeaf) -> list[Any]:
-    """Each row of a column as TFDS takes it: an array, or a list of lists of arrays."""
+    """Returns the rows of a column in the form that TFDS encodes: arrays, or lists of lists of arrays."""
     if isinstance(column, Nested):
         items = list(column.values)
         for lengths in reversed(column.lengths):
@@ -174,7 +177,8 @@ def _values(column: Column, leaf: FeatureLeaf) -> list[Any]:
             lost = (values.astype(np.float32) != values) & ~np.isnan(values)
         if lost.any():
             raise KabukiError(
-                f"field {leaf.path!r}: TFDS stores float64 as float32, which cannot hold {values[lost][0]!r}"
+                f"field {leaf.path!r}: has the value {values[lost][0]!r}, which TFDS would round: it stores float64 as "
+                "float32; store the field as float32"
             )
     if isinstance(column, np.ndarray):
         return [np.asarray(row, column.dtype) for row in column]
@@ -189,7 +193,7 @@ def _is_stored_as(feature: Any, dtype: type[np.generic]) -> bool:
 
 
 def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in_steps: bool) -> Any:
-    """The rows of the steps, or the one of an episode, in the form of a feature: dicts of them."""
+    """Returns the rows of step fields, or the row of episode fields, nested in dicts like the feature at `path`."""
     import tensorflow_datasets as tfds
 
     if (in_steps, path) in rows:
@@ -202,7 +206,7 @@ def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in
 
 
 def _chosen(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
-    """The part of a dataset's features that holds some leaves."""
+    """Returns the features of a dataset, reduced to some leaves."""
     import tensorflow_datasets as tfds
 
     in_steps = {leaf.path for leaf in leaves if leaf.in_steps}
@@ -219,10 +223,10 @@ def _chosen(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
 
 
 def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
-    """The part of a feature that holds `paths`, or None."""
+    """Returns the feature at `path`, reduced to the leaves in `paths`. None if it contains none of them."""
     import tensorflow_datasets as tfds
 
-    # TFDS decodes it at once then, and not as a dataset.
+    # TFDS decodes a Sequence to a tensor, and a Dataset to a `tf.data.Dataset`.
     feature = without_dataset(feature)
     if path in paths:
         return feature
@@ -244,7 +248,7 @@ def _subset(features: Any, paths: set[str], path: str) -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The path of each value in a dict of dicts. A name may itself hold a slash."""
+    """Yields (path, value) of each leaf of nested dicts. Names may contain slashes."""
     for name, inner in tree.items():
         path = f"{prefix}{name}"
         if isinstance(inner, dict):
@@ -254,7 +258,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _column(rows: list[Any], field: Field, path: str) -> Column:
-    """Joins decoded rows, which are tensors or ragged tensors, to a column."""
+    """Joins decoded rows (tensors or ragged tensors) to a column."""
     import tensorflow as tf
 
     if field.nested:
@@ -270,7 +274,7 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
             for level, lengths in zip(levels[1:], row.nested_row_lengths(), strict=False):
                 level.append(lengths.numpy().astype(np.int64))
             found = row.flat_values.numpy()
-            # TFDS forgets the shape of the items where a row has none.
+            # In a row without items, TFDS loses the item shape.
             values.append(found if found.size else found.reshape(0, *shape))
             _check_shape(values[-1].shape[1:], shape, path)
         items = [v.astype(field.dtype, copy=False) for v in values]
@@ -283,7 +287,7 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
         value = row.to_tensor() if isinstance(row, tf.RaggedTensor) else row
         array = np.asarray(value.numpy())
         if array.shape == (0,):
-            # TFDS forgets the shape of the items of a list that has none.
+            # In an empty list, TFDS loses the item shape.
             array = array.reshape(0, *(d or 0 for d in field.shape[1:]))
         _check_shape(array.shape, field.shape, path)
         arrays.append(array.astype(field.dtype, copy=False) if field.dtype != BYTES else array.astype(object))
@@ -297,6 +301,4 @@ def _column(rows: list[Any], field: Field, path: str) -> Column:
 
 def _check_shape(found: tuple[int, ...], stated: tuple[int | None, ...], path: str) -> None:
     if not has_shape(found, stated):
-        raise DamagedDataError(
-            f"field {path!r}: TFDS decodes shape {found} where its feature says {stated}", field=path
-        )
+        raise DamagedDataError(f"field {path!r}: has shape {found}, expected {stated} by its feature", field=path)
