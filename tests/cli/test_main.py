@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(command, tmp_path, call):
     assert_fails(call(command, tmp_path / "none.hdf5"), f"{tmp_path / 'none.hdf5'}: no such file")
     assert_fails(call(command, tmp_path), f"{tmp_path}: a folder")
     assert_fails(call(command, tmp_path / "text.hdf5"), "not an HDF5 file")
-    assert_fails(call(command, tmp_path / "cut.hdf5"), "damaged or cut short")
+    assert_fails(call(command, tmp_path / "cut.hdf5"), "damaged or truncated")
 
 
 @pytest.mark.parametrize("command", [("convert", "{}", "out.hdf5"), ("inspect", "{}")])

@@ -420,7 +420,7 @@ def test_tfds_options_do_what_they_do(converted, dataset, expected, tmp_path, mo
 
 
 def test_more_shards_than_episodes_are_refused(hand_file, tmp_path):
-    with pytest.raises(KabukiError, match="4 shards cannot be filled with 3 episodes; ask for fewer shards"):
+    with pytest.raises(KabukiError, match="3 episodes cannot fill 4 shards; request fewer shards"):
         run_tfds("--config", config(str(hand_file)), "--data_dir", tmp_path, "--num_shards=4")
     assert not list(tmp_path.rglob("*tfrecord*"))
 
@@ -579,15 +579,18 @@ def no_class(f: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lossy, r"step field 'reward': row 77 holds .*0\.1.*, but TFDS stores float64 as float32.*encoding='bytes'"),
-        (missing, "step field 'reward' is listed in the attribute 'features' but not stored"),
-        (other_shape, r"step field 'action' is stored as float32 \(3,\), but .* says float32 \(2,\)"),
+        (
+            lossy,
+            r"step field 'reward': row 77 has the value .*0\.1.*, which TFDS would round.*encoding='bytes'",
+        ),
+        (missing, "step field 'reward': in the attribute 'features', but not in the file"),
+        (other_shape, r"step field 'action': stored as float32 \(3,\), but .* has float32 \(2,\)"),
         (
             stranger,
             "attribute 'features': feature 'steps/reward' has the class 'os.path.Evil'.*not imported. Delete the attr",
         ),
-        (no_class, "step field 'action': row 100 holds the label 2, but there are 2 classes"),
-        (more_names, "field 'action': its class names do not fit the feature"),
+        (no_class, "step field 'action': row 100 has the label 2, but there are 2 classes"),
+        (more_names, "field 'action': the class names do not match the feature"),
         (lambda f: f.attrs.update(features="{}"), "attribute 'features': names no class. Delete the attribute"),
         (lambda f: f.attrs.update(complete=False), "not complete"),
     ],
@@ -616,8 +619,11 @@ def other_pairs(f: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_boxes, r"step field 'observation/ragged/bytes/boxes': row \d+ is of shape \(2, \d, \d\)"),
-        (other_pairs, r"step field 'observation/sequence/sequences_of_pairs': row \d+ is no list of 2"),
+        (other_boxes, r"step field 'observation/ragged/bytes/boxes': row \d+ has shape \(2, \d, \d\), expected"),
+        (
+            other_pairs,
+            r"step field 'observation/sequence/sequences_of_pairs': row \d+ has a list of \d items, expected 2",
+        ),
     ],
 )
 def test_rows_that_are_not_of_the_shape_that_is_said_are_refused(change, message, converted, tmp_path):
@@ -644,7 +650,7 @@ def sounds() -> handmade.Stored:
         (
             tff.Tensor(shape=(), dtype=np.float64, optional=True),
             np.arange(8) / 10,
-            "field 'more': TFDS stores float64 as float32, which cannot hold .*0.1",
+            "field 'more': has the value .*0.1.*, which TFDS would round: it stores float64 as float32",
         ),
     ],
 )

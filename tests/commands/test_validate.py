@@ -415,7 +415,7 @@ def test_a_group_that_holds_itself_does_not_hang(tmp_path):
 def test_a_file_cut_short_is_refused_with_a_line(size, tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes())
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"not an HDF5 file|damaged or cut short"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"not an HDF5 file|damaged or truncated"):
         kabuki_rlds.validate(file)
 
 

@@ -312,7 +312,7 @@ def test_a_dataset_that_is_not_of_episodes_is_named(killed, tmp_path):
     inner["stairs"] = inner.pop("steps")
     (folder / "features.json").write_text(json.dumps(features))
     for _ in range(2):
-        with pytest.raises(KabukiError, match=f"^{folder}: this is no RLDS dataset: its features have no 'steps'"):
+        with pytest.raises(KabukiError, match=f"^{folder}: not an RLDS dataset: no feature 'steps'"):
             Logger(folder)
 
 

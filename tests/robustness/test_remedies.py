@@ -205,7 +205,7 @@ def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dat
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shard = sorted(folder.glob("*train*"))[0]
     extra = shutil.copy(shard, folder / shard.name.replace("00000-of-00003", "00007-of-00009"))
-    with pytest.raises(KabukiError, match=r"none of those that dataset_info.json lists; move it to another folder"):
+    with pytest.raises(KabukiError, match=r"dataset_info.json does not list this shard; move it to another folder"):
         convert(folder, tmp_path / "out.hdf5")
     shutil.move(extra, tmp_path)
     assert convert(folder, tmp_path / "out.hdf5").episodes == 10
@@ -294,7 +294,9 @@ def test_fields_of_rlds_whose_names_a_file_cannot_hold_are_renamed_by_a_recipe(t
 def test_an_episode_field_that_rlds_cannot_hold_is_renamed_by_a_recipe(tmp_path, name):
     fields = handmade.fields() | handmade.index() | {f"episodes/metadata/{name}": np.arange(3)}
     source = handmade.write(tmp_path / "in.hdf5", fields)
-    with pytest.raises(KabukiError, match="RLDS keeps the steps under this name; rename it by a recipe"):
+    with pytest.raises(
+        KabukiError, match="RLDS reserves the name 'steps' for the steps; rename the field with a recipe"
+    ):
         build(source, tmp_path / "rlds", name="x")
     (tmp_path / "r.yaml").write_text("episode: {counts: {from: steps}}\n")
     built = build(source, tmp_path / "rlds", name="x", recipe=tmp_path / "r.yaml")

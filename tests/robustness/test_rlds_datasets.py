@@ -117,29 +117,29 @@ class Case:
 
 ONE, REST, ALL = slice(1, 2), slice(1, None), slice(None)
 CASES = {
-    "a flipped bit": Case(flip_data, "record 1: the data is damaged, by its checksum", ONE),
-    "a flipped bit of a checksum": Case(flip_checksum, "record 1: the data is damaged, by its checksum", ONE),
-    "a flipped bit of a length": Case(flip_length, "the length of a record is damaged", REST),
-    "cut short": Case(cut_short, "the shard is cut short", REST),
+    "a flipped bit": Case(flip_data, "record 1: the data is damaged (wrong checksum)", ONE),
+    "a flipped bit of a checksum": Case(flip_checksum, "record 1: the data is damaged (wrong checksum)", ONE),
+    "a flipped bit of a length": Case(flip_length, "the length of the record is damaged", REST),
+    "cut short": Case(cut_short, "the shard is truncated", REST),
     "cut short in a head": Case(cut_in_the_head, "", REST),
     "cut short between two records": Case(cut_between_records, "dataset_info.json", REST),
     "an empty file": Case(empty, "dataset_info.json", ALL),
     "a missing file": Case(missing, "this shard is missing", ALL),
-    "a length beyond all memory": Case(a_length_beyond_all_memory, "the shard is cut short", REST),
-    "no example": Case(no_example, "record 1: it is no tf.train.Example", ONE),
+    "a length beyond all memory": Case(a_length_beyond_all_memory, "the shard is truncated", REST),
+    "no example": Case(no_example, "record 1: not a valid tf.train.Example", ONE),
     "integers for floats": Case(
         edited(lambda f: f["steps/reward"].int64_list.value.append(3)),
-        "record 1: field 'reward': it holds a list of another type than float32",
+        "record 1: field 'reward': stored as int64_list, expected float_list by its feature",
         ONE,
     ),
-    "a reward too few": Case(edited(lambda f: f["steps/reward"].float_list.value.pop()), "by field 'reward'", ONE),
+    "a reward too few": Case(edited(lambda f: f["steps/reward"].float_list.value.pop()), "'reward' has ", ONE),
     "part of an observation": Case(
         edited(lambda f: f["steps/observation/position"].float_list.value.pop()),
-        "record 1: field 'observation/position': the number of elements is no multiple of its size, 3",
+        "record 1: field 'observation/position': the number of elements is not a multiple of the item size 3",
         ONE,
     ),
     "no observation": Case(
-        edited(lambda f: f["steps/observation/velocity"].Clear()), "field 'observation/velocity'", ONE
+        edited(lambda f: f["steps/observation/velocity"].Clear()), "'observation/velocity' has 0; ", ONE
     ),
     "two names of an agent": Case(edited(lambda f: f["agent"].bytes_list.value.append(b"b")), "field 'agent'", ONE),
     "no name of an agent": Case(edited(lambda f: f.pop("agent")), "field 'agent'", ONE),
@@ -192,7 +192,7 @@ def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
     data = [i for i, byte in enumerate(stored[100:-100]) if byte]
     stored[100 + data[len(data) // 2]] ^= 4
     shard.write_bytes(stored)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: it cannot be read"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: cannot be read"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert [(loss.path, loss.record, loss.count) for loss in result.skipped] == [(str(shard), 1, 1)]
@@ -205,7 +205,9 @@ def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
 def test_the_first_record_is_looked_at_before_all_and_may_be_damaged(damaged, dataset, tmp_path):
     shard = tfrecords.shards(damaged)[0]
     tfrecords.flip(shard, 30)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 0: the data is damaged, by its checksum"):
+    with pytest.raises(
+        kabuki_rlds.KabukiError, match=rf"{shard.name}: record 0: the data is damaged \(wrong checksum\)"
+    ):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
     folder = Path(shutil.copytree(dataset("array_record"), tmp_path / "copy" / "array_record" / "1.0.0"))
     shard = tfrecords.shards(folder)[0]
@@ -220,7 +222,7 @@ def test_a_length_beyond_the_file_is_seen_before_tensorflow_reads_it(damaged):
     a_length_beyond_all_memory(damaged)
     shard = tfrecords.shards(damaged)[1]
     check_lengths(str(shard), 1)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: the shard is cut short"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: the shard is truncated"):
         check_lengths(str(shard), 2)
 
 
@@ -229,7 +231,7 @@ def test_a_split_that_begins_behind_the_last_record_of_its_shard(damaged, tmp_pa
     tfrecords.write(shard, [tfrecords.read(shard)[0].data])
     with pytest.raises(kabuki_rlds.KabukiError) as error:
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", split="train[1:2]")
-    says = f"{shard}: record 1: dataset_info.json says more episodes than the 1 here"
+    says = f"{shard}: record 1: dataset_info.json lists more episodes than the 1 in this shard"
     assert str(error.value).startswith(says)
 
 
@@ -248,7 +250,7 @@ def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
     shards = tfrecords.shards(damaged)
     extra = shards[0].with_name("plain-train.tfrecord-00003-of-00004")
     shutil.copy(shards[0], extra)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"{extra.name}: this shard is none of those"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"{extra.name}: dataset_info.json does not list this shard"):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert result.episodes == EPISODES
@@ -264,7 +266,7 @@ def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
     if int(count) >= 0:
         result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
         assert result.episodes == EPISODES
-        assert ["dataset_info.json says more episodes" in loss.why for loss in result.skipped] == [True] * (
+        assert ["dataset_info.json lists more episodes" in loss.why for loss in result.skipped] == [True] * (
             count != "0"
         )
 
@@ -272,14 +274,14 @@ def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
 def test_a_shard_of_less_than_no_episodes_is_named(damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["1", "-5", "1"]))
     with pytest.raises(
-        kabuki_rlds.KabukiError, match=r"dataset_info.json: a shard of 'train' has less than no episodes"
+        kabuki_rlds.KabukiError, match=r"dataset_info.json: split 'train': a shard has a negative number of episodes"
     ):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
 
 
 def test_a_split_that_is_said_to_hold_nothing_and_does_is_refused(damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["0", "0", "0"]))
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"more episodes than dataset_info.json says: 0 expected"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"has at least \d+ episodes, expected 0 by dataset_info.json"):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
 
 
@@ -287,7 +289,7 @@ def test_more_episodes_than_were_said_are_no_loss(damaged, tmp_path, caplog):
     tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, "1"))
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert (result.episodes, result.skipped) == (EPISODES, [])
-    assert "episodes more than dataset_info.json says" in caplog.text
+    assert "more episodes than dataset_info.json lists" in caplog.text
 
 
 def test_a_dataset_of_which_nothing_can_be_read(damaged, tmp_path):
@@ -304,10 +306,10 @@ def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
     assert main(["convert", str(damaged), str(out), "--quiet", "--skip-bad-episodes"]) == 0
     error = capfd.readouterr().err
     shard = tfrecords.shards(damaged)[1]
-    assert f"kabuki-rlds: warning: {shard}: record 1: the data is damaged, by its checksum; left out\n" in error
+    assert f"kabuki-rlds: warning: {shard}: record 1: the data is damaged (wrong checksum); left out\n" in error
     assert error.endswith("kabuki-rlds: warning: 1 episode was left out (empty or damaged); inspect names them\n")
     assert main(["inspect", str(out)]) == 0
-    assert f"  left out  {shard}: record 1: the data is damaged, by its checksum\n" in capfd.readouterr().out
+    assert f"  left out  {shard}: record 1: the data is damaged (wrong checksum)\n" in capfd.readouterr().out
     assert main(["validate", str(out), "--against", str(damaged)]) == 0
     assert "holds what its source holds, but for 1 damaged episodes that were left out" in capfd.readouterr().out
 
@@ -459,11 +461,17 @@ def tensor(shape: tuple[int | None, ...]) -> tuple[Any, np.ndarray]:
 @pytest.mark.parametrize(
     ("item", "says"),
     [
-        (zlib.compress(bytes(300 << 20)), "unpacks to more than"),
-        (zlib.compress(bytes(96))[:-6], "a zlib stream that is cut short"),
-        (b"no zlib", "no zlib stream, or a damaged one"),
-        (zlib.compress(bytes(95)), "field 'observation/depth': the bytes of an item are not those of"),
-        (zlib.compress(bytes(88)), "field 'observation/depth': the bytes of an item are not those of"),
+        (zlib.compress(bytes(300 << 20)), "decompresses to more than"),
+        (zlib.compress(bytes(96))[:-6], "a truncated zlib stream"),
+        (b"no zlib", "not a valid zlib stream"),
+        (
+            zlib.compress(bytes(95)),
+            "field 'observation/depth': the number of bytes of an item does not match its shape",
+        ),
+        (
+            zlib.compress(bytes(88)),
+            "field 'observation/depth': the number of bytes of an item does not match its shape",
+        ),
     ],
     ids=["a bomb", "cut short", "no stream", "half a number", "a number too few"],
 )
@@ -531,22 +539,22 @@ def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
     (shard,) = folder.glob("*-train*")
     tfrecords.edit(shard, 0, lambda e: e.features.feature["corners"].int64_list.value.append(5))
     tfrecords.edit(shard, 1, lambda e: e.features.feature[FILES].bytes_list.value.pop())
-    with pytest.raises(kabuki_rlds.KabukiError, match="record 0: field 'corners': a list has not the length 4 that"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="record 0: field 'corners': a list has 5 items, expected 4"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert [(loss.record, loss.count) for loss in result.skipped] == [(0, 1), (1, 1)]
-    assert "field 'observation/pictures': 7 images in an episode where 8 should be" in result.skipped[1].why
+    assert "field 'observation/pictures': an episode has 7 images, expected 8" in result.skipped[1].why
 
 
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("text", "field 'text': 2 elements in an episode where 1 should be"),
-        ("tensor", "field 'tensor': 2 items in an episode where 1 should be"),
-        ("lists/ragged_row_lengths_1", "field 'lists': 2 lists in an episode where 1 should be"),
-        ("lists/ragged_flat_values", "field 'lists': 3 elements in an episode where 2 should be"),
-        ("steps/list/ragged_flat_values", "field 'list': 5 elements in an episode where 4 should be"),
-        ("steps/depth/shape", "field 'depth': 9 dimensions in an episode where 8 should be"),
+        ("text", "field 'text': an episode has 2 elements, expected 1"),
+        ("tensor", "field 'tensor': an episode has 2 items, expected 1"),
+        ("lists/ragged_row_lengths_1", "field 'lists': an episode has 2 lists, expected 1"),
+        ("lists/ragged_flat_values", "field 'lists': an episode has 3 elements, expected 2"),
+        ("steps/list/ragged_flat_values", "field 'list': an episode has 5 elements, expected 4"),
+        ("steps/depth/shape", "field 'depth': an episode has 9 dimensions, expected 8"),
     ],
 )
 def test_what_one_episode_has_too_many_and_the_next_too_few_does_not_go_to_the_next(key, says, tmp_path):
@@ -624,7 +632,7 @@ def test_what_tfds_decodes_to_another_shape_is_refused(tmp_path, monkeypatch):
     folder = datasets.write(with_pictures(sound=(tfds.features.Audio(shape=(2,)), [1, 2])), tmp_path)
     decode = tfds.features.Audio.decode_example
     monkeypatch.setattr(tfds.features.Audio, "decode_example", lambda self, value: decode(self, value)[:, None])
-    says = r"field 'observation/sound': TFDS decodes shape \(2, 1\) where its feature says \(2,\)"
+    says = r"field 'observation/sound': has shape \(2, 1\), expected \(2,\) by its feature"
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 

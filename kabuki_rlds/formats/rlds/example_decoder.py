@@ -125,7 +125,7 @@ class ExampleField:
         """Returns the number of steps of each example: int64, (examples,), or None unless `determines_steps`.
 
         Raises:
-          KabukiError: the number of elements is not a multiple of the size of an item.
+          DamagedDataError: the number of elements is not a multiple of the size of an item.
         """
         if not self.determines_steps:
             return None
@@ -137,7 +137,7 @@ class ExampleField:
         size = _size(self.item_shape)
         if (counts % size).any():
             raise DamagedDataError(
-                f"field {self.path!r}: the number of elements of an episode is not a multiple of the item size {size}",
+                f"field {self.path!r}: the number of elements is not a multiple of the item size {size}",
                 field=self.path,
             )
         return counts // size
@@ -153,7 +153,7 @@ class ExampleField:
           a column of `rows` rows. An image is the bytes of its file, a list of images is a ragged row of such bytes.
 
         Raises:
-          KabukiError: the lists do not match the feature.
+          DamagedDataError: the lists do not match the feature.
         """
         column = self._column(lists, rows)
         if not isinstance(column, np.ndarray) and not column.is_consistent:
@@ -198,7 +198,7 @@ class ExampleField:
         The check is per example. Checking only the total would let surplus items of one example move to the next.
 
         Raises:
-          KabukiError: an example has too many or too few items.
+          DamagedDataError: an example has too many or too few items.
         """
         values = lists[self.value_key].counts
         size = 1 if self._item_is_bytes else _size(self.item_shape)

@@ -189,7 +189,7 @@ class Pipeline:
           row: first row of the window.
 
         Raises:
-          KabukiError: an image file is damaged or too large.
+          DamagedDataError: an image file is damaged or too large.
         """
         import tensorflow as tf
 

@@ -181,7 +181,7 @@ def check_lengths(path: str, records: int) -> None:
     end with an incomplete record.
 
     Raises:
-      KabukiError: a record is longer than the rest of the file.
+      DamagedDataError: a record is longer than the rest of the file.
     """
     with open(path, "rb", buffering=1 << 16) as file:
         size = os.fstat(file.fileno()).st_size
@@ -274,7 +274,7 @@ def _read_tf_records(shard: ShardSlice, batch_size: int) -> Iterator[list[bytes]
     """Yields the records of a slice, up to `batch_size` at a time.
 
     Raises:
-      KabukiError: a record that is not among the lost ones is damaged.
+      DamagedDataError: a record that is not among the lost ones is damaged.
     """
     batch: list[bytes] = []
     left = shard.expected
@@ -327,7 +327,7 @@ def _read_array_records(shard: ShardSlice, batch_size: int) -> Iterator[list[byt
     """Yields the records of a slice, up to `batch_size` at a time.
 
     Raises:
-      KabukiError: the shard cannot be read.
+      DamagedDataError: the shard cannot be read.
     """
     from array_record.python import array_record_module
 

@@ -263,11 +263,11 @@ def test_descriptions_are_kept():
         (legacy(DICT, {"x": ["type"]}), "feature 'x' is a list, expected a JSON object"),
         (legacy(DICT, {"x": "type"}), "feature 'x' is a text, expected a JSON object"),
         (proto(TENSOR, None), "is a Tensor, expected a FeaturesDict"),
-        ({"type": DICT}, "has no content that a FeaturesDict can have"),
-        ({"type": SEQUENCE, "content": {}}, "has no content that a Sequence can have"),
+        ({"type": DICT}, "has content that is not valid for a FeaturesDict"),
+        ({"type": SEQUENCE, "content": {}}, "has content that is not valid for a Sequence"),
         ({"type": TENSOR, "content": "{}", "proto_cls": "os.path"}, "has content of type 'os.path'"),
-        ({"pythonClassName": DICT}, "has no content that a FeaturesDict can have"),
-        ({"pythonClassName": DICT, "sequence": {}}, "has no content that a FeaturesDict can have"),
+        ({"pythonClassName": DICT}, "has content that is not valid for a FeaturesDict"),
+        ({"pythonClassName": DICT, "sequence": {}}, "has content that is not valid for a FeaturesDict"),
         ({"pythonClassName": DICT, "jsonFeature": {"json": "{"}}, "is not JSON"),
         (legacy(SEQUENCE, [proto(TENSOR, None)]) | {"x": 1}, "is a Sequence, expected a FeaturesDict"),
         (legacy(DICT, {"x": {"type": SEQUENCE, "content": {"feature": proto(TENSOR, None), "length": -7}}}), "length"),
@@ -275,7 +275,7 @@ def test_descriptions_are_kept():
         *(
             (
                 legacy(DICT, {"x": legacy(TENSOR, {"shape": [2], "dtype": "int32"} | wrong)}),
-                "feature 'x' cannot be made",
+                "feature 'x' cannot be created",
             )
             for wrong in (
                 *({"dtype": "nothing"}, {"dtype": ["int32"]}, {"encoding": "nothing"}, {"minimum": "a"}),
@@ -299,7 +299,9 @@ def test_no_other_file_is_read_for_class_names(key, tmp_path):
     cls = "class_label_feature.ClassLabel" if key == "names_file" else "labeled_image.LabeledImage"
     for form in (legacy, json_text):
         value = form(DICT, {"x": form(f"{CORE}.{cls}", {key: str(secret)})})
-        with pytest.raises(kabuki_rlds.KabukiError, match=f"feature 'x' takes the names .* from the file '{secret}'"):
+        with pytest.raises(
+            kabuki_rlds.KabukiError, match=f"feature 'x' reads its class names from the file '{secret}'"
+        ):
             parse(value)
 
 
@@ -338,7 +340,7 @@ def test_a_number_of_classes_is_an_integer(count):
 def test_more_features_than_the_limit_are_rejected(monkeypatch):
     monkeypatch.setattr(limits, "MAX_FEATURES", 10)
     parse(legacy(DICT, {str(i): legacy(TENSOR, None) for i in range(9)}))
-    with pytest.raises(kabuki_rlds.KabukiError, match="feature '9' follows 10 others, the limit"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="feature '9' exceeds the limit of 10 features"):
         parse(legacy(DICT, {str(i): legacy(TENSOR, None) for i in range(10)}))
 
 
@@ -346,7 +348,7 @@ def test_more_features_than_the_limit_are_rejected(monkeypatch):
 def test_deeper_features_than_the_limit_are_rejected(depth):
     tensor, opening = json.dumps(legacy(TENSOR, None)), f'{{"type": "{SEQUENCE}", "content": {{"length": 2, "feature": '
     text = f'{{"type": "{DICT}", "content": {{"x": {opening * depth}{tensor}{"}}" * depth}}}}}'
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"nested in more than 64 others|is not JSON"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"exceeds the nesting limit of 64 features|is not JSON"):
         parse_features.parse(text, "d/features.json", "What to do")
 
 
