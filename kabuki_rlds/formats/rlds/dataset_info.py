@@ -1,4 +1,4 @@
-"""What TFDS keeps beside the shards of a dataset: its description, features, splits and metadata."""
+"""Writes the metadata files of a TFDS dataset: description, features, splits and metadata."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CATALOG = "https://www.tensorflow.org/datasets/catalog/"
 
 
 def info_arguments(info: Info, last_rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What a dataset says of itself, as TFDS's `DatasetInfo` takes it.
+    """Returns the arguments of TFDS's `DatasetInfo` that describe a dataset.
 
     Args:
-      info: what it says.
-      last_rows: split to whether the last row of each of its episodes is a step: bool, (episodes,).
+      info: description, citation, homepage and environment of the dataset.
+      last_rows: split to flags: whether the last row of each episode is a step: bool, (episodes,).
     """
     import tensorflow_datasets as tfds
 
@@ -38,7 +38,7 @@ def info_arguments(info: Info, last_rows: Mapping[str, np.ndarray]) -> dict[str,
     return {
         "description": info.description,
         "citation": info.citation,
-        # What TFDS says of a dataset without one, by its name.
+        # TFDS generates a catalog URL for a dataset without a homepage.
         "homepage": None if info.homepage.startswith(_CATALOG) else info.homepage or None,
         "metadata": metadata,
         "disable_shuffling": True,
@@ -46,14 +46,14 @@ def info_arguments(info: Info, last_rows: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def valid_version(version: str) -> str:
-    """The version as TFDS takes it: three numbers, else 1.0.0."""
+    """Returns `version` if it is valid in TFDS (three numbers), otherwise "1.0.0"."""
     import tensorflow_datasets as tfds
 
     return version if tfds.core.Version.is_valid(version) else "1.0.0"
 
 
 def shard_template(folder: pathlib.Path, dataset: str, split: str, file_format: str) -> tfds.core.ShardedFileTemplate:
-    """Names the shards of a split as TFDS does."""
+    """Returns the template of the shard paths of a split, with TFDS's default names."""
     import tensorflow_datasets as tfds
 
     return tfds.core.ShardedFileTemplate(
@@ -72,17 +72,17 @@ def write_info(
     file_format: str,
     last_rows: Mapping[str, np.ndarray],
 ) -> None:
-    """Lets TFDS write what it keeps beside the shards: features, splits, description and so on.
+    """Writes the metadata files of a dataset with TFDS: features, splits, description and so on.
 
     Args:
-      folder: where the shards are.
+      folder: folder of the shards.
       dataset: name of the dataset.
       config: name of its config, or "".
-      version: three numbers.
+      version: three numbers, for example "1.0.0".
       features: the features of the dataset.
-      info: what it says of itself.
-      splits: as `SplitSink.info` has them.
-      file_format: the format of the shards.
+      info: description, citation, homepage and environment of the dataset.
+      splits: `SplitSink.info` of each split.
+      file_format: "tfrecord" or "array_record".
       last_rows: as for `info_arguments`.
     """
     import tensorflow_datasets as tfds
@@ -94,7 +94,7 @@ def write_info(
         data_dir=str(folder),
         module_name="kabuki_rlds",
     )
-    made = tfds.core.DatasetInfo(builder=identity, features=features, **info_arguments(info, last_rows))
-    made.set_file_format(file_format)
-    made.set_splits(tfds.core.SplitDict(splits))
-    made.write_to_directory(folder)
+    dataset_info = tfds.core.DatasetInfo(builder=identity, features=features, **info_arguments(info, last_rows))
+    dataset_info.set_file_format(file_format)
+    dataset_info.set_splits(tfds.core.SplitDict(splits))
+    dataset_info.write_to_directory(folder)
