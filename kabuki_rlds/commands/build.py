@@ -26,7 +26,7 @@ from kabuki_rlds.files import signals
 from kabuki_rlds.files.paths import StrPath, local_path, path_list
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.transforms.reading_options import ReadingOptions
-from kabuki_rlds.transforms.required_fields import decide_by_reading
+from kabuki_rlds.transforms.required_fields import decide_last_rows
 from kabuki_rlds.transforms.transfer import Transferred, progress_bar, transfer
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
         taken = min(source.num_episodes, limit)
         limit -= taken
         if taken:
-            source.last_rows = source.last_rows or decide_by_reading(source)
+            source.last_rows = source.last_rows or decide_last_rows(source)
             found.append(source.piece(0, taken))
     return found
 

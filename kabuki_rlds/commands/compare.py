@@ -106,7 +106,7 @@ def compare(
         # A file of format 1.0 does not say what its last rows are.
         needs_decision = conform or mine.last_rows is not None
         decided = [reading.decide(source) for source in opened] if needs_decision else []
-        theirs = [reading.shape(source) for source in opened]
+        theirs = [reading.apply_recipe(source) for source in opened]
         if conform:
             theirs = [_conformed(source, last_rows) for source, last_rows in zip(theirs, decided, strict=True)]
         found, steps, metadata = _fields(mine, theirs)

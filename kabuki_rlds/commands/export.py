@@ -164,9 +164,7 @@ def export(
 def _staged(dest: pathlib.Path, layout: LayoutName, overwrite: bool) -> Iterator[Any]:
     """What is renamed to the destination once it is whole."""
     if layout == "minari":
-        with StagedFolder(
-            dest / "data", overwrite=overwrite, mark="metadata.json", what="dataset of Minari's"
-        ) as folder:
+        with StagedFolder(dest / "data", overwrite=overwrite, mark="metadata.json", what="Minari dataset") as folder:
             yield folder
         return
     file = StagedFile(dest, overwrite=overwrite)

@@ -26,7 +26,7 @@ from kabuki_rlds.formats.rlds import dataset_info
 from kabuki_rlds.formats.rlds.infer_features import ImageFormat
 from kabuki_rlds.formats.rlds.stored_last_rows import to_metadata
 from kabuki_rlds.transforms.reading_options import ReadingOptions
-from kabuki_rlds.transforms.required_fields import decide_by_reading
+from kabuki_rlds.transforms.required_fields import decide_last_rows
 
 
 @dataclasses.dataclass(eq=False)
@@ -111,7 +111,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
             ranges[split] = beam_writer.ranges(files, limit, self.builder_config.images, opened.schema)
-            is_step[split] = joined([each.last_rows or decide_by_reading(each) for each in files]).is_step[:limit]
+            is_step[split] = joined([each.last_rows or decide_last_rows(each) for each in files]).is_step[:limit]
         splits = beam_writer.write_splits(
             beam.Pipeline(runner=download_config.beam_runner, options=options),
             ranges,

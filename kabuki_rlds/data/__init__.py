@@ -1,1 +1,1 @@
-"""The model that all formats are read into: schema, blocks of steps, sources, and the rules of the Kabuki format."""
+"""The data model that all formats share: schema, blocks of steps, sources, and the rules of the Kabuki format."""

@@ -1,8 +1,10 @@
 """Blocks of steps: the columns that flow from a source to a sink.
 
-A column holds the rows of one field, time first. It is a NumPy array where every
-row has one shape, `Ragged` where the shape varies from row to row, and `Nested`
-where a row is a list of lists of differing lengths.
+A column holds the rows of one field; the first axis is time. A column is
+
+- a NumPy array if all rows have the same shape,
+- `Ragged` if the shape varies from row to row,
+- `Nested` if a row is a list of lists, and the inner lists differ in length.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-    """Rows that are arrays of one rank and differing shapes.
+    """Rows that are arrays of the same rank but of different shapes.
 
     Attributes:
-      values: all elements, row after row, flat: shape (elements,).
+      values: the elements of all rows in order, flattened: shape (elements,).
       shapes: the shape of each row: int64, (rows, rank).
     """
 
@@ -32,15 +34,15 @@ class Ragged:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the shapes are those of the elements, which is to be asked of what comes from a file."""
+        """Whether `shapes` describes exactly the elements in `values`. Check this for data read from a file."""
         if (self.shapes < 0).any() or self.splits[-1] != len(self.values):
             return False
-        # A product that is too large for an integer is another one.
+        # `splits` multiplies in int64, which may overflow; float64 does not.
         return bool((self.shapes.prod(axis=1, dtype=np.float64) <= len(self.values)).all())
 
     @functools.cached_property
     def splits(self) -> np.ndarray:
-        """Where each row's elements begin in `values`, and the end: int64, (rows + 1,)."""
+        """The index in `values` at which each row begins, then the total: int64, (rows + 1,)."""
         return row_splits(self.shapes.prod(axis=1, dtype=np.int64))
 
     def __getitem__(self, rows: slice) -> Ragged:
@@ -55,13 +57,13 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Nested:
-    """Rows that are lists of lists, as deep as `lengths` is long.
+    """Rows that are lists nested to the depth `len(lengths)`.
 
     Attributes:
-      values: the innermost items, one after the other: (items, *shape of an item).
-      lengths: for each level the length of each list in it, outermost first. The
-        first has one length a row; each next one has as many as the one before
-        sums to. int64.
+      values: the innermost items of all rows in order: (items, *item shape).
+      lengths: one int64 array per nesting level, outermost level first. It holds the
+        length of every list at that level: `lengths[0]` has one entry per row, and
+        `lengths[i + 1]` has `lengths[i].sum()` entries.
     """
 
     values: np.ndarray
@@ -72,7 +74,7 @@ class Nested:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the lengths are those of the items, which is to be asked of what comes from a file."""
+        """Whether `lengths` describes exactly the items in `values`. Check this for data read from a file."""
         counts = [*(len(lengths) for lengths in self.lengths[1:]), len(self.values)]
         return all(
             not (lengths < 0).any() and (lengths <= count).all() and lengths.sum() == count
@@ -81,7 +83,7 @@ class Nested:
 
     @functools.cached_property
     def splits(self) -> tuple[np.ndarray, ...]:
-        """For each level, where each list's items begin in the next, and the end."""
+        """For each level, the index in the next level at which each list begins, then the total."""
         return tuple(map(row_splits, self.lengths))
 
     def __getitem__(self, rows: slice) -> Nested:
@@ -100,12 +102,12 @@ class Nested:
 
 Column: TypeAlias = np.ndarray | Ragged | Nested
 
-#: The last is a column whose kind is not known.
+#: `Column` is in the list for callers that do not know the kind of their column.
 _AnyColumn = TypeVar("_AnyColumn", np.ndarray, Ragged, Nested, Column)
 
 
 def concatenate(columns: Sequence[_AnyColumn]) -> _AnyColumn:
-    """Joins columns of one kind, of which there is at least one, end to end."""
+    """Concatenates one or more columns of the same kind along the time axis."""
     first = columns[0]
     if len(columns) == 1:
         return first
@@ -120,7 +122,7 @@ def concatenate(columns: Sequence[_AnyColumn]) -> _AnyColumn:
 
 
 def take(column: _AnyColumn, rows: np.ndarray) -> _AnyColumn:
-    """The rows of the given numbers, int64 (n,), in that order. They are copies."""
+    """Copies the rows with the given indices, int64 (n,), in that order."""
     if isinstance(column, np.ndarray):
         return column.take(rows, axis=0)
     if isinstance(column, Ragged):
@@ -134,12 +136,17 @@ def take(column: _AnyColumn, rows: np.ndarray) -> _AnyColumn:
 
 
 def as_ragged(column: np.ndarray) -> Ragged:
-    """Rows of one shape, as rows that may differ in shape."""
+    """Converts an array to `Ragged`, with the same shape for every row."""
     return Ragged(column.reshape(-1), np.tile(np.array(column.shape[1:], np.int64), (len(column), 1)))
 
 
 def as_nested(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
-    """Rows that are arrays, as lists in lists of items: arrays of the last dimensions, which are the same in all."""
+    """Converts rows that are arrays to nested lists of items.
+
+    Args:
+      column: the rows.
+      item: shape of an item: the trailing dimensions of every row. The leading dimensions become lists.
+    """
     if isinstance(column, np.ndarray):
         column = as_ragged(column)
     counts = np.ones(len(column), np.int64)
@@ -147,22 +154,22 @@ def as_nested(column: np.ndarray | Ragged, item: Sequence[int] = ()) -> Nested:
     for sizes in column.shapes.T[: column.shapes.shape[1] - len(item)]:
         lengths.append(np.repeat(sizes, counts))
         counts = counts * sizes
-    # Counted by the lists, since items without elements leave nothing to count.
+    # `reshape(-1, ...)` cannot infer the number of items if an item has no elements.
     return Nested(column.values.reshape(int(counts.sum()), *item), tuple(lengths))
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A run of consecutive steps, and the metadata of the episodes that begin in it.
+    """Consecutive steps, and the metadata of the episodes that begin among them.
 
     Attributes:
       steps: path to column; every column has `num_steps` rows.
-      num_steps: how many steps the block holds, which may be none.
-      starts: the row at which each episode begins, ascending, int64, (episodes,).
-        An episode without steps begins where the next one does.
-      metadata: path to column, one row for each of `starts`.
-      origin_of: for each of `starts`, the number of the source's origin that the episode came from: int64,
-        (episodes,). None: all came from the first origin.
+      num_steps: the number of steps in the block; may be 0.
+      starts: the row at which each episode begins, ascending: int64, (episodes,).
+        An episode without steps has the same start as the next episode.
+      metadata: path to column, one row per entry of `starts`.
+      origin_of: for each entry of `starts` the index of its origin in the `origins` of
+        the source: int64, (episodes,). None: all episodes come from the first origin.
     """
 
     steps: dict[str, Column]
@@ -177,26 +184,26 @@ class Block:
 
     @property
     def begins(self) -> np.ndarray:
-        """Whether an episode begins at each row, and at the one after the last: bool, (num_steps + 1,)."""
+        """True where an episode begins: bool, (num_steps + 1,). The last entry is the row after the block."""
         begins = np.zeros(self.num_steps + 1, bool)
         begins[self.starts] = True
         return begins
 
     @property
     def episode_of(self) -> np.ndarray:
-        """The number of the episode that each row belongs to: int64, (num_steps,).
+        """For each row the index of its episode in `starts`: int64, (num_steps,).
 
-        The first that begins in the block is 0; -1 is the one that goes on from the block before.
+        -1 means the episode that began in an earlier block.
         """
         begun = np.bincount(self.starts, minlength=self.num_steps + 1)[: self.num_steps]
         return np.cumsum(begun) - 1
 
     def part(self, rows: slice, episodes: slice) -> Block:
-        """Some rows, and the episodes that begin in them.
+        """A block with some of the rows and some of the episodes.
 
         Args:
-          rows: the rows, from a first to a last.
-          episodes: the numbers of the episodes, of which the first that begins in the block is 0.
+          rows: the rows to keep; start and stop must be given, without a step.
+          episodes: the entries of `starts` and `metadata` to keep: the episodes that begin in `rows`.
         """
         return Block(
             {path: column[rows] for path, column in self.steps.items()},
@@ -207,30 +214,30 @@ class Block:
         )
 
     def from_origins_at(self, first: int) -> Block:
-        """The block with its origins numbered from `first` on."""
+        """A copy of the block whose origin indices are increased by `first`."""
         before = np.zeros(self.num_episodes, np.int64) if self.origin_of is None else self.origin_of
         return dataclasses.replace(self, origin_of=before + first)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded steps and metadata."""
+        """The size in bytes of the decoded steps and metadata."""
         return nbytes((*self.steps.values(), *self.metadata.values()))
 
 
 def nbytes(columns: Iterable[Column]) -> int:
-    """Bytes of the elements of all `columns`, those of byte strings included."""
+    """The size in bytes of the elements of all `columns`, including the content of byte strings."""
     return sum(_values_nbytes(c) if isinstance(c, np.ndarray) else c.nbytes for c in columns)
 
 
 def row_splits(lengths: np.ndarray) -> np.ndarray:
-    """Where each run of the given lengths begins, and the end: int64, (runs + 1,)."""
+    """The offsets of consecutive runs with the given lengths, then the total: int64, (runs + 1,)."""
     splits = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=splits[1:])
     return splits
 
 
 def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """`start, start + 1, …`, so many of each run, one run after the other."""
+    """Concatenates `arange(start, start + count)` for all pairs of `starts` and `counts`."""
     splits = row_splits(counts)
     return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
 

@@ -1,9 +1,9 @@
-"""Joins the fields of several sources, files or episodes into those of one dataset.
+"""Combines the schemas of several sources, files or episodes into one.
 
-Fields must agree in type and shape, since a difference mostly means that the data of different robots are mixed. Only
-what is of no fixed size by its nature may differ: the height and the width of images, arrays of text, image files, and
-dimensions that one of them declares as variable (None). Such a field is stored with rows of differing shapes, and a
-warning names it.
+A field must have the same type and shape everywhere: a difference usually means that data from different robots are
+mixed. Some sizes may differ: the height and width of images, the length of arrays of text or of image files, and
+dimensions that one of the schemas declares as variable (None). Such a field is stored with rows of different shapes,
+and a warning names it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ _log = logging.getLogger("kabuki_rlds")
 
 
 class Mismatch(NamedTuple):
-    """A field in which a source does not fit the others, and why."""
+    """A field of a source that does not fit the other sources.
+
+    Attributes:
+      source: the label of the source.
+      path: the path of the field.
+      why: the message.
+    """
 
     source: str
     path: str
@@ -32,12 +38,12 @@ class Mismatch(NamedTuple):
 
 
 def join_fields(mine: Field, theirs: Field, *, of_any_length: bool = False) -> Field | None:
-    """The field that holds the rows of both; None if there is none.
+    """A field that can hold the rows of two fields, or None if their types or shapes are not compatible.
 
     Args:
-      mine: one field.
-      theirs: the other.
-      of_any_length: whether the first dimension varies by its nature, as of lists.
+      mine: the first field.
+      theirs: the second field.
+      of_any_length: whether the first dimension may differ, as for lists.
     """
     rank = len(mine.shape)
     if len(theirs.shape) != rank or not dataclasses.replace(theirs, shape=mine.shape).is_same(mine):
@@ -57,7 +63,7 @@ def join_fields(mine: Field, theirs: Field, *, of_any_length: bool = False) -> F
 
 
 def can_hold(wide: Field, field: Field) -> bool:
-    """Whether a field that `common_schema` made of several holds the rows of one of them."""
+    """Whether `wide`, a field from `common_schema`, can hold the rows of `field`."""
     if wide.kind == "image" and field.holds_images:
         field = dataclasses.replace(field, kind="image")
     joint = join_fields(field, wide)
@@ -65,14 +71,14 @@ def can_hold(wide: Field, field: Field) -> bool:
 
 
 def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
-    """The schema of all rows of several sources: what the first says, with the fields that hold those of all.
+    """The schema that holds the rows of all sources. Its other contents are those of the first schema.
 
     Args:
-      schemas: of the sources.
-      labels: what to call each source in a message.
+      schemas: the schema of each source.
+      labels: the name of each source for messages.
 
     Raises:
-      KabukiError: a field is in only some of them, or differs in type or shape.
+      KabukiError: some sources do not have a field, or a field differs in type or shape.
     """
     every_step, every_metadata = [schema.steps for schema in schemas], [schema.metadata for schema in schemas]
     problems = [
@@ -90,13 +96,13 @@ def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
 
 
 def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> list[Mismatch]:
-    """How the fields of a source differ from those of another; nothing if all are equal.
+    """One entry for each field that differs between two schemas; an empty list if they are equal.
 
     Args:
-      mine: the fields of one.
-      theirs: the fields of the other.
-      label: what to call the first.
-      other_label: what to call the other.
+      mine: the first schema.
+      theirs: the second schema.
+      label: the name of the first source for messages.
+      other_label: the name of the second source for messages.
     """
     found = []
     labels = [label, other_label]
@@ -114,10 +120,10 @@ def differences(mine: Schema, theirs: Schema, label: str, other_label: str) -> l
 
 
 def check_equal(mine: Schema, theirs: Schema, label: str, other_label: str) -> None:
-    """Refuses fields that differ.
+    """Checks that two schemas have equal fields.
 
     Raises:
-      KabukiError: some do.
+      KabukiError: a field differs. The message lists all that do.
     """
     found = differences(mine, theirs, label, other_label)
     if found:
@@ -132,7 +138,13 @@ def _refuse(found: Sequence[Mismatch], label: str, first: str) -> NoReturn:
 
 
 def with_common_shapes(schema: Schema, common: Schema, schemas: Sequence[Schema]) -> Schema:
-    """The schema with the shapes of the common one of several that it is among."""
+    """`schema` with the shapes of `common`.
+
+    Args:
+      schema: one of `schemas`.
+      common: the schema that `common_schema` made from `schemas`.
+      schemas: the schemas of all sources.
+    """
     steps, metadata = (
         {
             path: dataclasses.replace(
@@ -146,7 +158,7 @@ def with_common_shapes(schema: Schema, common: Schema, schemas: Sequence[Schema]
 
 
 def fit_block(block: Block, schema: Schema) -> Block:
-    """The block with its columns in the form of a schema that `common_schema` made."""
+    """Converts columns to `Ragged` where `schema`, made by `common_schema`, has a field of varying shape."""
     steps = {path: _fit_column(column, schema.steps.get(path)) for path, column in block.steps.items()}
     metadata = {path: _fit_column(column, schema.metadata.get(path)) for path, column in block.metadata.items()}
     return dataclasses.replace(block, steps=steps, metadata=metadata)
@@ -159,7 +171,7 @@ def _fit_column(column: Column, field: Field | None) -> Column:
 
 
 def _missing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[Mismatch]:
-    """One for each field that is in only some sources."""
+    """One entry for each field that some sources do not have."""
     found = []
     for path in dict.fromkeys(path for fields in every for path in fields):
         has = [label for label, fields in zip(labels, every, strict=True) if path in fields]
@@ -172,7 +184,7 @@ def _missing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[s
 
 
 def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence[str]) -> list[Mismatch]:
-    """One for each field that differs."""
+    """One entry for each field whose type or shape differs."""
     found = []
     for path, first in every[0].items():
         joint = first
@@ -189,9 +201,9 @@ def _differing(what: str, every: Sequence[Mapping[str, Field]], labels: Sequence
 
 
 def difference(what: str, path: str, mine: Field, label: str, theirs: Field, other_label: str) -> str:
-    """How a field differs between two sources, for a message."""
+    """A message that says how a field differs between two sources."""
     if mine.describe() == theirs.describe():
-        return f"{what} {path!r} has other class names in {label} than in {other_label}"
+        return f"{what} {path!r} has different class names in {label} and in {other_label}"
     return f"{what} {path!r} is {mine.describe()} in {label}, but {theirs.describe()} in {other_label}"
 
 
@@ -210,12 +222,12 @@ def _all_joined(what: str, every: Sequence[Mapping[str, Field]], labels: Sequenc
 
 
 def warn_of_shapes(why: str) -> None:
-    """Warns that a field is stored with rows of differing shapes; `difference` says why."""
-    _log.warning("%s; it is stored with rows of differing shapes", why)
+    """Warns that a field is stored with rows of different shapes. `why` comes from `difference`."""
+    _log.warning("%s; it is stored with rows of different shapes", why)
 
 
 def _widen(schema: Schema, steps: dict[str, Field], metadata: dict[str, Field], schemas: Sequence[Schema]) -> Schema:
-    """The schema with these fields, which have its types but may have wider shapes."""
+    """`schema` with its fields, and their shapes in the TFDS features, replaced by `steps` and `metadata`."""
     wide = {(True, path): field for path, field in steps.items() if field.shape != schema.steps[path].shape}
     wide |= {(False, path): field for path, field in metadata.items() if field.shape != schema.metadata[path].shape}
     features = schema.features
@@ -224,7 +236,7 @@ def _widen(schema: Schema, steps: dict[str, Field], metadata: dict[str, Field], 
         features = with_shapes(features, wide, others)
         if not features:
             _log.warning(
-                "the TFDS features of the source do not allow for rows of differing shapes, so they are left out; "
-                "`build` derives them from the arrays"
+                "the TFDS features of the source do not allow rows of different shapes, so they are not stored; "
+                "`build` derives features from the arrays"
             )
     return dataclasses.replace(schema, steps=steps, metadata=metadata, features=features)

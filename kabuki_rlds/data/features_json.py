@@ -1,7 +1,7 @@
-"""TFDS features as JSON text, changed without TFDS.
+"""Edits TFDS features in their JSON form, without importing TFDS.
 
-A node is a dict: of fields (`featuresDict`), a list (`sequence`), or one field with its shape (`image`, `tensor`, …).
-(Source: TFDS's `feature.proto`.)
+A node of the JSON tree is a dict. Its key says what the node is: a dict of fields (`featuresDict`), a list
+(`sequence`), or a field with its shape (`image`, `tensor`, …). (Source: TFDS's `feature.proto`.)
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any, TypeAlias
 
 from kabuki_rlds.data.schema import Field
 
-#: (whether it is a field of the steps, path) to field.
+#: (True for a step field, False for an episode field; path) to field.
 _Wide: TypeAlias = Mapping[tuple[bool, str], Field]
-#: The features of a source, with the fields of its steps and of its episodes.
+#: The features of a source as JSON, its step fields and its episode fields.
 _Other: TypeAlias = tuple[str, Mapping[str, Field], Mapping[str, Field]]
 
 
 def with_shapes(features: str, wide: _Wide, others: Sequence[_Other]) -> str:
-    """The features with some fields of wider shapes.
+    """Replaces the shapes of some fields in the features.
 
     Args:
-      features: the features.
-      wide: the fields as they are to be, with None for dimensions that vary.
-      others: sources whose features may have such a field already.
+      features: the features as JSON.
+      wide: the fields with their new shapes; None is a dimension that varies.
+      others: other sources. Where one of them already has a field with the new shape, its node is copied.
 
     Returns:
-      the features, or "" if they cannot express such a field.
+      the changed features as JSON, or "" if TFDS features cannot express the new shape.
     """
     try:
         tree = json.loads(features)
@@ -46,7 +46,7 @@ def with_shapes(features: str, wide: _Wide, others: Sequence[_Other]) -> str:
 
 
 def _donor(in_steps: bool, path: str, field: Field, others: Sequence[_Other]) -> dict[str, Any] | None:
-    """The node of the field in the features of a source where it has this shape."""
+    """The node of the same field in another source that has the new shape; None if there is no such source."""
     for features, steps, metadata in others:
         theirs = (steps if in_steps else metadata).get(path)
         if theirs is not None and theirs.shape == field.shape:
@@ -58,7 +58,7 @@ def _node(tree: Any, in_steps: bool, path: str) -> dict[str, Any]:
     """The node of a field.
 
     Raises:
-      KeyError: there is none.
+      KeyError: the field is not in the features.
     """
     names = [*(["steps"] if in_steps else []), *path.split("/")]
     node = {"featuresDict": tree["content"]}
@@ -70,10 +70,10 @@ def _node(tree: Any, in_steps: bool, path: str) -> dict[str, Any]:
 
 
 def _widen_image(node: dict[str, Any], field: Field) -> None:
-    """Gives an image, or a list of images, dimensions that vary.
+    """Sets the shape of an image, or of the images in a list, to that of `field`; -1 is a dimension that varies.
 
     Raises:
-      KeyError: it is not an image.
+      KeyError: the node is not an image or a list of images.
     """
     while "sequence" in node:
         node = node["sequence"]["feature"]

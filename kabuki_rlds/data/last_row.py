@@ -1,21 +1,22 @@
-"""Whether the last row of an episode is a step, or only an observation (rule 3).
+"""Decides whether the last row of an episode is a step, or only an observation (rule 3).
 
-RLDS keeps the last observation of an episode in a row of its own, whose action, reward and
-discount are padding. Many datasets store a real step there instead: T actions in T rows, and no
-observation after the last action. The position of a row cannot tell the two apart, so this is
-decided once for each dataset, in this order:
+RLDS stores the last observation of an episode in a row of its own; the action, reward and
+discount of this row are padding. Many datasets store a real step in the last row instead: they
+have T actions in T rows, and no observation after the last action. The position of a row does
+not show which of the two it is. The first of these that gives an answer decides, once per
+dataset:
 
-1. by the user (`last_row="step"` or `"observation"`);
-2. by the source, where it states it (`episodes/last_is_step` of a Kabuki file, or the metadata
-   of an RLDS dataset that was built from one);
-3. by the layout of the source, where the layout fixes it;
-4. by rule 4: if `discount` is 0 before the last row of the terminated episodes, the last row is
-   an observation;
-5. by the data: if rule 4 is broken, and last rows carry rewards that are not zero, or actions
-   that are neither zero, NaN nor copies of the row before, they are steps.
+1. The user (`last_row="step"` or `"observation"`).
+2. The source, if it states the answer (`episodes/last_is_step` of a Kabuki file, or the metadata
+   of an RLDS dataset that was built from one).
+3. The layout of the source, if the layout defines the answer.
+4. Rule 4: if `discount` is 0 on the row before the last row of all terminated episodes, last
+   rows are observations.
+5. The data: if rule 4 is broken, and last rows have nonzero rewards, or actions that are not
+   zero, not NaN and not copies of the previous row, last rows are steps.
 
-Conflicting evidence keeps the rows as steps, with a warning, because a step that is taken for
-padding is lost.
+If the evidence conflicts, last rows count as steps and a warning says so: a step that is taken
+for padding would be lost.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from kabuki_rlds.errors import InvalidArgumentError
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: What a user may say of the last row of each episode.
+#: The values of the `last_row` option.
 LastRow: TypeAlias = Literal["step", "observation"]
 CHOICES: tuple[LastRow, ...] = ("step", "observation")
 
 
 @dataclasses.dataclass(frozen=True)
 class LastRows:
-    """For each episode of a source, whether its last row is a step; and how that is known.
+    """The decision for each episode of a source: is its last row a step or an observation?
 
     Attributes:
       is_step: bool, (episodes,). True: the last row is a step with its own action, reward and
-        discount, and no observation follows. False: the last row holds an observation alone.
-      reason: what decided it.
-      conflict: evidence that speaks against it; "" if there is none.
+        discount, and no observation follows. False: the last row holds only an observation.
+      reason: why, for messages.
+      conflict: evidence against the decision, for a warning; "" if there is none.
     """
 
     is_step: np.ndarray
@@ -56,38 +57,38 @@ class LastRows:
 
     @classmethod
     def of_all(cls, is_step: bool, num_episodes: int, reason: str, conflict: str = "") -> LastRows:
-        """The same for all episodes."""
+        """The same decision for all episodes."""
         return cls(np.full(num_episodes, is_step), reason, conflict)
 
     @classmethod
     def by_user(cls, last_row: LastRow, num_episodes: int) -> LastRows:
-        """What the user says.
+        """The decision that the user gave.
 
         Raises:
           KabukiError: `last_row` is neither "step" nor "observation".
         """
         check_choice(last_row)
-        return cls.of_all(last_row == "step", num_episodes, f"as given by last_row={last_row}")
+        return cls.of_all(last_row == "step", num_episodes, f"set by last_row={last_row}")
 
     def __getitem__(self, episodes: slice | np.ndarray) -> LastRows:
         return dataclasses.replace(self, is_step=self.is_step[episodes])
 
     @property
     def num_steps(self) -> int:
-        """How many last rows are steps."""
+        """The number of last rows that are steps."""
         return int(np.count_nonzero(self.is_step))
 
     @property
     def num_observations(self) -> int:
-        """How many last rows are observations."""
+        """The number of last rows that are observations."""
         return len(self.is_step) - self.num_steps
 
     def rows(self, block: Block, num_before: int) -> np.ndarray:
-        """For each row of a block, whether the last row of its episode is a step: bool, (rows,).
+        """The decision for the episode of each row of a block: bool, (rows,).
 
         Args:
           block: consecutive rows of the source.
-          num_before: how many episodes begin before the block.
+          num_before: the number of episodes that begin before the block.
         """
         if not len(self.is_step):
             return np.zeros(block.num_steps, bool)
@@ -100,36 +101,38 @@ class LastRows:
 
 
 def check_choice(last_row: str | None) -> None:
-    """Rejects what is neither None, "step" nor "observation".
+    """Checks that the `last_row` option is None, "step" or "observation".
 
     Raises:
-      KabukiError: it is something else.
+      InvalidArgumentError: it has another value.
     """
     if last_row is not None and last_row not in CHOICES:
         raise InvalidArgumentError(f"last_row is {last_row!r}, expected 'step' or 'observation'")
 
 
 def warn_of_conflict(last_rows: LastRows, label: str) -> None:
-    """Warns if the evidence for what the last rows are conflicts; the label says where they are."""
+    """Warns if there is evidence against the decision. `label` is the name of the source."""
     if last_rows.conflict:
         kind = "steps" if last_rows.num_steps else "observations"
         _log.warning(
-            "%s: the last rows are taken for %s, but %s. If this is wrong, give --last-row %s (last_row in Python)",
+            "%s: last rows are treated as %s, although %s. If this is wrong, give --last-row %s (last_row in Python)",
             label, kind, last_rows.conflict, "observation" if last_rows.num_steps else "step",
         )  # fmt: skip
 
 
 def joined(parts: list[LastRows]) -> LastRows:
-    """Those of several sources, in order."""
+    """Concatenates the decisions of several sources."""
     reasons = "; ".join(dict.fromkeys(part.reason for part in parts))
     return LastRows(np.concatenate([np.zeros(0, bool), *(part.is_step for part in parts)]), reasons)
 
 
 class Evidence:
-    """Counts, over the blocks of a source, the evidence of steps 4 and 5. Memory does not grow with the data.
+    """Decides by rule 4 and by the data (4 and 5 of the list above), from counts over all blocks of a source.
+
+    Call `observe` with each block, then `decide`. Memory use is constant.
 
     Args:
-      fields: the step fields of the blocks. Fields that were derived or filled in are no evidence.
+      fields: the step fields of the blocks. Fields that were derived or filled in are ignored.
     """
 
     def __init__(self, fields: Mapping[str, Field]):
@@ -138,10 +141,10 @@ class Evidence:
             return field is not None and not field.derived and field.is_fixed and is_flag_or_number(field.dtype)
 
         self._actions = [path for path in fields if is_within(path, ACTION) and is_usable(path)]
-        # Rule 2 asks for one discount and one flag a row; a reward may be several numbers.
+        # Rule 2 requires one discount and one flag per row. A reward may have several numbers.
         one = [path for path in (DISCOUNT, IS_TERMINAL, IS_LAST) if path in fields and fields[path].shape in ((), (1,))]
         self._others = [path for path in (REWARD, *one) if is_usable(path)]
-        # The last two rows of the blocks before, since an episode may end where a block ends.
+        # The last two rows of the previous blocks: they are needed if an episode ends with a block.
         self._tail: dict[str, np.ndarray] = {}
         self._tail_begins = np.zeros(0, bool)
         self._ends = 0
@@ -154,16 +157,17 @@ class Evidence:
 
     @property
     def fields(self) -> list[str]:
-        """The step fields that are looked at."""
+        """The step fields that `observe` reads."""
         return [*self._actions, *self._others]
 
     def observe(self, block: Block) -> None:
-        """Takes the next block."""
+        """Counts the evidence in the next block."""
         if not block.num_steps:
             return
         columns = {path: _plain(block.steps[path]) for path in self.fields}
         begins = block.begins[:-1]
-        # A row ends its episode where the next one begins another; row -1 is the last of the block before.
+        # A row is the last of its episode if the next row begins an episode. Row -1 is the last row of the
+        # previous block.
         last = np.flatnonzero(begins) - 1
         self._count(columns, begins, last if len(self._tail_begins) else last[last >= 0])
         tail = slice(max(block.num_steps - 2, 0), None)
@@ -174,9 +178,9 @@ class Evidence:
         self._tail, self._tail_begins = kept, begins[-2:].copy()
 
     def decide(self, num_episodes: int) -> LastRows:
-        """The decision for all episodes, once all blocks were observed."""
+        """The decision for all episodes. Call this after the last block."""
         if len(self._tail_begins):
-            # The last row of all ends its episode too.
+            # The last row of the source also ends an episode.
             self._count({path: column[:0] for path, column in self._tail.items()}, np.zeros(0, bool), np.array([-1]))
             self._tail_begins = np.zeros(0, bool)
         is_step, reason, conflict = self._verdict()
@@ -185,11 +189,11 @@ class Evidence:
     def _verdict(self) -> tuple[bool, str, str]:
         broken = self._terminated - self._zero_before
         data = (
-            f"{self._like_steps:,} of {self._ends:,} last rows carry a step: {self._rewarded:,} a reward, "
-            f"{self._acted:,} an action"
+            f"{self._like_steps:,} of {self._ends:,} last rows look like steps: {self._rewarded:,} have a reward, "
+            f"{self._acted:,} have an action"
         )
         if self._ends and self._unflagged == self._ends:
-            return True, "no episode ends with is_last, so no row is marked as the last observation", ""
+            return True, "is_last is false on the last row of every episode, so it marks no observation", ""
         if self._terminated and not broken:
             return (
                 False,
@@ -197,24 +201,24 @@ class Evidence:
                 "",
             )
         if not self._like_steps:
-            return False, f"the data: none of {self._ends:,} last rows carries a reward or an action of its own", ""
+            return False, f"the data: none of {self._ends:,} last rows has a new action or a nonzero reward", ""
         if not self._terminated:
-            # Rule 4 says nothing, so the last rows are what RLDS defines them to be.
-            why = "no terminated episode shows" if DISCOUNT in self._others else "there is no discount to show"
-            return False, f"{why} whether rule 4 holds", data
+            # Without terminated episodes rule 4 does not apply, so RLDS's definition does.
+            why = "there are no terminated episodes" if DISCOUNT in self._others else "there is no discount"
+            return False, f"rule 4 cannot be checked: {why}", data
         reason = f"the data: {data}; rule 4 is broken in {broken:,} of {self._terminated:,} terminated episodes"
         conflict = ""
         if self._zero_before:
             conflict = (
-                f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, as if it were an "
+                f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, "
+                "as if that row were an observation"
             )
-            conflict += "observation"
         elif 2 * self._like_steps < self._ends:
             conflict = f"only {data}"
         return True, reason, conflict
 
     def _count(self, columns: Mapping[str, np.ndarray], begins: np.ndarray, last: np.ndarray) -> None:
-        """Counts the episodes that end at the rows `last`, of which -1 and -2 are in the tail."""
+        """Counts the episodes that end at the rows `last`. Rows -1 and -2 are in `self._tail`."""
         if not len(last):
             return
         tail_begins = np.concatenate([np.zeros(2 - len(self._tail_begins), bool), self._tail_begins])
@@ -252,7 +256,7 @@ def _plain(column: Column) -> np.ndarray:
 
 
 def _at(column: np.ndarray, tail: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The given rows of a column; -1 and -2 are those of `tail`, of which there are two."""
+    """The given rows of a column. Rows -1 and -2 are taken from `tail`, which has two rows."""
     inside = rows >= 0
     found = np.empty((len(rows), *column.shape[1:]), column.dtype)
     found[inside] = column[rows[inside]]
@@ -261,12 +265,12 @@ def _at(column: np.ndarray, tail: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def carries_value(column: np.ndarray) -> np.ndarray:
-    """For each row of numbers, whether any is neither zero nor NaN: bool, (rows,)."""
+    """Whether a row has a number that is neither zero nor NaN: bool, (rows,)."""
     return _any(_is_set(column))
 
 
 def _is_set(values: np.ndarray) -> np.ndarray:
-    """Which values are neither zero nor NaN."""
+    """Whether each value is neither zero nor NaN."""
     return (values != 0) & (values == values)
 
 

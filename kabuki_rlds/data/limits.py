@@ -1,19 +1,19 @@
-"""Limits on the counts that a dataset states.
+"""Limits on sizes and counts that a file states.
 
-A number in a text file says how much memory is allocated, so each is held against a limit that no real dataset reaches.
-SECURITY.md lists them.
+Such a number decides how much memory is allocated, so a damaged or hostile file could exhaust the memory. No real
+dataset reaches these limits. SECURITY.md lists them.
 """
 
-#: Bytes of a file or an attribute that is parsed as a whole: `features.json`, `dataset_info.json` and the like.
+#: Size of a file or attribute that is parsed as a whole: `features.json`, `dataset_info.json` and others.
 MAX_JSON_BYTES = 16 << 20
-#: Features of a dataset, and features that contain one another.
+#: Number of features of a dataset, and nesting depth of features.
 MAX_FEATURES = 100_000
 MAX_DEPTH = 64
-#: Classes of a label.
+#: Number of classes of a label.
 MAX_CLASSES = 1_000_000
-#: Splits and shards of a dataset.
+#: Number of splits plus number of shards of a dataset.
 MAX_SHARDS = 100_000
-#: Bytes of one row of a field, by the dimensions of its shape that are fixed.
+#: Size of a row of a field, computed from the fixed dimensions of its shape.
 MAX_ROW_BYTES = 1 << 28
-#: Bytes of one row of a field whose shape is stated but that has no value anywhere: each row is padding.
+#: Size of a row of a field that has a shape but no values, so that every row is padding.
 MAX_PADDED_BYTES = 64 << 10

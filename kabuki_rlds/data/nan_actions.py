@@ -1,7 +1,7 @@
-"""Counts NaN in actions: rows that nobody can train on, and that spread NaN through a network's weights.
+"""Counts rows whose action has NaN. Training on such a row turns the weights of a network into NaN.
 
-`convert`, `build`, `export`, `validate` and `inspect` report them. The action of a last row that is only an observation
-is padding, and is not counted.
+`convert`, `build`, `export`, `validate` and `inspect` report these rows. If the last row of an episode is only an
+observation, its action is padding and is not counted.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from kabuki_rlds.data.source import Source
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: How many rows a message names.
+#: The number of rows that a message lists.
 _NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class NanRows:
-    """The rows of one field of the action that have a NaN.
+    """The rows of an action field that have NaN.
 
     Attributes:
-      field: its path.
-      count: how many rows.
-      rows: the first of them.
+      field: path of the field.
+      count: the number of rows with NaN.
+      rows: the indices of the first few of these rows.
     """
 
     field: str
@@ -43,7 +43,9 @@ class NanRows:
 
 
 class NanActionCounter:
-    """Counts them over consecutive blocks. Memory grows by one number for each last row with a NaN.
+    """Counts rows with NaN in their actions over consecutive blocks.
+
+    Call `observe` with each block, then `finish`. Memory use grows only with the number of last rows that have NaN.
 
     Args:
       fields: the step fields of the blocks.
@@ -55,13 +57,14 @@ class NanActionCounter:
         self._episodes = 0
         self._counts = dict.fromkeys(self.fields, 0)
         self._first: dict[str, list[int]] = {path: [] for path in self.fields}
-        #: For each last row with a NaN: its number, and its episode.
+        #: (row index, episode index) of each last row with NaN. `finish` decides which of them count.
         self._last: dict[str, list[np.ndarray]] = {path: [] for path in self.fields}
-        #: The last row of the blocks so far, if it has a NaN: whether it ends its episode, the next block shows.
+        #: (row index, episode index) of the last row of the previous block, if it has NaN. Only the next block
+        #: shows whether this row is the last of its episode.
         self._open: dict[str, np.ndarray] = {}
 
     def observe(self, block: Block) -> None:
-        """Takes the next block."""
+        """Counts the rows of the next block."""
         if block.num_steps and self.fields:
             begins = block.begins[:-1]
             self._settle(ends=bool(begins[0]))
@@ -79,10 +82,10 @@ class NanActionCounter:
         self._episodes += block.num_episodes
 
     def finish(self, last_is_step: np.ndarray) -> list[NanRows]:
-        """What was found, once all blocks were observed.
+        """One entry for each field that has NaN. Call this after the last block.
 
         Args:
-          last_is_step: for each episode whether its last row is a step: bool, (episodes,).
+          last_is_step: whether the last row of each episode is a step: bool, (episodes,).
         """
         self._settle(ends=True)
         found = []
@@ -107,10 +110,10 @@ class NanActionCounter:
 
 
 def find_nan_actions(source: Source) -> list[NanRows]:
-    """Those of a file, of which only the actions are read.
+    """Reads the actions of a source and returns one entry for each action field that has NaN.
 
     Raises:
-      KabukiError: they cannot be read.
+      KabukiError: the actions cannot be read.
     """
     counter = NanActionCounter(source.schema.steps)
     for block in source.blocks(only=counter.fields) if counter.fields else ():
@@ -120,7 +123,7 @@ def find_nan_actions(source: Source) -> list[NanRows]:
 
 
 def warn_of_nan(found: Iterable[NanRows], label: str) -> None:
-    """Warns of them; the label says where they are."""
+    """Logs a warning for each entry. `label` is the name of the source."""
     for each in found:
         _log.warning("%s: %s", label, each)
 
@@ -130,12 +133,12 @@ def _may_have_nan(field: Field) -> bool:
 
 
 def _has_nan(column: Column) -> np.ndarray:
-    """Whether a row has a NaN: bool, (rows,)."""
+    """Whether each row has NaN: bool, (rows,)."""
     if isinstance(column, np.ndarray):
-        # `np.isnan` does not take bfloat16.
+        # `np.isnan` does not accept bfloat16.
         return _any(column != column)
     at = np.flatnonzero(_any(column.values != column.values))
-    # The row of each element; of lists in lists, the list that it is in, level by level.
+    # Find the row of each element. For nested lists, find the enclosing list level by level.
     for splits in (column.splits,) if isinstance(column, Ragged) else reversed(column.splits):
         at = np.searchsorted(splits, at, side="right") - 1
     found = np.zeros(len(column), bool)

@@ -1,4 +1,4 @@
-"""Columns as users get them: NumPy arrays in nested dicts."""
+"""Converts columns to the form that users get: NumPy arrays in nested dicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kabuki_rlds.data.block import Column, Nested, Ragged
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A dict of dicts out of what stands at paths."""
+    """Nested dicts made from a dict of paths: `{"a/b": 1}` becomes `{"a": {"b": 1}}`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *groups, name = path.split("/")
@@ -25,14 +25,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_array(column: Column, lead: tuple[int, ...] = ()) -> np.ndarray:
-    """A column as one array, of objects where its rows differ in shape.
+    """A column as one array. Rows of different shapes become an array of objects.
 
     Args:
-      column: its rows are those of a run of samples, end to end.
-      lead: dimensions of a sample before those of a row: (length,) for windows of `length` rows.
+      column: the rows of consecutive samples.
+      lead: shape of a sample in rows: () if a sample is one row, (length,) for windows of `length` rows.
 
     Returns:
-      (samples, *lead, *shape of a row), or objects of shape (samples, *lead).
+      an array of shape (samples, *lead, *row shape), or an object array of shape (samples, *lead).
     """
     if isinstance(column, Ragged):
         bounds = itertools.pairwise(column.splits.tolist())
@@ -48,7 +48,7 @@ def as_array(column: Column, lead: tuple[int, ...] = ()) -> np.ndarray:
 
 
 def _objects(items: Sequence[Any]) -> np.ndarray:
-    """An array of one object each, which NumPy would stack if it could."""
+    """A one-dimensional object array of the items. `np.array` would stack items of equal shape instead."""
     array = np.empty(len(items), object)
     for i, item in enumerate(items):
         array[i] = item

@@ -1,4 +1,4 @@
-"""Recipes of one line, as messages suggest them."""
+"""One-line recipes that messages suggest to the user."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ _PLAIN = re.compile(r"[A-Za-z_][\w./-]*")
 
 
 def steps(entries: Iterable[str]) -> str:
-    """The recipe with these entries, in backticks."""
+    """A recipe with the given entries under `steps`, in backticks."""
     return f"`steps: {{{', '.join(entries)}}}`"
 
 
 def renamed(path: str, source: str, more: str = "") -> str:
-    """An entry that makes a field of another field, or a group of a group.
+    """A recipe entry that copies a field or group under a new path.
 
     Args:
-      path: the field.
-      source: the field that it is made from.
-      more: further operations: ", cast: bool".
+      path: the new path.
+      source: the path in the source.
+      more: further operations, for example ", cast: bool".
     """
     return f"{_name(path)}: {{from: {_name(source)}{more}}}"
 
 
 def one_array(name: str, fields: Mapping[str, Field]) -> str:
-    """The recipe that makes one array of a group, and keeps what is no list of numbers under another name.
+    """A recipe that concatenates the fields of a group to one array.
+
+    Fields that are not scalars or vectors of fixed length are kept under a new name.
 
     Args:
       name: the group.

@@ -1,4 +1,4 @@
-"""Episodes that are left out of a source, since they are damaged or empty."""
+"""Finds damaged episodes, skips them, and reports skipped episodes to the user."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kabuki_rlds.files import signals
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: How many losses a warning names; the file that is written names all.
+#: The number of skipped episodes that warnings list. The written file lists all of them.
 _NAMED = 20
-#: How many episodes are read at a time to find those that are damaged.
+#: The number of episodes that are read together when searching for damaged ones.
 _WINDOW = 1024
 
 
@@ -24,7 +24,7 @@ class NothingLeftError(DamagedDataError):
     """No episode of a source can be read.
 
     Attributes:
-      skipped: what is left out.
+      skipped: the episodes and why each cannot be read.
     """
 
     def __init__(self, label: str, skipped: Sequence[Skipped]):
@@ -37,36 +37,36 @@ class NothingLeftError(DamagedDataError):
 
 
 class Selectable(Source, Protocol):
-    """A source of which single episodes can be read."""
+    """A source with random access to its episodes."""
 
     def select(self, episodes: np.ndarray) -> Selectable:
-        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        """A source with the episodes of the given indices, in that order. Close it before this source."""
 
     def record_of(self, episode: int) -> tuple[str, int]:
-        """The file of an episode, and the number of the episode there."""
+        """(path of the file that holds an episode, index of the episode in that file)."""
 
 
 _Selectable = TypeVar("_Selectable", bound=Selectable)
 
 
 def skipped_for(path: str, record: int, error: Exception) -> Skipped:
-    """An episode that is left out because of an error, which may begin with its file."""
+    """The report of an episode that is skipped because of an error. A path at the start of its message is removed."""
     return Skipped(path, record, 1, str(error).removeprefix(f"{path}: "))
 
 
 def report(label: str, skipped: Sequence[Skipped]) -> None:
-    """Warns of episodes that are left out."""
+    """Logs a warning for each skipped episode, up to a limit. `label` is the name of the source."""
     for loss in skipped[:_NAMED]:
         _log.warning("%s; left out", loss)
     if len(skipped) > _NAMED:
-        _log.warning("%s: and %d more places like these", label, len(skipped) - _NAMED)
+        _log.warning("%s: %d more warnings of this kind are not shown", label, len(skipped) - _NAMED)
 
 
 def skip_damaged(source: _Selectable) -> _Selectable:
-    """The source without the episodes that cannot be read. All of it is read to find these.
+    """The source without its damaged episodes. The whole source is read to find them.
 
     Raises:
-      NothingLeftError: none can be read.
+      NothingLeftError: all episodes are damaged.
     """
     skipped = []
     bad = np.zeros(source.num_episodes, bool)
@@ -85,7 +85,7 @@ def skip_damaged(source: _Selectable) -> _Selectable:
 
 
 def _damaged(source: Selectable) -> Iterator[tuple[int, KabukiError]]:
-    """The number of each episode that cannot be read, and why."""
+    """Yields (index, error) for each episode that cannot be read."""
     for start in range(0, source.num_episodes, _WINDOW):
         stop = min(start + _WINDOW, source.num_episodes)
         while start < stop:
@@ -96,7 +96,7 @@ def _damaged(source: Selectable) -> Iterator[tuple[int, KabukiError]]:
                     begun += block.num_episodes
                 break
             except KabukiError:
-                # It is the episode that the last block goes on with, or one after it.
+                # The damaged episode is the last one that began, or a later one.
                 first = start + max(begun - 1, 0)
             start = stop
             for number in range(first, stop):

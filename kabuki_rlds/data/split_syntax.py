@@ -1,7 +1,7 @@
-"""Parts of splits in TFDS's syntax (`train[10:20]+train[-5%:]`), for sources that TFDS does not read.
+"""Parses TFDS's syntax for slices of splits (`train[10:20]+train[-5%:]`), for sources that TFDS does not read.
 
-Boundaries are numbers of episodes, or percentages with `%`, from the end if they are negative. (Source: TFDS's guide
-"Splits and slicing".)
+A boundary is an episode index, or a percentage with `%`. Negative boundaries count from the end. (Source: TFDS's
+guide "Splits and slicing".)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.errors import InvalidArgumentError
 
-#: All episodes of a source that is one split.
+#: The split name of a source that has only one split.
 WHOLE = "train"
-#: All episodes of any source.
+#: The split name for all episodes of a source.
 ALL = "all"
 
 _PART = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>[^:\]]*):(?P<stop>[^:\]]*)\])?")
@@ -26,26 +26,26 @@ _BOUNDARY = re.compile(r"(-?\d[\d_]*)|(-?[\d_.]+)%")
 
 
 class SplitError(InvalidArgumentError):
-    """There is no such split, or no such part of it."""
+    """The split does not exist, or the slice of it is invalid."""
 
 
 def select_episodes(split: str, splits: Mapping[str, np.ndarray], label: str) -> np.ndarray:
-    """The numbers of the episodes of a split, or of parts of splits joined by `+`, in this order.
+    """The indices of the selected episodes, in the order of `split`: int64, (episodes,).
 
     Args:
-      split: the split.
-      splits: the name of each split to the numbers of its episodes: int64, ascending.
-      label: the source, for a message.
+      split: slices of splits, joined by `+`.
+      splits: name of each split to the indices of its episodes: int64, ascending.
+      label: the name of the source for messages.
 
     Raises:
-      SplitError: there is no such split, or the part of one has no meaning.
+      SplitError: a split does not exist, or a slice is invalid.
     """
     parts = [_part(text.strip(), split, splits, label) for text in split.split("+")]
     return np.concatenate(parts)
 
 
 def runs(numbers: Sequence[int] | np.ndarray) -> Iterator[tuple[int, int]]:
-    """(first, one after the last) of each run of consecutive numbers."""
+    """Yields (first, last + 1) for each run of consecutive numbers."""
     numbers = np.asarray(numbers, np.int64)
     cuts = np.flatnonzero(np.diff(numbers) != 1) + 1
     for start, stop in itertools.pairwise([0, *cuts.tolist(), len(numbers)]):
@@ -58,21 +58,23 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
     if found is None:
         if _SHARD.fullmatch(text):
             raise SplitError(
-                f"{label}: split {split!r}: only TFDS datasets have shards; take episodes, as in 'train[:10]' or "
-                "'train[:10%]'"
+                f"{label}: split {split!r}: only TFDS datasets have shards; select episodes instead, for example "
+                "'train[:10]' or 'train[:10%]'"
             )
         raise SplitError(
-            f"{label}: split {split!r}: {text!r} is no part of a split; write 'train', 'train[5:10]' or 'train[:10%]', "
+            f"{label}: split {split!r}: cannot parse {text!r}; write 'train', 'train[5:10]' or 'train[:10%]', "
             "and join several with +"
         )
     episodes = splits.get(found["name"])
     if episodes is None:
         have = ", ".join(f"{name} ({_counted(each)})" for name, each in splits.items() if name != ALL)
-        raise SplitError(f"{label}: no split {found['name']!r}; it has {have}")
+        raise SplitError(f"{label}: has no split {found['name']!r}; the splits are {have}")
     if found["start"] is None:
         return episodes
     if not found["start"] and not found["stop"]:
-        raise SplitError(f"{label}: split {split!r}: {text!r} has no boundary; write {found['name']!r} for all of it")
+        raise SplitError(
+            f"{label}: split {split!r}: {text!r} has no boundary; write {found['name']!r} for the whole split"
+        )
     count = len(episodes)
     bounds = [
         _boundary(boundary, default, count, f"{label}: split {split!r}", text)
@@ -81,7 +83,7 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
     start, stop = bounds
     if start > stop:
         raise SplitError(
-            f"{label}: split {split!r}: {text!r} ends before it begins: at episode {stop}, where it begins at {start}"
+            f"{label}: split {split!r}: {text!r} ends at episode {stop}, before it begins at episode {start}"
         )
     return episodes[start:stop]
 
@@ -91,7 +93,7 @@ def _counted(episodes: np.ndarray) -> str:
 
 
 def _boundary(text: str, default: int, count: int, label: str, part: str) -> int:
-    """The number of the episode at a boundary, from 0 to `count`."""
+    """The episode index of a boundary, from 0 to `count`."""
     if not text:
         return default
     found = _BOUNDARY.fullmatch(text.strip())
@@ -103,29 +105,27 @@ def _boundary(text: str, default: int, count: int, label: str, part: str) -> int
         else:
             share = float(found[2])
             if abs(share) > 100:
-                raise SplitError(f"{label}: {part!r}: {text} is beyond 100 %")
+                raise SplitError(f"{label}: {part!r}: {text} is more than 100 %")
             number = round(share * count / 100)
     except ValueError:
         shards = "; only TFDS datasets have shards" if text.endswith("shard") else ""
-        raise SplitError(
-            f"{label}: {part!r}: {text!r} is neither a number of episodes nor a percentage{shards}"
-        ) from None
+        raise SplitError(f"{label}: {part!r}: {text!r} is not an episode index and not a percentage{shards}") from None
     if abs(number) > count:
         raise SplitError(f"{label}: {part!r}: the split has only {count:,} episodes")
     return number + count if number < 0 else number
 
 
 def read_episodes(read: Callable[[], Iterator[Block]], episodes: np.ndarray) -> Iterator[Block]:
-    """The blocks of some episodes of a source that can only be read from its beginning.
+    """Yields the blocks of some episodes of a source that can only be read from its beginning.
 
     Args:
-      read: gives the blocks of all episodes.
-      episodes: the numbers of the episodes, in the order in which they are to come.
+      read: returns an iterator over the blocks of all episodes.
+      episodes: the indices of the episodes, in the order in which to yield them.
     """
     for first, stop in runs(episodes):
         begun = 0
         for block in read():
-            # Which of the episodes that begin in the block are wanted; one that goes on has the number -1.
+            # Indices relative to the first episode that begins in this block; -1 is the one that continues.
             low, high = first - begun, stop - begun
             rows = slice(*(_row(block, number) for number in (low, high)))
             if rows.start < rows.stop or 0 <= low < high:
@@ -136,7 +136,7 @@ def read_episodes(read: Callable[[], Iterator[Block]], episodes: np.ndarray) -> 
 
 
 def _row(block: Block, number: int) -> int:
-    """The row of a block at which an episode begins that is the number-th that begins in it."""
+    """The row at which the episode with index `number` in the block begins, limited to the rows of the block."""
     if number < 0:
         return 0
     return int(block.starts[number]) if number < block.num_episodes else block.num_steps

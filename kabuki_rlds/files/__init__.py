@@ -1,1 +1,1 @@
-"""Paths, locks, signals, and files and folders that appear whole or not at all."""
+"""Paths, locks, signals, and atomic writes of files and folders."""

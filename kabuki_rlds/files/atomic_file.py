@@ -1,4 +1,4 @@
-"""A file that appears whole or not at all."""
+"""Writes a file atomically: it appears complete, or not at all."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from kabuki_rlds.files.paths import StrPath, local_path
 
 
 class StagedFile:
-    """Writes beside the destination, and renames at the end.
+    """Writes to `<destination>.partial`; `commit` renames it to `destination`.
 
-    The partial file is `<destination>.partial`, locked while its writer lives, so
-    that a second writer to one destination is refused and one that was killed is
-    cleaned up after by the next.
+    The partial file is locked until its writer commits, aborts or dies. So a second
+    writer to the same destination gets an error, and the partial file of a killed
+    writer is replaced by the next one.
 
     Args:
-      destination: the file to make.
-      overwrite: replace a file that is there.
+      destination: path of the file.
+      overwrite: whether to replace an existing file.
 
     Raises:
-      KabukiError: the destination exists, is being written, or cannot be written.
+      KabukiError: the destination exists, another process writes it, or it cannot be written.
     """
 
     def __init__(self, destination: StrPath, *, overwrite: bool):
@@ -32,17 +32,20 @@ class StagedFile:
         self._overwrite = overwrite
         self._check_free()
         if os.path.isdir(self.destination):
-            raise InvalidArgumentError(f"{self.destination}: a folder; name the HDF5 file to write")
+            raise InvalidArgumentError(f"{self.destination}: is a folder; give the path of the HDF5 file to write")
         if os.path.exists(self.destination) and not os.path.isfile(self.destination):
-            # Whoever names /dev/null does not mean that it should be a file from now on.
-            raise InvalidArgumentError(f"{self.destination}: not a regular file; name the HDF5 file to write")
+            # Do not replace a device such as /dev/null by a file.
+            raise InvalidArgumentError(
+                f"{self.destination}: is not a regular file; give the path of the HDF5 file to write"
+            )
         if not os.path.isdir(self.destination.parent):
             raise InvalidArgumentError(
-                f"{self.destination}: the folder {self.destination.parent} does not exist; make it first"
+                f"{self.destination}: the folder {self.destination.parent} does not exist; create it first"
             )
         self._lock = self._acquire()
         if os.fstat(self._lock).st_nlink > 1:
-            # Killed between the two steps of `_rename_to_new`: it is the finished file's other name.
+            # A writer was killed between the two steps of `_rename_to_new`. The partial file is then a second name
+            # of the complete file, so remove only this name.
             self.partial.unlink()
             os.close(self._lock)
             self._lock = self._acquire()
@@ -50,40 +53,40 @@ class StagedFile:
     def _acquire(self) -> int:
         """Opens and locks the partial file."""
         try:
-            # In a folder that others write to, a link could lead to any file of the user's.
+            # O_NOFOLLOW: in a shared folder, another user could place a link to any file of this user.
             lock = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as e:
-            why = "it is a link" if e.errno == errno.ELOOP else e.strerror
+            why = "it is a symbolic link" if e.errno == errno.ELOOP else e.strerror
             raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
-        locks.lock(lock, self.destination, "another process is writing this file; wait for it to end")
+        locks.lock(lock, self.destination, "another process is writing this file; wait until it ends")
         if not self._is(lock):
             os.close(lock)
             raise KabukiError(
-                f"{self.destination}: another process has just written this file; run again if you want to"
+                f"{self.destination}: another process has just written this file; run again to replace it"
             )
         return lock
 
     def fileno(self) -> int:
-        """A descriptor of the partial file."""
+        """The file descriptor of the partial file."""
         return self._lock
 
     def reserve(self, start: int, nbytes: int) -> None:
-        """Makes sure that the disk holds `nbytes` more from `start` on.
+        """Reserves `nbytes` of disk space from offset `start` on.
 
         Raises:
-          KabukiError: it does not.
+          KabukiError: the disk does not have the space.
         """
         disk.reserve(self._lock, start, nbytes, self.destination)
 
     def truncate(self, size: int) -> None:
-        """Gives back what was reserved beyond `size`."""
+        """Frees the reserved space beyond `size` bytes."""
         os.ftruncate(self._lock, min(size, os.fstat(self._lock).st_size))
 
     def commit(self) -> None:
-        """Gives the file its name. It is on the disk when this returns.
+        """Renames the partial file to the destination, and waits until it is on the disk.
 
         Raises:
-          KabukiError: the disk does not take it, or somebody else made the file meanwhile.
+          KabukiError: writing failed, or the destination was created in the meantime.
         """
         with disk.writing(self.destination):
             os.fsync(self._lock)
@@ -94,7 +97,7 @@ class StagedFile:
             disk.sync(self.destination.parent)
 
     def abort(self) -> None:
-        """Removes the partial file, unless it was committed."""
+        """Removes the partial file if it was not committed."""
         if self._lock < 0:
             return
         if self._is(self._lock):
@@ -110,32 +113,32 @@ class StagedFile:
             return False
 
     def _check_free(self) -> None:
-        # A link that leads nowhere is there too, for what gives the file its name.
+        # `lexists`: the final rename would also fail on, or replace, a link to a missing file.
         if not self._overwrite and os.path.lexists(self.destination):
             raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
 
     def _rename_to_new(self) -> None:
         try:
-            # Unlike a rename, a link fails where somebody else made the file meanwhile.
+            # Unlike a rename, a link fails if the destination was created in the meantime.
             os.link(self.partial, self.destination)
             self.partial.unlink()
         except FileExistsError:
             self._check_free()
             raise
         except OSError:
-            # A file system without hard links.
+            # The file system does not support hard links.
             self._check_free()
             os.rename(self.partial, self.destination)
 
 
 def destination_of(name: StrPath) -> pathlib.Path:
-    """The path of a file to make, `~` expanded.
+    """The path of a file to write, with `~` expanded.
 
     Raises:
-      KabukiError: no file can have such a name.
+      KabukiError: the path names a folder, for example "all/".
     """
     path = local_path(name)
-    # A path leaves out a slash at the end.
+    # `Path` drops a trailing slash, so check the text.
     if path.name in ("", "..") or os.fspath(name).endswith("/"):
-        raise InvalidArgumentError(f"{os.fspath(name)!r}: the name of a folder; name the HDF5 file to write")
+        raise InvalidArgumentError(f"{os.fspath(name)!r}: is a folder; give the path of the HDF5 file to write")
     return path

@@ -1,4 +1,4 @@
-"""A dataset's folder that appears whole or not at all."""
+"""Writes a dataset folder atomically: it appears complete, or not at all."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from kabuki_rlds.files import disk, locks
 
 
 class StagedFolder:
-    """Writes beside the destination, and renames at the end.
+    """Writes to the folder `<destination>.partial`; `commit` renames it to `destination`.
 
-    The partial folder is `<destination>.partial`, locked while its writer lives, so
-    that a second writer to one destination is refused and one that was killed is
-    cleaned up after by the next. TFDS takes neither it nor the old folder, while that
-    is still there, for a version of a dataset.
+    The partial folder is locked until its writer commits, aborts or dies. So a second
+    writer to the same destination gets an error, and the partial folder of a killed
+    writer is replaced by the next one. While a folder is replaced, the old one is named
+    `<destination>.old`. TFDS does not recognize the partial and old folders as versions
+    of a dataset.
 
     Args:
-      destination: the folder to make; the ones above it are made too.
-      overwrite: replace a folder that is there.
-      mark: the file without which a folder is none to be replaced.
-      what: what a folder with it is.
+      destination: path of the folder. Missing parent folders are created.
+      overwrite: whether to replace an existing folder.
+      mark: name of a file that an existing folder must have to be replaced.
+      what: what a folder with that file is, for the error message.
 
     Raises:
-      KabukiError: the destination exists, is being written, or cannot be written.
+      KabukiError: the destination exists, another process writes it, or it cannot be written.
     """
 
     def __init__(
@@ -63,15 +64,16 @@ class StagedFolder:
 
     def _acquire(self) -> None:
         self.partial.mkdir(exist_ok=True)
-        # What lies in it is removed, so that it must not be a link to another.
+        # O_NOFOLLOW: the content is deleted below, so a link to another folder must not be followed.
         lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        locks.lock(lock, self.destination, "another process is writing this dataset; wait for it to end")
+        locks.lock(lock, self.destination, "another process is writing this dataset; wait until it ends")
         self._lock = lock
         if not self._is_there():
             raise KabukiError(
-                f"{self.destination}: another process has just written this dataset; run again if you want to"
+                f"{self.destination}: another process has just written this dataset; run again to replace it"
             )
-        # What a writer left that was killed: half a dataset, or the old one in the moment between two renames.
+        # Clean up after a killed writer: it left partial files, or died between the two renames of `commit`, when
+        # the old folder has no other name.
         for left in self.partial.iterdir():
             left.unlink()
         if self._old.exists():
@@ -81,17 +83,17 @@ class StagedFolder:
                 os.rename(self._old, self.destination)
 
     def commit(self) -> None:
-        """Gives the folder its name. It is on the disk when this returns.
+        """Renames the partial folder to the destination, and waits until it is on the disk.
 
         Raises:
-          KabukiError: the disk does not take it, or somebody else made the folder meanwhile.
+          KabukiError: writing failed, or the destination was created in the meantime.
         """
         with disk.writing(self.destination):
             for path in (*self.partial.iterdir(), self.partial):
                 disk.sync(path)
             self._check_free()
             if self.destination.exists():
-                # A folder cannot take the place of one that is not empty.
+                # A rename cannot replace a folder that is not empty.
                 os.rename(self.destination, self._old)
             try:
                 os.rename(self.partial, self.destination)
@@ -105,7 +107,7 @@ class StagedFolder:
                 shutil.rmtree(self._old)
 
     def abort(self) -> None:
-        """Removes the partial folder, and those made for it, unless it was committed."""
+        """Removes the partial folder and the parent folders created for it, if it was not committed."""
         if self._lock >= 0:
             if self._is_there():
                 shutil.rmtree(self.partial)
@@ -115,7 +117,7 @@ class StagedFolder:
             try:
                 folder.rmdir()
             except OSError:
-                # Another writer uses it by now.
+                # Another writer has created files in it.
                 break
         self._made = []
 
@@ -141,5 +143,5 @@ class StagedFolder:
             raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
         if not (self.destination / self._mark).is_file():
             raise DestinationExistsError(
-                f"{self.destination}: there, but no {self._what}; move it away, or write the new one elsewhere"
+                f"{self.destination}: exists, but is not a {self._what}; move it away, or choose another destination"
             )

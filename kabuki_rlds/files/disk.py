@@ -1,4 +1,4 @@
-"""Writing to the disk: wait until it holds the data, reserve space, and say what it refused."""
+"""Disk operations: sync files, reserve space, and report write errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kabuki_rlds.files.paths import StrPath
 
 
 def sync(path: StrPath) -> None:
-    """Waits until a file or folder is on the disk."""
+    """Waits until the content of a file or folder is on the disk (`fsync`)."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -23,10 +23,10 @@ def sync(path: StrPath) -> None:
 
 @contextlib.contextmanager
 def writing(path: StrPath) -> Iterator[None]:
-    """Says what could not be written, where the file system does not.
+    """Turns an `OSError` of the block into a `KabukiError` that names `path`.
 
     Raises:
-      KabukiError: it could not.
+      KabukiError: the block raised `OSError`.
     """
     try:
         yield
@@ -35,16 +35,22 @@ def writing(path: StrPath) -> Iterator[None]:
 
 
 def reserve(file: int, start: int, nbytes: int, destination: pathlib.Path) -> None:
-    """Makes sure that the disk holds `nbytes` more of a file from `start` on.
+    """Reserves `nbytes` of disk space for a file, from offset `start` on.
 
-    HDF5 cannot even close a file that it fails to write to: it ends the process.
+    Space is reserved before HDF5 writes, because a write error inside the HDF5 library ends the process.
+
+    Args:
+      file: file descriptor.
+      start: offset in bytes.
+      nbytes: number of bytes.
+      destination: the path for messages.
 
     Raises:
-      KabukiError: it does not.
+      KabukiError: the disk does not have the space.
     """
     try:
         os.posix_fallocate(file, start, nbytes)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise KabukiError(f"{destination}: {e.strerror}; nothing was written") from e
-        # A file system that cannot reserve: what it cannot hold shows when it is written.
+        # Other errors mean that the file system cannot reserve space. A full disk then shows when data are written.

@@ -1,4 +1,4 @@
-"""Locks that keep two processes from writing to one file or folder."""
+"""Locks that prevent two processes from writing to the same file or folder."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kabuki_rlds.files.paths import StrPath
 
 
 def lock(descriptor: int, path: StrPath, busy: str) -> None:
-    """Locks what is open, for as long as the process has it open; or else closes it.
+    """Locks an open file or folder until it is closed. Closes the descriptor if that fails.
 
     Args:
-      descriptor: of the file or folder.
-      path: what to call it in a message.
-      busy: what to say where another process has locked it.
+      descriptor: the open file or folder.
+      path: the path for messages.
+      busy: the message if another process holds the lock.
 
     Raises:
-      KabukiError: another process has locked it, or nothing on its disk can be locked.
+      KabukiError: another process holds the lock, or the file system does not support locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -26,12 +26,12 @@ def lock(descriptor: int, path: StrPath, busy: str) -> None:
         os.close(descriptor)
         if isinstance(e, BlockingIOError):
             raise KabukiError(f"{path}: {busy}") from e
-        # A network's file system, say, without a server for them.
+        # For example, a network file system without a lock server.
         raise KabukiError(f"{path}: cannot be locked ({e.strerror}); write to another disk") from e
 
 
 def is_locked(path: StrPath) -> bool:
-    """Whether another process has a file locked for itself, as the HDF5 library locks a file that it writes."""
+    """Whether another process holds an exclusive lock on a file, as the HDF5 library does while it writes."""
     try:
         opened = os.open(path, os.O_RDONLY)
     except OSError:
@@ -41,7 +41,7 @@ def is_locked(path: StrPath) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        # The file system has no locks.
+        # The file system does not support locks.
         return False
     finally:
         os.close(opened)

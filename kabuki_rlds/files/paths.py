@@ -1,4 +1,4 @@
-"""Paths that users give."""
+"""Parses paths given by users, and lists folders."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import TypeAlias
 
 from kabuki_rlds.errors import InvalidArgumentError
 
-#: A path as users give it.
+#: A path given by a user.
 StrPath: TypeAlias = str | os.PathLike[str]
 
-#: The beginning of a URL, also as `pathlib` writes it, with one slash. `./gs:/x` is a path.
+#: The start of a URL. `pathlib` writes a URL with one slash. `./gs:/x` is a path.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
-    """A path that a user gives, with `~` expanded.
+    """The path with `~` expanded.
 
     Raises:
-      KabukiError: it is a URL. As a path, it would name a local folder like `gs:`.
+      KabukiError: the text is a URL. `pathlib` would treat it as a local folder named `gs:`.
     """
     text = os.fspath(path)
     found = _URL.match(text)
     if found is not None:
         raise InvalidArgumentError(
-            f"{text}: a URL ({found[1]}:), and only local files are supported; copy the data to a local disk, and give "
-            "its path"
+            f"{text}: is a URL ({found[1]}:), but only local files are supported; copy the data to a local disk and "
+            "give its path"
         )
     local = pathlib.Path(os.path.expanduser(text))
-    # `pathlib` leaves out the `./` that tells it from a URL.
+    # `pathlib` drops the `./` that distinguishes a path such as `./gs:/x` from a URL.
     return local.absolute() if _URL.match(os.fspath(local)) else local
 
 
@@ -41,9 +41,10 @@ def path_list(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in a folder, those that links lead to among them, and none twice.
+    """The subfolders of a folder, including targets of links, each once.
 
-    Links to folders above it are left out, and links to folders below it, which are found there.
+    Links to `folder` itself, to its parents, or to folders inside it are ignored: they would cause cycles or
+    duplicates.
     """
     here = os.path.realpath(folder)
     found: dict[str, pathlib.Path] = {}

@@ -1,7 +1,6 @@
-"""Files that are there in place of data: pointers of Git LFS and git-annex, web pages, archives.
+"""Detects files that are not the data: pointers of Git LFS and git-annex, web pages, archives.
 
-A download may end with one of these and no error. To copy such a file again gives the same file, so a message says what
-it is and how to get the data.
+A download can produce such a file without an error. The message says what the file is and how to get the data.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ import re
 
 from kabuki_rlds.errors import DamagedDataError
 
-#: What a message says before what the file is.
+#: The start of the message, before the description of the file.
 INSTEAD = "not the data, but "
 
 _HEAD_BYTES = 512
 _LFS = b"version https://git-lfs.github.com/spec/"
 _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-#: Where git-annex keeps the data; a pointer is a link to it that leads nowhere, or a file with its path.
+#: The folder in which git-annex stores data. A pointer is a broken link into this folder, or a file with such a path.
 _ANNEX = re.compile(r"annex/objects/")
 _OF_ANNEX = "a git-annex pointer; run `git annex get .` in its repository"
-#: How archives and compressed files begin, and what to do with them.
+#: The first bytes of archives and compressed files, and what to tell the user.
 _PACKED = {
     b"\x1f\x8b\x08": "a gzip file; decompress it first (gunzip)",
     b"\xfd7zXZ\0": "an xz file; decompress it first (unxz)",
@@ -30,14 +29,14 @@ _PACKED = {
 
 
 def placeholder(path: str | os.PathLike[str], *, may_be_text: bool = False) -> str:
-    """What a file is instead of the data, and how to get these.
+    """Describes a file that is not the data, and says how to get the data.
 
     Args:
       path: the file.
-      may_be_text: whether the data would be text, like JSON.
+      may_be_text: whether real data can be text, for example JSON.
 
     Returns:
-      the explanation, or "" if the file may be the data, or cannot be read.
+      the description, or "" if the file may be real data or cannot be read.
     """
     if os.path.islink(path) and not os.path.exists(path):
         return _OF_ANNEX if _ANNEX.search(os.readlink(path)) else ""
@@ -63,10 +62,10 @@ def placeholder(path: str | os.PathLike[str], *, may_be_text: bool = False) -> s
 
 
 def check_is_data(path: str | os.PathLike[str], *, may_be_text: bool = False) -> None:
-    """Refuses a file that is there in place of the data.
+    """Checks that a file is not a placeholder.
 
     Raises:
-      KabukiError: it is one, and how to get the data.
+      KabukiError: it is a placeholder. The message says how to get the data.
     """
     found = placeholder(path, may_be_text=may_be_text)
     if found:

@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM, between blocks.
+"""Delays Ctrl-C and SIGTERM until no lock is held.
 
-Python raises what a signal's handler raises between any two instructions: also
-between taking a lock and entering the block that gives it back. A pool of threads
-that needs this lock to end then never does. So long work holds signals back, and
-asks for them where it holds nothing.
+Python runs a signal handler between any two instructions. If the handler raises an
+exception after a lock was acquired and before the `try` block that releases it, the
+lock is never released, and a thread pool that needs it never ends. So long operations
+delay signals with `held_back`, and call `check` at points where no lock is held.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: Calls the handler of each signal that came; None where signals are not held back.
+#: A call of the handler for each delayed signal; None if signals are not delayed.
 _pending: list[Callable[[], object]] | None = None
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Within, signals wait for `check`, where what handled them before handles them.
+    """Delays signals until `check`, which calls the original handler.
 
-    One that comes after the last `check` comes too late, and is dropped. In threads
-    other than the main one, which no signal interrupts, this does nothing.
+    A signal that arrives after the last `check` is dropped. In threads other than the
+    main thread this does nothing, because signals do not interrupt them.
     """
     global _pending
     if _pending is not None or threading.current_thread() is not threading.main_thread():
@@ -33,7 +33,7 @@ def held_back() -> Iterator[None]:
         return
     came: list[Callable[[], object]] = []
     _pending = came
-    # Where none of Python handles a signal it is ignored, or ends the process, which needs no lock.
+    # A signal without a Python handler is ignored or ends the process. Neither needs a lock.
     handlers = {number: handler for number in _SIGNALS if callable(handler := signal.getsignal(number))}
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -50,6 +50,6 @@ def held_back() -> Iterator[None]:
 
 
 def check() -> None:
-    """Handles a signal that was held back. Called between blocks, where no lock is held."""
+    """Calls the handler of a delayed signal. Call this between blocks, when no lock is held."""
     if _pending and threading.current_thread() is threading.main_thread():
         _pending.pop(0)()

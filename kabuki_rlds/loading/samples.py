@@ -240,7 +240,8 @@ def needed(stored: Mapping[str, Field]) -> list[str]:
         paths = [path for path in stored if is_within(path, name)]
         if not paths:
             raise SchemaMismatchError(
-                f"no step field {name!r}, so there are no transitions; load_steps reads the rest", fields=(name,)
+                f"has no step field {name!r}, so transitions cannot be made; load_steps reads the other fields",
+                fields=(name,),
             )
         if name in (OBSERVATION, ACTION):
             found += paths

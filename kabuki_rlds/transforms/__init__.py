@@ -1,1 +1,1 @@
-"""What happens to a source on its way to a sink: recipes, and fields that are derived or filled in."""
+"""Transforms between source and sink: recipes, and required fields that are derived or filled in."""

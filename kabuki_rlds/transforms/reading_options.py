@@ -1,4 +1,4 @@
-"""How datasets are to be read: by a recipe, with what is assumed and filled in where they are silent."""
+"""The options for reading sources: recipe, assumptions, constants for missing fields, and the type of last rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.files.paths import StrPath, path_list
 from kabuki_rlds.formats.open import open_sources
-from kabuki_rlds.transforms.required_fields import CompletedSource, decide_by_reading
+from kabuki_rlds.transforms.required_fields import CompletedSource, decide_last_rows
 
 if TYPE_CHECKING:
     from kabuki_rlds.transforms.recipes.recipe import Recipe
@@ -21,23 +21,24 @@ _log = logging.getLogger("kabuki_rlds")
 
 
 class ReadingOptions:
-    """What a recipe says of the sources, and what the user says beside it or instead.
+    """Combines the options of the user with those of the recipe. The user's options take precedence.
 
     Args:
-      recipe: a YAML file, or the name of a recipe that comes with the package; None leaves the fields as they are.
-      assume: what files in a layout of others do not say.
-      fill: constants for required fields that a source lacks.
-      last_row: what the last row of each episode is; None decides it by the source (see `last_row`).
+      recipe: path of a YAML file, or name of a built-in recipe; None leaves the fields as they are.
+      assume: semantics that the source format leaves undefined: {"dones": "terminal"}.
+      fill: constants for required fields that a source does not have: {"reward": 0.0}.
+      last_row: whether the last row of each episode is a "step" or an "observation"; None decides this from the
+        source (see `kabuki_rlds.data.last_row`).
 
     Attributes:
-      recipe: the recipe, if there is one.
-      assume: what the user assumes.
-      recipe_assume: what the recipe assumes, and the user does not say otherwise.
-      fill: all that is filled in, likewise.
-      splits: the splits that the recipe makes, each with the split or the mask of the sources that it is.
+      recipe: the parsed recipe, or None.
+      assume: the user's `assume`.
+      recipe_assume: the recipe's `assume`, without the keys that the user sets.
+      fill: the constants of the recipe and of the user.
+      splits: name of each split that the recipe makes to the split or mask of the source.
 
     Raises:
-      KabukiError: there is no such recipe, or it is not one.
+      KabukiError: the recipe does not exist or is invalid, or `last_row` has another value.
     """
 
     def __init__(
@@ -99,24 +100,25 @@ class ReadingOptions:
             yield opened
 
     def split_of(self, split: str | None) -> str | None:
-        """The split or the mask to read for a split that the user names; None names the only one there is.
+        """The split or mask of the source to read.
+
+        Args:
+          split: the split that the user wants; None means the only split of the recipe.
 
         Raises:
-          KabukiError: the recipe makes several, and none is named.
+          KabukiError: `split` is None and the recipe makes several splits.
         """
         if split is not None:
             return self.splits.get(split, split)
         if len(self.splits) > 1:
-            raise InvalidArgumentError(
-                f"the recipe makes the splits {', '.join(self.splits)}; --split names the one to take"
-            )
+            raise InvalidArgumentError(f"the recipe makes the splits {', '.join(self.splits)}; choose one with --split")
         return next(iter(self.splits.values()), None)
 
-    def shape(self, source: Source) -> Source:
-        """The source as the recipe has it.
+    def apply_recipe(self, source: Source) -> Source:
+        """The source with the recipe applied, or the source itself if there is no recipe.
 
         Raises:
-          KabukiError: the recipe does not fit it.
+          KabukiError: the recipe does not match the source.
         """
         if self.recipe is None:
             return source
@@ -125,10 +127,14 @@ class ReadingOptions:
         return RecipeSource(source, self.recipe)
 
     def complete(self, source: Source, conform: bool = False) -> CompletedSource:
-        """The source as the recipe has it, with all that is filled in.
+        """The source with the recipe applied and with all required fields.
+
+        Args:
+          source: the source.
+          conform: whether to correct values that break rules 4 and 5.
 
         Raises:
-          KabukiError: the recipe does not fit it, or it lacks a field still.
+          KabukiError: the recipe does not match the source, or a required field is still missing.
         """
         if self.recipe is None:
             return CompletedSource(source, self.fill, conform, last_rows=self.last_rows_of(source))
@@ -138,36 +144,42 @@ class ReadingOptions:
         return CompletedSource(shaped, self.fill, conform, shaped.left_out, self.decide(source))
 
     def decide(self, source: Source) -> LastRows:
-        """Whether the last row of each episode is a step. Reads the source if neither it nor the user says it."""
+        """Decides whether the last row of each episode is a step.
+
+        Reads the whole source if neither the user nor the source states it.
+        """
         known = self.last_rows_of(source)
         if known is not None:
             return known
         if self.recipe is not None:
-            from kabuki_rlds.transforms.recipes.recipe_source import as_evidence
+            from kabuki_rlds.transforms.recipes.recipe_source import source_for_evidence
 
-            source = as_evidence(source, self.recipe)
-        return decide_by_reading(source)
+            source = source_for_evidence(source, self.recipe)
+        return decide_last_rows(source)
 
     def derive(self, source: Source) -> CompletedSource:
-        """The source as the recipe has it, with the required fields that can be derived.
+        """The source with the recipe applied, and with the required fields that can be derived from others.
 
         Raises:
-          KabukiError: the recipe does not fit it.
+          KabukiError: the recipe does not match the source.
         """
-        return CompletedSource(self.shape(source), last_rows=self.last_rows_of(source), derivable_only=True)
+        return CompletedSource(self.apply_recipe(source), last_rows=self.last_rows_of(source), derivable_only=True)
 
     def last_rows_of(self, source: Source) -> LastRows | None:
-        """What the user says of the last rows of a source, else what the source says; None if neither does."""
+        """Whether last rows are steps: as the user states, else as the source states; None if neither states it."""
         if self.last_row is None:
             return source.last_rows
         said = LastRows.by_user(self.last_row, source.num_episodes)
         stated = source.last_rows
         if stated is not None and (stated.is_step != said.is_step).any():
-            _log.warning("%s: last rows are taken as %ss as given, although: %s", source.label, self.last_row, stated)
+            _log.warning(
+                "%s: last rows are treated as %ss because of last_row, although the source says: %s",
+                source.label, self.last_row, stated,
+            )  # fmt: skip
         return said
 
     def to_json(self) -> dict[str, Any]:
-        """All that the result depends on."""
+        """All options, as JSON. Equal options have equal JSON."""
         return {
             "recipe": None if self.recipe is None else self.recipe.text,
             "assume": {**self.recipe_assume, **self.assume},

@@ -1,9 +1,9 @@
-"""A source made whole: every field that the Kabuki format asks for, and its rules kept.
+"""Adds the required fields that a source does not have, and corrects values that break the rules.
 
-What a source lacks is derived where the convention fixes it (`is_first`, `is_last`,
-`discount`, `is_terminal` where there is a discount), and filled with a constant that
-the user gives where it does not. What a source has is left as it is, unless the
-user asks to conform it.
+A missing field is derived if the rules define its values: `is_first`, `is_last`,
+`discount`, and `is_terminal` if there is a discount. Other missing fields need a
+constant from the user (`fill`). Existing fields are not changed, unless the user asks
+for it (`conform`).
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from kabuki_rlds.files import signals
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """Why a recipe keeps nothing of a field that every file needs and that the source has.
+    """The reason why a recipe does not keep a required field of the source.
 
     Attributes:
-      where: the line of the recipe, for a message.
+      where: file and line of the recipe, for messages.
       remedy: what to change in the recipe to keep the field.
-      is_stated: whether the recipe names the field, or a group that it is in: to drop it, or to make another of it.
+      is_stated: whether the recipe names the field or its group, to drop it or to make another field from it.
     """
 
     where: str
@@ -54,7 +54,7 @@ class LeftOut:
     is_stated: bool
 
 
-#: What fields that may be a required one under another name are called: a constant in its place would hide them.
+#: Other common names of required fields. If a source has one of these, suggest a rename and not a constant.
 _SIMILAR = {
     OBSERVATION: ("obs", "observations", "state", "states"),
     ACTION: ("act", "actions", "control", "controls"),
@@ -64,23 +64,23 @@ _SIMILAR = {
 
 
 class CompletedSource:
-    """A source whose blocks have every required field.
+    """A source whose blocks have all required fields.
 
     Args:
-      source: what to complete.
-      fill: constants for fields that the source lacks: {"reward": 0.0}.
-      conform: change values that break rules 4 and 5 to what the rules say.
-      left_out: fields that a recipe took from the source.
-      last_rows: whether the last row of each episode is a step; None is what the source says of it.
-      derivable_only: add what can be derived, and leave out what cannot.
+      source: the source to complete.
+      fill: constants for fields that the source does not have: {"reward": 0.0}.
+      conform: whether to correct values that break rules 4 and 5.
+      left_out: the required fields of the source that a recipe does not keep.
+      last_rows: whether the last row of each episode is a step; None takes the source's `last_rows`.
+      derivable_only: whether to add only the fields that can be derived, without an error for other missing fields.
 
     Attributes:
-      schema: the source's, with the added fields.
-      last_rows: whether the last row of each episode is a step; None as long as it is not decided.
-      changed: field to number of rows that `conform` changed, so far.
+      schema: the schema of the source, plus the added fields.
+      last_rows: whether the last row of each episode is a step; None if this is not decided yet.
+      changed: field to the number of rows that `conform` has changed so far.
 
     Raises:
-      KabukiError: a field is lacking that cannot be derived and is not filled.
+      KabukiError: a required field is missing, cannot be derived and has no constant, or `fill` is invalid.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class CompletedSource:
         have = source.schema.steps
         for name, value in (fill or {}).items():
             if name not in FILLABLE:
-                raise InvalidArgumentError(f"fill: {name!r} is none of {', '.join(FILLABLE)}")
+                raise InvalidArgumentError(f"fill: {name!r} cannot be filled; expected one of {', '.join(FILLABLE)}")
             if name == IS_TERMINAL and value not in (0, 1):
-                raise InvalidArgumentError(f"fill: {name} is 0 or 1, not {value}")
+                raise InvalidArgumentError(f"fill: {name} must be 0 or 1, not {value}")
             if math.isfinite(value) and abs(value) > np.finfo(np.float32).max:
-                raise InvalidArgumentError(f"fill: {value} for {name} is more than a float32 holds")
+                raise InvalidArgumentError(f"fill: the value {value} of {name} is too large for float32")
         self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
         self._missing = [name for name in REQUIRED if not has_field(have, name)]
         if derivable_only:
@@ -123,25 +123,29 @@ class CompletedSource:
         for name in (*FLAGS, DISCOUNT):
             if name not in have and has_field(have, name):
                 raise SchemaMismatchError(
-                    f"{name!r} is a dict of fields, and not one value a step", file=source.label, fields=(name,)
+                    f"{name!r} is a dict of fields, expected one value per step", file=source.label, fields=(name,)
                 )
         self._added = {name: self._new_field(name) for name in self._missing}
         self.schema = dataclasses.replace(source.schema, steps=have | self._added)
 
     def _is_derivable(self, name: str) -> bool:
-        """Whether the rules tell the values of a field that is missing."""
+        """Whether the rules define the values of a missing field."""
         return name not in (OBSERVATION, ACTION, REWARD) and (
             name != IS_TERMINAL or DISCOUNT in self._source.schema.steps
         )
 
     def _check_may_be_missing(self, name: str) -> None:
-        """Refuses what would need a value that neither the source nor the user gives."""
+        """Checks that a missing field can be derived or has a constant.
+
+        Raises:
+          KabukiError: it cannot and has none. The message names the remedy.
+        """
         have = self._source.schema.steps
         gone = self._left_out.get(name)
         is_derivable = self._is_derivable(name)
         if gone is not None and not (gone.is_stated if name in self._fill else is_derivable):
             raise SchemaMismatchError(
-                f"the recipe leaves out {name!r}, which {self.label} has and every file needs; "
+                f"the recipe does not keep {name!r} of {self.label}, but this field is required; "
                 f"to keep it, {gone.remedy}",
                 file=gone.where,
                 fields=(name,),
@@ -155,22 +159,22 @@ class CompletedSource:
             is_flag = similar in have and have[similar].dtype == bool
             cast = ", cast: bool" if name == IS_TERMINAL and not is_flag else ""
             raise SchemaMismatchError(
-                f"the steps have no {name!r}; if it is {similar!r}, a recipe can rename it: "
+                f"the steps have no {name!r}; if it is {similar!r}, rename it with a recipe: "
                 + recipe_text.steps([recipe_text.renamed(name, similar, cast)]),
                 file=self.label,
                 fields=(name,),
             )
         if name == IS_TERMINAL:
             raise SchemaMismatchError(
-                "the steps have neither 'is_terminal' nor 'discount', so nothing says how an "
-                "episode ended; --fill is_terminal=0 takes every episode as cut short, =1 as ended",
+                "the steps have neither 'is_terminal' nor 'discount', so it is unknown how episodes "
+                "ended; --fill is_terminal=0 marks every episode as truncated, =1 as terminated",
                 file=self.label,
                 fields=(name,),
             )
         example = "0" if name != OBSERVATION else "nan"
         raise SchemaMismatchError(
             f"the steps have no {name!r} (they have {', '.join(sorted(have))}); "
-            f"--fill {name}={example} puts a constant in its place",
+            f"--fill {name}={example} sets it to a constant",
             file=self.label,
             fields=(name,),
         )
@@ -186,7 +190,7 @@ class CompletedSource:
         size = self._source.size()
         if size.sample is None:
             return size
-        # By another one, since what it would change is counted when it is read.
+        # Use a separate instance, so that the sample is not counted in `changed`.
         completed = CompletedSource(self._source, self._constants, left_out=self._left_out)._completed(
             iter([size.sample])
         )
@@ -203,20 +207,20 @@ class CompletedSource:
         return [self._of(piece, first) for piece, first in zip(pieces, starts, strict=False)]
 
     def _of(self, piece: Source, first: int) -> CompletedSource:
-        """A piece of the source, which begins with the episode `first`, completed as this one is."""
+        """Completes a piece of the source with the options of this object. `first` is the piece's first episode."""
         last_rows = None if self.last_rows is None else self.last_rows[first : first + piece.num_episodes]
         return CompletedSource(
             piece, self._constants, self._conform, self._left_out, last_rows, derivable_only=self._derivable_only
         )
 
     def decide(self) -> LastRows:
-        """Whether the last row of each episode is a step. Reads the whole source if only its values tell."""
+        """Decides whether the last row of each episode is a step. Reads the whole source if this is not known."""
         if self.last_rows is None:
-            self.last_rows = decide_by_reading(self._source)
+            self.last_rows = decide_last_rows(self._source)
         return self.last_rows
 
     def _decide_if_needed(self) -> None:
-        # Rule 4 gives other discounts, and so other ends, where the last row is a step.
+        # Rule 4 depends on whether last rows are steps, and so do the derived discount and is_terminal.
         is_derived = any(name in self._missing and name not in self._fill for name in (DISCOUNT, IS_TERMINAL))
         if self.last_rows is None and (self._conform or is_derived):
             self.decide()
@@ -228,7 +232,7 @@ class CompletedSource:
         self._source.close()
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
-        """The source's blocks, completed."""
+        """Yields the blocks of the source with all required fields."""
         self._decide_if_needed()
         return self._completed(self._source.blocks())
 
@@ -237,7 +241,7 @@ class CompletedSource:
             yield dataclasses.replace(block, steps={path: block.steps[path] for path in self.schema.steps})
 
     def _with_flags(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """Adds or conforms the booleans, and adds what is filled."""
+        """Adds or corrects the flags, and adds the constants."""
         discount_before = 1.0
         begun = 0
         for block, following in _with_following(blocks):
@@ -264,7 +268,10 @@ class CompletedSource:
             yield dataclasses.replace(block, steps=steps)
 
     def _with_discount(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """Adds the discount, or conforms it, by what is terminal in the next row; or in a last row that is a step."""
+        """Adds or corrects the discount by rule 4.
+
+        The discount is 0 if the next row is terminal, or if the row itself is a terminal last row that is a step.
+        """
         begun = 0
         for block, following in _with_following(blocks):
             last_is_step = self._last_is_step(block, begun)
@@ -274,13 +281,13 @@ class CompletedSource:
                 continue
             terminal = self._one_per_row(block.steps, IS_TERMINAL).astype(bool)
             _, is_last = _boundaries(block, following is None)
-            # The rows that lead to a terminal row. A last row that is a step leads there itself.
+            # True where the next row is terminal, unless that row is a step.
             leads = np.append(terminal & ~last_is_step, False)[1:]
             if following is not None and block.num_steps:
                 leads[-1] = self._one_per_row(following.steps, IS_TERMINAL)[:1].any() and not last_is_step[-1]
             zero = np.where(is_last, terminal, leads)
             if DISCOUNT not in block.steps:
-                # Padding too is 0 if the episode terminated, else 1.
+                # The padding in the last row is also 0 if the episode terminated, else 1.
                 discount: Column = np.where(zero, 0, 1).astype(np.float32)
             else:
                 old = self._one_per_row(block.steps, DISCOUNT)
@@ -292,7 +299,7 @@ class CompletedSource:
             yield dataclasses.replace(block, steps=block.steps | {DISCOUNT: discount})
 
     def _last_is_step(self, block: Block, num_before: int) -> np.ndarray:
-        """For each row, whether the last row of its episode is a step: bool, (rows,)."""
+        """Whether the last row of the episode of each row is a step: bool, (rows,). False if not decided."""
         if self.last_rows is None:
             return np.zeros(block.num_steps, bool)
         return self.last_rows.rows(block, num_before)
@@ -301,17 +308,17 @@ class CompletedSource:
         values = one_per_row(steps[name])
         if values is None:
             raise SchemaMismatchError(
-                f"{name!r} is not one value a step, so no rule can be applied to it",
+                f"{name!r} does not have one value per step, so the rules cannot be applied",
                 file=self._source.label,
                 fields=(name,),
             )
         return values
 
     def _changed(self, name: str, old: Column, new: np.ndarray) -> Column:
-        """`new` in the form of `old`, and counts the rows that differ."""
+        """`new` with the dtype and shape of `old`. Counts the rows that differ in `changed`."""
         flat = self._one_per_row({name: old}, name)
         new = new.astype(flat.dtype, copy=False)
-        both_nan = (flat != flat) & (new != new)  # NaN is not itself; np.isnan takes neither booleans nor bfloat16.
+        both_nan = (flat != flat) & (new != new)  # NaN != NaN. np.isnan does not accept booleans or bfloat16.
         count = int(np.count_nonzero((flat != new) & ~both_nan))
         if not count:
             return old
@@ -320,8 +327,8 @@ class CompletedSource:
         return new.reshape(old.shape)
 
 
-def decide_by_reading(source: Source) -> LastRows:
-    """Whether the last rows of a source are steps, by all of its values that tell."""
+def decide_last_rows(source: Source) -> LastRows:
+    """Reads a source and decides from its values whether last rows are steps."""
     evidence = Evidence(source.schema.steps)
     for block in source.blocks(only=evidence.fields):
         signals.check()
@@ -330,21 +337,26 @@ def decide_by_reading(source: Source) -> LastRows:
 
 
 def _with_following(blocks: Iterator[Block]) -> Iterator[tuple[Block, Block | None]]:
-    """Each block with the one that goes on with its last episode, or None where that ends."""
+    """Yields each block with the next block if that continues the block's last episode, else with None."""
     waiting: deque[Block] = deque()
     for block in blocks:
         if block.num_steps:
-            goes_on = not len(block.starts) or block.starts[0] != 0
+            continues = not len(block.starts) or block.starts[0] != 0
             while waiting:
-                yield waiting.popleft(), block if goes_on else None
-        # A block without steps has the same following block as the one before it.
+                yield waiting.popleft(), block if continues else None
+        # A block without steps waits, too: it gets the same next block as its predecessor.
         waiting.append(block)
     while waiting:
         yield waiting.popleft(), None
 
 
 def _boundaries(block: Block, ends: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(is_first, is_last) of the rows of a block, by where its episodes begin."""
+    """(is_first, is_last) of the rows of a block: bool, (rows,) each.
+
+    Args:
+      block: the block.
+      ends: whether the last episode of the block ends with the block.
+    """
     begins = block.begins
     is_last = begins[1:].copy()
     is_last[-1:] = ends
@@ -354,6 +366,16 @@ def _boundaries(block: Block, ends: bool) -> tuple[np.ndarray, np.ndarray]:
 def _terminal_by_discount(
     discount: np.ndarray, is_first: np.ndarray, is_last: np.ndarray, last_is_step: np.ndarray, before: float
 ) -> np.ndarray:
-    """Rule 4 the other way: a last row is terminal where the discount that led there is 0."""
+    """Derives is_terminal from the discount by rule 4: bool, (rows,).
+
+    A last row is terminal if the discount that led to it is 0: that of the previous row, or its own if it is a step.
+
+    Args:
+      discount: numbers, (rows,).
+      is_first: bool, (rows,).
+      is_last: bool, (rows,).
+      last_is_step: whether the last row of the episode of each row is a step: bool, (rows,).
+      before: the discount of the row before the first row.
+    """
     previous = np.where(is_first, 1, np.append(before, discount)[:-1])
     return is_last & (np.where(last_is_step, discount, previous) == 0)

@@ -254,8 +254,10 @@ def test_a_source_is_not_overwritten_with_itself_in_the_making(valid, call):
 def test_a_destination_that_is_a_folder_or_in_none_is_one_line(valid, tmp_path, call):
     (tmp_path / "folder").mkdir()
     assert_fails(call("convert", valid, tmp_path / "folder"), "folder")
-    assert_fails(call("convert", valid, tmp_path / "folder", "--overwrite"), "a folder; name the HDF5 file")
-    assert_fails(call("convert", valid, tmp_path / "no" / "out.hdf5"), "does not exist; make it first")
+    assert_fails(
+        call("convert", valid, tmp_path / "folder", "--overwrite"), "is a folder; give the path of the HDF5 file"
+    )
+    assert_fails(call("convert", valid, tmp_path / "no" / "out.hdf5"), "does not exist; create it first")
 
 
 def test_a_wrong_split_names_those_there_are(dataset, tmp_path, call):

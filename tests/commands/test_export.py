@@ -206,7 +206,7 @@ def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
     dest = tmp_path / "lift-v0"
     (dest / "data").mkdir(parents=True)
     (dest / "data" / "mine").write_bytes(b"")
-    with pytest.raises(KabukiError, match=r"lift-v0/data: there, but no dataset of Minari's"):
+    with pytest.raises(KabukiError, match=r"lift-v0/data: exists, but is not a Minari dataset"):
         export(kabuki, dest, "minari", overwrite=True)
     (dest / "data" / "mine").rename(dest / "data" / "metadata.json")
     assert export(kabuki, dest, "minari", overwrite=True).episodes == 4

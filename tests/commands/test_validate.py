@@ -432,16 +432,16 @@ def by_a_loop(is_first, is_last, is_terminal, discount) -> dict[tuple[int, str, 
 
     for t in range(n):
         if t == 0 and not is_first[t]:
-            note(5, "is_first", "the first row does not begin an episode", t)
+            note(5, "is_first", "false on the first row", t)
         if t == n - 1 and not is_last[t]:
-            note(5, "is_last", "the last row does not end its episode", t)
+            note(5, "is_last", "false on the last row", t)
         if is_terminal[t] and not is_last[t]:
-            note(5, "is_terminal", "true on a row that is not the last of its episode", t)
+            note(5, "is_terminal", "true where is_last is false", t)
         if t + 1 < n:
             if is_last[t] and not is_first[t + 1]:
-                note(5, "is_first", "false on the row after an episode's last", t + 1)
+                note(5, "is_first", "false where is_last is true on the previous row", t + 1)
             if is_first[t + 1] and not is_last[t]:
-                note(5, "is_first", "true where the row before is not the last of an episode", t + 1)
+                note(5, "is_first", "true where is_last is false on the previous row", t + 1)
             if not is_last[t] and discount[t] != 0 and is_terminal[t + 1]:
                 note(4, "discount", "not 0 where the next row is terminal", t)
             if not is_last[t] and discount[t] == 0 and not is_terminal[t + 1]:

@@ -119,8 +119,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "rule 4, some truncated": (lambda f: _padded(f, terminal=[True, False, False, False, True]), False, "rule 4"),
     "like DROID": (_like_droid, True, "rule 4 is broken in 4 of 4"),
     "discount 0 on the last row": (lambda f: _like_droid(f, last_discount=0.0), True, "rule 4 is broken"),
-    "rewards alone": (lambda f: _like_droid(f, last_action=_zero), True, "4 a reward, 0 an action"),
-    "actions alone": (lambda f: _like_droid(f, last_reward=0.0), True, "0 a reward, 5 an action"),
+    "rewards alone": (lambda f: _like_droid(f, last_action=_zero), True, "4 have a reward, 0 have an action"),
+    "actions alone": (lambda f: _like_droid(f, last_reward=0.0), True, "0 have a reward, 5 have an action"),
     "rule 4 broken, padding zero": (lambda f: _like_droid(f, last_action=_zero, last_reward=0.0), False, "the data"),
     "rule 4 broken, padding NaN": (
         lambda f: _like_droid(f, last_action=lambda rng, before: np.full(2, np.nan), last_reward=np.nan),
@@ -162,7 +162,7 @@ def test_truncated_episodes_that_carry_values_are_taken_for_padding_with_a_warni
 ) -> None:
     source = _padded(tmp_path, terminal=[False] * 5)
     assert not kabuki_rlds.convert(source, tmp_path / "k.hdf5").last_rows.is_step.any()
-    assert "5 of 5 last rows carry a step" in caplog.text and "--last-row step" in caplog.text
+    assert "5 of 5 last rows look like steps" in caplog.text and "--last-row step" in caplog.text
     caplog.clear()
     kabuki_rlds.convert(source, tmp_path / "s.hdf5", last_row="step")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -179,7 +179,7 @@ def test_the_decision_does_not_depend_on_blocks(
         f.attrs["format_version"] = "1.0"
     monkeypatch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", block_rows)
     again = kabuki_rlds.convert(file, tmp_path / "again.hdf5")
-    assert "4 a reward, 5 an action; rule 4 is broken in 4 of 4" in again.last_rows.reason
+    assert "4 have a reward, 5 have an action; rule 4 is broken in 4 of 4" in again.last_rows.reason
     assert [(w.rule, w.count) for w in again.warnings] == [(4, 5)]
 
 

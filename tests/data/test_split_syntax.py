@@ -75,7 +75,7 @@ def test_a_part_of_a_kabuki_file_is_what_tfds_takes(kabuki, rlds, tmp_path, spli
 
 @pytest.mark.parametrize("split", WRONG)
 def test_a_part_that_tfds_does_not_take_is_an_error(kabuki, rlds, tmp_path, split):
-    with pytest.raises(KabukiError, match=r"in.hdf5: (no split|split)"):
+    with pytest.raises(KabukiError, match=r"in.hdf5: (has no split|split)"):
         kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)
     with pytest.raises(KabukiError):
         kabuki_rlds.convert(rlds, tmp_path / "out.hdf5", split=split)
@@ -141,7 +141,9 @@ def test_masks_are_cut(tmp_path):
     assert taken("valid+train[-1:]") == ["7", "8", "6"]
     assert taken("all[8:]") == ["8", "9"]
     assert taken("train[5:]+train[:2]") == ["5", "6", "0", "1"]
-    with pytest.raises(KabukiError, match=r"no split 'test'; it has train \(7 episodes\), valid \(2 episodes\)"):
+    with pytest.raises(
+        KabukiError, match=r"no split 'test'; the splits are train \(7 episodes\), valid \(2 episodes\)"
+    ):
         taken("test")
 
 

@@ -306,7 +306,7 @@ def test_what_is_no_file_is_not_replaced_by_one(small, tmp_path):
     """As `/dev/null` would be."""
     dest = tmp_path / "out.hdf5"
     os.mkfifo(dest)
-    with pytest.raises(kabuki_rlds.KabukiError, match="not a regular file; name the HDF5 file to write"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="is not a regular file; give the path of the HDF5 file"):
         kabuki_rlds.convert(small, dest, overwrite=True)
     assert dest.is_fifo()
     assert {path.name for path in tmp_path.iterdir()} == {"small.hdf5", "out.hdf5"}
@@ -318,7 +318,7 @@ def test_a_partial_file_or_folder_that_is_a_link_is_not_followed(small, tmp_path
     precious.mkdir()
     (precious / "file").write_bytes(OLD)
     (tmp_path / "out.hdf5.partial").symlink_to(precious / "file")
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.partial: cannot be written \(it is a link\)"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.partial: cannot be written \(it is a symbolic link\)"):
         kabuki_rlds.convert(small, tmp_path / "out.hdf5")
     (tmp_path / "d" / "x").mkdir(parents=True)
     (tmp_path / "d" / "x" / "1.0.0.partial").symlink_to(precious)
@@ -351,7 +351,7 @@ def test_a_partial_file_that_is_the_source_is_kept(small, tmp_path):
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "all/", "../"])
 def test_a_destination_that_only_a_folder_can_be_is_refused(name, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(kabuki_rlds.KabukiError, match="the name of a folder; name the HDF5 file"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="is a folder; give the path of the HDF5 file"):
         kabuki_rlds.convert(small, name, overwrite=True)
 
 
@@ -516,7 +516,7 @@ def test_a_full_disk_leaves_nothing(compression, incompressible, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_refused(small, tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match="does not exist; make it first"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="does not exist; create it first"):
         kabuki_rlds.convert(small, tmp_path / "none" / "out.hdf5")
     with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5.*(does not exist|not a folder)"):
         kabuki_rlds.convert(small, small / "out.hdf5")

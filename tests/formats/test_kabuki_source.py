@@ -69,7 +69,7 @@ def test_an_empty_name_is_not_the_working_folder(tmp_path, monkeypatch):
 
 def test_a_split_of_a_kabuki_file_is_refused(tmp_path):
     file = write(tmp_path / "in.hdf5", steps(4))
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"no split 'test'; it has train .1 episode."):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"no split 'test'; the splits are train .1 episode."):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5", split="test")
 
 
@@ -88,7 +88,11 @@ def test_a_column_that_only_some_sources_lack_says_which(tmp_path, lacking):
 
 @pytest.mark.parametrize(
     ("fill", "message"),
-    [({"is_first": 1}, "none of"), ({"is_terminal": 2}, "0 or 1"), ({"reward": 1e300}, "more than a float32")],
+    [
+        ({"is_first": 1}, "cannot be filled"),
+        ({"is_terminal": 2}, "0 or 1"),
+        ({"reward": 1e300}, "too large for float32"),
+    ],
 )
 def test_a_constant_that_cannot_stand_is_refused(tmp_path, fill, message):
     file = write(tmp_path / "in.hdf5", steps(3))
@@ -179,7 +183,7 @@ def test_flags_that_are_neither_0_nor_1_break_a_rule(tmp_path, kind):
     file = write(tmp_path / "in.hdf5", steps(6))
     store_flags(file, kind, {"is_terminal": np.array([0, 0, 0, 0, 0, 3])})
     (broken,) = kabuki_rlds.validate(file)
-    assert str(broken) == "rule 2: is_terminal: neither 0 nor 1, where it is one boolean a step (row 5)"
+    assert str(broken) == "rule 2: is_terminal: is not 0 or 1 (row 5)"
     assert kabuki_rlds.convert(file, tmp_path / "out.hdf5").warnings == [broken]
 
 

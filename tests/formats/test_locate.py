@@ -317,7 +317,7 @@ def test_a_url_is_refused_everywhere(tmp_path, monkeypatch, call, form):
     folder.mkdir()
     monkeypatch.chdir(folder)
     file = kabuki(tmp_path / "in.hdf5", 1)
-    with pytest.raises(KabukiError, match=r"^gs:/+bucket/x.*: a URL \(gs:\), and only local files are supported"):
+    with pytest.raises(KabukiError, match=r"^gs:/+bucket/x.*: is a URL \(gs:\), but only local files are supported"):
         call(form(URL), file, folder)
     assert list(folder.iterdir()) == []
 

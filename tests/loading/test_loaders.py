@@ -574,9 +574,9 @@ def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
         (lambda file: load_steps(file, 2, True, -1), "seed is -1"),
         (
             lambda file: load_steps(file, 2, fields=["observation", "rewards"]),
-            "file.hdf5: no step field 'rewards'; there is .*reward",
+            "file.hdf5: has no step field 'rewards'; the fields are .*reward",
         ),
-        (lambda file: load_steps(file, 2, fields=[]), "file.hdf5: no step field to read; there is .*reward"),
+        (lambda file: load_steps(file, 2, fields=[]), "file.hdf5: no step field is selected; the fields are .*reward"),
         (lambda file: load_steps([], 2), "no files"),
         (lambda file: load_steps("nowhere.hdf5", 2), "nowhere.hdf5: no such file"),
         (lambda file: load_windows(file, 2, 0), "length is 0"),
@@ -625,7 +625,7 @@ def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> 
     load_transitions(nexts, 2)
     del fields["discount"]
     lacking = handmade.write(tmp_path / "lacking.hdf5", fields)
-    with pytest.raises(KabukiError, match=r"lacking\.hdf5: no step field 'discount'"):
+    with pytest.raises(KabukiError, match=r"lacking\.hdf5: has no step field 'discount'"):
         load_transitions(lacking, 2)
     attributes = handmade.attributes([3]) | {"complete": False}
     with pytest.raises(KabukiError, match="not complete"):

@@ -349,7 +349,7 @@ def test_a_part_of_a_dataset_within_a_step(dataset, converted):
 @pytest.mark.parametrize("fields", ["rewards", ["reward", "observation/pos"], "", []])
 def test_a_field_that_is_not_there_is_refused(fields, converted):
     with pytest.raises(
-        kabuki_rlds.KabukiError, match=r"plain-arrays\.hdf5: no step field .*there is .*observation/velocity"
+        kabuki_rlds.KabukiError, match=r"plain-arrays\.hdf5: has no step field .*the fields are .*observation/velocity"
     ):
         kabuki_rlds.load(converted("plain"), fields=fields)
 

@@ -97,7 +97,7 @@ def test_an_attribute_that_makes_no_sense_is_told_of(name, tmp_path, caplog):
 
 def test_a_conform_that_cannot_be(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", edited(discount=np.ones((8, 2))))
-    with pytest.raises(kabuki_rlds.KabukiError, match="'discount' is not one value a step"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="'discount' does not have one value per step"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5", conform=True)
 
 

@@ -41,7 +41,7 @@ def test_a_field_under_another_name_is_to_be_renamed_and_not_filled(tmp_path, mi
     fields = handmade.fields()
     fields[name + inner] = fields.pop(missing)
     source = handmade.write(tmp_path / "in.hdf5", fields)
-    with pytest.raises(KabukiError, match=f"no '{missing}'; if it is '{name}', a recipe can rename it") as e:
+    with pytest.raises(KabukiError, match=f"no '{missing}'; if it is '{name}', rename it with a recipe") as e:
         convert(source, tmp_path / "out.hdf5")
     assert "--fill" not in str(e.value)
     (recipe,) = quoted(e)
@@ -58,7 +58,7 @@ def test_flags_under_another_name_are_to_be_renamed(tmp_path, dtype):
     del fields["discount"]
     fields["done"] = fields.pop("is_terminal").astype(dtype)
     source = handmade.write(tmp_path / "in.hdf5", fields)
-    with pytest.raises(KabukiError, match="no 'is_terminal'; if it is 'done', a recipe can rename it") as e:
+    with pytest.raises(KabukiError, match="no 'is_terminal'; if it is 'done', rename it with a recipe") as e:
         build(source, tmp_path / "rlds", name="x", fill={"reward": 0})
     (tmp_path / "r.yaml").write_text(quoted(e)[0])
     convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")

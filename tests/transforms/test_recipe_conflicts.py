@@ -130,13 +130,13 @@ def test_a_reward_that_the_recipe_leaves_out_is_not_called_missing(source, tmp_p
         with pytest.raises(KabukiError) as e:
             make()
         message = str(e.value)
-        assert message.startswith(f"{tmp_path}/{where}") and "leaves out 'reward', which" in message
+        assert message.startswith(f"{tmp_path}/{where}") and "does not keep 'reward' of" in message
         assert "no 'reward'" not in message and "--fill" not in message
 
 
 def test_the_remedy_for_a_required_field_that_is_left_out_keeps_it(source, tmp_path):
     text = "steps:\n  reward:\n  observation/qpos:\n{}rest: drop\n"
-    with pytest.raises(KabukiError, match="leaves out 'action'") as e:
+    with pytest.raises(KabukiError, match="does not keep 'action'") as e:
         convert(source, tmp_path / "out.hdf5", recipe=_recipe(tmp_path, text.format("")))
     assert str(e.value).endswith("to keep it, add `action:` under `steps`")
     convert(source, tmp_path / "out.hdf5", recipe=_recipe(tmp_path, text.format("  action:\n")))
@@ -157,7 +157,7 @@ def test_a_constant_does_not_replace_what_the_recipe_only_forgot(source, tmp_pat
             np.testing.assert_array_equal(ours["reward"][:], theirs["reward"][:])
     else:
         assert code == 1
-        assert "r.yaml:5: rest: drop: the recipe leaves out 'reward'" in said.err
+        assert "r.yaml:5: rest: drop: the recipe does not keep 'reward'" in said.err
 
 
 def test_a_constant_that_the_user_asked_for_is_not_called_missing(source, tmp_path, capsys):

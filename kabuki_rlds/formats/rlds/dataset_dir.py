@@ -150,7 +150,7 @@ def shards(
         instructions = found.file_instructions if found.num_examples else []
     except Exception as e:
         names = ", ".join(f"{name} ({s.num_examples} episodes)" for name, s in info.splits.items())
-        raise InvalidArgumentError(f"{folder}: no split {split!r}; it has {names}") from e
+        raise InvalidArgumentError(f"{folder}: has no split {split!r}; the splits are {names}") from e
     for part in _absolute(info, split):
         # TFDS would return a negative number of episodes, or the rest of a shard.
         if None not in (part.from_, part.to) and part.from_ > part.to:

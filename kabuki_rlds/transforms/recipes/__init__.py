@@ -1,1 +1,1 @@
-"""Recipes: what a lab would write a dataset builder for, in a small YAML file."""
+"""Recipes: YAML files that select, rename and transform the fields of a dataset."""

@@ -1,4 +1,4 @@
-"""A first draft of a recipe, for a source that none was written for."""
+"""Writes a first draft of a recipe for a source."""
 
 from __future__ import annotations
 
@@ -10,30 +10,35 @@ from kabuki_rlds.data.source import Source
 
 
 def draft(source: Source) -> str:
-    """The text of a recipe that keeps all fields as they are, with what they are and what could be done beside them."""
+    """The YAML text of a recipe that keeps all fields unchanged.
+
+    Comments give the type of each field, and operations that the user may want.
+    """
     formats = sorted({origin.format for origin in source.origins} - {""})
     lines = [f"about: {json.dumps('drafted for ' + source.label)}"]
     if formats:
         lines.append(f"for: [{', '.join(formats)}]")
-    lacking = [name for name in (ACTION, REWARD) if not has_field(source.schema.steps, name)]
+    missing = [name for name in (ACTION, REWARD) if not has_field(source.schema.steps, name)]
     if IS_TERMINAL not in source.schema.steps and "discount" not in source.schema.steps:
-        lacking.append(IS_TERMINAL)
-    if lacking:
-        lines += ["fill:", *(f"  {name}: 0" for name in lacking)]
-    lines.append("# The field to be made, and the one that it is made from. Rename, remove, and add operations.")
+        missing.append(IS_TERMINAL)
+    if missing:
+        lines += ["fill:", *(f"  {name}: 0" for name in missing)]
+    lines.append(
+        "# Each entry: the new field, and the source field after `from`. Edit: rename, remove, add operations."
+    )
     lines.append("steps:")
     for path, field in source.schema.steps.items():
         if path not in FLAGS:
             lines += _entry(path, field)
     if source.schema.metadata:
-        lines += ["  # A text on each step, of an episode field:"]
+        lines += ["  # A step field with the text of an episode field:"]
         from_name = "{from: file_path, match: '([^/]+)[.]hdf5$', replace: {_: ' '}}"
         known = "language_instruction" in source.schema.metadata
         lines += [f"  # language_instruction: {'{from: language_instruction}' if known else from_name}"]
         lines.append("episode:")
         for path, field in source.schema.metadata.items():
             lines += _entry(path, field)
-    lines += ["# What is not named above: keep or drop.", "rest: drop", ""]
+    lines += ["# Fields that are not listed above: keep or drop.", "rest: drop", ""]
     return "\n".join(lines)
 
 

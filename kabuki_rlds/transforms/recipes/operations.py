@@ -1,8 +1,9 @@
-"""What a recipe does to a field, a whole column at a time.
+"""The operations of recipes. Each transforms a whole column at a time.
 
-An operation is made from what the recipe says of it, and refuses what makes no sense
-with a ValueError. `field` says what becomes of a field, and refuses one that it is not
-for, also with a ValueError; `apply` does it to its rows.
+The constructor of an operation takes its argument in the recipe. `field` returns the
+type of the result, and `apply` transforms the rows. All three raise ValueError: for an
+invalid argument, for a field of the wrong type, and for a value that cannot be
+transformed. The caller adds the line of the recipe to the message.
 """
 
 from __future__ import annotations
@@ -18,31 +19,31 @@ import numpy as np
 from kabuki_rlds.data.schema import BYTES, Field, Kind
 from kabuki_rlds.extras import require
 
-#: How many channels an image can have.
+#: The numbers of channels that an image can have.
 _CHANNELS = (1, 3, 4)
 
 
 class Operation(Protocol):
-    """One step on the way from the fields of a source to one of the result."""
+    """An operation of a recipe. It takes one column, except `concatenate` (several) and `constant` (none)."""
 
     def field(self, fields: list[Field]) -> Field:
-        """What it makes of fields like these: one, or for `concatenate` several, or for `constant` none."""
+        """The type of the result for input fields of the given types."""
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
-        """What it makes of their rows, of which there are `count`."""
+        """The result for `count` rows of the input columns: (count, *row shape)."""
 
 
 class Concatenate:
-    """Joins numbers along the last axis; one number a row counts as a list of one."""
+    """Concatenates scalars and vectors to one vector per row."""
 
     def __init__(self, paths: Any):
         if not isinstance(paths, list) or len(paths) < 2:
-            raise ValueError("a list of two fields or more")
+            raise ValueError("expected a list of two or more fields")
 
     def field(self, fields: list[Field]) -> Field:
         for field in fields:
             if not field.is_fixed or field.dtype == BYTES or len(field.shape) > 1:
-                raise ValueError(f"{field.describe()} is no list of numbers")
+                raise ValueError(f"{field.describe()} is not a scalar or a vector of numbers")
         sizes = [field.shape[0] if field.shape else 1 for field in fields]
         dtype = np.result_type(*(field.dtype for field in fields))
         return Field(dtype, (sum(size or 0 for size in sizes),))
@@ -52,7 +53,7 @@ class Concatenate:
 
 
 class Constant:
-    """The same in each row: a number, a truth value, a text, or a list of numbers."""
+    """Sets every row to the same number, boolean, text or list of numbers."""
 
     def __init__(self, value: Any):
         if isinstance(value, str):
@@ -63,7 +64,7 @@ class Constant:
             if self._value.dtype == np.float64:
                 self._value = self._value.astype(np.float32)
             if self._value.dtype.kind not in "bif":
-                raise ValueError("a number, true or false, a text, or a list of numbers")
+                raise ValueError("expected a number, true or false, a text, or a list of numbers")
 
     def field(self, fields: list[Field]) -> Field:
         kind: Literal["text", "array"] = "text" if self._value.dtype == BYTES else "array"
@@ -74,21 +75,21 @@ class Constant:
 
 
 class SelectElements:
-    """Some of the numbers of the last axis: a list of their places, or `start:stop`."""
+    """Selects elements of the last axis, by a list of indices or a range `start:stop`."""
 
     def __init__(self, which: Any):
         if isinstance(which, str) and (found := re.fullmatch(r"(\d+):(\d+)", which)):
             which = list(range(int(found[1]), int(found[2])))
         if not isinstance(which, list) or not which or not all(isinstance(i, int) and i >= 0 for i in which):
-            raise ValueError("a list of places, like [0, 1, 6], or a range, like '0:6'")
+            raise ValueError("expected a list of indices such as [0, 1, 6], or a range such as '0:6'")
         self._which: list[int] = which
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
         if not field.shape or field.shape[-1] is None or not field.is_fixed:
-            raise ValueError(f"{field.describe()} has no last axis of one length")
+            raise ValueError(f"{field.describe()} has no last axis of fixed length")
         if max(self._which) >= field.shape[-1]:
-            raise ValueError(f"there is no place {max(self._which)} in {field.describe()}")
+            raise ValueError(f"index {max(self._which)} is out of range for {field.describe()}")
         return dataclasses.replace(field, shape=(*field.shape[:-1], len(self._which)), kind="array", file_format="")
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -96,21 +97,21 @@ class SelectElements:
 
 
 class Cast:
-    """Another type of number. Only the precision of a float may be lost."""
+    """Converts numbers to another dtype. Only floating-point precision may be lost."""
 
     def __init__(self, name: Any):
         try:
-            # Nothing is float64 to NumPy.
+            # `str`, because np.dtype(None) would be float64.
             self._dtype = np.dtype(str(name))
         except TypeError:
-            raise ValueError(f"{name!r} is no type of number") from None
+            raise ValueError(f"{name!r} is not a numeric dtype") from None
         if self._dtype.kind not in "biuf":
-            raise ValueError(f"{name!r} is no type of number")
+            raise ValueError(f"{name!r} is not a numeric dtype")
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
         if field.dtype == BYTES or not field.is_fixed:
-            raise ValueError(f"{field.describe()} is not numbers")
+            raise ValueError(f"{field.describe()} is not an array of numbers")
         return dataclasses.replace(field, dtype=self._dtype, kind="array", names=None, file_format="")
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -122,24 +123,24 @@ class Cast:
             else:
                 lost = made.astype(column.dtype) != column
         if lost.any():
-            raise ValueError(f"{column[lost][0]!r} cannot be {self._dtype.name}")
+            raise ValueError(f"{column[lost][0]!r} cannot be converted to {self._dtype.name}")
         return made
 
 
 class Transpose:
-    """The axes of a row in another order: [1, 2, 0] puts the first one last."""
+    """Permutes the axes of a row: [1, 2, 0] moves the first axis to the end."""
 
     def __init__(self, axes: Any):
         if not isinstance(axes, list) or len(axes) < 2 or not all(type(axis) is int for axis in axes):
-            raise ValueError("a list of axes, like [1, 2, 0]")
+            raise ValueError("expected a list of axes such as [1, 2, 0]")
         if sorted(axes) != list(range(len(axes))):
-            raise ValueError(f"{axes} is not an order of the axes 0 to {len(axes) - 1}")
+            raise ValueError(f"{axes} is not a permutation of the axes 0 to {len(axes) - 1}")
         self._axes: list[int] = axes
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
         if not field.is_fixed or len(field.shape) != len(self._axes):
-            raise ValueError(f"{field.describe()} has not {len(self._axes)} axes of one length each")
+            raise ValueError(f"{field.describe()} does not have {len(self._axes)} axes of fixed length")
         kind: Kind = "array" if field.kind == "image" else field.kind
         shape = tuple(field.shape[axis] for axis in self._axes)
         return dataclasses.replace(field, shape=shape, kind=kind, file_format="")
@@ -149,7 +150,7 @@ class Transpose:
 
 
 class _Pixels:
-    """An operation on images: uint8 or uint16, (height, width, 1, 3 or 4)."""
+    """Base class of operations on images: uint8 or uint16, (height, width, 1, 3 or 4)."""
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
@@ -159,17 +160,17 @@ class _Pixels:
         if shape[-1] not in _CHANNELS:
             problem = f"{field.describe()} is not an image (height, width, 1, 3 or 4)"
             if shape[0] in _CHANNELS:
-                problem += "; its channels seem to come first: put `transpose: [1, 2, 0]` before this operation"
+                problem += "; the channels seem to be the first axis: put `transpose: [1, 2, 0]` before this operation"
             raise ValueError(problem)
         return dataclasses.replace(field, kind="image")
 
 
 class Flip(_Pixels):
-    """Upside down ("vertical"), or left for right ("horizontal")."""
+    """Flips images upside down ("vertical") or left to right ("horizontal")."""
 
     def __init__(self, how: Any):
         if how not in ("vertical", "horizontal"):
-            raise ValueError("vertical or horizontal")
+            raise ValueError("expected vertical or horizontal")
         self._axis = 1 if how == "vertical" else 2
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -177,27 +178,27 @@ class Flip(_Pixels):
 
 
 class Rotate(_Pixels):
-    """By 180 degrees."""
+    """Rotates images by 180 degrees."""
 
     def __init__(self, degrees: Any):
         if degrees != 180:
-            raise ValueError("180 degrees, and no others")
+            raise ValueError("expected 180 degrees; other angles are not supported")
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
         return columns[0][:, ::-1, ::-1]
 
 
 class Swap(_Pixels):
-    """Red for blue."""
+    """Swaps the red and blue channels."""
 
     def __init__(self, which: Any):
         if which != "bgr":
-            raise ValueError("bgr, which swaps red and blue")
+            raise ValueError("expected bgr, which swaps red and blue")
 
     def field(self, fields: list[Field]) -> Field:
         made = super().field(fields)
         if made.shape[-1] != 3:
-            raise ValueError(f"{made.describe()} has not three channels")
+            raise ValueError(f"{made.describe()} does not have three channels")
         return made
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -205,11 +206,11 @@ class Swap(_Pixels):
 
 
 class Resize(_Pixels):
-    """Another height and width, by Lanczos' filter with anti-aliasing, as OpenVLA's data were made."""
+    """Resizes images with a Lanczos filter and anti-aliasing, as was done for OpenVLA's data."""
 
     def __init__(self, size: Any):
         if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-            raise ValueError("[height, width]")
+            raise ValueError("expected [height, width]")
         self._size = size
 
     def field(self, fields: list[Field]) -> Field:
@@ -229,7 +230,7 @@ class Resize(_Pixels):
 
 
 class Encode(_Pixels):
-    """Image files: png, jpeg, or {jpeg: quality}."""
+    """Encodes images as PNG or JPEG files: `png`, `jpeg`, or `{jpeg: quality}`."""
 
     def __init__(self, how: Any):
         self._quality = 95
@@ -237,13 +238,13 @@ class Encode(_Pixels):
             self._quality = how["jpeg"]
             how = "jpeg"
         if how not in ("png", "jpeg"):
-            raise ValueError("png, jpeg, or {jpeg: QUALITY} with a quality of 1 to 100")
+            raise ValueError("expected png, jpeg, or {jpeg: QUALITY} with a quality of 1 to 100")
         self._format: Literal["png", "jpeg"] = how
 
     def field(self, fields: list[Field]) -> Field:
         made = super().field(fields)
         if self._format == "jpeg" and (made.dtype != np.uint8 or made.shape[-1] == 4):
-            raise ValueError(f"{made.describe()}: a JPEG file holds uint8 of 1 or 3 channels; use png")
+            raise ValueError(f"{made.describe()}: JPEG supports only uint8 with 1 or 3 channels; use png")
         return dataclasses.replace(made, encoded=True, file_format=self._format)
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
@@ -255,17 +256,17 @@ class Encode(_Pixels):
 
 
 class _Text:
-    """What is done to texts, each different one once."""
+    """Base class of operations on texts. Equal texts are transformed once."""
 
     def field(self, fields: list[Field]) -> Field:
         (field,) = fields
         if field.kind != "text" or field.shape:
-            raise ValueError(f"{field.describe()} is no text")
+            raise ValueError(f"{field.describe()} is not a text")
         return field
 
     def apply(self, columns: list[np.ndarray], count: int) -> np.ndarray:
         texts = columns[0].tolist()
-        # Each once, in their order: the first that does not fit is the one that is named.
+        # `dict.fromkeys` keeps the order, so that an error names the first bad text.
         made = {text: self._change(text.decode(errors="replace")).encode() for text in dict.fromkeys(texts)}
         changed = np.empty(count, object)
         changed[:] = [made[text] for text in texts]
@@ -276,27 +277,27 @@ class _Text:
 
 
 class Match(_Text):
-    """What a regular expression finds: its first group, or all of it."""
+    """Extracts the match of a regular expression: its first group, or the whole match without groups."""
 
     def __init__(self, pattern: Any):
         try:
             self._pattern = re.compile(pattern)
         except (re.error, TypeError) as e:
-            raise ValueError(f"no regular expression: {e}") from None
+            raise ValueError(f"not a valid regular expression: {e}") from None
 
     def _change(self, text: str) -> str:
         found = self._pattern.search(text)
         if found is None:
-            raise ValueError(f"{self._pattern.pattern!r} finds nothing in {text!r}")
+            raise ValueError(f"{self._pattern.pattern!r} does not match {text!r}")
         return (found[1] if self._pattern.groups else found[0]) or ""
 
 
 class Replace(_Text):
-    """Texts within the text by others: {_: ' '}."""
+    """Replaces substrings: {_: ' '} replaces underscores by spaces."""
 
     def __init__(self, pairs: Any):
         if not isinstance(pairs, dict) or not all(isinstance(text, str) for pair in pairs.items() for text in pair):
-            raise ValueError("a dict from text to text")
+            raise ValueError("expected a dict from text to text")
         self._pairs: dict[str, str] = pairs
 
     def _change(self, text: str) -> str:
@@ -306,11 +307,11 @@ class Replace(_Text):
 
 
 class Json(_Text):
-    """A text within JSON, by the keys that lead to it: `a/b`."""
+    """Extracts a value from JSON text. `a/b` is the value of key `b` in the value of key `a`."""
 
     def __init__(self, keys: Any):
         if not isinstance(keys, str):
-            raise ValueError("keys, like language_instruction or task/name")
+            raise ValueError("expected keys such as language_instruction or task/name")
         self._keys = keys.split("/")
 
     def _change(self, text: str) -> str:
@@ -319,7 +320,7 @@ class Json(_Text):
             for key in self._keys:
                 value = value[int(key) if isinstance(value, list) else key]
         except (ValueError, KeyError, TypeError, IndexError, RecursionError):
-            raise ValueError(f"no {'/'.join(self._keys)} in {text[:80]!r}") from None
+            raise ValueError(f"{text[:80]!r} has no {'/'.join(self._keys)}") from None
         return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -93,7 +93,9 @@ def test_a_wider_type_holds_all(tmp_path, caplog):
 def test_a_mask_is_a_split(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {1: 3, 2: 4}, masks={"train": [2], "valid": [1]})
     assert convert(source, tmp_path / "v.hdf5", split="valid").steps == 4
-    with pytest.raises(KabukiError, match=r"demo.hdf5: no split 'test'; it has train .1 episode., valid .1 episode."):
+    with pytest.raises(
+        KabukiError, match=r"demo.hdf5: has no split 'test'; the splits are train .1 episode., valid .1 episode."
+    ):
         convert(source, tmp_path / "t.hdf5", split="test")
 
 

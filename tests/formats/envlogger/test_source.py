@@ -463,7 +463,7 @@ def test_images_that_differ_from_episode_to_episode_are_joined(tmp_path, caplog)
         for e, rows in enumerate(episodes_of(f)):
             for t, row in enumerate(f["camera"][rows]):
                 assert np.array_equal(row, np.full((40 + e) * 33 * 3, t, np.uint8))
-    assert "'camera' is uint8 (40, 33, 3) in" in caplog.text and "rows of differing shapes" in caplog.text
+    assert "'camera' is uint8 (40, 33, 3) in" in caplog.text and "rows of different shapes" in caplog.text
 
 
 @pytest.mark.reference
@@ -726,5 +726,5 @@ def test_only_numpy_is_needed_to_read_a_log(tmp_path):
 
 
 def test_a_log_is_one_split(tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.2: no split 'test'; it has train \("):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"1.2: has no split 'test'; the splits are train \("):
         kabuki_rlds.convert(VERSIONS / "1.2", tmp_path / "out.hdf5", split="test")
