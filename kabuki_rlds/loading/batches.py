@@ -1,13 +1,13 @@
-"""Batches of samples as NumPy arrays, in order or shuffled, in bounded memory.
+"""Batches of samples as NumPy arrays, in file order or shuffled, in bounded memory.
 
-There are three ways to come by the rows of a batch:
+The rows of a batch are read in one of three ways:
 
-* in order, rows are read span by span;
-* shuffled, the columns are held in memory where they fit;
-* else it looks ahead in the shuffled order, as far as fits, and reads each chunk
-  that is needed on the way once.
+* in file order: consecutive rows are read in spans;
+* shuffled, if the columns fit in memory: the columns are loaded once;
+* shuffled, otherwise: the samples of many future batches are read together, so that
+  each chunk of the file is read once for all of them.
 
-Files are read in a thread of its own, ahead of whoever takes the batches.
+A background thread reads ahead of the consumer.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from kabuki_rlds.loading.samples import SampleIndex, Samples
 from kabuki_rlds.loading.table import Table, Take, within
 from kabuki_rlds.loading.table_episodes import Episodes
 
-#: Columns that take no more than this are held in memory to be shuffled.
+#: To shuffle, columns up to this size are loaded into memory.
 HELD_BYTES = 1 << 30
-#: What is looked ahead in a shuffled order takes about this much: half is served while the other is read.
+#: Size of the samples that are read ahead in shuffled order. Half of them is served while the other half is read.
 LOOK_AHEAD_BYTES = 256 << 20
-#: Rows that are read at once in order, and batches that are made at once, take about this much.
+#: Size of the rows that are read together in file order, and of the batches that are made together.
 BLOCK_BYTES = 16 << 20
-#: More batches at once, or more rows, do not make it faster.
+#: Limits on the batches that are made together, and on the rows that are read together. More is not faster.
 _BLOCK_BATCHES = 256
 _SPAN_ROWS = 1 << 16
-#: Rows are read in one span unless it has so many times the rows that are needed.
+#: Rows are read as one span unless the span has more than this many times the needed rows.
 _SPARSE = 4
 
 _T = TypeVar("_T")
@@ -55,27 +55,27 @@ _Span: TypeAlias = tuple[np.ndarray, Episodes, Callable[[], Take]]
 
 
 class Batches:
-    """Batches of samples; each `iter` serves all of them anew.
+    """An iterable over batches of samples. Each `iter` starts from the beginning.
 
-    A batch is a nested dict, as RLDS steps are, of NumPy arrays whose first axis is
-    that of the batch. Rows that differ in shape are an object array of arrays; text is
-    `bytes`. The last batch of each epoch has what is left. Arrays are never written to
-    again, so they may be kept and changed.
+    A batch is a nested dict with the structure of an RLDS step. Its values are NumPy
+    arrays whose first axis is the batch. Rows of different shapes are an object array
+    of arrays; text is `bytes`. The last batch of an epoch may be smaller. The arrays
+    belong to the caller, who may keep and modify them.
 
-    Files are opened when it is iterated, so it can be pickled, and passed on to a
-    process that is forked.
+    The files are opened when iteration starts, so the object can be pickled and passed
+    to forked processes.
 
     Args:
       paths: the files.
-      stored: the step fields to read, which the files must still have.
-      returns: what to serve in the place of rewards and discounts; None is these.
-      samples: what is served.
-      batch_size: samples in a batch.
-      shuffle: serve in a random order, in which every sample comes once an epoch.
-      seed: of the order; None is another one at each iteration.
-      epochs: how often all samples are served; None is without end.
-      row_nbytes: about how many bytes a row of the stored fields takes.
-      last_row: what the last row of each episode is; None is what the files state.
+      stored: the step fields to read.
+      returns: how to compute n-step returns; None serves the stored rewards and discounts.
+      samples: the kind of samples.
+      batch_size: the number of samples in a batch.
+      shuffle: whether to serve the samples in random order, each once per epoch.
+      seed: the seed of the order; None means a new order at each iteration.
+      epochs: the number of epochs; None means no end.
+      row_nbytes: approximate size in bytes of a row of the stored fields.
+      last_row: whether last rows are a "step" or an "observation"; None takes what the files state.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class Batches:
         self.batch_size = batch_size
         self.lead = samples.lead
         self.fields = {path: decoded(field) for path, field in samples.fields.items()}
-        # What is not known of text is told by how it is stored, and what images are once decoded by their fields.
+        # `row_nbytes` covers text, whose size the fields do not give; the fields give the size of decoded images.
         known = sum(field.row_nbytes or 0 for field in self.fields.values())
         sample_nbytes = max(known, row_nbytes) * math.prod(self.lead)
         fits = BLOCK_BYTES // max(sample_nbytes * batch_size, 1)
         varies = not all(field.is_fixed for field in self.fields.values())
-        #: How many batches `blocks` gives at once; one where rows differ in shape.
+        #: The number of batches in a block of `blocks`; 1 if rows differ in shape.
         self.per_block = 1 if varies else max(1, min(_BLOCK_BATCHES, fits))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -117,12 +117,12 @@ class Batches:
                 yield unflatten({path: array[start : start + self.batch_size] for path, array in arrays.items()})
 
     def blocks(self) -> Iterator[dict[str, Column]]:
-        """Several batches at once, end to end: path to a column of `prod(lead)` rows a sample.
+        """Yields several consecutive batches together: path to a column with `prod(lead)` rows per sample.
 
-        All hold `per_block` batches but the last ones of an epoch, and of what is looked ahead.
+        A block holds `per_block` batches; the last block of an epoch or of a read-ahead may hold fewer.
 
         Raises:
-          KabukiError: a file cannot be read, or has other fields than when it was loaded.
+          KabukiError: a file cannot be read, or its fields have changed since it was loaded.
         """
         with contextlib.closing(_ahead(self._blocks())) as blocks:
             yield from blocks
@@ -153,7 +153,7 @@ class Batches:
         try:
             return self._images.decode(block, table.threads)
         except KabukiError:
-            # A block has rows of several files. Each file is read to name the one that is damaged, and the episode.
+            # The block has rows of several files. Read each file, to name the damaged file and episode.
             for path in self._paths:
                 with KabukiSource(path, quiet=True) as source:
                     for _ in source.blocks():
@@ -171,14 +171,14 @@ class Batches:
         spans = (self._span(table, index, start, stop) for start, stop in parts)
         following = next(spans, None)
         while following is not None:
-            # The next begins to be read before the samples of this one are put together.
-            (anchors, episodes, begun), following = following, next(spans, None)
-            take = begun()
+            # Start to read the next span before the samples of this one are gathered.
+            (anchors, episodes, finish), following = following, next(spans, None)
+            take = finish()
             for a, b in _parts(len(anchors), self.batch_size * self.per_block):
                 yield self._samples.gather(take, anchors[a:b], episodes[a:b])
 
     def _span(self, table: Table, index: SampleIndex, start: int, stop: int) -> _Span:
-        """The anchors of some consecutive samples, their episodes, and what waits for their rows."""
+        """(anchors, episodes, finish) of the samples `start` to `stop`. `finish` waits until their rows are read."""
         anchors, episodes = index.run(start, stop)
         first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, episodes.ends[-1]))
         if end - first > _SPARSE * (stop - start + self._samples.reach):
@@ -203,7 +203,7 @@ class Batches:
                     yield {path: column[a * rows : b * rows] for path, column in piece.items()}
 
     def _hold(self, table: Table) -> dict[str, Column] | None:
-        """All columns in memory, read once and kept; None where they take too much."""
+        """All columns, loaded into memory once; None if they are too large."""
         if table.row_nbytes * table.num_rows > HELD_BYTES:
             return None
         stats = [os.stat(path) for path in self._paths]
@@ -221,7 +221,7 @@ def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
-    """The same items, each made in a thread while the one before is used."""
+    """Yields the same items, but computes the next one in a thread while the caller uses the current one."""
     end: Any = object()
     with concurrent.futures.ThreadPoolExecutor(1, "kabuki-ahead") as thread:
         made = thread.submit(next, items, end)

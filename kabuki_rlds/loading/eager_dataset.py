@@ -1,10 +1,10 @@
-"""A `tf.data.Dataset` of batches of which a Python loop takes many at a time.
+"""A `tf.data.Dataset` of batches with a fast iterator for Python loops.
 
-TensorFlow's own iterator spends some 75 µs in Python on a batch of seven tensors, which is
-longer than it takes to read it. Here one op makes the tensors of many batches, and a
-Python loop is handed one after the other. All else goes TensorFlow's own way: what is
-put behind the dataset (`map`, `take`, …), loops in a `tf.function`, and Keras, which
-hands the iterator to one.
+TensorFlow's iterator spends about 75 µs in Python on a batch of seven tensors, which is
+longer than reading the batch takes. The iterator here makes the tensors of many batches
+with one op, and returns them one by one to a Python loop. TensorFlow's iterator is still
+used for everything else: transformations of the dataset (`map`, `take`, …), loops in a
+`tf.function`, and Keras, which passes the iterator to a `tf.function`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kabuki_rlds.errors import KabukiError
 
 
 class EagerDataset(tf.data.Dataset):  # type: ignore[misc]  # TensorFlow ships no types.
-    """The elements of `data`, of which a Python loop takes many at a time.
+    """A dataset with the elements of `data`, and a fast iterator for Python loops.
 
     Args:
-      data: the dataset for all else.
-      blocks: gives the same elements anew, several at once: path to an array of one
-        more dimension, which is that of the elements.
+      data: the dataset that TensorFlow's own iterator uses.
+      blocks: starts an iteration over the same elements, several at a time: path to an array whose additional first
+        axis counts the elements.
     """
 
     def __init__(self, data: tf.data.Dataset, blocks: Callable[[], Iterator[dict[str, Any]]]):
@@ -43,7 +43,7 @@ class EagerDataset(tf.data.Dataset):  # type: ignore[misc]  # TensorFlow ships n
 
 
 class _Iterator(tf.data.Iterator):  # type: ignore[misc]
-    """Taken by Python until TensorFlow asks, and from there on by TensorFlow."""
+    """Iterates in Python until TensorFlow needs its own iterator, which then continues at the same element."""
 
     def __init__(self, data: tf.data.Dataset, blocks: Callable[[], Iterator[dict[str, Any]]]):
         self._data, self._blocks = data, blocks
@@ -58,12 +58,12 @@ class _Iterator(tf.data.Iterator):  # type: ignore[misc]
         try:
             return next(self._by_python)
         except KabukiError as e:
-            # The error that TensorFlow makes of it.
+            # Raise the same error as TensorFlow's iterator does.
             raise tf.errors.UnknownError(None, None, f"KabukiError: {e}") from e
 
     def _elements(self) -> Iterator[Any]:
         for block in self._blocks():
-            # As those that come out of tf.data, they are not put on a GPU.
+            # tf.data also returns tensors on the CPU.
             with tf.device("/CPU:0"):
                 columns = [tf.unstack(column) for column in block.values()]
             for element in zip(*columns, strict=True):
@@ -85,18 +85,18 @@ class _Iterator(tf.data.Iterator):  # type: ignore[misc]
         return self._data.element_spec
 
     def _graph_iterator(self) -> Any:
-        """TensorFlow's own iterator, for a `tf.function`; it goes on where Python left off."""
+        """TensorFlow's own iterator, for a `tf.function`. It continues after the last element that Python took."""
         if self._by_tensorflow is None:
-            # Not within the function that is being traced, which would make one at each call.
+            # Create it outside of the function that is traced, which would create one at each call.
             with tf.init_scope():
-                self._by_tensorflow = iter(self._data if self._by_python is None else self._left(self._by_python))
+                self._by_tensorflow = iter(self._data if self._by_python is None else self._remaining(self._by_python))
         return self._by_tensorflow
 
-    def _left(self, elements: Iterator[Any]) -> tf.data.Dataset:
-        """What Python has not taken yet. A second reading of the file could be in another order."""
+    def _remaining(self, elements: Iterator[Any]) -> tf.data.Dataset:
+        """A dataset of the remaining elements. Reading the file again could give another order."""
         return tf.data.Dataset.from_generator(lambda: elements, output_signature=self.element_spec)
 
-    # How TensorFlow takes an iterator apart that is handed to a `tf.function`.
+    # TensorFlow uses these members when an iterator is passed to a `tf.function`.
 
     @property
     def _type_spec(self) -> Any:

@@ -1,4 +1,4 @@
-"""The loaders: batches of steps, of transitions and of windows of a Kabuki file."""
+"""Loads batches of steps, transitions or windows from Kabuki files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: No episode has so many steps, and it can be added to the number of a row.
+#: More than the steps of any episode; adding it to a row index does not overflow int64.
 _LONGEST = 1 << 62
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -44,38 +44,41 @@ def load_steps(
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
-    """Batches of steps to act on.
+    """Loads batches of steps.
 
-    A last row that holds an observation alone is left out.
+        for batch in kabuki_rlds.load_steps("hopper.hdf5", 256, shuffle=True, as_numpy=True):
+            update(batch["observation"], batch["action"])
 
-    In order, rows are read as they come. Shuffled, every order of all steps of all
-    files is as likely as any other. Columns up to 1 GiB are held in memory for that;
-    of larger ones as many rows as fit 256 MiB are read ahead, each chunk of the file
-    once for them.
+    Last rows that hold only an observation are skipped, because they have no action.
+
+    With `shuffle`, the order is a random permutation of all steps of all files. Columns
+    up to 1 GiB are loaded into memory. Larger ones are read in portions of 256 MiB in the
+    shuffled order, and each chunk of the file is read once per portion.
 
     Args:
-      path: a Kabuki file, or several whose fields fit.
-      batch_size: steps in a batch. The last batch of each epoch has what is left.
-      shuffle: serve the steps in a random order, each of them once an epoch.
-      seed: makes the order the same each time; the orders of the epochs still differ.
-        Without, each iteration has another.
-      fields: which step fields to read, by path (`observation/image`) or by group
-        (`observation`); None is all.
-      epochs: how often to serve all steps; None is without end.
-      keep_last: serve last rows that hold an observation alone too.
-      last_row: whether the last row of each episode is a "step" or only an "observation"; by default what the files
-        state, and an observation if they do not state it.
-      as_numpy: give NumPy arrays, without TensorFlow.
+      path: a Kabuki file, or several with the same fields.
+      batch_size: the number of steps in a batch. The last batch of an epoch may be smaller.
+      shuffle: whether to serve the steps in random order, each once per epoch.
+      seed: the seed of the order. Every epoch has a different order, but each iteration
+        repeats the same orders. None means new orders at each iteration.
+      fields: the step fields to read, by path (`observation/image`) or by group
+        (`observation`); None reads all.
+      epochs: the number of epochs; None means no end.
+      keep_last: whether to also serve last rows that hold only an observation.
+      last_row: whether the last row of each episode is a "step" or only an "observation". None takes what the files
+        state, and "observation" if they state nothing.
+      as_numpy: whether to return NumPy arrays. This does not import TensorFlow.
 
     Returns:
-      A `tf.data.Dataset` of nested dicts as RLDS steps are, (batch, *shape of a row);
-      rows that differ in shape are a `tf.RaggedTensor`. Image files are decoded. With
-      `as_numpy`, `Batches`, which can be iterated as often as wanted.
+      A `tf.data.Dataset` of nested dicts with the structure of RLDS steps. The tensors have
+      the shape (batch, *row shape); rows of different shapes are a `tf.RaggedTensor`.
+      Images are decoded. With `as_numpy`, `Batches`: an iterable of dicts of NumPy arrays
+      that can be iterated several times.
 
     Raises:
-      KabukiError: a file cannot be read, the files do not fit each other, or an
-        argument makes no sense. What is found while reading is raised then; TensorFlow
-        makes an error of its own of it, with the same text.
+      KabukiError: a file cannot be read, the fields of the files differ, or an argument is
+        invalid. Errors can also occur during the iteration. A `tf.data.Dataset` then raises
+        a TensorFlow error with the same text.
     """
     make = functools.partial(StepSamples, keep_last=keep_last)
     return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
@@ -94,52 +97,53 @@ def load_transitions(
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
-    """Batches of transitions, none of them across two episodes.
+    """Loads batches of transitions. A transition never spans two episodes.
 
-    A transition has `observation` and `action` of its step, `reward`, `discount`,
-    `next_observation` (the terminal one at the end), `is_terminal` (whether that is
-    terminal) and `is_last` (whether it is the last of its episode).
+        for batch in kabuki_rlds.load_transitions("hopper.hdf5", 256, shuffle=True, n_step=3, gamma=0.99):
+            target = batch["reward"] + 0.99 * batch["discount"] * value(batch["next_observation"])
 
-    With `n_step` n, from step t on,
+    A transition has the `observation` and `action` of its step, `reward`, `discount`,
+    `next_observation`, `is_terminal` (whether the next observation is terminal) and
+    `is_last` (whether it is the last transition of its episode).
+
+    With n = `n_step`, the transition of step t has
 
         reward            r[t] + gamma d[t] r[t+1] + gamma^2 d[t] d[t+1] r[t+2] + … n terms
         discount          gamma^(n-1) d[t] d[t+1] … d[t+n-1]
-        next_observation  that of step t+n
+        next_observation  the observation of step t+n
 
-    and at the end of an episode as many terms as there are. So the target is
-    `reward + gamma * discount * value(next_observation)` for any n.
+    Near the end of an episode there are fewer terms, and the next observation is the last
+    one. So the target is `reward + gamma * discount * value(next_observation)` for any n.
 
-    Where the last row of an episode is a step, no observation follows it. If the episode
-    terminates, the step is served with a discount of 0, whatever the file stores, and with its
-    own observation as the next one, which that discount masks. If it is truncated, the step is
-    left out, and a warning says how many are.
+    If the last row of an episode is a step, no observation follows it. If the episode
+    terminated, this step is served with discount 0, whatever the file stores; its next
+    observation is its own observation, which the discount masks. If the episode was
+    truncated, the step is skipped, and a warning says how many steps are.
 
     Args:
-      path: as for `load_steps`, as are `batch_size`, `shuffle`, `seed`, `epochs` and
-        `as_numpy`.
-      batch_size: transitions in a batch.
-      shuffle: serve them in a random order.
-      seed: of that order.
-      n_step: how many steps a transition goes.
-      gamma: the factor of each step after the first within a transition.
-      fields: further step fields to serve, as they are at the transition's first step.
-        Where it names fields of `observation/` or `action/`, the others of these are
-        left out.
-      epochs: how often to serve all.
+      path: as for `load_steps`.
+      batch_size: the number of transitions in a batch. The last batch of an epoch may be smaller.
+      shuffle: whether to serve the transitions in random order, each once per epoch.
+      seed: as for `load_steps`.
+      n_step: the number of steps of a transition.
+      gamma: the discount factor per step, applied from the second step of a transition on.
+      fields: additional step fields to serve, from the first step of the transition. If it
+        names fields of `observation/` or `action/`, the other fields of that group are not served.
+      epochs: the number of epochs; None means no end.
       last_row: as for `load_steps`.
-      as_numpy: give NumPy arrays.
+      as_numpy: as for `load_steps`.
 
     Returns:
-      As `load_steps`. `reward` and `discount` keep their dtypes; n-step ones of integers are float64.
-      However large n is, it takes little more time or memory than one step does.
+      As for `load_steps`. `reward` and `discount` keep their dtypes, except that n-step values of
+      integers are float64. Time and memory hardly depend on n.
 
     Raises:
-      KabukiError: as `load_steps`, or the file lacks a field that a transition needs.
+      KabukiError: as for `load_steps`, or a field that transitions need is missing.
     """
-    # No episode is longer.
+    # A limit on n avoids overflows and changes nothing: no episode is longer.
     n_step = min(_count("n_step", n_step), _LONGEST)
     if not (isinstance(gamma, numbers.Real) and math.isfinite(gamma) and gamma >= 0):
-        raise InvalidArgumentError(f"gamma is {gamma}; it is a number from 0 on")
+        raise InvalidArgumentError(f"gamma is {gamma}, expected a finite number >= 0")
     returns = Returns(n_step, gamma) if n_step > 1 else None
     make = functools.partial(TransitionSamples, n_step=n_step)
     return _loader(
@@ -160,34 +164,35 @@ def load_windows(
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
-    """Batches of runs of `length` consecutive rows of one episode, last observations among them.
+    """Loads batches of windows: `length` consecutive rows of an episode, including last observations.
 
-    A batch holds `batch_size` times `length` rows, and the next one is made meanwhile.
-    Image files are decoded when their window is served, once for all windows of a
-    batch that they are in: in order that is about once for each row, but shuffled
-    `length` times. Files with `--images arrays` spare that.
+        for batch in kabuki_rlds.load_windows("hopper.hdf5", 64, length=20, pad=True):
+            loss = mean(batch["mask"] * error(batch["observation"], batch["action"]))
+
+    Two batches of `batch_size * length` rows are in memory: the current and the next one.
+    An encoded image is decoded once per batch. Without `shuffle` that is about once per row,
+    with `shuffle` about `length` times. Files converted with `--images arrays` need no decoding.
 
     Args:
-      path: as for `load_steps`, as are `batch_size`, `shuffle`, `seed`, `fields`,
-        `epochs` and `as_numpy`.
-      batch_size: windows in a batch.
-      length: rows of a window.
-      shuffle: serve them in a random order.
-      seed: of that order.
-      pad: serve a window from every row, with zeros where it runs past the end of its
-        episode. Else only windows that are full.
-      fields: which step fields to read.
-      epochs: how often to serve all.
+      path: as for `load_steps`.
+      batch_size: the number of windows in a batch. The last batch of an epoch may be smaller.
+      length: the number of rows of a window.
+      shuffle: whether to serve the windows in random order, each once per epoch.
+      seed: as for `load_steps`.
+      pad: whether a window begins at every row of an episode. Rows past the end of the
+        episode are zeros. If False, only complete windows are served.
+      fields: as for `load_steps`.
+      epochs: the number of epochs; None means no end.
       last_row: as for `load_steps`.
-      as_numpy: give NumPy arrays.
+      as_numpy: as for `load_steps`.
 
     Returns:
-      As `load_steps`, but (batch, length, *shape of a row), and with two masks, bool,
-      (batch, length): `mask` is true where a row has an action, and `observation_mask`
-      where it has an observation. They differ in a last row that holds an observation alone.
+      As for `load_steps`, with the shape (batch, length, *row shape) and two masks, bool,
+      (batch, length): `mask` is true for rows with an action, `observation_mask` for rows
+      with an observation. They differ for last rows that hold only an observation.
 
     Raises:
-      KabukiError: as `load_steps`, or a field is called `mask` or `observation_mask`.
+      KabukiError: as for `load_steps`, or a field is named `mask` or `observation_mask`.
     """
     length = min(_count("length", length), _LONGEST)
     make = functools.partial(WindowSamples, length=length, pad=pad)
@@ -208,14 +213,14 @@ def _loader(
 ) -> tf.data.Dataset | Batches:
     batch_size = _count("batch_size", batch_size)
     if not as_numpy:
-        require("a tf.data.Dataset", "tensorflow", otherwise="as_numpy=True gives NumPy arrays without it")
+        require("a tf.data.Dataset", "tensorflow", otherwise="as_numpy=True returns NumPy arrays without it")
     if epochs is not None:
         epochs = _count("epochs", epochs)
     if seed is not None:
         seed = _count("seed", seed, least=0)
     files = path_list(path)
     if not files:
-        raise InvalidArgumentError("no files were given to load")
+        raise InvalidArgumentError("path is empty; give at least one file")
     paths = [os.path.abspath(local_path(file)) for file in files]
     check_choice(last_row)
     with Table(paths, select, returns, last_row) as table:
@@ -227,7 +232,7 @@ def _loader(
             paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes, last_row
         )
         if isinstance(samples, TransitionSamples):
-            _tell_of_left_out(table, paths[0])
+            _warn_of_skipped_steps(table, paths[0])
     if as_numpy:
         return batches
     from kabuki_rlds.loading import tf_dataset
@@ -235,20 +240,20 @@ def _loader(
     return tf_dataset.dataset(batches)
 
 
-def _tell_of_left_out(table: Table, path: str) -> None:
-    left_out = int((table.episodes.action_ends - table.episodes.transition_ends).sum())
-    if left_out:
+def _warn_of_skipped_steps(table: Table, path: str) -> None:
+    skipped = int((table.episodes.action_ends - table.episodes.transition_ends).sum())
+    if skipped:
         _log.warning(
-            "%s: %s steps are left out of the transitions: each is the last of a truncated episode, and no observation "
-            "follows it; load_steps serves them",
-            path, f"{left_out:,}",
+            "%s: %s steps are not in the transitions: each is the last step of a truncated episode, so its next "
+            "observation is unknown; load_steps serves these steps",
+            path, f"{skipped:,}",
         )  # fmt: skip
 
 
 def _count(name: str, value: int, least: int = 1) -> int:
     if not isinstance(value, numbers.Integral) or value < least:
-        raise InvalidArgumentError(f"{name} is {value}; it is a whole number from {least} on")
-    # One of NumPy's few bits cannot be multiplied.
+        raise InvalidArgumentError(f"{name} is {value}, expected an integer >= {least}")
+    # A NumPy integer with few bits would overflow in products.
     return int(value)
 
 
@@ -257,7 +262,7 @@ def _select(fields: str | Sequence[str] | None) -> RowSelection:
 
 
 def _select_for_transitions(fields: str | Sequence[str] | None) -> RowSelection:
-    """Selects the fields that make a transition, and those that `fields` names."""
+    """Selects the fields that transitions need, and those named by `fields`."""
 
     def select(schema: Schema, path: str) -> list[str]:
         try:

@@ -27,15 +27,15 @@ from kabuki_rlds.transforms.reading_options import ReadingOptions
 
 @dataclasses.dataclass(frozen=True)
 class StoredEpisode:
-    """One episode, read into memory.
+    """An episode in memory.
 
     Attributes:
-      steps: a nested dict, as RLDS steps are, of NumPy arrays (steps, *shape of a row). Images are decoded. Text is an
-        object array of `bytes`; rows that differ in shape are an object array of arrays.
-      metadata: a nested dict of the episode's fields: an array, a NumPy scalar, or `bytes` each.
-      num_steps: number of rows.
-      last_is_step: whether the last row is a step with its own action and reward. If false, it holds an observation
-        alone. None if neither the user nor the source says it.
+      steps: a nested dict with the structure of an RLDS step, of NumPy arrays (rows, *row shape). Images are decoded.
+        Text is an object array of `bytes`; rows of different shapes are an object array of arrays.
+      metadata: a nested dict of the episode fields. A value is an array, a NumPy scalar or `bytes`.
+      num_steps: the number of rows.
+      last_is_step: whether the last row is a step with its own action and reward. If False, it holds only an
+        observation. None if neither the user nor the source states it.
     """
 
     steps: dict[str, Any]
@@ -48,14 +48,14 @@ class StoredEpisode:
 
 
 class OpenDataset(Sequence[StoredEpisode]):
-    """The episodes of an open source, read when they are asked for.
+    """A sequence of the episodes of an open source. An episode is read when it is accessed.
 
-    `ds[i]` reads one episode, `ds[-1]` the last. A slice or a list of indices is another `OpenDataset` of these
-    episodes, which reads nothing yet and lives as long as the first is open.
+    `ds[i]` reads one episode, `ds[-1]` the last one. A slice or a list of indices gives another `OpenDataset` with
+    these episodes, without reading them. It can be used until the first dataset is closed.
 
     Attributes:
       schema: the fields of steps and episodes.
-      info: name, version, description and so on.
+      info: name, version, description and so on of the dataset.
     """
 
     def __init__(
@@ -68,10 +68,11 @@ class OpenDataset(Sequence[StoredEpisode]):
         self._sources = sources
         self._last_rows = last_rows
         self._numbers = numbers
-        # A source serves one pass at a time, so each pass has a number, also among the views of one dataset.
+        # A source supports one iteration (pass) at a time. All views share the number of the current pass, so that
+        # an iteration notices when another one has started.
         self._passes = [0] if passes is None else passes
         self._bounds = np.cumsum([0, *(source.num_episodes for source in sources)])
-        # Image files of a Kabuki file stay encoded when it is converted; here they are decoded.
+        # Sources return encoded images of Kabuki files without decoding them, so decode them here.
         schema = sources[0].schema
         self._steps = ImageDecoder(schema.steps, sources[0].label)
         self._metadata = ImageDecoder(schema.metadata, sources[0].label)
@@ -105,7 +106,7 @@ class OpenDataset(Sequence[StoredEpisode]):
     def __iter__(self) -> Iterator[StoredEpisode]:
         at = 0
         while at < len(self):
-            # Consecutive episodes are read in one pass, unless something else is read meanwhile.
+            # Read consecutive episodes in one pass. Start a new pass if another episode was read in the meantime.
             stop = at + 1
             while stop < len(self) and self._numbers[stop] == self._numbers[stop - 1] + 1:
                 stop += 1
@@ -120,7 +121,7 @@ class OpenDataset(Sequence[StoredEpisode]):
         try:
             at = operator.index(index)
         except TypeError:
-            raise TypeError(f"an index is an integer, a slice or a list of integers, not {index!r}") from None
+            raise TypeError(f"an index must be an integer, a slice or a list of integers, not {index!r}") from None
         if not -len(self) <= at < len(self):
             raise IndexError(f"index {at} is out of range for {len(self)} episodes")
         return at % len(self)
@@ -135,7 +136,7 @@ class OpenDataset(Sequence[StoredEpisode]):
         return episode
 
     def _run(self, first: int, stop: int) -> Iterator[StoredEpisode]:
-        """The episodes `first` to `stop`, which end where the next begins."""
+        """Yields the episodes `first` to `stop` of all sources together."""
         for i, source in enumerate(self._sources):
             begin, end = int(self._bounds[i]), int(self._bounds[i + 1])
             a, b = max(first, begin), min(stop, end)
@@ -157,7 +158,9 @@ class OpenDataset(Sequence[StoredEpisode]):
                     last,
                 )
         if number != stop:
-            raise DamagedDataError(f"states {stop - first} episodes, but {number - first} were read", file=source.label)
+            raise DamagedDataError(
+                f"states {stop - first} episodes, but only {number - first} were found", file=source.label
+            )
 
     def close(self) -> None:
         """Closes the files. Episodes that were read stay valid."""
@@ -174,7 +177,7 @@ class OpenDataset(Sequence[StoredEpisode]):
         return f"OpenDataset({name!r}, {len(self):,} episodes)"
 
 
-def open(  # kabuki_rlds.open reads as the built-in does
+def open(  # Named like the built-in, for `kabuki_rlds.open`.
     path: StrPath | Sequence[StrPath],
     *,
     split: str | None = None,
@@ -189,19 +192,19 @@ def open(  # kabuki_rlds.open reads as the built-in does
             print(len(dataset), dataset[0].steps["observation"].shape)
 
     Args:
-      path: whatever `convert` takes; several sources follow each other.
-      split: as in `convert`.
-      data_dir: likewise.
-      recipe: likewise.
-      assume: likewise.
-      last_row: likewise.
+      path: a source, or several with the same fields; anything that `convert` accepts.
+      split: as for `convert`.
+      data_dir: as for `convert`.
+      recipe: as for `convert`.
+      assume: as for `convert`.
+      last_row: as for `convert`.
 
     Returns:
-      The episodes, in the order of the source. Fields are those of the source, and
-      `is_first`, `is_last`, `is_terminal` and `discount` where they can be derived.
+      The episodes, in the order of the sources. The fields are those of the source, plus
+      `is_first`, `is_last`, `is_terminal` and `discount` if they can be derived.
 
     Raises:
-      KabukiError: there is no such source, it cannot be read, or sources do not fit each other.
+      KabukiError: a source does not exist or cannot be read, or the fields of the sources differ.
     """
     reading = ReadingOptions(recipe, assume, None, last_row)
     stack = contextlib.ExitStack()
@@ -222,7 +225,7 @@ _Episode: TypeAlias = tuple[dict[str, Column], dict[str, Column]]
 
 
 def _whole_episodes(blocks: Iterator[Block]) -> Iterator[_Episode]:
-    """The columns of the steps, and those of the metadata, of each episode."""
+    """Yields (step columns, metadata columns) of each episode."""
     parts: list[dict[str, Column]] = []
     metadata: dict[str, Column] | None = None
     for block in blocks:
@@ -230,14 +233,14 @@ def _whole_episodes(blocks: Iterator[Block]) -> Iterator[_Episode]:
         for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
             if i:
                 if metadata is not None:
-                    yield _joined(parts), metadata
+                    yield _concatenate(parts), metadata
                 metadata = {path: column[i - 1 : i] for path, column in block.metadata.items()}
                 parts = []
             if i or start != stop:
                 parts.append({path: column[start:stop] for path, column in block.steps.items()})
     if metadata is not None:
-        yield _joined(parts), metadata
+        yield _concatenate(parts), metadata
 
 
-def _joined(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
+def _concatenate(parts: Sequence[dict[str, Column]]) -> dict[str, Column]:
     return {path: concatenate([part[path] for part in parts]) for path in parts[0]} if parts else {}

@@ -24,48 +24,50 @@ if TYPE_CHECKING:
 
 
 def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | None = None) -> tf.data.Dataset:
-    """Loads a Kabuki file as RLDS episodes, as TFDS loads the dataset that it came from.
+    """Loads Kabuki files as a `tf.data.Dataset` of RLDS episodes, with the element spec of TFDS.
 
-    Elements are dicts `{"steps": tf.data.Dataset, **metadata}`, and those of the steps
-    nested dicts of tensors. Their types and shapes are those that TFDS gives: images
-    decoded (height, width, channels), text as `tf.string`, lists in lists as
-    `tf.RaggedTensor`. A file that holds no TFDS features, made by hand, has those that
-    its arrays make: a number a tensor of its dtype, a label int64. What a converter
-    derived since the dataset lacks it (`discount`, say) TFDS does not give, and so it
-    is left out unless `fields` names it.
+        for episode in kabuki_rlds.load("hopper.hdf5"):
+            for step in episode["steps"]:
+                print(step["observation"], step["action"])
 
-    The file is read anew in each iteration, in order, an episode and a few blocks of
-    steps at a time. Images that are kept encoded are decoded when their step is read,
-    so to pass over steps costs little.
+    An element is a dict `{"steps": tf.data.Dataset, **metadata}`. A step is a nested dict
+    of tensors, with the dtypes and shapes that TFDS gives for the source dataset: images
+    are decoded to (height, width, channels), text is `tf.string`, and nested lists are
+    `tf.RaggedTensor`. If the file has no TFDS features, they are inferred from the arrays:
+    numbers keep their dtype, labels are int64. A field that `convert` derived because the
+    source did not have it (for example `discount`) is not returned, as in TFDS, unless
+    `fields` names it.
+
+    Each iteration reads the file from the beginning, a few blocks of steps at a time.
+    Encoded images are decoded when their step is read, so skipping steps is cheap.
 
     Args:
-      path: a Kabuki file, or several with the same fields, whose episodes follow each
-        other.
-      fields: the step fields to read: names, or groups of fields such as
-        "observation" or "observation/camera"; by default all. Metadata is always read.
+      path: a Kabuki file, or several with the same fields. Episodes keep the order of the files.
+      fields: the step fields to read: paths, or groups such as "observation" or
+        "observation/camera"; None reads all. Episode metadata is always read.
 
     Returns:
-      The episodes; its cardinality is their number. A file that turns out damaged as
-      it is read raises a `tf.errors.OpError` that has the text of the KabukiError.
+      A dataset of the episodes. Its cardinality is the number of episodes. A damaged file
+      raises `tf.errors.OpError` with the text of the KabukiError during the iteration.
 
     Raises:
-      KabukiError: a file cannot be opened or is not whole, files do not fit each other,
-        or there is no such field.
+      KabukiError: a file cannot be opened or is incomplete, the fields of the files
+        differ, or `fields` names a field that does not exist.
     """
     require(
         "load",
         "tensorflow",
         "tensorflow_datasets",
-        otherwise="kabuki_rlds.open and load_steps(..., as_numpy=True) do without it",
+        otherwise="kabuki_rlds.open and load_steps(..., as_numpy=True) work without it",
     )
     import tensorflow as tf
 
     given = path_list(path)
     if not given:
-        raise InvalidArgumentError("no file to load")
-    # The working folder may be another one when the files are read.
+        raise InvalidArgumentError("path is empty; give at least one file")
+    # Use absolute paths: the working directory may change before the files are read.
     paths = [os.path.abspath(local_path(p)) for p in given]
-    schema, files = _look_at(paths)
+    schema, files = _schemas_of(paths)
     steps, metadata = _elements(schema, fields, paths[0])
 
     def groups() -> Iterator[Any]:
@@ -88,10 +90,10 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
 
         return tf.data.Dataset.from_tensor_slices((starts, stops, metadata.rows(metadata_parts))).map(untraced(episode))
 
-    # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+    # There are no Python loops to convert, and AutoGraph takes seconds to find that out if there are many fields.
     untraced = tf.autograph.experimental.do_not_convert
     bound = tf.TensorSpec([None], tf.int64)
-    # Python is called once for many episodes; these are cut in the graph.
+    # Python returns many episodes per call; the graph splits them.
     dataset = tf.data.Dataset.from_generator(
         groups, output_signature=(bound, bound, steps.signature, metadata.signature)
     )
@@ -100,7 +102,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
 
 
 def _steps_dataset(steps: Elements, rows: Any) -> tf.data.Dataset:
-    """The steps of one episode, of which `rows` are all."""
+    """The steps of an episode as a dataset. `rows` has all rows of the episode."""
     import tensorflow as tf
 
     if steps.is_plain:
@@ -109,15 +111,15 @@ def _steps_dataset(steps: Elements, rows: Any) -> tf.data.Dataset:
         element = tf.autograph.experimental.do_not_convert(steps.element)
         threads = tf.data.AUTOTUNE if steps.decodes else None
         dataset = tf.data.Dataset.from_tensor_slices(rows).map(element, num_parallel_calls=threads)
-    # To search for a faster pipeline, anew in each episode that is iterated over, would take most of the time.
+    # TensorFlow would optimize the pipeline of every episode, which would take most of the time.
     options = tf.data.Options()
     options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False
     return dataset.with_options(options)
 
 
-def _look_at(paths: Sequence[str]) -> tuple[Schema, list[tuple[Schema, int]]]:
-    """The schema of all files, and the schema of each and how many episodes it has."""
+def _schemas_of(paths: Sequence[str]) -> tuple[Schema, list[tuple[Schema, int]]]:
+    """(common schema of the files, (schema, number of episodes) of each file)."""
     files = []
     for path in paths:
         with KabukiSource(path) as source:
@@ -127,7 +129,7 @@ def _look_at(paths: Sequence[str]) -> tuple[Schema, list[tuple[Schema, int]]]:
 
 
 def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> tuple[Elements, Elements]:
-    """What the elements of the steps are made of, and those of the episodes."""
+    """The `Elements` of the steps and of the episodes."""
     from kabuki_rlds.formats.rlds.infer_features import features_of
     from kabuki_rlds.formats.rlds.tfds_elements import Elements
 
@@ -135,7 +137,7 @@ def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> 
     if fields is not None:
         chosen = schema.select(fields, path)
         if not schema.features:
-            # TFDS need not have a feature for what is not read.
+            # A field that is not read may have a type that TFDS has no feature for.
             schema = dataclasses.replace(schema, steps={name: schema.steps[name] for name in chosen})
     try:
         features = features_of(schema)
@@ -146,24 +148,24 @@ def _elements(schema: Schema, fields: str | Sequence[str] | None, path: str) -> 
 
 
 def _whole_episodes(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same steps in blocks that end where an episode does."""
+    """Regroups blocks so that each block ends where an episode ends."""
     pieces: list[Block] = []
     for block in blocks:
         if not block.num_episodes:
             pieces.append(block)
             continue
-        # The last episode may go on in the next block.
+        # The last episode may continue in the next block.
         row, episode = int(block.starts[-1]), block.num_episodes - 1
-        whole = _joined([*pieces, block.part(slice(0, row), slice(0, episode))])
+        whole = _concatenate([*pieces, block.part(slice(0, row), slice(0, episode))])
         pieces = [block.part(slice(row, block.num_steps), slice(episode, None))]
         if whole.num_episodes:
             yield whole
     if any(piece.num_episodes for piece in pieces):
-        yield _joined(pieces)
+        yield _concatenate(pieces)
 
 
-def _joined(blocks: Sequence[Block]) -> Block:
-    """Blocks that follow each other, as one."""
+def _concatenate(blocks: Sequence[Block]) -> Block:
+    """Concatenates consecutive blocks."""
     rows = row_splits(np.array([block.num_steps for block in blocks], np.int64))
     return Block(
         {path: concatenate([block.steps[path] for block in blocks]) for path in blocks[0].steps},

@@ -1,4 +1,4 @@
-"""The order in which samples are served: an exact permutation of all of them."""
+"""The shuffled order of samples: a permutation of all sample indices."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: Up to so many numbers a permutation is drawn and held; beyond, it is computed piece by piece.
+#: Up to this count, the permutation is an array in memory. Above it, the entries are computed on demand.
 HELD_NUMBERS = 1 << 22
 
 _ROUNDS = 8
 
 
 class Permutation:
-    """The numbers 0 to `count` - 1, each once, in an order that `key` decides.
+    """A permutation of the numbers 0 to `count` - 1 that `key` determines.
 
-    A few are permuted by NumPy, every order as likely as any other. For many, whose
-    permutation would outgrow the memory, the i-th number is computed from i alone: a
-    Feistel network, as in block ciphers, permutes the numbers of as many bits, and
-    goes on from those that are too large until they are not. Either way it is a
-    permutation, and takes no more memory as `count` grows.
+    A small permutation is drawn by NumPy; all orders are equally likely. A large one
+    would not fit in memory, so entry i is computed from i: a Feistel network, as in
+    block ciphers, permutes all numbers with the same number of bits, and is applied
+    again while the result is >= `count` (cycle walking). Both ways give an exact
+    permutation, and memory use is bounded.
 
     Args:
-      count: how many numbers there are.
-      key: integers from 0 on; the same ones give the same order.
+      count: the number of entries.
+      key: integers >= 0. Equal keys give equal permutations.
     """
 
     def __init__(self, count: int, key: Sequence[int]):
@@ -37,7 +37,7 @@ class Permutation:
         self._keys = rng.integers(0, 1 << 64, _ROUNDS, np.uint64)
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """The numbers at some places of the order, int64."""
+        """A slice of the permutation: int64."""
         if self._held is not None:
             return self._held[part]
         numbers = self._permute(np.arange(*part.indices(self._count), dtype=np.uint64))
@@ -46,17 +46,17 @@ class Permutation:
         return numbers.astype(np.int64)
 
     def _permute(self, numbers: np.ndarray) -> np.ndarray:
-        """Permutes all numbers of as many bits."""
+        """Applies the Feistel network, which permutes all numbers with the bits of `count` - 1."""
         high, low = numbers >> self._low_bits, numbers & self._low
-        # Each half in turn is changed by what depends on the other alone, which can be undone.
+        # Each half is changed by a function of the other half only, so the round is invertible.
         for first, second in self._keys.reshape(-1, 2):
-            high ^= _mixed(low + first) & self._high
-            low ^= _mixed(high + second) & self._low
+            high ^= _hash(low + first) & self._high
+            low ^= _hash(high + second) & self._low
         return high << self._low_bits | low
 
 
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Each number's bits spread over all others: the last steps of SplitMix64 (Steele et al., 2014)."""
+def _hash(numbers: np.ndarray) -> np.ndarray:
+    """A hash of each number: the finalizer of SplitMix64 (Steele et al., 2014)."""
     numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return numbers ^ numbers >> np.uint64(31)

@@ -1,8 +1,8 @@
-"""What is served: a step, a transition, or a window of consecutive steps.
+"""The kinds of samples: steps, transitions, and windows of consecutive steps.
 
-Each sample begins at a row of its own, its anchor, and needs no row of another
-episode. The anchors of an episode are its first rows, so that counting them for each
-episode is enough to find any of them.
+The first row of a sample is its anchor. Different samples have different anchors, and
+a sample uses only rows of one episode. The anchors of an episode are its first rows
+without a gap, so the number of samples per episode is enough to find every anchor.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Samples(Protocol):
     """A kind of sample.
 
     Attributes:
-      fields: path to what a row of that column is, image files as they are stored.
-      lead: dimensions of a sample before those of a row: () or (length,).
-      rows: how many rows of the file a sample is made of, about.
-      reach: how many rows after its anchor a sample may need.
+      fields: path to field, for all columns of a sample. Images are not decoded.
+      lead: shape of a sample in rows: () or (length,).
+      rows: approximate number of rows that are read for a sample.
+      reach: the maximum number of rows after the anchor that a sample uses.
     """
 
     @property
@@ -47,24 +47,30 @@ class Samples(Protocol):
     def reach(self) -> int: ...
 
     def counts(self, episodes: Episodes) -> np.ndarray:
-        """How many samples each of these episodes has, int64."""
+        """The number of samples of each episode: int64, (episodes,)."""
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
-        """The samples at these anchors; `episodes` has the episode of each.
+        """Reads the samples with the given anchors.
 
-        Columns have `prod(lead)` rows a sample.
+        Args:
+          take: reads rows of fields.
+          anchors: the anchors: int64, (samples,).
+          episodes: the episode of each anchor.
+
+        Returns:
+          path to a column with `prod(lead)` rows per sample.
         """
 
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
-        """What is left to do once image files are decoded."""
+        """Completes the columns of `gather` after their images were decoded."""
 
 
 class SampleIndex:
-    """Finds the anchor of each sample, of which there are `len`.
+    """Maps a sample index to its anchor and episode. `len` is the number of samples.
 
     Args:
       episodes: the episodes.
-      samples: what is served.
+      samples: the kind of samples.
     """
 
     def __init__(self, episodes: Episodes, samples: Samples):
@@ -75,23 +81,23 @@ class SampleIndex:
         return int(self._splits[-1])
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, Episodes]:
-        """(anchor, episode) of each of the samples of these numbers."""
-        # An episode without samples ends where it begins, and is passed over.
-        return self._placed(numbers, np.searchsorted(self._splits, numbers, side="right") - 1)
+        """(anchors, episodes) of the samples with the given indices."""
+        # side="right" skips episodes without samples.
+        return self._anchors(numbers, np.searchsorted(self._splits, numbers, side="right") - 1)
 
     def run(self, start: int, stop: int) -> tuple[np.ndarray, Episodes]:
-        """The same of the samples `start` to `stop`, of which there is at least one."""
+        """(anchors, episodes) of the samples `start` to `stop`, with `start` < `stop`."""
         first, last = np.searchsorted(self._splits, [start, stop - 1], side="right").tolist()
         counts = np.diff(np.clip(self._splits[first - 1 : last + 1], start, stop))
-        return self._placed(np.arange(start, stop), np.repeat(np.arange(first - 1, last), counts))
+        return self._anchors(np.arange(start, stop), np.repeat(np.arange(first - 1, last), counts))
 
-    def _placed(self, numbers: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, Episodes]:
+    def _anchors(self, numbers: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, Episodes]:
         return numbers - (self._splits[:-1] - self._episodes.starts)[which], self._episodes[which]
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSamples:
-    """Single rows, with or without last observations, which have no action."""
+    """Single rows. `keep_last` includes last rows that hold only an observation."""
 
     fields: dict[str, Field]
     keep_last: bool
@@ -110,15 +116,15 @@ class StepSamples:
 
 
 class TransitionSamples:
-    """A step with what it led to, some steps on.
+    """A step, and the observation `n_step` steps later or at the end of the episode.
 
     Args:
-      stored: the step fields that are read; observation and action, reward, discount
-        and is_terminal among them. Rewards and discounts are those of `n_step` steps.
-      n_step: how many steps on, or as many as the episode has left.
+      stored: the step fields to read, including observation, action, reward, discount
+        and is_terminal. The rewards and discounts are already those of `n_step` steps.
+      n_step: the number of steps.
 
     Raises:
-      KabukiError: a field has no place among those of a transition.
+      SchemaMismatchError: a field is named `next_observation`.
     """
 
     lead: tuple[int, ...] = ()
@@ -133,7 +139,8 @@ class TransitionSamples:
         for path in self._once:
             if is_within(path, NEXT_OBSERVATION):
                 raise SchemaMismatchError(
-                    f"field {path!r}: a transition has a {NEXT_OBSERVATION} of its own; leave it out", fields=(path,)
+                    f"field {path!r} conflicts with the {NEXT_OBSERVATION} of transitions; deselect it with `fields`",
+                    fields=(path,),
                 )
         nexts = {after: stored[path] for path, after in self._twice.items()}
         self.fields = {**stored, **nexts, IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
@@ -142,7 +149,7 @@ class TransitionSamples:
         return np.maximum(episodes.transition_ends - episodes.starts, 0)
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
-        # No observation follows a last row that is a step. Its own stands for it, masked by a discount of 0.
+        # No observation follows a last row that is a step. Serve its own observation; the discount 0 masks it.
         nexts = np.minimum(anchors + self.reach, episodes.ends - 1)
         takes_last = anchors + self.reach >= episodes.transition_ends
         columns = take(self._once, anchors)
@@ -151,7 +158,8 @@ class TransitionSamples:
             columns[path], columns[after] = both[path][: len(anchors)], both[path][len(anchors) :]
         is_terminal = take([IS_TERMINAL], nexts)[IS_TERMINAL]
         assert isinstance(is_terminal, np.ndarray)
-        # The observation of a last row that is a step comes before the end, and is not terminal.
+        # If the last row is a step, is_terminal belongs to the step and not to its observation. So a transition is
+        # terminal only if it includes this step.
         columns[IS_TERMINAL] = is_terminal.astype(bool).reshape(-1) & (takes_last | (nexts < episodes.ends - 1))
         columns[IS_LAST] = takes_last
         discount = columns[DISCOUNT]
@@ -164,15 +172,15 @@ class TransitionSamples:
 
 
 class WindowSamples:
-    """Runs of `length` consecutive rows of one episode, with masks of the rows that have an action or an observation.
+    """Windows of `length` consecutive rows of an episode, with masks for actions and observations.
 
     Args:
-      stored: the step fields that are read.
-      length: rows of a window.
-      pad: also serve the windows that run past the end of their episode.
+      stored: the step fields to read.
+      length: the number of rows of a window.
+      pad: whether to also serve windows that extend past the end of their episode.
 
     Raises:
-      KabukiError: a field is called as a mask is.
+      SchemaMismatchError: a field has the name of a mask.
     """
 
     def __init__(self, stored: Mapping[str, Field], length: int, pad: bool):
@@ -180,7 +188,7 @@ class WindowSamples:
             for mask in (MASK, OBSERVATION_MASK):
                 if is_within(path, mask):
                     raise SchemaMismatchError(
-                        f"field {path!r}: a window has a {mask} of its own; leave the field out by `fields`",
+                        f"field {path!r} conflicts with the {mask} of windows; deselect it with `fields`",
                         fields=(path,),
                     )
         self._stored = dict(stored)
@@ -195,7 +203,7 @@ class WindowSamples:
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         rows = anchors[:, None] + np.arange(self.rows)
-        # Rows past the end are read as the last row, and blanked when images are decoded.
+        # Read the last row instead of rows past the end. `finish` sets them to zero after images are decoded.
         columns = take(tuple(self._stored), np.minimum(rows, episodes.ends[:, None] - 1).reshape(-1))
         columns[MASK] = (rows < episodes.action_ends[:, None]).reshape(-1)
         columns[OBSERVATION_MASK] = (rows < episodes.ends[:, None]).reshape(-1)
@@ -213,7 +221,13 @@ class WindowSamples:
 
 
 def blanked(column: Column, keep: np.ndarray, shape: Sequence[int | None]) -> Column:
-    """The column with zeros, or nothing at all, in the rows that are not to be kept."""
+    """The column with the other rows set to zeros or to empty values.
+
+    Args:
+      column: the column; a NumPy array is modified in place.
+      keep: the rows to keep: bool, (rows,).
+      shape: shape of a row, as in `Field.shape`.
+    """
     if isinstance(column, np.ndarray):
         column[~keep] = b"" if column.dtype == object else 0
         return column
@@ -230,10 +244,10 @@ def blanked(column: Column, keep: np.ndarray, shape: Sequence[int | None]) -> Co
 
 
 def needed(stored: Mapping[str, Field]) -> list[str]:
-    """The step fields of every transition.
+    """The paths of the step fields that transitions need.
 
     Raises:
-      KabukiError: one is missing, or is not what a transition needs.
+      SchemaMismatchError: a field is missing, or has the wrong type.
     """
     found: list[str] = []
     for name in (OBSERVATION, ACTION, REWARD, DISCOUNT, IS_TERMINAL):
@@ -248,16 +262,16 @@ def needed(stored: Mapping[str, Field]) -> list[str]:
             continue
         if name not in stored:
             raise SchemaMismatchError(
-                f"field {name!r} is a group, of {', '.join(paths)}, where a transition needs real numbers",
+                f"field {name!r} is a group ({', '.join(paths)}), but a transition needs one field of real numbers",
                 fields=(name,),
             )
         field = stored[name]
-        # Rewards may be several, each for an aim of its own.
+        # A row may have several rewards, one per objective.
         is_one = name == REWARD or field.shape in ((), (1,))
         if not (field.is_fixed and is_flag_or_number(field.dtype) and is_one):
-            wanted = "real numbers" if name == REWARD else "one real number a step"
+            wanted = "real numbers" if name == REWARD else "one real number per step"
             raise SchemaMismatchError(
-                f"field {name!r} is {field.describe()}, where a transition needs {wanted}", fields=(name,)
+                f"field {name!r} is {field.describe()}, but a transition needs {wanted}", fields=(name,)
             )
         found.append(name)
     return found

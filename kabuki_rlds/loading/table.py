@@ -1,4 +1,4 @@
-"""Kabuki files as one table: their steps end to end, read by spans or by any rows."""
+"""Reads the steps of several Kabuki files as one table, by spans of rows or by row indices."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ from kabuki_rlds.images.decode import ImageDecoder
 from kabuki_rlds.loading.n_step_returns import RETURNS, ReturnReader, Returns
 from kabuki_rlds.loading.table_episodes import Episodes
 
-#: The paths of the step fields to read, given a file's schema and its path.
+#: (schema of a file, path of the file) to the paths of the step fields to read.
 RowSelection: TypeAlias = Callable[[Schema, str], Sequence[str]]
-#: Gives the rows of the given numbers, int64 (n,), of the fields of the given paths.
+#: (paths of fields, row indices: int64, (n,)) to path -> column of these rows.
 Take: TypeAlias = Callable[[Sequence[str], np.ndarray], dict[str, Column]]
 
-#: What Python adds to each row of text or of variable length.
+#: The size of the Python object of a row of text or of variable length.
 _OBJECT_BYTES = 64
-#: Rows that are read at once take about this much.
+#: The approximate size of the rows that are read together.
 _SPAN_BYTES = 16 << 20
 
 
 class Table:
-    """The steps of one or several files, open to read.
+    """The steps of one or more open Kabuki files, concatenated.
 
     Args:
       paths: the files, in order.
-      select: which step fields to read, given the schema and the path of the first file.
-      returns: what to serve in the place of rewards and discounts; None is these.
-      last_row: what the last row of each episode is; None is what the files state, else an observation.
+      select: chooses the step fields to read, from the schema and path of the first file.
+      returns: how to compute n-step returns; None reads the stored rewards and discounts.
+      last_row: whether last rows are a "step" or an "observation"; None takes what each file states, and
+        "observation" if it states nothing.
       quiet: as for `KabukiSource`.
 
     Attributes:
-      stored: path to field, of the selected ones.
-      fields: the same, with returns.
+      stored: path to field, for the selected fields as they are stored.
+      fields: path to field, for the selected fields as they are read, with n-step returns.
       episodes: the episodes of all files.
-      num_rows: how many rows there are.
-      threads: what unpacks chunks, and decodes images.
+      num_rows: the number of rows.
+      threads: a thread pool to decompress chunks and decode images.
 
     Raises:
-      KabukiError: a file cannot be opened, or is not whole, or a field of one does
-        not fit that of the first.
+      KabukiError: a file cannot be opened or is incomplete, or its fields differ from those of the first file.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Table:
             self._splits = row_splits(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
             self._episodes = [_episodes(source, last_row) for source in self._sources]
-            self.episodes = _end_to_end(self._episodes, self._splits)
+            self.episodes = _concatenate(self._episodes, self._splits)
             self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
             self._stack.callback(self.threads.shutdown, cancel_futures=True)
             self._readers = [{path: self._reader(source, path) for path in self.stored} for source in self._sources]
             self.fields = dict(self.stored)
             if returns is not None:
-                self._put(returns)
+                self._compute_returns(returns)
         except BaseException:
             self.close()
             raise
@@ -100,11 +100,11 @@ class Table:
         return source
 
     def _reader(self, source: KabukiSource, path: str) -> ColumnReader | ReturnReader:
-        with _naming(source, path, "it"):
+        with _read_errors_of(source, path, "it"):
             return column_reader(source.step_datasets[path], source.schema.steps[path], self.threads)
 
-    def _put(self, returns: Returns) -> None:
-        """Puts returns in the place of rewards and discounts."""
+    def _compute_returns(self, returns: Returns) -> None:
+        """Replaces the readers of rewards and discounts by readers of n-step returns."""
         for path in RETURNS:
             self.fields[path] = returns.field(self.stored[path])
         for episodes, readers in zip(self._episodes, self._readers, strict=True):
@@ -115,25 +115,25 @@ class Table:
 
     @functools.cached_property
     def row_nbytes(self) -> int:
-        """About how many bytes a row of the selected fields takes, as it is stored before any gzip."""
+        """The approximate size in bytes of an uncompressed row of the selected fields."""
         sizes = [self._row_nbytes(path, field) for path, field in self.fields.items()]
         known = sum(size or 0 for size in sizes)
         if None in sizes:
-            # What varies is stored as it is, so the files' sizes bound it.
+            # Data of variable length are stored uncompressed, so the size of the files is an upper bound.
             stored = sum(source.file.id.get_filesize() for source in self._sources)
             known += stored // max(self.num_rows, 1) + _OBJECT_BYTES * sizes.count(None)
         return max(known, 1)
 
     def _row_nbytes(self, path: str, field: Field) -> int | None:
-        """Bytes of a row of one field, None where rows differ in size."""
+        """The size in bytes of a row of a field; None if it varies."""
         if _is_fixed(field):
             return field.row_nbytes
         stored = [layout.stored_row_nbytes(source.step_datasets[path]) for source in self._sources]
-        # Text of fixed length may be gzip'd to next to nothing.
+        # Text of fixed length can be compressed, so use its uncompressed size.
         return None if None in stored else _OBJECT_BYTES + max(size or 0 for size in stored)
 
     def begin(self, start: int, stop: int) -> Callable[[], dict[str, Column]]:
-        """Begins to read rows `start` to `stop` of all fields; what it returns waits for them."""
+        """Starts to read the rows `start` to `stop` of all fields. The returned function waits and returns them."""
         begun = {path: list(self._parts(path, start, stop)) for path in self.fields}
         return lambda: {path: concatenate([finish() for _, finish in parts]) for path, parts in begun.items()}
 
@@ -154,7 +154,10 @@ class Table:
         return out
 
     def _parts(self, path: str, start: int, stop: int) -> Iterator[tuple[int, Callable[[], Column]]]:
-        """(first row, what waits for the rows) of the part of each file that has some of the rows `start` to `stop`."""
+        """Starts to read the rows `start` to `stop` of a field.
+
+        Yields (first row, function that waits and returns the rows) for each file that has some of the rows.
+        """
         for i, (first, end) in enumerate(itertools.pairwise(self._splits.tolist())):
             a, b = max(start, first), min(stop, end)
             if a < b:
@@ -162,7 +165,7 @@ class Table:
 
     def _begin(self, i: int, path: str, start: int, stop: int) -> Callable[[], Column]:
         reader = self._readers[i][path]
-        naming = functools.partial(_naming, self._sources[i], path, f"rows {start} to {stop - 1}")
+        naming = functools.partial(_read_errors_of, self._sources[i], path, f"rows {start} to {stop - 1}")
         with naming():
             finish = reader.begin(start, stop) if isinstance(reader, FixedReader) else None
 
@@ -173,7 +176,7 @@ class Table:
         return finished
 
     def take(self, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
-        """The rows of the given numbers, in any order; every chunk of the files is read once at the most."""
+        """Reads the rows with the given indices, in any order. Each chunk of a file is read at most once."""
         order = np.argsort(rows)
         ascending = rows[order]
         cuts = np.searchsorted(ascending, self._splits).tolist()
@@ -194,7 +197,7 @@ class Table:
         return columns
 
     def _take(self, i: int, path: str, rows: np.ndarray, out: np.ndarray | None, places: np.ndarray) -> Column:
-        """Rows of the i-th file, put at their places in `out` where the field is fixed."""
+        """Reads rows of file `i`. Rows of fixed shape are written to `out[places]`."""
         reader = self._readers[i][path]
         try:
             if not isinstance(reader, VariableReader):
@@ -203,24 +206,27 @@ class Table:
                 return out
             return reader.take(rows)
         except READ_ERRORS:
-            # It was one of many rows: read them chunk by chunk to tell which.
+            # Read chunk by chunk, to name the damaged rows.
             for first in np.unique(rows - rows % reader.run_rows).tolist():
                 last = min(first + reader.run_rows, self._sources[i].num_steps) - 1
-                with _naming(self._sources[i], path, f"rows {first} to {last}"):
+                with _read_errors_of(self._sources[i], path, f"rows {first} to {last}"):
                     reader.read(first, last + 1)
             raise
 
     def place_of(self, row: int) -> tuple[str, int]:
-        """The file that holds a row, and the number of the row there."""
+        """(path of the file that holds a row, index of the row in that file)."""
         i = int(np.searchsorted(self._splits, row, side="right")) - 1
         return self._sources[i].path, row - int(self._splits[i])
 
     def select_metadata(self, names: str | Sequence[str]) -> list[str]:
-        """The fields of the episodes' metadata of these paths or groups.
+        """The paths of the selected episode fields.
+
+        Args:
+          names: paths of episode fields or groups.
 
         Raises:
-          KabukiError: the first file has no such field.
-          SchemaMismatchError: the fields of another file differ.
+          KabukiError: the first file does not have such a field.
+          SchemaMismatchError: another file has a different field.
         """
         first = self._sources[0]
         chosen = Schema(first.schema.metadata, {}).select(names, first.path) if names else []
@@ -229,19 +235,19 @@ class Table:
             if ours != theirs:
                 differing = tuple(path for path in chosen if ours[path] != theirs[path])
                 raise SchemaMismatchError(
-                    f"episode metadata {', '.join(differing)}: not as in {first.path}",
+                    f"episode metadata {', '.join(differing)}: differs from that of {first.path}",
                     file=source.path,
                     fields=differing,
                 )
         return chosen
 
     def metadata(self, paths: Sequence[str]) -> dict[str, Column]:
-        """Path to the values of all episodes, images decoded."""
+        """Path to column, for the episode fields at `paths` in all episodes. Images are decoded."""
         fields = {path: self._sources[0].schema.metadata[path] for path in paths}
         parts: dict[str, list[Column]] = {path: [] for path in paths}
         for source in self._sources:
             for path, field in fields.items():
-                with _naming(source, f"episodes/metadata/{path}", "it"):
+                with _read_errors_of(source, f"episodes/metadata/{path}", "it"):
                     reader = column_reader(source.metadata_datasets[path], field, self.threads)
                     parts[path].append(reader.read(0, source.num_episodes))
         columns = {path: concatenate(columns) for path, columns in parts.items()}
@@ -249,11 +255,11 @@ class Table:
 
     @property
     def rate_hz(self) -> float | None:
-        """Steps per second, None if a file does not state it.
+        """The steps per second; None if no file states it.
 
         Raises:
-          SchemaMismatchError: the files differ.
-          DamagedDataError: it is not a positive number.
+          SchemaMismatchError: the files state different rates.
+          DamagedDataError: the rate is not a positive number.
         """
         rates = {Attributes(source.file).get("rate_hz") for source in self._sources}
         if len(rates) > 1:
@@ -277,7 +283,7 @@ class Table:
 
 
 def within(columns: dict[str, Column], first: int = 0) -> Take:
-    """Takes rows out of columns that are held in memory, of which row 0 is the table's row `first`."""
+    """A `Take` from columns in memory. Their row 0 is row `first` of the table."""
 
     def taken(paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
         rows = rows - first if first else rows
@@ -287,17 +293,17 @@ def within(columns: dict[str, Column], first: int = 0) -> Take:
 
 
 def _episodes(source: KabukiSource, last_row: LastRow | None) -> Episodes:
-    """The episodes of one file."""
+    """The row ranges of the episodes of a file."""
     if last_row is None:
         unstated_last_rows.warn_if_unstated(source)
-        known = source.last_rows or LastRows.of_all(False, source.num_episodes, "the file does not say it")
+        known = source.last_rows or LastRows.of_all(False, source.num_episodes, "the file does not state it")
     else:
         known = LastRows.by_user(last_row, source.num_episodes)
     is_step = known.is_step & (source.ends > source.starts)
     terminates = np.zeros(source.num_episodes, bool)
     field = source.schema.steps.get(IS_TERMINAL)
     if is_step.any() and field is not None and field.is_fixed and is_flag_or_number(field.dtype):
-        with _naming(source, IS_TERMINAL, "it"):
+        with _read_errors_of(source, IS_TERMINAL, "it"):
             flags = np.zeros((int(is_step.sum()), *(d or 0 for d in field.shape)), field.dtype)
             reader = source.reader(IS_TERMINAL)
             assert isinstance(reader, FixedReader)
@@ -306,8 +312,8 @@ def _episodes(source: KabukiSource, last_row: LastRow | None) -> Episodes:
     return Episodes(source.starts, source.ends, source.ends - ~is_step, terminates)
 
 
-def _end_to_end(parts: Sequence[Episodes], splits: np.ndarray) -> Episodes:
-    """The episodes of all files; `splits` are the rows at which the files begin."""
+def _concatenate(parts: Sequence[Episodes], splits: np.ndarray) -> Episodes:
+    """Concatenates the episodes of all files. `splits` has the row at which each file begins."""
     moved = [
         Episodes(part.starts + at, part.ends + at, part.action_ends + at, part.terminates)
         for part, at in zip(parts, splits.tolist(), strict=False)
@@ -322,8 +328,14 @@ def _is_fixed(field: Field) -> bool:
 
 
 @contextlib.contextmanager
-def _naming(source: KabukiSource, path: str, what: str) -> Iterator[None]:
-    """Says in which field of which file reading failed."""
+def _read_errors_of(source: KabukiSource, path: str, what: str) -> Iterator[None]:
+    """Turns a read error in the block into a `DamagedDataError` that names the file and the field.
+
+    Args:
+      source: the file.
+      path: the path of the field.
+      what: what cannot be read, for the message: "it" or the rows.
+    """
     try:
         yield
     except READ_ERRORS as e:

@@ -1,4 +1,4 @@
-"""Where the episodes of a table are, and which of their rows have an action."""
+"""The row ranges of the episodes of a table, and of their actions."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
-    """Where episodes are in a table, and how they end. All arrays are (episodes,).
+    """The row ranges of episodes in a table, and how they end. All arrays have the shape (episodes,).
 
     Attributes:
       starts: the first row: int64.
-      ends: the row after the last: int64.
-      action_ends: the row after the last that has an action: int64. It is `ends` if the last row is a step, else
+      ends: the row after the last row: int64.
+      action_ends: the row after the last row with an action: int64. It is `ends` if the last row is a step, else
         `ends` - 1.
-      terminates: whether the last row is terminal: bool. False where it is an observation, which says so itself.
+      terminates: whether the last row is a terminal step: bool. False if the last row is only an observation; the
+        row's is_terminal then says how the episode ends.
     """
 
     starts: np.ndarray
@@ -34,18 +35,18 @@ class Episodes:
 
     @property
     def lengths(self) -> np.ndarray:
-        """How many rows each has: int64."""
+        """The number of rows: int64."""
         return self.ends - self.starts
 
     @property
     def num_actions(self) -> np.ndarray:
-        """How many rows of each have an action: int64."""
+        """The number of rows with an action: int64."""
         return np.maximum(self.action_ends - self.starts, 0)
 
     @property
     def transition_ends(self) -> np.ndarray:
-        """The row after the last that a transition begins at: int64.
+        """The row after the last row at which a transition begins: int64.
 
-        After a last row that is a step no observation follows, so it is a transition only if the episode terminates.
+        No observation follows a last row that is a step. Such a row begins a transition only if it is terminal.
         """
         return np.where(self.terminates, self.action_ends, np.minimum(self.action_ends, self.ends - 1))

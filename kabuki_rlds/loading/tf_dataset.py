@@ -1,4 +1,4 @@
-"""Batches as a `tf.data.Dataset`: a thin skin over those of NumPy."""
+"""Wraps `Batches` in a `tf.data.Dataset`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def dataset(batches: Batches) -> tf.data.Dataset:
-    """The same batches as nested dicts of tensors; rows that differ in shape are a `tf.RaggedTensor`.
+    """A dataset of the same batches as nested dicts of tensors. Rows of different shapes are a `tf.RaggedTensor`.
 
-    Many batches cross from Python at once, as one array of them, and TensorFlow takes
-    them apart: a batch at a time would be spent on crossing.
+    Many batches are passed from Python to TensorFlow together, and TensorFlow splits them:
+    passing each batch alone would take longer than reading it.
     """
     import tensorflow as tf
 
@@ -48,29 +48,29 @@ def dataset(batches: Batches) -> tf.data.Dataset:
     if at_once:
         data = data.unbatch()
     if any(part.is_ragged for part in parts.values()):
-        # AutoGraph would only look for Python loops to convert, for seconds where there are many fields.
+        # There are no Python loops to convert, and AutoGraph takes seconds to find that out if there are many fields.
         tensors = tf.autograph.experimental.do_not_convert(functools.partial(_tensors, parts))
         data = data.map(tensors)
     options = tf.data.Options()
-    # Handing over to another thread would take longer than all that is left to do for a batch.
+    # A prefetch thread would cost more time than the remaining work per batch.
     options.experimental_optimization.inject_prefetch = False
     data = data.with_options(options)
     return EagerDataset(data, blocks) if at_once else data
 
 
 def _tensors(parts: Mapping[str, _TensorParts], arrays: Any) -> Any:
-    """In the graph: one batch out of the arrays that crossed."""
+    """Runs in the graph: makes a batch of tensors from the arrays of `_TensorParts.arrays`."""
     flat = {path: functools.reduce(operator.getitem, path.split("/"), arrays) for path in parts}
     return unflatten({path: part.tensor(flat[path]) for path, part in parts.items()})
 
 
 class _TensorParts:
-    """How one field crosses into TensorFlow: as one array or, where rows differ in shape, as several.
+    """Passes the column of a field to TensorFlow: as one array, or as values and row splits if rows differ in shape.
 
     Args:
-      field: what a row is.
-      lead: dimensions of a sample before those of a row.
-      at_once: whether several batches cross at once.
+      field: the type of a row.
+      lead: shape of a sample in rows, as in `Samples.lead`.
+      at_once: whether several batches are passed together.
     """
 
     def __init__(self, field: Field, lead: tuple[int, ...], at_once: bool):
@@ -78,7 +78,7 @@ class _TensorParts:
 
         self._lead = lead
         dtype = tf.string if field.dtype == BYTES else tf.as_dtype(field.dtype)
-        #: Dimensions up to the last that varies are ragged.
+        #: The number of ragged dimensions: all up to the last one that varies.
         self._levels = field.nested or max((i + 1 for i, d in enumerate(field.shape) if d is None), default=0)
         self._inner = tuple(d for d in field.shape[self._levels :] if d is not None)
         splits = [tf.TensorSpec([None], tf.int64)] * self._levels
@@ -90,7 +90,7 @@ class _TensorParts:
         self._at_once = at_once
 
     def arrays(self, column: Column, size: int) -> Any:
-        """The column as it crosses, `size` samples a batch."""
+        """The arrays to pass to TensorFlow. Each batch has `size` samples."""
         if isinstance(column, np.ndarray):
             samples = len(column) // math.prod(self._lead)
             batch = (samples // size, size) if self._at_once else (samples,)
@@ -99,7 +99,7 @@ class _TensorParts:
         return (lists.values, *lists.splits)
 
     def tensor(self, arrays: Any) -> Any:
-        """In the graph: one batch."""
+        """Runs in the graph: makes the tensor of a batch from the result of `arrays`."""
         import tensorflow as tf
 
         if not self.is_ragged:

@@ -359,7 +359,7 @@ def test_transitions_leave_out_the_last_step_of_truncated_episodes_and_say_how_m
     caplog.clear()
     count, _ = _count(kabuki_rlds.load_transitions(file, 4, as_numpy=True))
     assert count == TOTAL - 3
-    assert "3 steps are left out of the transitions" in caplog.text
+    assert "3 steps are not in the transitions" in caplog.text
     assert _steps(file)[0] == TOTAL
 
 

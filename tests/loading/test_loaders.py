@@ -589,7 +589,7 @@ def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
         (lambda file: load_transitions(file, 2, gamma=float("nan")), "gamma is nan"),
         (lambda file: load_transitions(file, 2, gamma=float("inf")), "gamma is inf"),
         (lambda file: load_transitions(file, 2, gamma=-0.5), "gamma is -0.5"),
-        (lambda file: load_transitions(file, 2, gamma="0.9"), "gamma is 0.9; it is a number"),
+        (lambda file: load_transitions(file, 2, gamma="0.9"), "gamma is 0.9, expected a finite number"),
         (lambda file: load_transitions(file, 2, fields=["rewards"]), "no step field 'rewards'"),
     ],
 )
@@ -636,9 +636,9 @@ def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("replaced", "stored", "message"),
     [
-        ("reward", {"reward/a": np.zeros(3), "reward/b": np.zeros(3)}, "'reward' is a group, of reward/a, reward/b"),
-        ("discount", {"discount/a": np.zeros(3)}, "'discount' is a group, of discount/a"),
-        ("is_terminal", {"is_terminal/a": np.zeros(3, bool)}, "'is_terminal' is a group, of is_terminal/a"),
+        ("reward", {"reward/a": np.zeros(3), "reward/b": np.zeros(3)}, "'reward' is a group .reward/a, reward/b"),
+        ("discount", {"discount/a": np.zeros(3)}, "'discount' is a group .discount/a"),
+        ("is_terminal", {"is_terminal/a": np.zeros(3, bool)}, "'is_terminal' is a group .is_terminal/a"),
         ("reward", {"reward": handmade.Stored(["a", "b", "c"], {"dtype": h5py.string_dtype()})}, "'reward' is text"),
         ("reward", {"reward": np.zeros(3, complex)}, "'reward' is complex128"),
         ("discount", {"discount": np.zeros((3, 2))}, r"'discount' is float64 \(2,\)"),

@@ -447,7 +447,7 @@ def test_files_that_do_not_fit_are_refused(converted):
         r"step field 'observation/position' is in \S*plain-arrays\.hdf5, but not in \S*oxe_style-arrays\.hdf5; ",
     ):
         kabuki_rlds.load([converted("plain"), converted("oxe_style")])
-    with pytest.raises(kabuki_rlds.KabukiError, match="no file to load"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="path is empty; give at least one file"):
         kabuki_rlds.load([])
 
 
