@@ -99,7 +99,10 @@ def test_a_field_beside_its_group_is_an_error_that_names_the_line_and_a_remedy_t
         ("steps:\n  action/: {constant: 1}\n", "r.yaml:2: 'action/' is not the path of a field"),
         ("episode:\n  /seed: {from: seed}\n", "r.yaml:2: '/seed' is not the path of a field"),
         ("episode:\n  seed/first: {constant: 1}\n", "r.yaml:2: seed/first: a file cannot hold both"),
-        ("steps:\n  a: {from: reward}\n  b: {from: a}\n", "r.yaml:3: b: .* has no 'a' .*; the recipe makes it, and"),
+        (
+            "steps:\n  a: {from: reward}\n  b: {from: a}\n",
+            "r.yaml:3: b: .* has no 'a' .*; the recipe makes this field",
+        ),
     ],
 )
 def test_a_conflict_names_the_line(source, tmp_path, text, message):
