@@ -1,1 +1,1 @@
-"""Benchmarks: datasets made on the spot, and what converting them takes."""
+"""Benchmarks of conversion, loading, building and recording, on generated datasets."""

@@ -1,9 +1,9 @@
-"""Times building an RLDS dataset from a Kabuki file, beside TFDS's own builder.
+"""Compares the time to build an RLDS dataset from a Kabuki file with that of TFDS's builder.
 
     python -m benchmarks.build [--scale 0.05] [--data-dir DIR] [--rounds 3]
 
-Prints a table, the peak memory at 1 and 10 times the size, and whether the target is
-met. `benchmarks/README.md` says what is measured.
+Prints a table of times, the peak memory for the dataset and for 10 copies of it, and
+whether the target is met. `benchmarks/README.md` describes the measurements.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any
 from benchmarks import generate
 from benchmarks.worker import Worker
 
-#: How many episodes TFDS's builder gets at scale 1: some 50,000 steps.
+#: The number of episodes for TFDS's builder at scale 1: about 50,000 steps.
 SAMPLE = 1000
-#: How many times as fast `tfds build` with this project's builder is to be.
+#: The required speed-up of `tfds build` with this project's builder over TFDS's builder.
 TARGET = 20.0
 
 BUILDER = pathlib.Path(__file__).parent.parent / "builders" / "kabuki_hdf5"
@@ -36,7 +36,7 @@ TITLES = {
 
 
 def time_all(file: pathlib.Path, work: pathlib.Path, rounds: int, scale: float) -> dict[str, tuple[float, int]]:
-    """Method to (median seconds, steps), each in a process of its own, after a run that is not counted."""
+    """Runs each method in its own process. Returns method to (median seconds, steps per run)."""
     sample = max(3, round(SAMPLE * scale))
     episodes = {"build_tfds": sample, "build_by_tfds": None, "build_project": None}
     workers: dict[str, Worker] = {}
@@ -55,7 +55,7 @@ def time_all(file: pathlib.Path, work: pathlib.Path, rounds: int, scale: float) 
 
 
 def time_command(command: list[str], rounds: int) -> float:
-    """Median seconds of a whole process, from its start to its end."""
+    """The median run time of a command in seconds, including the start of the process."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     seconds = []
     for _ in range(rounds):
@@ -66,7 +66,7 @@ def time_command(command: list[str], rounds: int) -> float:
 
 
 def peak_memory(file: pathlib.Path, work: pathlib.Path) -> int:
-    """Most bytes that a fresh process holds while it builds once."""
+    """The peak memory in bytes of a new process that builds the dataset once."""
     worker = Worker("build_project", file, work / "memory")
     try:
         peak: int = worker.run(None)["peak"]
@@ -78,34 +78,36 @@ def peak_memory(file: pathlib.Path, work: pathlib.Path) -> int:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.build", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="where the datasets are")
-    parser.add_argument("--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick try")
+    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="folder of the datasets")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick test"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each method")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     arguments = parser.parse_args()
     data_dir, scale = arguments.data_dir.resolve(), arguments.scale
     names = ["hopper"] if arguments.no_memory else ["hopper", f"hopper_x{generate.TIMES}"]
-    with tempfile.TemporaryDirectory(dir=_made(data_dir, scale)) as temporary:
+    with tempfile.TemporaryDirectory(dir=_generate(data_dir, scale)) as temporary:
         work = pathlib.Path(temporary)
         files = {name: _convert(generate.folder(data_dir, name, scale), work / f"{name}.hdf5") for name in names}
         file = files["hopper"]
 
-        print(f"{os.cpu_count()} cores; median of {arguments.rounds} runs in turn, after one that is not counted")
+        print(f"{os.cpu_count()} cores; median of {arguments.rounds} interleaved runs after a warm-up run")
         times = time_all(file, work, arguments.rounds, scale)
         seconds, steps = times["build_tfds"]
         total = times["build_project"][1]
         tfds_seconds = seconds * total / steps
-        print("\n| hopper | steps/s | seconds | times as fast as TFDS |\n| --- | ---: | ---: | ---: |")
+        print("\n| hopper | steps/s | seconds | speed-up over TFDS |\n| --- | ---: | ---: | ---: |")
         for method, (took, done) in times.items():
             whole = took * total / done
             print(f"| {TITLES[method]} | {total / whole:,.0f} | {whole:.2f} | {tfds_seconds / whole:.1f} |")
         config = json.dumps({"name": "hopper", "path": str(file)})
         commands = {
-            "the command `tfds build`, with its start": [
+            "the command `tfds build`, including process start": [
                 *(sys.executable, "-m", "tensorflow_datasets.scripts.cli.main", "build", str(BUILDER), "--overwrite"),
                 *("--config", config, "--data_dir", str(work / "by_tfds")),
             ],
-            "the command `kabuki-rlds build`, with its start": [
+            "the command `kabuki-rlds build`, including process start": [
                 *(sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--overwrite", "--quiet"),
                 *("--data-dir", str(work / "by_us")),
             ],
@@ -113,7 +115,7 @@ def main() -> None:
         for title, command in commands.items():
             took = time_command(command, arguments.rounds)
             print(f"| {title} | {total / took:,.0f} | {took:.2f} | {tfds_seconds / took:.1f} |")
-        print(f"\nTFDS's builder took {steps:,} steps in each run; the time for all {total:,} is extrapolated.")
+        print(f"\nTFDS's builder ran on {steps:,} steps; its time for all {total:,} is extrapolated.")
 
         if not arguments.no_memory:
             once, times_more = (peak_memory(files[name], work) for name in names)
@@ -124,11 +126,11 @@ def main() -> None:
         measured = tfds_seconds / times["build_by_tfds"][0]
         met = "met" if measured >= TARGET else "NOT met"
         print("\n| target | wanted | measured | |\n| --- | ---: | ---: | --- |")
-        print(f"| hopper: times as fast as TFDS's builder | at least {TARGET:g} | {measured:.1f} | {met} |")
+        print(f"| hopper: speed-up over TFDS's builder | at least {TARGET:g} | {measured:.1f} | {met} |")
 
 
-def _made(data_dir: pathlib.Path, scale: float) -> pathlib.Path:
-    """Makes the datasets in a process of its own, so that this one stays small, and returns a folder to work in."""
+def _generate(data_dir: pathlib.Path, scale: float) -> pathlib.Path:
+    """Generates the datasets in a separate process, to keep this one small. Returns a folder for temporary files."""
     command = [sys.executable, "-m", "benchmarks.generate", "--data-dir", str(data_dir), "--scale", str(scale)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     subprocess.run(command, check=True, env=environment, cwd=pathlib.Path(__file__).parent.parent)

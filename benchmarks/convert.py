@@ -1,9 +1,9 @@
-"""Times this project beside the other ways to convert, and the floor under all of them.
+"""Compares the conversion times of this project, of other methods, and of a lower bound (floor).
 
     python -m benchmarks.convert [--scale 0.05] [--data-dir DIR] [--rounds 3] [--no-memory]
 
-Prints a table for each dataset, the peak memory at 1 and 10 times the size, and
-whether each target is met. `benchmarks/README.md` says what is measured.
+Prints a table for each dataset, the peak memory for the dataset and for 10 copies of it,
+and whether each target is met. `benchmarks/README.md` describes the measurements.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Row:
 
     Attributes:
       method: name in `benchmarks.methods.METHODS`.
-      title: what the table calls it.
-      sample: for methods too slow for all: how many episodes each run takes at scale
-        1, of which the time for all is extrapolated.
+      title: name in the table.
+      sample: for slow methods, the number of episodes per run at scale 1. The time for all
+        episodes is then extrapolated.
     """
 
     method: str
@@ -35,7 +35,7 @@ class Row:
     sample: int | None = None
 
     def episodes(self, scale: float) -> int | None:
-        """How many episodes a run takes; None is all."""
+        """The number of episodes per run; None means all."""
         return None if self.sample is None else max(3, round(self.sample * scale))
 
 
@@ -59,7 +59,15 @@ MEMORY = (("hopper", "project"), ("camera", "project_none"), ("camera", "project
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Medians over the runs of a row, for all steps of the dataset."""
+    """Medians over the runs of a row, scaled to all steps of the dataset.
+
+    Attributes:
+      seconds: elapsed time.
+      cpu: CPU time in seconds.
+      rate: steps per second.
+      reading: the fraction of the time that was spent reading; None if it was not measured.
+      sampled: the number of steps per run if the times are extrapolated, else None.
+    """
 
     seconds: float
     cpu: float
@@ -71,7 +79,7 @@ class Timing:
 def time_all(
     rows: tuple[Row, ...], folder: pathlib.Path, work: pathlib.Path, rounds: int, scale: float
 ) -> dict[str, Timing]:
-    """Runs every row `rounds` times in turn, after a run that is not counted."""
+    """Runs all rows `rounds` times, interleaved, after a warm-up run. Returns method to timing."""
     total = 0
     workers = {}
     results: dict[str, list[dict[str, Any]]] = {row.method: [] for row in rows}
@@ -92,7 +100,7 @@ def time_all(
 def _timing(row: Row, runs: list[dict[str, Any]], total: int) -> Timing:
     steps = runs[0]["steps"]
     if row.sample is None and steps != total:
-        raise RuntimeError(f"{row.title}: {steps} steps where there are {total}")
+        raise RuntimeError(f"{row.title}: read {steps} steps, expected {total}")
     seconds, cpu = (statistics.median(run[key] for run in runs) * total / steps for key in ("seconds", "cpu"))
     reading = None
     if runs[0]["reading"] is not None:
@@ -101,7 +109,7 @@ def _timing(row: Row, runs: list[dict[str, Any]], total: int) -> Timing:
 
 
 def peak_memory(method: str, folder: pathlib.Path, work: pathlib.Path) -> int:
-    """Most bytes that a fresh process holds while it converts once."""
+    """The peak memory in bytes of a new process that converts the dataset once."""
     worker = Worker(method, folder, work / "memory.hdf5")
     try:
         peak: int = worker.run(None)["peak"]
@@ -111,7 +119,7 @@ def peak_memory(method: str, folder: pathlib.Path, work: pathlib.Path) -> int:
 
 
 def print_table(name: str, rows: tuple[Row, ...], timings: dict[str, Timing]) -> None:
-    """Prints a Markdown table; the first row is what the others are compared with."""
+    """Prints a Markdown table. Times are relative to the first row."""
     ours = timings[rows[0].method].seconds
     print(f"\n| {name} | steps/s | seconds | CPU seconds | time / first row |")
     print("| --- | ---: | ---: | ---: | ---: |")
@@ -126,7 +134,7 @@ def print_table(name: str, rows: tuple[Row, ...], timings: dict[str, Timing]) ->
         timing = timings[row.method]
         notes = []
         if timing.sampled:
-            notes.append(f"each run took {timing.sampled:,} steps; the time for all is extrapolated")
+            notes.append(f"each run read {timing.sampled:,} steps; the time for all steps is extrapolated")
         if timing.reading is not None:
             notes.append(f"{timing.reading:.0%} of the time is reading, the rest writing")
         if notes:
@@ -136,17 +144,19 @@ def print_table(name: str, rows: tuple[Row, ...], timings: dict[str, Timing]) ->
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="where the datasets are")
-    parser.add_argument("--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick try")
+    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="folder of the datasets")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick test"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each method")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     arguments = parser.parse_args()
     data_dir, scale = arguments.data_dir.resolve(), arguments.scale
     _generate(data_dir, scale)
     work = generate.folder(data_dir, "hopper", scale).parent.parent / "out"
     work.mkdir(exist_ok=True)
 
-    print(f"{os.cpu_count()} cores; median of {arguments.rounds} runs in turn, after one that is not counted")
+    print(f"{os.cpu_count()} cores; median of {arguments.rounds} interleaved runs after a warm-up run")
     hopper = time_all(HOPPER, generate.folder(data_dir, "hopper", scale), work, arguments.rounds, scale)
     print_table("hopper", HOPPER, hopper)
     camera = time_all(CAMERA, generate.folder(data_dir, "camera", scale), work, arguments.rounds, scale)
@@ -154,9 +164,9 @@ def main() -> None:
 
     floor = min(camera["decode_each"].seconds, camera["decode_episodes"].seconds)
     targets = [
-        ("hopper: time over the floor's", 3.0, hopper["project"].seconds / hopper["parse_floor"].seconds),
-        ("hopper: times faster than the loops", -200.0, hopper["two_loops"].seconds / hopper["project"].seconds),
-        ("camera: time over the faster floor's", 1.5, camera["project_none"].seconds / floor),
+        ("hopper: time / floor", 3.0, hopper["project"].seconds / hopper["parse_floor"].seconds),
+        ("hopper: speed-up over two loops", -200.0, hopper["two_loops"].seconds / hopper["project"].seconds),
+        ("camera: time / faster floor", 1.5, camera["project_none"].seconds / floor),
     ]
     if not arguments.no_memory:
         print(f"\n| peak memory, MB | 1x | {generate.TIMES}x | ratio |")
@@ -171,7 +181,7 @@ def main() -> None:
             targets.append((f"{title}: peak memory at {generate.TIMES} times the data", 1.1, times / once))
 
     if scale != 1:
-        print("\nThe targets are for scale 1; below it, what a conversion costs whatever its size weighs more.")
+        print("\nThe targets are for scale 1. At smaller scales, fixed costs have more weight.")
     print("\n| target | wanted | measured | |")
     print("| --- | ---: | ---: | --- |")
     for title, wanted, measured in targets:
@@ -181,7 +191,7 @@ def main() -> None:
 
 
 def _generate(data_dir: pathlib.Path, scale: float) -> None:
-    """In a process of its own, so that this one stays small."""
+    """Generates the datasets in a separate process, to keep this one small."""
     import subprocess
     import sys
 

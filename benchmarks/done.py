@@ -1,4 +1,4 @@
-"""What a method of a benchmark did."""
+"""The result of a benchmark method."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a method did.
+    """The result of a benchmark method.
 
     Attributes:
-      steps: how many steps it read.
-      reading: seconds of it that were reading, for methods that read all and then write.
-      seconds: how long it took, for methods that do more than is to be timed.
+      steps: the number of steps that it processed.
+      reading: the seconds spent reading, for methods that read everything before they write; else None.
+      seconds: the seconds to report, for methods that time only a part of their work; None means all of it.
     """
 
     steps: int

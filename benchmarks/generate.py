@@ -1,17 +1,16 @@
-"""Makes the datasets that the benchmarks convert.
+"""Generates the datasets for the benchmarks.
 
     python -m benchmarks.generate [--scale 0.05] [--data-dir DIR]
 
-    hopper/1.0.0       about 1,000,000 steps of Hopper in 20,000 episodes: 11 floats of
-                       observation, 3 of action, as D4RL's datasets have them
+    hopper/1.0.0       about 1,000,000 steps in 20,000 episodes, with the fields of D4RL's
+                       Hopper: 11 floats of observation, 3 of action
     camera/1.0.0       about 20,000 steps with a 128x128 JPEG image in 200 episodes
-    hopper_x10/1.0.0   the same shards ten times over
-    camera_x10/1.0.0
+    hopper_x10/1.0.0   ten copies of the shards of hopper
+    camera_x10/1.0.0   ten copies of the shards of camera
 
-They are RLDS datasets like those TFDS writes, made from whole columns, since TFDS's
-own writer goes step by step. The numbers are smooth and the pictures have shapes and
-mild texture, so that they compress as recordings do: noise would not, and constants
-would too well.
+They are RLDS datasets in the form that TFDS writes. They are generated from columns,
+because TFDS's writer works step by step. The numbers are smooth, and the images have
+shapes and mild texture, so that the data compress about as well as real recordings.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import numpy as np
 
 DATA_DIR = pathlib.Path(__file__).parent / "data"
 
-#: What every dataset is called, and how many steps it has at scale 1.
+#: Name of each dataset to its number of steps at scale 1.
 STEPS = {"hopper": 1_019_843, "camera": 20_000}
 TIMES = 10
 
@@ -38,20 +37,20 @@ _IMAGE_SIZE = 128
 
 
 def folder(data_dir: pathlib.Path, name: str, scale: float = 1.0) -> pathlib.Path:
-    """Where the dataset `name` of a scale is, or will be."""
+    """The folder of the dataset `name` at a scale. It may not exist yet."""
     return data_dir / f"scale_{scale:g}" / name / _VERSION
 
 
 def generate(data_dir: pathlib.Path, scale: float = 1.0) -> None:
-    """Makes all datasets of a scale that are not there yet."""
+    """Generates all datasets of a scale that do not exist."""
     makers = {"hopper": (_hopper_features, _hopper), "camera": (_camera_features, _camera)}
     for name, (features, episodes) in makers.items():
         once, times = folder(data_dir, name, scale), folder(data_dir, f"{name}_x{TIMES}", scale)
         if not (once / "features.json").exists():
-            print(f"making {once}")
+            print(f"generating {once}")
             _write(once, features(), episodes(round(STEPS[name] * scale)))
         if not (times / "features.json").exists():
-            print(f"making {times}")
+            print(f"generating {times}")
             _repeat(once, times)
 
 
@@ -59,7 +58,7 @@ def generate(data_dir: pathlib.Path, scale: float = 1.0) -> None:
 
 
 def _hopper(num_steps: int) -> Iterator[bytes]:
-    """Serialized episodes of a body of five joints that a noisy policy pushes about."""
+    """Yields serialized episodes of a simulated body with five joints and a noisy policy."""
     rng = np.random.default_rng(0)
     lengths = _lengths(rng, num_steps, mean=51.5, longest=1000)
     observation, action, reward = _rollouts(rng, lengths)
@@ -80,7 +79,7 @@ def _hopper(num_steps: int) -> Iterator[bytes]:
 
 
 def _camera(num_steps: int) -> Iterator[bytes]:
-    """Serialized episodes of a camera that looks at blobs moving before a backdrop."""
+    """Yields serialized episodes with images of blobs that move in front of a background."""
     rng = np.random.default_rng(1)
     lengths = _lengths(rng, num_steps, mean=100, longest=300)
     observation, action, reward = _rollouts(rng, lengths)
@@ -90,7 +89,7 @@ def _camera(num_steps: int) -> Iterator[bytes]:
             rows = slice(start, start + length)
             start += length
             columns: dict[str, np.ndarray | list[bytes]] = {
-                "steps/observation/image": list(pool.map(_jpeg, _film(rng, length))),
+                "steps/observation/image": list(pool.map(_jpeg, _images(rng, length))),
                 "steps/observation/state": observation[rows],
                 "steps/action": action[rows],
                 "steps/reward": reward[rows],
@@ -100,7 +99,7 @@ def _camera(num_steps: int) -> Iterator[bytes]:
 
 
 def _lengths(rng: np.random.Generator, num_steps: int, *, mean: float, longest: int) -> np.ndarray:
-    """Lengths of episodes that sum to `num_steps`: many short ones, some long."""
+    """Random episode lengths that sum to `num_steps`: many short ones, some long."""
     count = max(1, round(num_steps / mean))
     lengths = rng.gamma(3.0, mean / 3.0, 2 * count).astype(np.int64).clip(4, longest)
     ends = np.cumsum(lengths)
@@ -110,9 +109,9 @@ def _lengths(rng: np.random.Generator, num_steps: int, *, mean: float, longest: 
 
 
 def _rollouts(rng: np.random.Generator, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(observation, action, reward) of all episodes end to end, as float32.
+    """(observation, action, reward) of all episodes, concatenated, as float32.
 
-    The joints are damped springs, all episodes moved on together in one array.
+    The joints are damped springs. All episodes are simulated together in one array.
     """
     longest_first = np.argsort(-lengths, kind="stable")
     starts = (np.cumsum(lengths) - lengths)[longest_first]
@@ -155,8 +154,8 @@ def _ends(length: int, *, terminal: bool) -> dict[str, np.ndarray]:
     }
 
 
-def _film(rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
-    """Frames of a film: uint8, (height, width, 3)."""
+def _images(rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
+    """Yields the images of an episode: uint8, (height, width, 3)."""
     y, x = np.mgrid[0:_IMAGE_SIZE, 0:_IMAGE_SIZE].astype(np.float32) / _IMAGE_SIZE
     corners = rng.uniform(40, 215, (3, 3)).astype(np.float32)
     backdrop = corners[0] + x[..., None] * (corners[1] - corners[0]) + y[..., None] * (corners[2] - corners[0])
@@ -228,7 +227,7 @@ def _step_features(observation: Any) -> Any:
 
 
 def _example(columns: Mapping[str, np.ndarray | list[bytes]]) -> bytes:
-    """One episode as TFDS writes it: for each field a flat list of all its steps."""
+    """A serialized episode in TFDS's form: for each field a flat list of the values of all steps."""
     import tensorflow as tf
 
     def feature(column: np.ndarray | list[bytes]) -> Any:
@@ -260,7 +259,7 @@ def _write(target: pathlib.Path, features: Any, episodes: Iterator[bytes]) -> No
 
 
 def _repeat(once: pathlib.Path, target: pathlib.Path) -> None:
-    """The dataset `once`, ten times over: hard links where the file system has them."""
+    """Writes ten copies of the dataset `once`, with hard links if the file system supports them."""
     import tensorflow_datasets as tfds
 
     shutil.rmtree(target, ignore_errors=True)
@@ -282,7 +281,7 @@ def _shard_paths(target: pathlib.Path, count: int) -> list[pathlib.Path]:
 
 
 def _describe(target: pathlib.Path, features: Any, shard_lengths: list[int]) -> None:
-    """Writes TFDS's own metadata."""
+    """Writes TFDS's metadata files."""
     import tensorflow_datasets as tfds
 
     num_bytes = sum(path.stat().st_size for path in _shard_paths(target, len(shard_lengths)))
@@ -305,8 +304,10 @@ def _describe(target: pathlib.Path, features: Any, shard_lengths: list[int]) -> 
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", type=pathlib.Path, default=DATA_DIR, help="where the datasets go")
-    parser.add_argument("--scale", type=float, default=1.0, help="0.05 makes a twentieth of the steps, for a quick try")
+    parser.add_argument("--data-dir", type=pathlib.Path, default=DATA_DIR, help="folder for the datasets")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.05 makes a twentieth of the steps, for a quick test"
+    )
     arguments = parser.parse_args()
     generate(arguments.data_dir, arguments.scale)
 

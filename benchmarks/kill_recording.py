@@ -1,13 +1,13 @@
-"""Kills a recording agent with SIGKILL at random moments, and looks at what is left.
+"""Kills a recording agent with SIGKILL at random moments, and checks that no finished episode is lost.
 
     python -m benchmarks.kill_recording [--kills 50] [--seed 0] [--hdf5]
 
-The agent acts in Gymnasium's CartPole. Of each episode it says its number and the
-SHA-256 of all that it saw, when the step that ended it has returned. It ends its
-recording now and then, and begins another, so that the kills also meet the making of
-shards and the taking up of what the last kill left. At the end every episode that was
-told of must be there, once and to the bit, for `convert` at once, and for TFDS after
-one more recording.
+The agent acts in Gymnasium's CartPole. When the last step of an episode has returned, the
+agent prints the number of the episode and the SHA-256 hash of its data. It closes the
+recording from time to time and starts a new one, so that some kills happen while shards
+are created or while a killed recording is recovered. At the end, every reported episode
+must exist exactly once and bit by bit: for `convert` immediately, and for TFDS after one
+more recording.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-#: So small, that there are many shards.
+#: A small size, to get many shards.
 _SHARD_BYTES = 30_000
-#: A kill comes at most so many seconds after the agent began to act.
+#: The maximum time in seconds between the agent's first action and the kill.
 _LONGEST = 0.6
 
 _FIELDS = ("observation", "action", "reward", "is_terminal")
 
 
 def act(path: str, first: int) -> None:
-    """Records until it is killed. Each episode has its number."""
+    """Records episodes numbered from `first` on, until the process is killed."""
     import gymnasium
 
     from kabuki_rlds.recording import rlds_recording
@@ -70,27 +70,27 @@ def _act_once(env: Any, number: int) -> None:
 
 
 def _digest(rows: dict[str, Any]) -> str:
-    """Of all rows but the padding of the last."""
+    """The SHA-256 hash of all rows, without the padding in the last row."""
     return hashlib.sha256(b"".join(np.asarray(rows[name]).tobytes() for name in _FIELDS)).hexdigest()
 
 
 def run_and_kill(path: pathlib.Path, first: int, delay: float) -> dict[int, str]:
-    """Lets an agent act, and kills it. Returns the episodes that it told of."""
+    """Starts an agent and kills it after `delay` seconds. Returns number to hash of the episodes it reported."""
     command = [sys.executable, "-m", "benchmarks.kill_recording", "--act", str(path), "--first", str(first)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         begun = process.stdout.readline()
         if begun != "acting\n":
-            raise RuntimeError(f"the agent did not begin: exit code {process.wait()}")
+            raise RuntimeError(f"the agent did not start: exit code {process.wait()}")
         time.sleep(delay)
         process.kill()
-        told = process.stdout.read().split("\n")[:-1]
-    return {int(line.split()[0]): line.split()[1] for line in told if line != "acting"}
+        reported = process.stdout.read().split("\n")[:-1]
+    return {int(line.split()[0]): line.split()[1] for line in reported if line != "acting"}
 
 
 def digests(file: pathlib.Path) -> dict[int, str]:
-    """Number of each episode of a Kabuki file to its digest."""
+    """Number to hash of all episodes in a Kabuki file."""
     found = {}
     with h5py.File(file) as f:
         columns = {name: f[name][:] for name in _FIELDS}
@@ -101,22 +101,22 @@ def digests(file: pathlib.Path) -> dict[int, str]:
                 for name, column in columns.items()
             }
             if int(number) in found:
-                raise RuntimeError(f"episode {number} is there twice")
+                raise RuntimeError(f"episode {number} is stored twice")
             found[int(number)] = _digest(rows)
     return found
 
 
-def check(what: str, file: pathlib.Path, told: dict[int, str]) -> bool:
-    """Whether a file is valid and has every episode that was told of."""
+def check(what: str, file: pathlib.Path, reported: dict[int, str]) -> bool:
+    """Whether a file is valid and contains all reported episodes."""
     import kabuki_rlds
 
     violations = kabuki_rlds.validate(file)
     found = digests(file)
-    missing = told.keys() - found.keys()
-    differing = [number for number in told.keys() & found.keys() if told[number] != found[number]]
+    missing = reported.keys() - found.keys()
+    differing = [number for number in reported.keys() & found.keys() if reported[number] != found[number]]
     print(
-        f"{what}: {len(found):,} episodes of {len(told):,} told of, {len(missing)} missing, "
-        f"{len(differing)} that differ, {len(violations)} rules broken"
+        f"{what}: {len(found):,} episodes, {len(reported):,} reported, {len(missing)} missing, "
+        f"{len(differing)} different, {len(violations)} rules broken"
     )
     return not (missing or differing or violations)
 
@@ -124,8 +124,8 @@ def check(what: str, file: pathlib.Path, told: dict[int, str]) -> bool:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kill_recording", description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=50, help="how often")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=50, help="number of kills")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--hdf5", action="store_true", help="record to an HDF5 file")
     parser.add_argument("--act", help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, help=argparse.SUPPRESS)
@@ -139,29 +139,29 @@ def main() -> None:
     from kabuki_rlds.recording.logger import Logger
 
     moments = random.Random(arguments.seed)
-    told: dict[int, str] = {}
+    reported: dict[int, str] = {}
     with tempfile.TemporaryDirectory() as work:
         path = pathlib.Path(work) / ("killed.hdf5" if arguments.hdf5 else "killed")
         for kill in range(arguments.kills):
-            # Numbers are never used again, also not those of episodes that nobody told of.
-            told |= run_and_kill(path, (kill + 1) * 1_000_000, moments.uniform(0, _LONGEST))
+            # Never reuse a number: an unreported episode may have it.
+            reported |= run_and_kill(path, (kill + 1) * 1_000_000, moments.uniform(0, _LONGEST))
         good = True
         if arguments.hdf5:
             Logger(path).close()
-            good = check("after one more recording", path, told)
+            good = check("after one more recording", path, reported)
         else:
             copy = pathlib.Path(work) / "converted.hdf5"
             kabuki_rlds.convert(path, copy)
-            good = check("converted as it was left", copy, told)
+            good = check("converted directly after the kill", copy, reported)
             Logger(path).close()
-            good &= check("after one more recording", kabuki_rlds.convert(path, copy, overwrite=True).path, told)
+            good &= check("after one more recording", kabuki_rlds.convert(path, copy, overwrite=True).path, reported)
             split = tfds.builder("killed", data_dir=work).as_dataset(split="train")
             numbers = {int(episode["number"]) for episode in split}
             print(
                 f"TFDS reads {len(numbers):,} episodes of {len(list((path / '1.0.0').glob('*.tfrecord-*'))):,} shards"
             )
-            good &= told.keys() <= numbers
-    print(f"{arguments.kills} kills: {'every finished episode is there' if good else 'NOT every episode is there'}")
+            good &= reported.keys() <= numbers
+    print(f"{arguments.kills} kills: {'no finished episode is lost' if good else 'FAILED: finished episodes are lost'}")
     sys.exit(0 if good else 1)
 
 

@@ -1,9 +1,9 @@
-"""Times the training loaders beside TFDS, on the same steps.
+"""Compares the speed of the training loaders with that of TFDS.
 
     python -m benchmarks.load [--scale 0.05] [--data-dir DIR] [--rounds 3]
 
-Prints a table with steps a second, the ratio to TFDS and the peak memory, and whether
-each target is met. `benchmarks/README.md` says what is measured.
+Prints a table with steps per second, the ratio to TFDS and the peak memory, and whether
+each target is met. `benchmarks/README.md` describes the measurements.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ class Row:
 
     Attributes:
       method: name in `benchmarks.methods.METHODS`.
-      title: what the table calls it.
-      beside: the method that its speed is divided by.
+      title: name in the table.
+      baseline: the method that its speed is divided by.
     """
 
     method: str
     title: str
-    beside: str
+    baseline: str
 
 
 ROWS = (
     Row("load_tfds", "TFDS, flat_map(steps).batch(256)", "load_tfds"),
-    Row("load_tfds_in_graph", "TFDS, taken by a loop in TensorFlow's graph", "load_tfds_in_graph"),
+    Row("load_tfds_in_graph", "TFDS, iterated in TensorFlow's graph", "load_tfds_in_graph"),
     Row(
         "load_tfds_cached",
-        "TFDS, the same dataset from the second time on, of which it holds the records in memory",
+        "TFDS, second and later iterations, with the records cached in memory",
         "load_tfds",
     ),
     Row("load_tfds_shuffled", "TFDS, flat_map(steps).shuffle(100_000).batch(256)", "load_tfds_shuffled"),
     Row("load_steps", "load_steps", "load_tfds"),
-    Row("load_steps_in_graph", "load_steps, taken by a loop in TensorFlow's graph", "load_tfds_in_graph"),
-    Row("load_steps_shuffled", "load_steps, shuffled, held in memory", "load_tfds_shuffled"),
-    Row("load_steps_on_disk", "load_steps, shuffled, on disk: 16 MB of 68 MB looked ahead", "load_tfds_shuffled"),
+    Row("load_steps_in_graph", "load_steps, iterated in TensorFlow's graph", "load_tfds_in_graph"),
+    Row("load_steps_shuffled", "load_steps, shuffled, loaded into memory", "load_tfds_shuffled"),
+    Row("load_steps_on_disk", "load_steps, shuffled, from disk: reads 16 MB of 68 MB ahead", "load_tfds_shuffled"),
     Row("load_transitions", "load_transitions", "load_tfds"),
-    Row("load_transitions_shuffled", "load_transitions, shuffled, held in memory", "load_tfds_shuffled"),
+    Row("load_transitions_shuffled", "load_transitions, shuffled, loaded into memory", "load_tfds_shuffled"),
     Row("load_steps_numpy", "load_steps, as_numpy", "load_tfds"),
-    Row("load_steps_numpy_shuffled", "load_steps, as_numpy, shuffled, held in memory", "load_tfds_shuffled"),
+    Row("load_steps_numpy_shuffled", "load_steps, as_numpy, shuffled, loaded into memory", "load_tfds_shuffled"),
 )
-#: (first, second, how many times as fast the first is to be)
+#: (method, baseline, required ratio of their speeds)
 TARGETS = (
     ("load_steps", "load_tfds", 10.0),
     ("load_steps_shuffled", "load_tfds_shuffled", 5.0),
@@ -66,12 +66,12 @@ TARGETS = (
 
 
 def time_all(folder: pathlib.Path, file: pathlib.Path, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Runs every row `rounds` times in turn, each in a process of its own, after a run that is not counted."""
+    """Runs all rows `rounds` times, interleaved, each in its own process, after a warm-up run."""
     workers: dict[str, Worker] = {}
     results: dict[str, list[dict[str, Any]]] = {row.method: [] for row in ROWS}
     try:
         for row in ROWS:
-            # A worker removes its target, so the file that is read stands beside it.
+            # A worker deletes its target, so the target is not the file that it reads.
             workers[row.method] = Worker(row.method, folder, file.with_suffix(f".{row.method}"))
             workers[row.method].run(None)
         for _ in range(rounds):
@@ -86,8 +86,10 @@ def time_all(folder: pathlib.Path, file: pathlib.Path, rounds: int) -> dict[str,
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="where the datasets are")
-    parser.add_argument("--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick try")
+    parser.add_argument("--data-dir", type=pathlib.Path, default=generate.DATA_DIR, help="folder of the datasets")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="0.05 takes a twentieth of the steps, for a quick test"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="timed runs of each method")
     arguments = parser.parse_args()
     data_dir = arguments.data_dir.resolve()
@@ -95,7 +97,7 @@ def main() -> None:
     file = folder.parent.parent / "out" / "hopper.hdf5"
     _prepare(data_dir, arguments.scale, folder, file)
 
-    print(f"{os.cpu_count()} cores; median of {arguments.rounds} runs in turn, after one that is not counted\n")
+    print(f"{os.cpu_count()} cores; median of {arguments.rounds} interleaved runs after a warm-up run\n")
     results = time_all(folder, file, arguments.rounds)
     rates = {
         method: runs[0]["steps"] / statistics.median(run["seconds"] for run in runs) for method, runs in results.items()
@@ -105,10 +107,10 @@ def main() -> None:
     for row in ROWS:
         cpu = statistics.median(run["cpu"] for run in results[row.method])
         peak = max(run["peak"] for run in results[row.method])
-        ratio = rates[row.method] / rates[row.beside]
+        ratio = rates[row.method] / rates[row.baseline]
         print(f"| {row.title} | {rates[row.method]:,.0f} | {ratio:.2f} | {cpu:.2f} | {peak / 1e6:.0f} |")
     titles = {row.method: row.title for row in ROWS}
-    print("\n| target: times as fast | wanted | measured | |")
+    print("\n| target: speed ratio | wanted | measured | |")
     print("| --- | ---: | ---: | --- |")
     for first, second, wanted in TARGETS:
         measured = rates[first] / rates[second]
@@ -117,7 +119,7 @@ def main() -> None:
 
 
 def _prepare(data_dir: pathlib.Path, scale: float, folder: pathlib.Path, file: pathlib.Path) -> None:
-    """Makes the dataset and its Kabuki file, in processes of their own, so that this one stays small."""
+    """Generates the dataset and its Kabuki file in separate processes, to keep this one small."""
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
     root = pathlib.Path(__file__).parent.parent
     made = [[sys.executable, "-m", "benchmarks.generate", "--data-dir", str(data_dir), "--scale", str(scale)]]

@@ -1,8 +1,8 @@
-"""The ways to get a dataset's steps out of its shards that the benchmarks compare.
+"""The methods that the benchmarks compare.
 
-Each takes the dataset's folder, the file to write and how many episodes to take
-(None: all), and returns what it did. Whatever a method imports stands outside its
-functions' time: `prepare` is called before the clock starts.
+Each method takes the dataset's folder or file, the file to write, and the number of
+episodes to process (None: all). It returns a `Done`. The time to import packages is not
+measured: `prepare` imports them before the clock starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Method = Callable[[pathlib.Path, pathlib.Path, int | None], Done]
 
 
 def prepare() -> None:
-    """Imports what the methods need, so that no run pays for it."""
+    """Imports the packages that the methods need."""
     import logging
 
     import h5py  # noqa: F401
@@ -39,14 +39,14 @@ def prepare() -> None:
 
 
 def project(folder: pathlib.Path, target: pathlib.Path, episodes: int | None, **options: Any) -> Done:
-    """`kabuki_rlds.convert`, the whole call."""
+    """Calls `kabuki_rlds.convert`."""
     import kabuki_rlds
 
     return Done(kabuki_rlds.convert(folder, target, split=_split(episodes), overwrite=True, **options).steps)
 
 
 def two_loops(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """The usual script: a loop over episodes, one over steps, then h5py with gzip."""
+    """A typical script: nested loops over episodes and steps, then h5py with gzip."""
     start = time.perf_counter()
     columns: dict[str, list[np.ndarray]] = {}
     for episode in _dataset(folder, episodes):
@@ -58,7 +58,7 @@ def two_loops(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) 
 
 
 def skip_decoding(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """TFDS's `SkipDecoding`, which hands over an episode as arrays; then h5py with gzip."""
+    """Reads each episode as arrays with TFDS's `SkipDecoding`, then writes with h5py and gzip."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -81,7 +81,7 @@ def skip_decoding(folder: pathlib.Path, target: pathlib.Path, episodes: int | No
 
 
 def parse_floor(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """All records through one `parse_example`, nothing written: what TensorFlow itself takes."""
+    """A lower bound: parses all records with TensorFlow's `parse_example` and writes nothing."""
     import tensorflow as tf
 
     assert episodes is None
@@ -97,7 +97,7 @@ def parse_floor(folder: pathlib.Path, target: pathlib.Path, episodes: int | None
 
 
 def decode_each(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """All images decoded by a parallel map over images, nothing written."""
+    """A lower bound: decodes all images in a parallel map over images and writes nothing."""
     import tensorflow as tf
 
     assert episodes is None
@@ -107,7 +107,7 @@ def decode_each(folder: pathlib.Path, target: pathlib.Path, episodes: int | None
 
 
 def decode_episodes(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """All images decoded by a parallel map over episodes, nothing written."""
+    """A lower bound: decodes all images in a parallel map over episodes and writes nothing."""
     import tensorflow as tf
 
     assert episodes is None
@@ -118,26 +118,26 @@ def decode_episodes(folder: pathlib.Path, target: pathlib.Path, episodes: int | 
     return Done(sum(len(batch) for batch in images.prefetch(1)))
 
 
-# --- batches to train on, as `benchmarks.load` compares them ---
+# --- training batches, for `benchmarks.load` ---
 
 
 def load_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """TFDS's steps in batches, as most training scripts have them."""
+    """Iterates over batches of TFDS's steps, as most training scripts do."""
     return _count(_tfds_steps(folder).batch(_BATCH))
 
 
 def load_tfds_in_graph(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """The same, taken by a loop in TensorFlow's graph."""
+    """Like `load_tfds`, with the loop in TensorFlow's graph."""
     return _count_in_graph(_tfds_steps(folder).batch(_BATCH))
 
 
 def load_tfds_cached(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """The same dataset each time, whose records TFDS holds in memory after the first."""
+    """Like `load_tfds`, but reuses the dataset object: TFDS caches its records after the first iteration."""
     return _count(_same_tfds_steps(folder).batch(_BATCH))
 
 
 def load_tfds_shuffled(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """TFDS's steps through a buffer of 100,000."""
+    """Like `load_tfds`, with a shuffle buffer of 100,000 steps."""
     return _count(_tfds_steps(folder).shuffle(100_000).batch(_BATCH))
 
 
@@ -151,7 +151,7 @@ def load(
     in_graph: bool = False,
     **options: Any,
 ) -> Done:
-    """One of the project's loaders, the whole call. The file stands beside the target."""
+    """Opens the Kabuki file next to `target` with one of this project's loaders, and iterates over all batches."""
     from kabuki_rlds import loading
     from kabuki_rlds.loading import batches
 
@@ -175,11 +175,11 @@ def _count(batches: Any) -> Done:
     return Done(sum(len(batch["reward"]) for batch in batches))
 
 
-# --- datasets built from a Kabuki file, which is the "folder", as `benchmarks.build` compares them ---
+# --- datasets built from a Kabuki file, for `benchmarks.build`: here `folder` is the path of that file ---
 
 
 def build_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """TFDS's own builder, given the same features, and the arrays of an episode at a time."""
+    """Runs TFDS's `GeneratorBasedBuilder` with the same features, and with the arrays of each episode in memory."""
     import h5py
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -221,7 +221,7 @@ def build_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None)
 
 
 def build_by_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """The builder that `tfds build builders/kabuki_hdf5` runs, from opening the file on."""
+    """Runs the builder that `tfds build builders/kabuki_hdf5` uses."""
     assert episodes is None
     import tensorflow_datasets as tfds
 
@@ -236,7 +236,7 @@ def build_by_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | No
 
 
 def build_project(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
-    """`kabuki_rlds.build`, the whole call."""
+    """Calls `kabuki_rlds.build`."""
     assert episodes is None
     import kabuki_rlds
 
@@ -307,7 +307,7 @@ def _has_images(folder: pathlib.Path) -> bool:
 
 
 def _jpegs(folder: pathlib.Path) -> Any:
-    """The JPEG files of each episode."""
+    """A dataset with the encoded JPEG images of each episode."""
     import tensorflow as tf
 
     key = "steps/observation/image"

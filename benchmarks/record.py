@@ -1,11 +1,11 @@
-"""Times what it costs to record a step, beside EnvLogger's own backends.
+"""Compares the time to record a step with that of EnvLogger's backends.
 
     python -m benchmarks.record [--steps 20000] [--rounds 3]
 
-Needs EnvLogger, so Python 3.11. An agent that does nothing acts in Catch, whose
-episodes have 10 steps, and in an environment with Hopper's fields and episodes of 500.
-Each way to record takes turns with the environment alone, whose time is taken off. A
-way's time includes the end of its recording, but not the imports.
+Needs EnvLogger, and so Python 3.11. The environments are Catch, with episodes of 10 steps,
+and one with Hopper's fields and episodes of 500 steps. All methods run interleaved with a
+run of the environment alone, whose time is subtracted. The time includes closing the
+recording, but not imports.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from envlogger.backends import tfds_backend_writer
 from kabuki_rlds.recording.environments import record
 from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
 
-#: What `TFDSBackendWriter` takes may be this many times what ours takes, at least.
+#: The required speed-up over `TFDSBackendWriter`.
 _TARGET = 5
 
 
 class Bench(dm_env.Environment):  # type: ignore[misc]
-    """Episodes of one length, whose observations take no time to make."""
+    """An environment with episodes of fixed length and constant observations, which costs almost no time."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type, actions: Any, length: int):
         self._observation = np.ones(shape, dtype)
@@ -63,17 +63,17 @@ class Bench(dm_env.Environment):  # type: ignore[misc]
 
 
 def catch() -> Bench:
-    """A board of 10 x 5, and one of three actions."""
+    """An environment with the specs of Catch: a 10 x 5 board and three actions."""
     return Bench((10, 5), np.float32, specs.DiscreteArray(3, np.int64), 10)
 
 
 def hopper() -> Bench:
-    """Eleven floats, and three of action."""
+    """An environment with the specs of Hopper: 11 floats of observation and 3 of action."""
     return Bench((11,), np.float64, specs.BoundedArray((3,), np.float32, -1, 1), 500)
 
 
 def tfds_config(environment: Bench) -> Any:
-    """The config that `TFDSBackendWriter` needs; an encoding keeps float64 as it is."""
+    """The config for `TFDSBackendWriter`. The encoding "bytes" keeps float64."""
 
     def tensor(spec: Any) -> Any:
         encoding = "bytes" if spec.dtype == np.float64 else "none"
@@ -92,13 +92,13 @@ Wrap = Callable[[Bench, str], Any]
 
 
 def by_tfds_backend_writer(environment: Bench, folder: str) -> Any:
-    """EnvLogger's backend for RLDS, which 1.3 does not have any more."""
+    """Records with EnvLogger's RLDS backend, which was removed in EnvLogger 1.3."""
     backend = tfds_backend_writer.TFDSBackendWriter(folder, tfds_config(environment), version="1.0.0")
     return envlogger.EnvLogger(environment, backend=backend)
 
 
-WAYS: dict[str, Wrap | None] = {
-    "the environment alone": None,
+METHODS: dict[str, Wrap | None] = {
+    "environment without recording": None,
     "EnvLogger, kabuki_rlds.EnvLoggerBackend": lambda environment, folder: envlogger.EnvLogger(
         environment, backend=EnvLoggerBackend, path=folder
     ),
@@ -108,8 +108,8 @@ WAYS: dict[str, Wrap | None] = {
 }
 
 
-def seconds_a_step(make: Callable[[], Bench], wrap: Wrap | None, steps: int) -> float:
-    """How long one step of a run of so many takes."""
+def seconds_per_step(make: Callable[[], Bench], wrap: Wrap | None, steps: int) -> float:
+    """The mean time of a step in seconds, for a run of `steps` steps."""
     with tempfile.TemporaryDirectory() as folder:
         environment = make()
         folder_of_version = pathlib.Path(folder) / "1.0.0"
@@ -119,7 +119,7 @@ def seconds_a_step(make: Callable[[], Bench], wrap: Wrap | None, steps: int) -> 
         _act(wrapped, steps, environment.action_spec())
         wrapped.close()
         ended = time.perf_counter()
-        del wrapped  # EnvLogger's backends write once more when they are forgotten.
+        del wrapped  # EnvLogger's backends write again when they are garbage-collected.
     return (ended - begun) / steps
 
 
@@ -134,24 +134,24 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.record", description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=20_000, help="steps of each run")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each way")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each method")
     arguments = parser.parse_args()
     tf.get_logger().setLevel("ERROR")
 
-    print(f"{os.cpu_count()} cores; median of {arguments.rounds} runs in turn, after one that is not counted")
+    print(f"{os.cpu_count()} cores; median of {arguments.rounds} interleaved runs after a warm-up run")
     ratios = {}
-    for name, make in (("Catch, 10 steps an episode", catch), ("Hopper, 500 steps an episode", hopper)):
-        taken: dict[str, list[float]] = {way: [] for way in WAYS}
+    for name, make in (("Catch, 10 steps per episode", catch), ("Hopper, 500 steps per episode", hopper)):
+        taken: dict[str, list[float]] = {method: [] for method in METHODS}
         for turn in range(arguments.rounds + 1):
-            for way, wrap in WAYS.items():
-                seconds = seconds_a_step(make, wrap, arguments.steps)
+            for method, wrap in METHODS.items():
+                seconds = seconds_per_step(make, wrap, arguments.steps)
                 if turn:
-                    taken[way].append(seconds)
+                    taken[method].append(seconds)
         alone, ours, *others = (statistics.median(times) for times in taken.values())
-        print(f"\n| {name} | µs a recorded step | times the first |")
+        print(f"\n| {name} | µs per recorded step | relative to the first row |")
         print("| --- | ---: | ---: |")
-        for way, seconds in zip(list(WAYS)[1:], (ours, *others), strict=True):
-            print(f"| {way} | {(seconds - alone) * 1e6:.1f} | {(seconds - alone) / (ours - alone):.1f} |")
+        for method, seconds in zip(list(METHODS)[1:], (ours, *others), strict=True):
+            print(f"| {method} | {(seconds - alone) * 1e6:.1f} | {(seconds - alone) / (ours - alone):.1f} |")
         ratios[name] = (others[-1] - alone) / (ours - alone)
 
     print("\n| target | wanted | measured | |")

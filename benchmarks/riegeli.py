@@ -1,10 +1,10 @@
-"""Times the conversion of EnvLogger's Riegeli logs beside a plain loop over EnvLogger's own reader.
+"""Compares the time to convert EnvLogger's Riegeli logs with that of a loop over EnvLogger's reader.
 
     python -m benchmarks.riegeli [--steps 100000] [--data-dir DIR] [--rounds 3]
 
-Needs EnvLogger, so Python 3.11. Records two logs the first time, one of Hopper's shape
-and one with images, then prints a table for each. The loops take a sample of the steps,
-and all are given in steps a second.
+Needs EnvLogger, and so Python 3.11. The first run records two logs, one with Hopper's
+fields and one with images. Prints a table for each log. The loops read only a sample of
+the steps; all results are in steps per second.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import numpy as np
 import kabuki_rlds
 from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 
-#: The loops take no more steps than this.
+#: The maximum number of steps for the loops.
 _SAMPLE = 20_000
 _EPISODE = 100
 
 
 def main() -> None:
-    """Records what is not there yet, and prints the tables."""
+    """Records the logs if they do not exist, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--data-dir", type=pathlib.Path, default=pathlib.Path(__file__).parent / "data")
@@ -51,7 +51,7 @@ def _table(title: str, log: pathlib.Path, steps: int, rounds: int) -> None:
         "this project, to gzip'd HDF5": (_convert, steps),
         "this project, columns only": (_columns, steps),
         "loop over envlogger.reader.Reader, to gzip'd HDF5": (_loop, sample),
-        "loop over envlogger.reader.Reader, nothing kept": (_read, sample),
+        "loop over envlogger.reader.Reader, data discarded": (_read, sample),
         "serialized_step of EnvLogger's C++ reader, not decoded": (_serialized, sample),
     }
     taken: dict[str, list[float]] = {method: [] for method in methods}
@@ -78,7 +78,7 @@ def _columns(log: pathlib.Path, count: int) -> None:
 
 
 def _loop(log: pathlib.Path, count: int) -> None:
-    """What one writes who has read EnvLogger's documentation: the rows of each field in lists, then in arrays."""
+    """A typical script after EnvLogger's documentation: collects rows in lists and converts them to arrays."""
     from envlogger import reader
 
     rows: dict[str, list[Any]] = {"observation": [], "action": [], "reward": [], "discount": []}
@@ -121,7 +121,7 @@ def _record(folder: pathlib.Path, shape: tuple[int, ...], dtype: Any, steps: int
     from dm_env import specs
 
     random = np.random.default_rng(0)
-    # What is near in time is alike, as in a real recording.
+    # A random walk, because consecutive observations of a real recording are similar.
     walk = np.cumsum(random.normal(size=(_EPISODE, *shape)), axis=0)
     walk = (walk * 8 % 256).astype(dtype) if dtype == np.uint8 else walk
 

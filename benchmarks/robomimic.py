@@ -1,4 +1,4 @@
-"""robomimic-shaped demonstrations, and the ways to make an RLDS dataset of them that `demonstrations` compares."""
+"""Generates demonstrations in robomimic's layout, and the methods that `benchmarks.demonstrations` compares."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.done import Done
 
-#: Of each demonstration.
+#: The number of steps per demonstration.
 STEPS = 100
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
 
 
 def make(path: pathlib.Path, demos: int) -> pathlib.Path:
-    """A file of so many demonstrations; what is there already is taken."""
+    """Writes a file with `demos` demonstrations if it does not exist. Returns its path."""
     import h5py
 
     if path.is_file():
@@ -47,7 +47,7 @@ def make(path: pathlib.Path, demos: int) -> pathlib.Path:
 
 
 def template(file: pathlib.Path, target: pathlib.Path, demos: int | None) -> Done:
-    """A `GeneratorBasedBuilder` that makes a dict of each step."""
+    """Runs a TFDS `GeneratorBasedBuilder` that makes a dict for each step."""
     import h5py
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
@@ -109,7 +109,7 @@ def _steps(demo: Any) -> Any:
 
 
 def project(file: pathlib.Path, target: pathlib.Path, demos: int | None) -> Done:
-    """`kabuki_rlds.build` with a recipe, the whole call."""
+    """Calls `kabuki_rlds.build` with a recipe."""
     import kabuki_rlds
 
     with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:

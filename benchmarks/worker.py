@@ -1,10 +1,10 @@
-"""Runs one method in a process of its own, as often as it is told to.
+"""Runs a benchmark method in a separate process.
 
     python -m benchmarks.worker METHOD FOLDER TARGET
 
-It imports everything first and says `{}`. Then for each line of its input, the
-number of episodes or `all`, it runs the method once and answers with a line of
-JSON: seconds, CPU seconds, steps, and the most memory the process has held so far.
+The process imports all packages and prints `{}`. Then it reads lines from stdin, each
+with a number of episodes or `all`. For each line it runs the method once and prints a
+line of JSON: seconds, CPU seconds, steps, and the peak memory of the process in bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 
 
 class Worker:
-    """A method in a process of its own.
+    """A process that runs a benchmark method.
 
-    The process that starts it must be small: on Linux a child's peak memory counts
-    from what its parent held.
+    The process that starts it must be small: on Linux the peak memory of a child process
+    starts at the memory of its parent.
 
     Args:
-      method: a name of `benchmarks.methods.METHODS`.
+      method: name in `benchmarks.methods.METHODS`.
       folder: the dataset to read.
       target: the file to write.
     """
@@ -46,13 +46,13 @@ class Worker:
         self._answer()
 
     def run(self, episodes: int | None) -> dict[str, Any]:
-        """Runs the method once, on so many episodes or on all."""
+        """Runs the method once on `episodes` episodes, or on all if None. Returns the JSON answer."""
         assert self._process.stdin is not None
         print("all" if episodes is None else episodes, file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
-        """Ends the process and removes what it wrote."""
+        """Ends the process and deletes the target."""
         self._process.communicate()
         self.target.unlink(missing_ok=True)
 
@@ -66,9 +66,9 @@ class Worker:
 
 
 def main() -> None:
-    """Runs the worker's side."""
+    """Runs the worker process."""
     name, folder, target = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
-    # What libraries print must not get between the answers.
+    # Redirect stdout to stderr, so that output of libraries does not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from benchmarks import methods
@@ -77,7 +77,7 @@ def main() -> None:
     print("{}", file=answers, flush=True)
     for line in sys.stdin:
         episodes = None if line.strip() == "all" else int(line)
-        # The last run's file goes outside the time: a run makes its file anew.
+        # Delete the file of the last run before the clock starts.
         target.unlink(missing_ok=True)
         start, cpu = time.perf_counter(), time.process_time()
         done = methods.METHODS[name](folder, target, episodes)

@@ -1,1 +1,1 @@
-"""The dataset builder that `tfds build` runs on Kabuki files."""
+"""The dataset builder for Kabuki files that `tfds build` runs."""

@@ -1,16 +1,16 @@
-"""RLDS datasets out of Kabuki HDF5 files, by `tfds build`.
+"""A TFDS dataset builder that makes RLDS datasets from Kabuki HDF5 files.
 
     tfds build builders/kabuki_hdf5 --config '{"name": "hopper", "path": "/data/hopper.hdf5"}' --data_dir DIR
 
-makes `DIR/kabuki_hdf5/hopper/1.0.0`. The work is done by `kabuki_rlds`, which is to be
-installed with the extra `build`: `pip install 'kabuki_rlds[build]'`.
+writes `DIR/kabuki_hdf5/hopper/1.0.0`. It needs `kabuki_rlds` with the extra `build`:
+`pip install 'kabuki_rlds[build]'`.
 """
 
 from kabuki_rlds.commands.tfds_builder import KabukiBuilder, KabukiConfig
 
 
 class Builder(KabukiBuilder):
-    """Builds a dataset from the files that the config names."""
+    """Builds a dataset from the Kabuki files named in the config."""
 
-    # TFDS takes a config in JSON only where a builder has configs of its own.
+    # TFDS accepts a config in JSON only if the builder defines at least one config.
     BUILDER_CONFIGS = [KabukiConfig(name="no_files")]  # noqa: RUF012  # TFDS's attribute

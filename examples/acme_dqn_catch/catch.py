@@ -1,4 +1,4 @@
-"""Catch: a ball falls down a board, and a paddle on the bottom row is to be under it."""
+"""Catch: a ball falls down a board, and the agent moves a paddle on the bottom row to catch it."""
 
 import dm_env
 import numpy as np
@@ -8,10 +8,10 @@ ROWS, COLUMNS = 10, 5
 
 
 class Catch(dm_env.Environment):
-    """An episode is one ball; its last step gives a reward of 1 if it was caught, else -1.
+    """An episode is the fall of one ball. The reward of the last step is 1 if the ball is caught, else -1.
 
-    The observation is the board, float32 (10, 5), with ones where the ball and the paddle
-    are. The actions are 0, 1 and 2: left, stay, right.
+    The observation is the board, float32 (10, 5), with ones at the positions of the ball and
+    of the paddle. The actions are 0 (left), 1 (stay) and 2 (right).
     """
 
     def __init__(self, seed: int):

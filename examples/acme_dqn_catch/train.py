@@ -1,6 +1,6 @@
-"""Trains Acme's DQN on Catch, online, under `acme.EnvironmentLoop`; EnvLogger records it.
+"""Trains Acme's DQN on Catch with `acme.EnvironmentLoop`, and records it with EnvLogger.
 
-Runs on Python 3.9 with requirements.txt, and knows nothing of kabuki_rlds.
+Needs Python 3.9 and requirements.txt. It does not use kabuki_rlds.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from catch import Catch
 
 
 def main() -> None:
-    """Trains, and writes the log."""
+    """Trains the agent and writes the log."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=pathlib.Path, help="folder for EnvLogger's log, which must not be there yet")
+    parser.add_argument("log", type=pathlib.Path, help="folder for EnvLogger's log; it must not exist yet")
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -41,12 +41,12 @@ def main() -> None:
     )
     played = 0
 
-    def of_step(timestep, action, environment):
-        """Goes into the log beside each step."""
+    def step_fields(timestep, action, environment):
+        """The additional field that EnvLogger records with each step."""
         return {"columns_apart": np.int32(abs(environment._ball[1] - environment._paddle))}
 
-    def of_episode(timestep, action, environment):
-        """Goes into the log once an episode: what the last step of it gave."""
+    def episode_metadata(timestep, action, environment):
+        """The episode metadata. EnvLogger keeps the value of the last step of the episode."""
         nonlocal played
         played += timestep.last()
         return {"caught": bool(timestep.last() and timestep.reward > 0), "episode": np.int64(played)}
@@ -54,8 +54,8 @@ def main() -> None:
     with envlogger.EnvLogger(
         environment,
         data_directory=str(arguments.log),
-        step_fn=of_step,
-        episode_fn=of_episode,
+        step_fn=step_fields,
+        episode_fn=episode_metadata,
         metadata={"agent": "DQN of Acme 0.4.0", "environment": "Catch", "seed": arguments.seed},
     ) as logged:
         acme.EnvironmentLoop(logged, agent, label="catch").run(num_episodes=arguments.episodes)

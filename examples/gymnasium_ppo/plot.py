@@ -1,4 +1,4 @@
-"""Plots the learning curve that is in a Kabuki HDF5 file. Needs h5py, NumPy and Matplotlib, and nothing else."""
+"""Plots the learning curve from a Kabuki HDF5 file. Needs only h5py, NumPy and Matplotlib."""
 
 import argparse
 import json
@@ -12,14 +12,14 @@ from matplotlib import pyplot as plt
 
 
 def main() -> None:
-    """Reads the file, and writes the picture."""
+    """Reads the file and writes the image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", help="a Kabuki HDF5 file")
-    parser.add_argument("picture", help="the picture to write")
+    parser.add_argument("image", help="the image file to write")
     arguments = parser.parse_args()
     with h5py.File(arguments.file) as f:
         reward = f["reward"][:]
-        reward[f["is_last"][:]] = 0  # The last row of an episode has no reward: it is padding.
+        reward[f["is_last"][:]] = 0  # The reward of the last row is padding: the row holds only an observation.
         start, length = f["episodes/start"][:], f["episodes/length"][:]
         updates = f["episodes/metadata/updates"][:]
         about = json.loads(f.attrs["environment"])
@@ -33,9 +33,9 @@ def main() -> None:
     axes.plot(ends, mean, color="tab:blue", label="mean of the episodes of one policy")
     axes.set(xlabel="step", ylabel="return", title=f"{about['environment']}, {about['agent']}")
     axes.legend(loc="upper left")
-    figure.savefig(arguments.picture, dpi=100)
+    figure.savefig(arguments.image, dpi=100)
     print(
-        f"{arguments.picture}: {len(returns)} episodes under {len(of_policy)} policies, "
+        f"{arguments.image}: {len(returns)} episodes under {len(of_policy)} policies, "
         f"mean return {mean[0]:.0f} under the first, {mean[-1]:.0f} under the last"
     )
 
