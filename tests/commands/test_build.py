@@ -355,7 +355,7 @@ def test_an_empty_file_is_an_empty_split(dataset, tmp_path):
     assert tfds.builder_from_directory(built.path).info.splits["nothing"].num_examples == 0
 
 
-def test_files_that_do_not_fit_are_refused(converted, hand_file, tmp_path):
+def test_load_rejects_files_with_different_fields(converted, hand_file, tmp_path):
     with pytest.raises(KabukiError, match=r"by_hand.hdf5 does not fit .*: step field '"):
         kabuki_rlds.build({"train": converted("plain"), "test": hand_file}, tmp_path / "data")
     other = tmp_path / "other.hdf5"
@@ -734,7 +734,7 @@ def test_an_error_midway_leaves_the_old_dataset(hand_file, tmp_path):
     assert [folder.name for folder in (tmp_path / "data").iterdir()] == ["x"]
 
 
-def test_what_the_disk_cannot_hold_is_refused_beforehand(hand_file, tmp_path, monkeypatch):
+def test_a_result_larger_than_the_disk_is_rejected_before_writing(hand_file, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 990, 10))
     with pytest.raises(KabukiError, match=r"data.*: needs about .*, but the disk has 10 bytes free"):
         kabuki_rlds.build(hand_file, tmp_path / "data", name="x")
@@ -765,7 +765,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file,
     assert len(records(built.path)) == 3
 
 
-def test_a_signal_leaves_nothing_and_says_so_in_one_line(tmp_path):
+def test_a_signal_leaves_no_output_and_prints_one_line(tmp_path):
     file = handmade.slow(tmp_path / "slow.hdf5", 20_000_000)
     command = [sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--data-dir", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

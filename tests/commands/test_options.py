@@ -1,4 +1,4 @@
-"""An option that cannot apply to the command or to the kind of source is an error."""
+"""Options that cannot apply to the command or to the source are errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _kabuki(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [_log, _kabuki, lambda folder: layout_files.minari(folder / "m.hdf5", [3])])
-def test_a_data_dir_without_a_name_to_look_up_is_an_error(tmp_path, data_dir, make):
+def test_data_dir_without_a_dataset_name_is_rejected(tmp_path, data_dir, make):
     source = make(tmp_path)
     for call in (
         lambda: convert(source, tmp_path / "out.hdf5", data_dir=data_dir),
@@ -39,14 +39,14 @@ def test_a_data_dir_without_a_name_to_look_up_is_an_error(tmp_path, data_dir, ma
     assert not (tmp_path / "out.hdf5").exists()
 
 
-def test_a_data_dir_is_used_if_one_source_is_a_name(tmp_path, dataset, data_dir):
+def test_data_dir_is_used_if_one_source_is_a_name(tmp_path, dataset, data_dir):
     dataset("plain")
     path = convert(dataset("plain"), tmp_path / "in.hdf5").path
     assert convert([path, "plain"], tmp_path / "out.hdf5", data_dir=data_dir).episodes == 20
 
 
 @pytest.mark.parametrize("option", ["--split=train", "--data-dir=.", "--recipe=d4rl", "--assume=a=b"])
-def test_options_of_the_comparison_need_one(tmp_path, capsys, option):
+def test_comparison_options_require_against(tmp_path, capsys, option):
     with pytest.raises(SystemExit) as e:
         main(["validate", str(_kabuki(tmp_path)), option])
     assert e.value.code == 2
@@ -57,7 +57,7 @@ def test_options_of_the_comparison_need_one(tmp_path, capsys, option):
 
 
 @pytest.mark.parametrize("make", [_log, _kabuki])
-def test_every_command_refuses_a_split_of_what_has_none(tmp_path, make):
+def test_split_is_rejected_for_sources_without_splits(tmp_path, make):
     source = make(tmp_path)
     (tmp_path / "r.yaml").write_text("split: {train: first, val: second}\n")
     for call in (
@@ -73,7 +73,7 @@ def test_every_command_refuses_a_split_of_what_has_none(tmp_path, make):
 # --- images ---
 
 
-def test_keeping_image_files_needs_some(tmp_path):
+def test_images_encoded_requires_encoded_images(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
     source = layout_files.aloha(tmp_path / "episode_0.hdf5", 4)
     says = r"images: the images of .* are stored as arrays \(observation/images/top\)"
@@ -109,7 +109,7 @@ def test_keeping_image_files_needs_some(tmp_path):
          "instruction=fold cannot apply, since the file has the instruction 'open it'"),
     ],
 )  # fmt: skip
-def test_an_assumption_that_cannot_apply_is_an_error(tmp_path, make, assume, why):
+def test_assumptions_that_cannot_apply_are_rejected(tmp_path, make, assume, why):
     source = make(tmp_path / "in.hdf5")
     with pytest.raises(KabukiError, match=why):
         convert(source, tmp_path / "out.hdf5", assume=assume, fill={"reward": 0})
@@ -121,7 +121,7 @@ def test_an_assumption_that_cannot_apply_is_an_error(tmp_path, make, assume, why
 
 
 def _without(path: Path, name: str) -> Path:
-    """A robomimic file whose demonstrations lack a dataset or a group."""
+    """A robomimic file whose demonstrations do not have the dataset or group `name`."""
     layout_files.robomimic(path, {0: 3, 1: 2})
     with h5py.File(path, "a") as file:
         for demo in file["data"].values():
@@ -136,7 +136,7 @@ def _d4rl(path: Path, **arrays: object) -> Path:
     return layout_files.d4rl(path, **{name: value for name, value in made.items() if value is not None})
 
 
-def test_an_assumption_that_applies_to_one_of_the_files_is_used(tmp_path):
+def test_an_assumption_may_apply_to_only_one_of_the_files(tmp_path):
     _without(tmp_path / "demo_0.hdf5", "next_obs")
     layout_files.robomimic(tmp_path / "demo_1.hdf5", {0: 3})
     for folder in (tmp_path / "demo_*.hdf5",):
@@ -146,7 +146,7 @@ def test_an_assumption_that_applies_to_one_of_the_files_is_used(tmp_path):
 # --- options that find nothing to do ---
 
 
-def test_options_that_find_nothing_to_do_are_no_error(tmp_path, dataset):
+def test_options_without_effect_are_accepted(tmp_path, dataset):
     source = dataset("plain")
     convert(
         source, tmp_path / "a.hdf5", images="encoded", fill={"reward": 0}, conform=True, skip_bad_episodes=True,

@@ -1,4 +1,4 @@
-"""Properties of columns, blocks and chunks: what is cut, joined or packed comes back whole."""
+"""Property tests of columns, blocks and chunks: slicing, concatenating and compressing lose nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ dims = st.lists(st.integers(0, 3), max_size=3).map(tuple)
 
 @st.composite
 def columns(draw: st.DrawFn, rows: int) -> tuple[Field, Column]:
-    """A field, and a column of it with that many rows."""
+    """Draws a field, and a column of it with `rows` rows."""
     dtype = draw(st.sampled_from([*DTYPES, BYTES]))
     form = draw(st.sampled_from(["fixed", "ragged", "nested"]))
     if form == "fixed":
@@ -62,7 +62,7 @@ def columns(draw: st.DrawFn, rows: int) -> tuple[Field, Column]:
 
 @st.composite
 def elements(draw: st.DrawFn, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Any bits at all, and any bytes."""
+    """Draws elements with arbitrary bits or bytes."""
     size = int(np.prod(shape))
     if dtype == BYTES:
         array = np.empty(size, object)
@@ -100,7 +100,7 @@ cuts = st.lists(st.integers(0, 12), max_size=4).map(sorted)
 
 
 @given(st.data(), st.integers(0, 12), cuts)
-def test_a_column_cut_and_joined_is_the_same(data, rows, at):
+def test_slicing_and_concatenating_a_column_is_lossless(data, rows, at):
     _, column = data.draw(columns(rows))
     bounds = [0, *(min(a, rows) for a in at), rows]
     pieces = [column[a:b] for a, b in itertools.pairwise(bounds)]
@@ -110,9 +110,7 @@ def test_a_column_cut_and_joined_is_the_same(data, rows, at):
 
 @settings(max_examples=150)
 @given(st.data(), st.integers(0, 12), cuts, st.sampled_from(["gzip", "lzf", "none"]), st.integers(1, 40))
-def test_a_column_written_in_pieces_and_read_in_others_is_the_same(
-    tmp_path_factory, data, rows, at, compression, chunk
-):
+def test_columns_round_trip_through_hdf5_in_any_pieces(tmp_path_factory, data, rows, at, compression, chunk):
     field, column = data.draw(columns(rows))
     meta_field, meta = data.draw(columns(1))
     path = tmp_path_factory.mktemp("columns") / "out.hdf5"
@@ -139,7 +137,7 @@ def test_a_column_written_in_pieces_and_read_in_others_is_the_same(
 
 
 @given(hnp.arrays(st.sampled_from([d for d in DTYPES if d != BFLOAT16]), st.integers(1, 50)), st.integers(0, 9))
-def test_hdf5_reads_our_chunks_and_we_read_those_of_hdf5(array, more):
+def test_chunks_are_compatible_with_the_hdf5_library_both_ways(array, more):
     rows = len(array) + more
     with h5py.File.in_memory() as f:
         ours = f.create_dataset("ours", (rows,), array.dtype, chunks=(rows,), shuffle=True, compression="gzip")
@@ -153,7 +151,7 @@ def test_hdf5_reads_our_chunks_and_we_read_those_of_hdf5(array, more):
         assert raw.view(array.dtype)[: len(array)].tobytes() == array.tobytes()
 
 
-def test_a_chunk_that_would_inflate_beyond_its_size_is_refused():
+def test_a_chunk_larger_than_its_stated_size_is_rejected():
     packed = chunks.pack([np.zeros(1 << 20)], 1 << 20, deflate=True)
     with pytest.raises(ValueError, match="a chunk holds"):
         chunks.unpack(packed, 1000, 8, shuffled=True, deflated=True)
@@ -163,7 +161,7 @@ def test_a_chunk_that_would_inflate_beyond_its_size_is_refused():
 
 
 class _Steps:
-    """A source of flags: whole episodes, in blocks cut anywhere."""
+    """A source of flags of whole episodes, in blocks that end at any row."""
 
     def __init__(self, episodes: list[tuple[int, bool]], cut: list[int], lacks: set[str], broken: dict[str, Any]):
         self.label = "made up"
@@ -189,7 +187,7 @@ class _Steps:
 
 
 def by_the_rules(episodes: list[tuple[int, bool]]) -> dict[str, list[Any]]:
-    """The flags and discounts of episodes of (length, ends in a terminal state)."""
+    """The correct flags and discounts of episodes, given as (length, is terminated)."""
     rows: dict[str, list[Any]] = {"is_first": [], "is_last": [], "is_terminal": [], "discount": []}
     for length, terminal in episodes:
         for t in range(length):
@@ -208,27 +206,27 @@ episodes_of = st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=6)
 @given(
     episodes_of, st.lists(st.integers(0, 20), max_size=5), st.sets(st.sampled_from(["is_first", "is_last", "discount"]))
 )
-def test_what_is_lacking_is_derived_by_the_rules(episodes, cut, lacks):
+def test_missing_flags_and_discounts_are_derived_by_the_rules(episodes, cut, lacks):
     whole = CompletedSource(_Steps(episodes, cut, lacks, {}))
     _assert_columns(whole, by_the_rules(episodes))
 
 
 @given(episodes_of, st.lists(st.integers(0, 20), max_size=5))
-def test_how_an_episode_ended_follows_from_its_discounts(episodes, cut):
-    # An episode of one step has no discount before its last row, so nothing says how it ended.
+def test_is_terminal_is_derived_from_the_discount(episodes, cut):
+    # An episode of one step has no discount before its last row, so it is unknown how it ended.
     said = [(length, terminal and length > 1) for length, terminal in episodes]
     _assert_columns(CompletedSource(_Steps(said, cut, {"is_terminal"}, {})), by_the_rules(said))
 
 
 @given(episodes_of, st.lists(st.integers(0, 20), max_size=5), st.booleans())
-def test_how_an_episode_ended_may_be_filled(episodes, cut, terminal):
+def test_is_terminal_can_be_filled_with_a_constant(episodes, cut, terminal):
     said = [(length, terminal) for length, _ in episodes]
     source = _Steps(said, cut, {"is_terminal", "discount"}, {})
     _assert_columns(CompletedSource(source, {"is_terminal": float(terminal)}), by_the_rules(said))
 
 
 @given(episodes_of, st.lists(st.integers(0, 20), max_size=5), st.data())
-def test_conform_makes_any_flags_keep_the_rules(episodes, cut, data):
+def test_conform_corrects_any_flags(episodes, cut, data):
     rows = sum(length for length, _ in episodes)
     flags = {name: data.draw(hnp.arrays(bool, rows)) for name in ("is_first", "is_last", "is_terminal")}
     discount = data.draw(hnp.arrays(np.float32, rows, elements=st.sampled_from([0.0, 1.0, 0.5])))
@@ -254,8 +252,8 @@ def _assert_columns(whole: CompletedSource, want: dict[str, np.ndarray]) -> None
         assert got.dtype == column.dtype
 
 
-def test_a_file_by_another_hand_is_read(tmp_path: Path):
-    """Big-endian numbers, fixed-length strings, contiguous data, no index and no attributes."""
+def test_a_minimal_third_party_file_is_read(tmp_path: Path):
+    """The file has big-endian numbers, fixed-length strings, contiguous data, no index and no attributes."""
     want = by_the_rules([(3, True), (2, False)])
     with h5py.File(tmp_path / "hand.hdf5", "w") as f:
         for name, column in want.items():

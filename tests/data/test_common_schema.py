@@ -1,4 +1,4 @@
-"""Sources, files and episodes whose fields differ: what is an error, and what is joined."""
+"""Sources, files and episodes with different fields: which differences are errors, and which are combined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.formats.test_kabuki_source import steps, write
 
 
 def kabuki(path: Path, **more: np.ndarray) -> Path:
-    """A Kabuki file of one episode of three steps."""
+    """Writes a Kabuki file with one episode of three steps."""
     return write(path, steps(3) | more)
 
 
@@ -99,7 +99,7 @@ def of_rlds(folder: Path) -> list[Path]:
         ),
     ],
 )
-def test_robots_with_different_actions_are_not_mixed(tmp_path, make, message):
+def test_different_action_shapes_are_rejected(tmp_path, make, message):
     fill = {"reward": 0.0} if make is aloha else {}
     with pytest.raises(KabukiError, match=rf"step field {message}" if message.startswith("'") else message):
         kabuki_rlds.convert(make(tmp_path), tmp_path / "out.hdf5", fill=fill)
@@ -108,7 +108,7 @@ def test_robots_with_different_actions_are_not_mixed(tmp_path, make, message):
     assert not (tmp_path / "out.hdf5").exists() and not (tmp_path / "data/x").exists()
 
 
-def test_every_field_that_differs_is_named(tmp_path):
+def test_all_differing_fields_are_listed(tmp_path):
     a = kabuki(tmp_path / "a.hdf5", state=np.zeros((3, 4)), image=np.zeros((3, 2, 2, 3), np.uint8))
     b = kabuki(tmp_path / "b.hdf5", state=np.zeros((3, 5)), image=np.zeros((3, 4, 2, 3), np.uint8))
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_every_field_that_differs_is_named(tmp_path):
             read([a, b])
 
 
-def test_arrays_of_another_rank_are_not_joined(tmp_path):
+def test_different_ranks_are_rejected(tmp_path):
     paths = [kabuki(tmp_path / f"{i}.hdf5", x=np.zeros((3, *[2] * (i + 1)))) for i in range(2)]
     with pytest.raises(KabukiError, match=r"'x' is float64 \(2,\) in .*0.hdf5, but float64 \(2, 2\) in .*1.hdf5"):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5")
@@ -129,7 +129,7 @@ def test_arrays_of_another_rank_are_not_joined(tmp_path):
 # --- fields that only some have ---
 
 
-def test_fields_that_only_some_files_have_are_listed(tmp_path):
+def test_fields_missing_in_some_files_are_listed(tmp_path):
     paths = [kabuki(tmp_path / f"{name}.hdf5", **{name: np.zeros(3), "state": np.zeros(3)}) for name in ("a", "b", "c")]
     with h5py.File(paths[1], "a") as f:
         del f["state"]
@@ -142,7 +142,7 @@ def test_fields_that_only_some_files_have_are_listed(tmp_path):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5")
 
 
-def test_fields_that_only_some_demonstrations_have_are_listed(tmp_path):
+def test_fields_missing_in_some_demonstrations_are_listed(tmp_path):
     paths = [layout_files.robomimic(tmp_path / f"{name}.hdf5", {0: 3, 1: 3}, next_obs=False) for name in ("a", "b")]
     set_field(paths[0], "data/demo_1/obs/depth", np.zeros((3, 2)))
     for demo in (0, 1):
@@ -163,14 +163,14 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def images_of(path: Path, name: str) -> list[np.ndarray]:
-    """The images of a field, step by step, as TFDS would give them."""
+    """The images of a field as arrays, step by step."""
     return [
         np.asarray(step[name]) for episode in kabuki_rlds.load(path) for step in episode["steps"].as_numpy_iterator()
     ]
 
 
 @pytest.mark.parametrize("kind", ["image", "array"])
-def test_images_of_other_sizes_are_joined_with_a_warning(tmp_path, caplog, kind):
+def test_images_of_different_sizes_are_combined_with_a_warning(tmp_path, caplog, kind):
     wide, high = picture(40, 50), picture(64, 33, seed=1)
     attributes = {"kind": "image"} if kind == "image" else {}
     paths = []
@@ -203,13 +203,13 @@ def test_images_of_other_sizes_are_joined_with_a_warning(tmp_path, caplog, kind)
             np.testing.assert_array_equal(one, want)
 
 
-def test_images_with_other_channels_are_not_joined(tmp_path):
+def test_images_with_different_channels_are_rejected(tmp_path):
     paths = [kabuki(tmp_path / f"{c}.hdf5", camera=np.zeros((3, 40, 40, c), np.uint8)) for c in (1, 3)]
     with pytest.raises(KabukiError, match=r"'camera' is uint8 \(40, 40, 1\) in .*, but uint8 \(40, 40, 3\) in"):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5")
 
 
-def test_demonstrations_with_images_of_other_sizes_are_joined(tmp_path, caplog):
+def test_demonstrations_with_images_of_different_sizes_are_combined(tmp_path, caplog):
     path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 3}, next_obs=False)
     other = picture(50, 60)
     set_field(path, "data/demo_1/obs/camera/agentview_image", other)
@@ -224,7 +224,7 @@ def test_demonstrations_with_images_of_other_sizes_are_joined(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
-def test_rlds_datasets_with_images_of_other_sizes_are_joined(tmp_path, caplog, images):
+def test_rlds_datasets_with_images_of_different_sizes_are_combined(tmp_path, caplog, images):
     folders = []
     for name, pixels in (("a", picture(40, 50)), ("b", picture(64, 33))):
         folders.append(kabuki_rlds.build(kabuki(tmp_path / f"{name}.hdf5", camera=pixels), tmp_path, name=name).path)
@@ -243,7 +243,7 @@ def test_rlds_datasets_with_images_of_other_sizes_are_joined(tmp_path, caplog, i
     }
 
 
-def test_fields_that_one_source_declares_as_variable_are_joined(tmp_path, caplog):
+def test_fields_declared_as_variable_by_one_source_are_combined(tmp_path, caplog):
     points = [np.arange(2 * n, dtype=np.float32) for n in (3, 0, 5)]
     a = kabuki(tmp_path / "a.hdf5")
     with h5py.File(a, "a") as f:
@@ -264,8 +264,8 @@ def test_fields_that_one_source_declares_as_variable_are_joined(tmp_path, caplog
         assert [step["points"].numpy().tolist() for e in ds for step in e["steps"]] == rows
 
 
-def test_features_that_declare_a_field_as_variable_are_kept(tmp_path, caplog):
-    """Of a dataset that declares it as (None,), and one that declares it as (4,), the former's feature is taken."""
+def test_features_with_a_variable_dimension_are_kept(tmp_path, caplog):
+    """If one dataset declares the shape (None,) and another (4,), the result has (None,)."""
 
     def dataset(name: str, length: int | None) -> Path:
         field = tfds.features.Tensor(shape=(length,), dtype=np.float32, encoding="bytes")
@@ -296,7 +296,7 @@ def test_features_that_declare_a_field_as_variable_are_kept(tmp_path, caplog):
     assert "are not stored" not in caplog.text
 
 
-def test_arrays_of_text_are_joined(tmp_path):
+def test_text_arrays_of_different_lengths_are_combined(tmp_path):
     texts = [np.array([[f"{i}{j}" for j in range(n)] for i in range(3)], object) for n in (2, 3)]
     paths = []
     for i, rows in enumerate(texts):
@@ -309,7 +309,7 @@ def test_arrays_of_text_are_joined(tmp_path):
     assert words == [[word.encode() for word in row] for rows in texts for row in rows.tolist()]
 
 
-def test_encoded_images_of_other_sizes_are_joined_across_layouts(tmp_path):
+def test_encoded_images_of_different_sizes_are_combined_across_layouts(tmp_path):
     def files(height: int, width: int) -> list[bytes]:
         return [tf.io.encode_png(pixels).numpy() for pixels in picture(height, width)]
 
@@ -323,7 +323,7 @@ def test_encoded_images_of_other_sizes_are_joined_across_layouts(tmp_path):
         np.testing.assert_array_equal(one, right)
 
 
-def test_arrays_of_an_episode_have_as_many_entries_as_it_needs(tmp_path, caplog):
+def test_array_attributes_may_differ_in_length_between_episodes(tmp_path, caplog):
     path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 5, 1: 6})
     with h5py.File(path, "a") as f:
         for demo, count in ((0, 2), (1, 3)):

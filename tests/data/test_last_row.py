@@ -1,4 +1,4 @@
-"""Whether the last row of an episode is a step or an observation: the decision, and what every command makes of it."""
+"""Whether the last row of an episode is a step or an observation: the decision, and its effect on all commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _dataset(
     is_last: bool = True,
     name: str = "toy",
 ) -> Path:
-    """Writes an RLDS dataset with TFDS. `zero_before`: episodes whose discount is 0 before the last row, by rule 4."""
+    """Writes an RLDS dataset with TFDS. `zero_before`: whether the discount before each last row is 0 (rule 4)."""
     rng = np.random.default_rng(len(LENGTHS))
     terminal = list(terminal)
     zero = list(terminal if zero_before is None else zero_before)
@@ -83,7 +83,7 @@ def _dataset(
 
 
 def _padded(folder: Path, **options: Any) -> Path:
-    """A dataset whose last rows are observations, as RLDS has them, with random values in the padding."""
+    """A dataset whose last rows are observations, as in RLDS, with random values in the padding."""
     return _dataset(folder, last_reward=7.0, **options)
 
 
@@ -138,7 +138,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_row_is_decided_by_rule_4_and_the_data(kind: str, tmp_path: Path) -> None:
+def test_rule_4_and_the_data_decide_whether_last_rows_are_steps(kind: str, tmp_path: Path) -> None:
     write, is_step, reason = KINDS[kind]
     result = kabuki_rlds.convert(write(tmp_path), tmp_path / "k.hdf5")
     assert result.last_rows.is_step.tolist() == [is_step] * 5, result.last_rows
@@ -149,7 +149,7 @@ def test_the_last_row_is_decided_by_rule_4_and_the_data(kind: str, tmp_path: Pat
     assert kabuki_rlds.compare(tmp_path / "k.hdf5", tmp_path / "toy/1.0.0") == []
 
 
-def test_conflicting_evidence_keeps_the_steps_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_conflicting_evidence_keeps_steps_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = _dataset(tmp_path, zero_before=[True, False, False, False, False])
     result = kabuki_rlds.convert(source, tmp_path / "k.hdf5")
     assert result.last_rows.is_step.all()
@@ -157,7 +157,7 @@ def test_conflicting_evidence_keeps_the_steps_and_warns(tmp_path: Path, caplog: 
     assert "--last-row observation" in caplog.text
 
 
-def test_truncated_episodes_that_carry_values_are_taken_for_padding_with_a_warning(
+def test_values_in_last_rows_of_truncated_episodes_are_padding_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = _padded(tmp_path, terminal=[False] * 5)
@@ -170,7 +170,7 @@ def test_truncated_episodes_that_carry_values_are_taken_for_padding_with_a_warni
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 3, 64])
-def test_the_decision_does_not_depend_on_blocks(
+def test_the_decision_does_not_depend_on_block_size(
     block_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
@@ -184,7 +184,7 @@ def test_the_decision_does_not_depend_on_blocks(
 
 
 @pytest.mark.parametrize("last_row", ["step", "observation"])
-def test_the_user_has_the_last_word(last_row: str, tmp_path: Path) -> None:
+def test_the_last_row_option_overrides_the_source(last_row: str, tmp_path: Path) -> None:
     sources = {
         "rlds": _like_droid(tmp_path),
         "robomimic": layout_files.robomimic(tmp_path / "r.hdf5", {0: 4, 1: 5}, next_obs=False, success=[0]),
@@ -197,12 +197,12 @@ def test_the_user_has_the_last_word(last_row: str, tmp_path: Path) -> None:
         assert main(["convert", str(source), str(dest), "--last-row", last_row, "--quiet"]) == 0
         flags = _flags(dest)
         assert flags == [last_row == "step"] * len(flags), name
-        # What was asked for is what the next conversion finds stated.
+        # The file states the decision, so the next conversion keeps it.
         kabuki_rlds.convert(dest, tmp_path / f"{name}-again.hdf5")
         assert _flags(tmp_path / f"{name}-again.hdf5") == flags
 
 
-def test_other_words_than_step_and_observation_are_rejected(tmp_path: Path) -> None:
+def test_invalid_values_of_last_row_are_rejected(tmp_path: Path) -> None:
     source = _like_droid(tmp_path)
     file = kabuki_rlds.convert(source, tmp_path / "k.hdf5").path
     for call in (
@@ -215,7 +215,7 @@ def test_other_words_than_step_and_observation_are_rejected(tmp_path: Path) -> N
         main(["convert", str(source), str(tmp_path / "x.hdf5"), "--last-row", "action"])
 
 
-def test_loaders_take_the_users_word_over_the_files(tmp_path: Path) -> None:
+def test_the_last_row_option_of_loaders_overrides_the_file(tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
     assert _steps(file)[0] == TOTAL
     assert _steps(file, last_row="observation")[0] == ACTIONS_IF_PADDED
@@ -223,10 +223,10 @@ def test_loaders_take_the_users_word_over_the_files(tmp_path: Path) -> None:
     assert sum(batch["observation_mask"].sum() - batch["mask"].sum() for batch in windows) > 0
 
 
-# --- through other formats and back ---
+# --- round trips through other formats ---
 
 
-def test_rlds_that_build_wrote_keeps_the_decision(tmp_path: Path) -> None:
+def test_rlds_datasets_from_build_keep_the_decision(tmp_path: Path) -> None:
     steps = kabuki_rlds.convert(_like_droid(tmp_path, name="a"), tmp_path / "a.hdf5").path
     padded = kabuki_rlds.convert(_padded(tmp_path, name="b"), tmp_path / "b.hdf5").path
     mixed = [True] * 5 + [False] * 5
@@ -240,18 +240,18 @@ def test_rlds_that_build_wrote_keeps_the_decision(tmp_path: Path) -> None:
         back = kabuki_rlds.convert(built.path, tmp_path / f"{split}.hdf5", split=split)
         assert back.last_rows.is_step.tolist() == wanted, split
         assert "states" in back.last_rows.reason
-    # The metadata is not taken for the environment's, and grows no further on the next way round.
+    # The package's entry in metadata.json is not treated as metadata of the environment.
     assert kabuki_rlds.inspect(tmp_path / "train.hdf5").info.environment == kabuki_rlds.inspect(steps).info.environment
 
 
-def test_rlds_built_from_a_layout_keeps_the_decision(tmp_path: Path) -> None:
+def test_rlds_datasets_built_from_robomimic_keep_the_decision(tmp_path: Path) -> None:
     source = layout_files.robomimic(tmp_path / "r.hdf5", {0: 4, 1: 5}, next_obs=False, success=[0])
     built = kabuki_rlds.build(source, tmp_path / "data", name="lift")
     assert json.loads((built.path / "metadata.json").read_text())["kabuki"]["last_is_step"] == {"train": [[True, 2]]}
     assert kabuki_rlds.convert(built.path, tmp_path / "k.hdf5").last_rows.is_step.all()
 
 
-def test_episodes_that_are_left_out_do_not_shift_the_decision(tmp_path: Path) -> None:
+def test_skipped_episodes_do_not_shift_the_decision(tmp_path: Path) -> None:
     steps = kabuki_rlds.convert(_like_droid(tmp_path, name="a"), tmp_path / "a.hdf5").path
     padded = kabuki_rlds.convert(_padded(tmp_path, name="b"), tmp_path / "b.hdf5").path
     built = kabuki_rlds.build([steps, padded], tmp_path / "data", name="mixed")
@@ -280,7 +280,7 @@ def test_round_trips_keep_actions_and_rewards(
     wanted = _steps(file)
     assert wanted[0] == actions
     if source == "observations":
-        # An episode of one row has no action, and these layouts have no form for it.
+        # An episode of one row has no action, and these layouts cannot store it.
         file = kabuki_rlds.convert(_without_actionless(paths), tmp_path / "k2.hdf5", recipe=recipe).path
     elif source == "mixed":
         parts = [paths[0], *_without_actionless(paths[1:])]
@@ -299,7 +299,7 @@ def test_round_trips_keep_actions_and_rewards(
 
 
 def _without_actionless(paths: list[Path]) -> list[Path]:
-    """The datasets without their episode of a single row, as Kabuki files."""
+    """The datasets as Kabuki files, without the episode of a single row."""
     made = []
     for path in paths:
         parts = [f"train[{a}]" for a in (":3", "4:")]
@@ -309,10 +309,10 @@ def _without_actionless(paths: list[Path]) -> list[Path]:
     return made
 
 
-# --- what loaders serve ---
+# --- loaders ---
 
 
-def test_transitions_of_terminated_episodes_have_their_last_step_with_discount_0(tmp_path: Path) -> None:
+def test_transitions_include_terminal_last_steps_with_discount_0(tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
     with h5py.File(file) as f:
         reward, seen = f["reward"][:], f["observation/state"][:]
@@ -329,7 +329,7 @@ def test_transitions_of_terminated_episodes_have_their_last_step_with_discount_0
 
 @pytest.mark.parametrize("n_step", [1, 2, 3, 50])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_n_step_returns_have_the_reward_of_the_last_step(n_step: int, shuffle: bool, tmp_path: Path) -> None:
+def test_n_step_returns_include_the_reward_of_the_last_step(n_step: int, shuffle: bool, tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
     gamma = 0.9
     with h5py.File(file) as f:
@@ -351,7 +351,7 @@ def test_n_step_returns_have_the_reward_of_the_last_step(n_step: int, shuffle: b
         assert found[key] == pytest.approx(values)
 
 
-def test_transitions_leave_out_the_last_step_of_truncated_episodes_and_say_how_many(
+def test_transitions_skip_last_steps_of_truncated_episodes_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = _dataset(tmp_path, terminal=[True, False, True, False, False], zero_before=[False] * 5)
@@ -392,7 +392,7 @@ def test_inspect_and_validate_report_the_decision(tmp_path: Path, capsys: pytest
     assert "noted: rule 4: discount" in said and said.rstrip().endswith("valid")
 
 
-def test_a_deviation_that_is_not_noted_or_has_another_count_is_a_violation(tmp_path: Path) -> None:
+def test_deviations_without_a_matching_note_are_violations(tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
     with h5py.File(file, "a") as f:
         f["discount"][2] = 0
@@ -408,7 +408,7 @@ def test_a_deviation_that_is_not_noted_or_has_another_count_is_a_violation(tmp_p
 
 
 @pytest.mark.parametrize("write", [_like_droid, _padded])
-def test_conform_derives_the_discounts_of_the_decision(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_conform_corrects_discounts_according_to_the_decision(write: Callable[[Path], Path], tmp_path: Path) -> None:
     source = write(tmp_path)
     result = kabuki_rlds.convert(source, tmp_path / "k.hdf5", conform=True)
     assert result.warnings == []
@@ -426,13 +426,13 @@ def test_conform_derives_the_discounts_of_the_decision(write: Callable[[Path], P
     assert plain == (write is _like_droid)
 
 
-def test_against_conform_passes_over_fields_that_were_filled(tmp_path: Path) -> None:
+def test_comparing_with_conform_ignores_filled_fields(tmp_path: Path) -> None:
     source = layout_files.robomimic(tmp_path / "r.hdf5", {0: 4, 1: 5}, next_obs=False, rewards=False)
     kabuki_rlds.convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, conform=True)
     assert kabuki_rlds.compare(tmp_path / "k.hdf5", source, conform=True) == []
 
 
-def test_compare_tells_of_another_decision(tmp_path: Path) -> None:
+def test_compare_reports_a_different_decision(tmp_path: Path) -> None:
     source = _like_droid(tmp_path)
     kabuki_rlds.convert(source, tmp_path / "k.hdf5", last_row="observation")
     (difference,) = kabuki_rlds.compare(tmp_path / "k.hdf5", source)
@@ -449,9 +449,7 @@ def _as_1_0(file: Path) -> Path:
     return file
 
 
-def test_files_of_format_1_0_that_carry_rewards_are_warned_of_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_format_1_0_files_with_rewards_in_last_rows_warn_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = _as_1_0(kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "old.hdf5").path)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
@@ -467,7 +465,7 @@ def test_files_of_format_1_0_that_carry_rewards_are_warned_of_once(
     assert _steps(tmp_path / "new.hdf5")[0] == TOTAL
 
 
-def test_files_of_format_1_0_without_rewards_there_are_not_warned_of(
+def test_format_1_0_files_without_rewards_in_last_rows_do_not_warn(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = _as_1_0(kabuki_rlds.convert(_dataset(tmp_path, last_reward=0.0), tmp_path / "old.hdf5").path)
@@ -485,7 +483,7 @@ def test_files_of_format_1_0_without_rewards_there_are_not_warned_of(
         (np.full(5, 3, "u1"), "0 and 1"),
     ],
 )
-def test_a_malformed_flag_is_named(flags: np.ndarray, message: str, tmp_path: Path) -> None:
+def test_a_malformed_last_is_step_dataset_is_rejected(flags: np.ndarray, message: str, tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5").path
     with h5py.File(file, "a") as f:
         del f["episodes/last_is_step"]
@@ -508,7 +506,7 @@ def test_a_recipe_that_sets_the_discount_does_not_change_the_decision(tmp_path: 
 
 
 def _renamed(source: Path, folder: Path, names: dict[str, str], **columns: Any) -> Path:
-    """The dataset with other names of step fields, or other values of one, written by TFDS."""
+    """Writes a copy of the dataset with renamed step fields, or with constant values for a field."""
     builder = tfds.builder_from_directory(source)
     kept = dict(builder.info.features["steps"].feature.items())
     episodes = []
@@ -521,7 +519,7 @@ def _renamed(source: Path, folder: Path, names: dict[str, str], **columns: Any) 
 
 
 @pytest.mark.parametrize("write", [_like_droid, _padded])
-def test_fields_that_a_recipe_renames_tell_what_last_rows_are(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_fields_renamed_by_a_recipe_are_used_for_the_decision(write: Callable[[Path], Path], tmp_path: Path) -> None:
     names = {"action": "control", "reward": "rew", "is_terminal": "done"}
     source = _renamed(write(tmp_path / "a"), tmp_path / "b", names)
     recipe = tmp_path / "r.yaml"
@@ -538,13 +536,13 @@ def test_fields_that_a_recipe_renames_tell_what_last_rows_are(write: Callable[[P
 
 
 @pytest.mark.parametrize("write", [_like_droid, _padded])
-def test_against_conform_derives_the_ends_as_convert_does(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_comparing_with_conform_derives_is_terminal_like_convert(write: Callable[[Path], Path], tmp_path: Path) -> None:
     source = _renamed(write(tmp_path / "a"), tmp_path / "b", {"is_terminal": "done"})
     kabuki_rlds.convert(source, tmp_path / "k.hdf5", conform=True)
     assert kabuki_rlds.compare(tmp_path / "k.hdf5", source, conform=True) == []
 
 
-def test_ends_are_derived_from_the_discount_of_a_last_row_that_is_a_step(tmp_path: Path) -> None:
+def test_is_terminal_is_derived_from_the_discount_of_a_last_step(tmp_path: Path) -> None:
     source = _like_droid(tmp_path / "a", is_last=False, last_discount=0.0)
     source = _renamed(source, tmp_path / "b", {"is_terminal": "done"})
     result = kabuki_rlds.convert(source, tmp_path / "k.hdf5")
@@ -556,7 +554,7 @@ def test_ends_are_derived_from_the_discount_of_a_last_row_that_is_a_step(tmp_pat
 
 
 @pytest.mark.parametrize("value", [False, True])
-def test_is_first_that_deviates_does_not_move_the_decision_to_other_episodes(value: bool, tmp_path: Path) -> None:
+def test_wrong_is_first_flags_do_not_shift_the_decision(value: bool, tmp_path: Path) -> None:
     steps = _renamed(_like_droid(tmp_path / "a", last_discount=0.0), tmp_path / "b", {}, is_first=value)
     result = kabuki_rlds.convert([_padded(tmp_path / "c"), steps], tmp_path / "k.hdf5")
     assert {w.rule for w in result.warnings} == {5, 6}
@@ -568,14 +566,14 @@ def test_is_first_that_deviates_does_not_move_the_decision_to_other_episodes(val
     assert rules == {(5, "is_first"), (6, "episodes/start")}
 
 
-def test_returns_leave_out_last_rows_that_is_last_does_not_mark(tmp_path: Path) -> None:
+def test_returns_exclude_last_rows_without_is_last(tmp_path: Path) -> None:
     source = _dataset(tmp_path, terminal=[False] * 5, is_last=False)
     file = kabuki_rlds.convert(source, tmp_path / "k.hdf5", last_row="observation").path
     returns = kabuki_rlds.inspect(file).returns
     assert returns is not None and returns.mean * 5 == pytest.approx(_steps(file)[1])
 
 
-def test_a_file_made_by_hand_may_state_its_last_rows_without_an_index(tmp_path: Path) -> None:
+def test_a_file_without_an_index_may_state_last_is_step(tmp_path: Path) -> None:
     file = kabuki_rlds.convert(_like_droid(tmp_path), tmp_path / "k.hdf5", conform=True).path
     with h5py.File(file) as f, h5py.File(tmp_path / "hand.hdf5", "w") as hand:
         for name in ("observation", "action", "reward", "discount", "is_first", "is_last", "is_terminal"):
@@ -586,8 +584,8 @@ def test_a_file_made_by_hand_may_state_its_last_rows_without_an_index(tmp_path: 
     assert kabuki_rlds.convert(tmp_path / "hand.hdf5", tmp_path / "again.hdf5").last_rows.is_step.all()
 
 
-def test_a_limited_build_decides_by_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Padding that is zero: the one row that carries an action is within an episode.
+def test_a_build_with_a_limit_decides_by_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The padding is zero. The only row in question is inside an episode.
     source = _like_droid(tmp_path, last_action=_zero, last_reward=0.0)
     file = _as_1_0(kabuki_rlds.convert(source, tmp_path / "k.hdf5").path)
     monkeypatch.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", 2)
@@ -602,7 +600,7 @@ def test_a_limited_build_decides_by_the_whole_file(tmp_path: Path, monkeypatch: 
 # --- layouts ---
 
 
-def test_layouts_without_a_last_observation_make_as_many_rows_as_actions(tmp_path: Path) -> None:
+def test_layouts_without_last_observations_have_one_row_per_action(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     files = {
         "robomimic": layout_files.robomimic(tmp_path / "r.hdf5", {0: 4, 1: 5}, next_obs=False, success=[0]),
@@ -629,7 +627,7 @@ def test_layouts_without_a_last_observation_make_as_many_rows_as_actions(tmp_pat
 
 
 @pytest.mark.parametrize(("old", "new"), [("terminal", "repeat"), ("none", None)])
-def test_old_words_for_the_last_observation_still_work(
+def test_deprecated_values_of_last_observation_still_work(
     old: str, new: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = layout_files.robomimic(tmp_path / "r.hdf5", {0: 4, 1: 5}, next_obs=False, success=[0])
@@ -640,7 +638,7 @@ def test_old_words_for_the_last_observation_still_work(
 
 
 @needs_cases
-def test_cases_give_the_results_that_their_readme_states(tmp_path: Path) -> None:
+def test_shared_cases_give_the_documented_results(tmp_path: Path) -> None:
     droid = kabuki_rlds.convert(CASES / "droid_rlds/1.0.1", tmp_path / "droid.hdf5").path
     assert _steps(droid) == (43, 4.0)
     assert _count(kabuki_rlds.load_transitions(droid, 9, as_numpy=True)) == (43, 4.0)

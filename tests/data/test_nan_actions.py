@@ -1,4 +1,4 @@
-"""NaN in actions is counted and reported by every command."""
+"""All commands count and report NaN in actions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LENGTHS = (3, 5, 4)
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Rows 1, 4 and 5 have a NaN in `action/arm`, row 9 one in `action/hand`; last rows 2 and 11 are padding."""
+    """A file with NaN in rows 1, 4 and 5 of `action/arm` and in row 9 of `action/hand`; rows 2 and 11 are padding."""
     fields = handmade.fields(LENGTHS, (True, False, True))
     del fields["action"]
     fields["action/arm"] = np.ones((12, 7), np.float32)
@@ -37,7 +37,7 @@ def source(tmp_path: Path) -> Path:
 ARM, HAND = "action/arm: NaN in 3 rows (1, 4, 5)", "action/hand: NaN in 1 row (9)"
 
 
-def test_every_command_counts_them(source, tmp_path, capsys):
+def test_every_command_reports_nan_actions(source, tmp_path, capsys):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("steps: {action: {concatenate: [action/arm, action/hand]}}\n")
     out = tmp_path / "out.hdf5"
@@ -65,7 +65,7 @@ def test_every_command_counts_them(source, tmp_path, capsys):
     ]
 
 
-def test_results_hold_the_counts(source, tmp_path):
+def test_results_contain_the_nan_counts(source, tmp_path):
     found = [("action/arm", 3), ("action/hand", 1)]
     result = convert(source, tmp_path / "out.hdf5")
     assert [(each.field, each.count) for each in result.nan_actions] == found
@@ -76,11 +76,11 @@ def test_results_hold_the_counts(source, tmp_path):
     assert convert([source, source], tmp_path / "two.hdf5").nan_actions[0].count == 6
 
 
-def test_a_file_with_them_is_valid(source, tmp_path):
+def test_a_file_with_nan_actions_is_valid(source, tmp_path):
     assert kabuki_rlds.validate(convert(source, tmp_path / "out.hdf5").path) == []
 
 
-def test_the_action_of_a_last_row_that_is_a_step_counts(source, tmp_path):
+def test_nan_in_a_last_row_that_is_a_step_counts(source, tmp_path):
     result = convert(source, tmp_path / "out.hdf5", last_row="step")
     assert [(each.field, each.count, each.rows) for each in result.nan_actions] == [
         ("action/arm", 5, (1, 2, 4, 5, 11)), ("action/hand", 1, (9,)),
@@ -89,7 +89,7 @@ def test_the_action_of_a_last_row_that_is_a_step_counts(source, tmp_path):
         assert find_nan_actions(opened) == result.nan_actions
 
 
-def test_what_the_user_fills_in_is_not_reported(tmp_path, caplog):
+def test_nan_from_fill_is_not_reported(tmp_path, caplog):
     fields = handmade.fields(LENGTHS, (True, False, True))
     del fields["action"]
     source = handmade.write(tmp_path / "in.hdf5", fields)
@@ -97,7 +97,7 @@ def test_what_the_user_fills_in_is_not_reported(tmp_path, caplog):
     assert "NaN" not in caplog.text
 
 
-def test_files_in_other_layouts(tmp_path):
+def test_nan_actions_of_third_party_layouts_are_reported(tmp_path):
     layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4}, next_obs=False)
     with h5py.File(tmp_path / "demo.hdf5", "a") as file:
         file["data/demo_1/actions"][3, 0] = np.nan
@@ -106,7 +106,7 @@ def test_files_in_other_layouts(tmp_path):
 
 
 @pytest.mark.parametrize("cuts", [(), (1,), (3,), (4, 5), (1, 2, 3, 4, 5, 6, 7)])
-def test_blocks_that_end_anywhere(cuts):
+def test_nan_counts_do_not_depend_on_block_boundaries(cuts):
     starts, is_step = np.array([0, 3, 3, 7]), np.array([True, False, True, False])
     dtypes = {"action": np.float64, "action/low": BFLOAT16, "action/none": np.int64}
     counter = NanActionCounter({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})
@@ -123,7 +123,7 @@ def test_blocks_that_end_anywhere(cuts):
     ]  # fmt: skip
 
 
-def test_rows_that_differ_in_size():
+def test_nan_is_found_in_rows_of_different_shapes():
     values = np.array([1, np.nan, 3, 4, np.nan, 6])
     ragged = Ragged(values, np.array([[2], [0], [3], [1]]))
     counter = NanActionCounter(

@@ -1,4 +1,4 @@
-"""Parts of sources that are one split, or have masks, in TFDS's syntax."""
+"""Slices in TFDS's syntax, for sources that TFDS does not read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WRONG = [
 
 @pytest.fixture(scope="module")
 def kabuki(tmp_path_factory) -> Path:
-    """20 episodes; the observation is the number of the episode."""
+    """A file with 20 episodes. The observation is the index of the episode."""
     lengths = LENGTHS * 2
     columns = {name: np.concatenate([steps(length)[name] for length in lengths]) for name in steps(3)}
     columns["observation"] = np.repeat(np.arange(len(lengths), dtype=np.float32), lengths)
@@ -54,14 +54,14 @@ def rlds(kabuki, tmp_path_factory) -> Path:
 
 
 def episodes(path: Path) -> list[int]:
-    """The numbers of the episodes of a file, in order."""
+    """The original indices of the episodes of a file, in order."""
     assert kabuki_rlds.validate(path) == []
     with h5py.File(path) as f:
         return f["observation"][:][f["is_first"][:]].tolist()
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_part_of_a_kabuki_file_is_what_tfds_takes(kabuki, rlds, tmp_path, split):
+def test_slices_of_kabuki_files_equal_those_of_tfds(kabuki, rlds, tmp_path, split):
     result = kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)
     right = kabuki_rlds.convert(rlds, tmp_path / "right.hdf5", split=split)
     assert episodes(result.path) == episodes(right.path)
@@ -74,7 +74,7 @@ def test_a_part_of_a_kabuki_file_is_what_tfds_takes(kabuki, rlds, tmp_path, spli
 
 
 @pytest.mark.parametrize("split", WRONG)
-def test_a_part_that_tfds_does_not_take_is_an_error(kabuki, rlds, tmp_path, split):
+def test_slices_that_tfds_rejects_are_rejected(kabuki, rlds, tmp_path, split):
     with pytest.raises(KabukiError, match=r"in.hdf5: (has no split|split)"):
         kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)
     with pytest.raises(KabukiError):
@@ -88,19 +88,19 @@ def test_only_tfds_datasets_have_shards(kabuki, tmp_path, split):
         kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)
 
 
-def test_each_source_is_cut(kabuki, rlds, tmp_path):
+def test_a_slice_applies_to_each_source(kabuki, rlds, tmp_path):
     result = kabuki_rlds.convert([rlds, kabuki], tmp_path / "out.hdf5", split="train[3:5]")
     assert episodes(result.path) == [3, 4, 3, 4]
 
 
-def test_the_split_that_a_file_came_from_names_it(rlds, tmp_path):
+def test_the_original_split_name_selects_the_file(rlds, tmp_path):
     built = kabuki_rlds.build({"val": kabuki_rlds.convert(rlds, tmp_path / "all.hdf5").path}, tmp_path, name="y").path
     whole = kabuki_rlds.convert(built, tmp_path / "val.hdf5", split="val").path
     for split in ("val[1:3]", "train[1:3]", "all[1:3]"):
         assert episodes(kabuki_rlds.convert(whole, tmp_path / "o.hdf5", split=split, overwrite=True).path) == [1, 2]
 
 
-def test_every_command_with_a_split_takes_parts(kabuki, tmp_path, capsys):
+def test_every_command_with_a_split_option_accepts_slices(kabuki, tmp_path, capsys):
     out = tmp_path / "out.hdf5"
     assert main(["convert", str(kabuki), str(out), "--split", "train[17:18]", "--quiet"]) == 0
     assert episodes(out) == [17]
@@ -116,7 +116,7 @@ def test_every_command_with_a_split_takes_parts(kabuki, tmp_path, capsys):
     capsys.readouterr()
 
 
-def test_a_part_is_resumed_and_cut_in_pieces(kabuki, tmp_path, monkeypatch):
+def test_a_sliced_conversion_can_be_resumed(kabuki, tmp_path, monkeypatch):
     from kabuki_rlds.commands import resume
 
     monkeypatch.setattr(resume, "_PART_BYTES", 700)
@@ -126,7 +126,7 @@ def test_a_part_is_resumed_and_cut_in_pieces(kabuki, tmp_path, monkeypatch):
     assert episodes(result.path) == episodes(right.path) == [*range(12, 20), *range(2, 9)]
 
 
-def test_masks_are_cut(tmp_path):
+def test_masks_can_be_sliced(tmp_path):
     path = layout_files.robomimic(
         tmp_path / "demo.hdf5", {i: 2 + i for i in range(10)}, masks={"train": range(7), "valid": [7, 8]}
     )
@@ -147,7 +147,7 @@ def test_masks_are_cut(tmp_path):
         taken("test")
 
 
-def test_demonstrations_in_several_files_are_cut_as_one(tmp_path):
+def test_demonstrations_in_several_files_are_sliced_as_one_source(tmp_path):
     for i in range(5):
         layout_files.aloha(tmp_path / f"episode_{i}.hdf5", 3 + i)
     result = kabuki_rlds.convert(
@@ -157,7 +157,7 @@ def test_demonstrations_in_several_files_are_cut_as_one(tmp_path):
 
 
 @pytest.mark.parametrize("timeouts", [True, False])
-def test_flat_files_are_cut(tmp_path, timeouts):
+def test_d4rl_files_can_be_sliced(tmp_path, timeouts):
     ends = np.isin(np.arange(12), [2, 6, 11])
     more = {"next_observations": np.zeros((12, 3), np.float32)} if timeouts else {}
     path = layout_files.d4rl(tmp_path / "d4rl.hdf5", terminals=ends, timeouts=np.zeros(12, bool), **more)
@@ -171,7 +171,7 @@ def test_flat_files_are_cut(tmp_path, timeouts):
             np.testing.assert_array_equal(got["action"][:], all_of_it["action"][:][rows])
 
 
-def test_logs_are_cut(tmp_path):
+def test_envlogger_logs_can_be_sliced(tmp_path):
     log = FIXTURES / "acme_dqn_catch"
     whole = kabuki_rlds.convert(log, tmp_path / "whole.hdf5")
     for split in ("train[17:18]", "train[-2:]+train[40:45]"):

@@ -1,4 +1,4 @@
-"""The destination is the old file, the new whole file, or not there; and no `.partial` stays behind."""
+"""After any failure the destination is unchanged, and no `.partial` file remains."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OLD = b"the old file, which need not be HDF5"
 
 @pytest.fixture(params=["no old file", "an old file"])
 def dest(request, tmp_path) -> Path:
-    """A destination, with and without an old file to overwrite."""
+    """A destination, once with and once without an existing file."""
     path = tmp_path / "made" / "out.hdf5"
     path.parent.mkdir()
     if request.param == "an old file":
@@ -42,13 +42,13 @@ def dest(request, tmp_path) -> Path:
 
 
 def assert_as_before(dest: Path) -> None:
-    """Nothing is there but the old file, if there was one."""
+    """The folder holds only the old file, or nothing if there was none."""
     assert [path.name for path in dest.parent.iterdir()] in ([], ["out.hdf5"])
     assert not dest.exists() or dest.read_bytes() == OLD
 
 
 def assert_whole(dest: Path, steps: int) -> None:
-    """The new file is there, and nothing else."""
+    """The folder holds only the new file."""
     assert [path.name for path in dest.parent.iterdir()] == [dest.name]
     with h5py.File(dest) as f:
         assert f.attrs["complete"]
@@ -69,7 +69,7 @@ def small(tmp_path) -> Path:
 
 @pytest.fixture(params=["plain", "array_record"])
 def damaged(request, dataset, tmp_path) -> Path:
-    """A copy of a dataset, to be damaged."""
+    """A copy of a dataset, which the test damages."""
     return Path(shutil.copytree(dataset(request.param), tmp_path / "copy" / request.param / "1.0.0"))
 
 
@@ -78,14 +78,14 @@ def shard(folder: Path, which: int) -> Path:
 
 
 def episodes_said(folder: Path, change: int) -> None:
-    """Makes `dataset_info.json` say so many more episodes of the last shard of "train"."""
+    """Adds `change` to the number of episodes that `dataset_info.json` states for the last shard of "train"."""
     info = json.loads((folder / "dataset_info.json").read_text())
     (train,) = (split for split in info["splits"] if split["name"] == "train")
     train["shardLengths"][-1] = str(int(train["shardLengths"][-1]) + change)
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def test_a_shard_cut_short_is_refused(damaged, dest):
+def test_a_truncated_shard_is_rejected(damaged, dest):
     path = shard(damaged, 1)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(kabuki_rlds.KabukiError, match=path.name):
@@ -93,7 +93,7 @@ def test_a_shard_cut_short_is_refused(damaged, dest):
     assert_as_before(dest)
 
 
-def test_a_shard_with_a_flipped_bit_is_refused(damaged, dest):
+def test_a_shard_with_a_flipped_bit_is_rejected(damaged, dest):
     path = shard(damaged, 1)
     stored = bytearray(path.read_bytes())
     # ArrayRecord fills its files up with zeros, of which none matters.
@@ -106,7 +106,7 @@ def test_a_shard_with_a_flipped_bit_is_refused(damaged, dest):
 
 
 @pytest.mark.parametrize("which", [0, 2])
-def test_an_empty_shard_is_refused(which, damaged, dest):
+def test_an_empty_shard_is_rejected(which, damaged, dest):
     path = shard(damaged, which)
     path.write_bytes(b"")
     with pytest.raises(kabuki_rlds.KabukiError, match=path.name):
@@ -114,7 +114,7 @@ def test_an_empty_shard_is_refused(which, damaged, dest):
     assert_as_before(dest)
 
 
-def test_a_missing_shard_is_refused(damaged, dest):
+def test_a_missing_shard_is_rejected(damaged, dest):
     path = shard(damaged, 1)
     path.unlink()
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{path.name}: this shard is missing"):
@@ -123,7 +123,7 @@ def test_a_missing_shard_is_refused(damaged, dest):
 
 
 @pytest.mark.parametrize(("change", "word"), [(1, "fewer"), (-1, "more")])
-def test_another_number_of_episodes_than_the_dataset_says_is_refused(change, word, damaged, dest):
+def test_a_wrong_number_of_episodes_is_rejected(change, word, damaged, dest):
     path = shard(damaged, 2)
     episodes_said(damaged, change)
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{path.name}: {word} episodes than dataset_info.json says"):
@@ -132,14 +132,14 @@ def test_another_number_of_episodes_than_the_dataset_says_is_refused(change, wor
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pythonClassName": "os.system"}'])
-def test_features_that_are_damaged_are_refused(text, damaged, dest):
+def test_damaged_features_are_rejected(text, damaged, dest):
     (damaged / "features.json").write_text(text)
     with pytest.raises(kabuki_rlds.KabukiError, match="features"):
         convert(damaged, dest)
     assert_as_before(dest)
 
 
-def test_a_damaged_second_source_leaves_nothing_of_the_first(damaged, dataset, dest):
+def test_a_damaged_second_source_leaves_no_output(damaged, dataset, dest):
     path = shard(damaged, 1)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(kabuki_rlds.KabukiError, match=path.name):
@@ -147,7 +147,7 @@ def test_a_damaged_second_source_leaves_nothing_of_the_first(damaged, dataset, d
     assert_as_before(dest)
 
 
-def test_a_damaged_kabuki_source_leaves_nothing(dest, tmp_path, monkeypatch):
+def test_a_damaged_kabuki_source_leaves_no_output(dest, tmp_path, monkeypatch):
 
     # Else the sample that is looked at beforehand would find it.
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 1024)
@@ -163,7 +163,7 @@ def test_a_damaged_kabuki_source_leaves_nothing(dest, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fails_in_the_middle(small, monkeypatch) -> Path:
-    """A source whose reading ends in a MemoryError after the first block."""
+    """A source that raises MemoryError after the first block."""
     from kabuki_rlds.formats.hdf5.source import KabukiSource
 
     blocks = KabukiSource.blocks
@@ -176,7 +176,7 @@ def fails_in_the_middle(small, monkeypatch) -> Path:
     return small
 
 
-def test_any_error_in_the_middle_leaves_nothing(fails_in_the_middle, dest):
+def test_any_error_during_conversion_leaves_no_output(fails_in_the_middle, dest):
     with pytest.raises(MemoryError):
         convert(fails_in_the_middle, dest)
     assert_as_before(dest)
@@ -187,7 +187,7 @@ def test_any_error_in_the_middle_leaves_nothing(fails_in_the_middle, dest):
 
 @contextlib.contextmanager
 def converting(source, dest: Path, *options: str) -> Iterator[subprocess.Popen]:
-    """A process in the middle of a conversion."""
+    """Runs a process that is in the middle of a conversion."""
     command = [sys.executable, "-m", "kabuki_rlds.cli", "convert", str(source), str(dest), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -202,12 +202,12 @@ def converting(source, dest: Path, *options: str) -> Iterator[subprocess.Popen]:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory) -> Path:
-    """5 GB of zeros in a small file."""
+    """A small file with 5 GB of zeros."""
     return handmade.slow(tmp_path_factory.mktemp("slow") / "slow.hdf5", 20_000_000)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing_and_says_so_in_one_line(number, slow, dest):
+def test_a_signal_leaves_no_output_and_prints_one_line(number, slow, dest):
     with converting(slow, dest, "--overwrite", "--quiet") as process:
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
@@ -216,7 +216,7 @@ def test_a_signal_leaves_nothing_and_says_so_in_one_line(number, slow, dest):
     assert_as_before(dest)
 
 
-def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
+def test_ctrl_c_is_delayed_until_no_lock_is_held(small, dest, monkeypatch):
     from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     write = KabukiSink.write
@@ -236,7 +236,7 @@ def test_ctrl_c_waits_until_no_lock_is_held(small, dest, monkeypatch):
     assert_as_before(dest)
 
 
-def test_after_a_kill_the_next_run_cleans_up(slow, small, dest):
+def test_the_next_run_cleans_up_after_a_kill(slow, small, dest):
     with converting(slow, dest, "--overwrite", "--quiet") as process:
         process.kill()
         process.wait()
@@ -246,7 +246,7 @@ def test_after_a_kill_the_next_run_cleans_up(slow, small, dest):
     assert_whole(dest, 8)
 
 
-def test_of_two_at_once_one_wins_and_the_other_says_so(small, dest, tmp_path):
+def test_a_second_writer_to_the_same_file_is_rejected(small, dest, tmp_path):
     source = handmade.slow(tmp_path / "slow.hdf5", 2_000_000)
     with converting(source, dest, "--overwrite", "--quiet") as process:
         with pytest.raises(kabuki_rlds.KabukiError, match="another process is writing this file"):
@@ -257,7 +257,7 @@ def test_of_two_at_once_one_wins_and_the_other_says_so(small, dest, tmp_path):
     assert_whole(dest, 2_000_000)
 
 
-def test_a_file_that_appears_meanwhile_is_not_overwritten(small, tmp_path, monkeypatch):
+def test_a_file_created_during_conversion_is_not_overwritten(small, tmp_path, monkeypatch):
     from kabuki_rlds.files.atomic_file import StagedFile
 
     dest = tmp_path / "made" / "out.hdf5"
@@ -275,7 +275,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(small, tmp_path, monke
     assert_as_before(dest)
 
 
-def test_a_file_system_without_hard_links_will_do(small, dest, monkeypatch):
+def test_file_systems_without_hard_links_are_supported(small, dest, monkeypatch):
     def link(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -284,8 +284,8 @@ def test_a_file_system_without_hard_links_will_do(small, dest, monkeypatch):
     assert_whole(dest, 8)
 
 
-def test_a_partial_file_that_is_the_destination_under_another_name_does_not_cost_it(fails_in_the_middle, dest):
-    # As a kill between the two calls that give the file its name leaves it.
+def test_a_partial_file_hard_linked_to_the_destination_does_not_delete_it(fails_in_the_middle, dest):
+    # The state after a kill between the two steps of the rename.
     dest.write_bytes(OLD)
     os.link(dest, dest.with_name("out.hdf5.partial"))
     with pytest.raises(MemoryError):
@@ -293,7 +293,7 @@ def test_a_partial_file_that_is_the_destination_under_another_name_does_not_cost
     assert_as_before(dest)
 
 
-def test_a_link_that_leads_nowhere_is_refused_before_the_work(small, tmp_path):
+def test_a_broken_link_as_destination_is_rejected_before_conversion(small, tmp_path):
     dest = tmp_path / "made" / "out.hdf5"
     dest.parent.mkdir()
     dest.symlink_to(tmp_path / "nowhere.hdf5")
@@ -302,8 +302,8 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_work(small, tmp_path):
     assert dest.is_symlink()
 
 
-def test_what_is_no_file_is_not_replaced_by_one(small, tmp_path):
-    """As `/dev/null` would be."""
+def test_a_special_file_is_not_replaced(small, tmp_path):
+    """A FIFO stands for any special file, such as `/dev/null`."""
     dest = tmp_path / "out.hdf5"
     os.mkfifo(dest)
     with pytest.raises(kabuki_rlds.KabukiError, match="is not a regular file; give the path of the HDF5 file"):
@@ -312,8 +312,8 @@ def test_what_is_no_file_is_not_replaced_by_one(small, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"small.hdf5", "out.hdf5"}
 
 
-def test_a_partial_file_or_folder_that_is_a_link_is_not_followed(small, tmp_path):
-    """In a folder that others write to, they could lay it there."""
+def test_links_in_place_of_partial_files_are_not_followed(small, tmp_path):
+    """In a shared folder, another user could create such a link."""
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_bytes(OLD)
@@ -327,7 +327,7 @@ def test_a_partial_file_or_folder_that_is_a_link_is_not_followed(small, tmp_path
     assert (precious / "file").read_bytes() == OLD
 
 
-def test_a_destination_among_the_sources_of_a_folder_is_refused(small, tmp_path):
+def test_a_destination_inside_the_source_folder_is_rejected(small, tmp_path):
     for name in "ab":
         shutil.copy(small, tmp_path / f"data-{name}.hdf5")
     dest = tmp_path / "data-all.hdf5"
@@ -337,11 +337,11 @@ def test_a_destination_among_the_sources_of_a_folder_is_refused(small, tmp_path)
         with pytest.raises(kabuki_rlds.KabukiError, match=r"data-all.hdf5: is among the files of"):
             kabuki_rlds.convert(source, dest, overwrite=True)
     assert dest.read_bytes() == before
-    # Who names it means it.
+    # An explicitly named destination may be a source.
     assert kabuki_rlds.convert([dest, dest], dest, overwrite=True).episodes == 2 * episodes
 
 
-def test_a_partial_file_that_is_the_source_is_kept(small, tmp_path):
+def test_a_source_with_the_name_of_the_partial_file_is_kept(small, tmp_path):
     source = shutil.copy(small, tmp_path / "all.hdf5.partial")
     with pytest.raises(kabuki_rlds.KabukiError, match="would be lost"):
         kabuki_rlds.convert(source, tmp_path / "all.hdf5")
@@ -349,13 +349,13 @@ def test_a_partial_file_that_is_the_source_is_kept(small, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "all/", "../"])
-def test_a_destination_that_only_a_folder_can_be_is_refused(name, small, tmp_path, monkeypatch):
+def test_a_destination_that_names_a_folder_is_rejected(name, small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(kabuki_rlds.KabukiError, match="is a folder; give the path of the HDF5 file"):
         kabuki_rlds.convert(small, name, overwrite=True)
 
 
-def test_names_that_are_too_long_or_of_nobody_s_home_are_said(small, tmp_path):
+def test_too_long_names_and_unknown_home_folders_are_reported(small, tmp_path):
     for name in ("x" * 250, "x" * 300):
         with pytest.raises(kabuki_rlds.KabukiError, match="File name too long"):
             kabuki_rlds.convert(small, tmp_path / name)
@@ -367,7 +367,7 @@ def test_names_that_are_too_long_or_of_nobody_s_home_are_said(small, tmp_path):
         kabuki_rlds.convert("~nobody-at-all/all.hdf5", tmp_path / "all.hdf5")
 
 
-def test_a_new_file_has_the_permissions_that_the_umask_gives(small, tmp_path):
+def test_new_files_have_the_permissions_of_the_umask(small, tmp_path):
     before = os.umask(0o027)
     try:
         kabuki_rlds.convert(small, tmp_path / "out.hdf5")
@@ -376,12 +376,12 @@ def test_a_new_file_has_the_permissions_that_the_umask_gives(small, tmp_path):
     assert (tmp_path / "out.hdf5").stat().st_mode & 0o777 == 0o640
 
 
-# --- a disk that is full, folders that cannot be written ---
+# --- full disks, and folders that cannot be written ---
 
 
 @pytest.mark.parametrize("call", ["fsync", "flock"])
 @pytest.mark.parametrize("made", ["convert", "build", "export"])
-def test_a_disk_that_fails_at_the_end_or_has_no_locks_is_said(made, call, small, tmp_path, monkeypatch):
+def test_failures_of_fsync_and_locks_are_reported(made, call, small, tmp_path, monkeypatch):
     file = handmade.write(tmp_path / "in.hdf5", handmade.fields([3, 4], [True, False]))
     calls: dict[str, Callable[[Path], object]] = {
         "convert": lambda dest: kabuki_rlds.convert(small, dest),
@@ -399,11 +399,11 @@ def test_a_disk_that_fails_at_the_end_or_has_no_locks_is_said(made, call, small,
     with pytest.raises(kabuki_rlds.KabukiError, match=f"^{tmp_path}/out/.*: {says}"):
         calls[made](tmp_path / "out" / "x.hdf5")
     left = [path.name for path in (tmp_path / "out").rglob("*")]
-    # Without a lock nobody can know whose a partial file or folder is, so it stays.
+    # Without a lock the owner of a partial file is unknown, so it is not deleted.
     assert not left if call == "fsync" else left[-1].endswith(".partial")
 
 
-def test_a_disk_that_fails_in_the_middle_is_said(incompressible, tmp_path, monkeypatch):
+def test_disk_errors_during_writing_are_reported(incompressible, tmp_path, monkeypatch):
     def fails(file: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -415,7 +415,7 @@ def test_a_disk_that_fails_in_the_middle_is_said(incompressible, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_disk_cannot_hold_is_refused_beforehand(small, dest, monkeypatch):
+def test_a_result_larger_than_the_disk_is_rejected_before_writing(small, dest, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))
     with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5: needs about .*, but .* has 10 bytes free"):
@@ -423,7 +423,7 @@ def test_what_the_disk_cannot_hold_is_refused_beforehand(small, dest, monkeypatc
     assert_as_before(dest)
 
 
-def test_images_that_the_disk_cannot_hold_decoded_name_the_remedy(dest, tmp_path, monkeypatch):
+def test_too_little_space_for_decoded_images_suggests_encoded_ones(dest, tmp_path, monkeypatch):
     source = datasets.write(_with_black_images(), tmp_path)
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))
@@ -446,7 +446,7 @@ def _with_black_images() -> datasets.Recipe:
     )
 
 
-# The space is checked beforehand by a sample, so a disk can still fill up.
+# The size estimate comes from a sample, so the disk can still fill up.
 _ON_A_FULL_DISK = """
 import resource, shutil, sys
 from kabuki_rlds.cli.main import main
@@ -460,7 +460,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def incompressible(tmp_path_factory) -> Path:
-    """10 MB of noise in every kind of dataset."""
+    """A file with 10 MB of noise, in all types of datasets."""
     n = 100_000
     rng = np.random.default_rng(0)
     fields = handmade.fields([n], [True]) | {"observation": rng.standard_normal((n, 10))}
@@ -481,14 +481,14 @@ def assert_fails_for_want_of_space(
 
 
 @pytest.mark.parametrize("limit", [1 << 10, 100 << 10, 3 << 20, 7 << 20])
-def test_a_write_that_fails_leaves_nothing(limit, incompressible, dest):
+def test_a_failed_write_leaves_no_output(limit, incompressible, dest):
     assert_fails_for_want_of_space(incompressible, dest, limit)
     assert_as_before(dest)
 
 
 @pytest.mark.parametrize("layout", ["robomimic", "minari", "d4rl"])
 @pytest.mark.parametrize("limit", [1 << 10, 7 << 20])
-def test_an_export_that_fails_leaves_nothing(layout, limit, tmp_path):
+def test_a_failed_export_leaves_no_output(layout, limit, tmp_path):
     n = 30_000
     noise = np.random.default_rng(0).standard_normal((n, 30))
     source = handmade.write(tmp_path / "in.hdf5", handmade.fields([n], [True]) | {"observation": noise})
@@ -499,7 +499,7 @@ def test_an_export_that_fails_leaves_nothing(layout, limit, tmp_path):
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lzf", "none"])
-def test_a_full_disk_leaves_nothing(compression, incompressible, tmp_path):
+def test_a_full_disk_leaves_no_output(compression, incompressible, tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -515,7 +515,7 @@ def test_a_full_disk_leaves_nothing(compression, incompressible, tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_folder_that_is_not_there_is_refused(small, tmp_path):
+def test_a_missing_destination_folder_is_rejected(small, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match="does not exist; create it first"):
         kabuki_rlds.convert(small, tmp_path / "none" / "out.hdf5")
     with pytest.raises(kabuki_rlds.KabukiError, match=r"small.hdf5.*(does not exist|not a folder)"):
@@ -524,7 +524,7 @@ def test_a_folder_that_is_not_there_is_refused(small, tmp_path):
 
 @contextlib.contextmanager
 def not_root() -> Iterator[None]:
-    """Root may write anywhere, so for a while this is someone else."""
+    """Switches to another user, because root may write anywhere."""
     if os.getuid():
         yield
         return
@@ -535,8 +535,8 @@ def not_root() -> Iterator[None]:
         os.setresuid(0, 0, 0)
 
 
-def test_a_folder_that_must_not_be_written_is_refused():
-    # pytest's own folders are closed to anyone else.
+def test_a_read_only_folder_is_rejected():
+    # Other users cannot enter the temporary folders of pytest.
     with tempfile.TemporaryDirectory() as folder:
         source = handmade.write(Path(folder) / "small.hdf5", handmade.fields())
         closed = Path(folder) / "closed"
@@ -548,7 +548,7 @@ def test_a_folder_that_must_not_be_written_is_refused():
         assert list(closed.iterdir()) == []
 
 
-def test_a_source_that_must_not_be_read_is_refused(tmp_path):
+def test_an_unreadable_source_is_rejected(tmp_path):
     with tempfile.TemporaryDirectory() as folder:
         source = handmade.write(Path(folder) / "small.hdf5", handmade.fields())
         os.chmod(folder, 0o755)

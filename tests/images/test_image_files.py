@@ -1,4 +1,4 @@
-"""Image files in HDF5: how they are found, checked, decoded and kept, in every layout and form of storage."""
+"""Image files in HDF5: detection, checks, decoding and conversion, in all layouts and storage types."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 40, 48
 
 
 def pixels(rows: int, channels: int = 3, dtype: Any = np.uint8) -> np.ndarray:
-    """Smooth images, all different, (rows, height, width, channels)."""
+    """Smooth images that all differ: (rows, height, width, channels)."""
     t, y, x, c = np.meshgrid(*map(np.arange, (rows, HEIGHT, WIDTH, channels)), indexing="ij")
     most = np.iinfo(dtype).max
     return (most * (0.5 + 0.4 * np.sin(x / 7 + t + c) * np.cos(y / 9 - t))).astype(dtype)
@@ -87,12 +87,12 @@ FORMS: dict[str, Callable[[h5py.Group, str, Sequence[bytes]], None]] = {
 }
 
 
-def as_nested(group: h5py.Group, name: str, files: Sequence[bytes]) -> None:
-    """Stores files in a form that takes empty ones."""
+def variable_length(group: h5py.Group, name: str, files: Sequence[bytes]) -> None:
+    """Stores image files as uint8 of variable length, which may be empty."""
     _lists(group, name, files)
 
 
-def aloha(path: Path, files: Sequence[bytes], form: Callable[..., None] = as_nested) -> Path:
+def aloha(path: Path, files: Sequence[bytes], form: Callable[..., None] = variable_length) -> Path:
     layout_files.aloha(path, len(files))
     with h5py.File(path, "a") as file:
         del file["observations/images/top"]
@@ -139,7 +139,7 @@ def _several(group: h5py.Group, name: str, rows: Sequence[Sequence[bytes]], form
 
 
 @pytest.mark.parametrize("form", ["strings", "opaque", "lists"])
-def test_rows_of_several_image_files_are_lists_of_images(form, tmp_path):
+def test_rows_with_several_image_files_are_lists_of_images(form, tmp_path):
     rows = [list(pair) for pair in zip(jpegs(5), reversed(jpegs(5)), strict=True)]
     source = aloha(tmp_path / "episode_0.hdf5", rows, lambda group, name, files: _several(group, name, files, form))
     convert(source, tmp_path / "arrays.hdf5", fill={"reward": 0})
@@ -250,7 +250,7 @@ def test_image_files_are_found_in_every_layout(layout, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["robomimic with next_obs", "d4rl", "minari", "made by hand"])
-def test_image_files_are_image_features_in_rlds(layout, tmp_path):
+def test_image_files_become_image_features_in_rlds(layout, tmp_path):
     make, name, options = LAYOUTS[layout]
     files = jpegs(8)
     built = build(make(tmp_path / "demo.hdf5", files), tmp_path / "rlds", name="made", **options)
@@ -273,7 +273,7 @@ def test_image_files_are_image_features_in_rlds(layout, tmp_path):
         np.testing.assert_array_equal(rows, decoded(files))
 
 
-def test_a_file_made_by_hand_serves_decoded_images(tmp_path):
+def test_images_of_a_file_without_attributes_are_decoded(tmp_path):
     files = jpegs(8)
     source = _by_hand(tmp_path / "k.hdf5", files)
     assert validate(source) == []
@@ -317,7 +317,7 @@ KINDS: dict[str, tuple[bytes, int, Any, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_have_their_true_depth_and_channels(kind, tmp_path):
+def test_images_keep_their_bit_depth_and_channels(kind, tmp_path):
     file, channels, dtype, want = KINDS[kind]
     source = aloha(tmp_path / "episode_0.hdf5", [file] * 3)
     convert(source, tmp_path / "arrays.hdf5", fill={"reward": 0})
@@ -334,7 +334,7 @@ def test_images_have_their_true_depth_and_channels(kind, tmp_path):
         np.testing.assert_array_equal(step["observation"]["images"]["top"], stored[0])
 
 
-def test_images_of_one_column_have_one_depth(tmp_path):
+def test_images_of_a_column_must_have_the_same_bit_depth(tmp_path):
     files = pngs(5, 1, np.uint16)
     files[3] = pngs(1, 1)[0]
     source = aloha(tmp_path / "episode_0.hdf5", [*files, *files])
@@ -343,7 +343,7 @@ def test_images_of_one_column_have_one_depth(tmp_path):
             convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, images=images)
 
 
-def test_images_of_differing_sizes_are_kept(tmp_path):
+def test_images_of_different_sizes_are_kept(tmp_path):
     files = pngs(6)
     files[2] = png.file(pixels(1)[0][:20, :30])
     source = aloha(tmp_path / "episode_0.hdf5", files)
@@ -373,7 +373,7 @@ BLACK = pngs(1)[0]
     ids=["first empty", "first zeros", "first truncated", "first garbage", "fifth empty", "sixth changed"],
 )
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
-def test_one_damaged_row_is_reported_and_does_not_decide(row, file, says, images, tmp_path, capsys):
+def test_a_damaged_row_does_not_hide_that_a_column_has_images(row, file, says, images, tmp_path, capsys):
     files = pngs(7)
     files[row] = file
     folder = tmp_path / "data"
@@ -389,7 +389,7 @@ def test_one_damaged_row_is_reported_and_does_not_decide(row, file, says, images
         build(folder, tmp_path / "rlds", name="made", fill={"reward": 0})
 
 
-def test_an_episode_whose_images_are_all_missing_is_reported(tmp_path):
+def test_an_episode_with_no_images_is_reported(tmp_path):
     files = jpegs(4)
     source = _robomimic(tmp_path / "demo.hdf5", [b""] * 3 + files)
     with pytest.raises(KabukiError, match=r"demo.hdf5: data/demo_0: row 0: field 'observation/top': .* is empty"):
@@ -417,7 +417,7 @@ def _plain(path: Path, **columns: np.ndarray) -> Path:
     return path
 
 
-def test_text_and_numbers_are_not_taken_for_images(tmp_path):
+def test_text_and_numbers_are_not_detected_as_images(tmp_path):
     rng = np.random.default_rng(0)
     count = 12
     texts = np.array([b"BMW, drive on", b"", b"RIFF", b"GIF89a"] * 3, "S200")
@@ -460,7 +460,7 @@ def test_a_column_with_few_images_is_found(tmp_path):
         convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
 
 
-def test_image_files_that_are_not_decoded_are_kept_as_bytes_with_a_warning(tmp_path, caplog):
+def test_image_files_without_a_decoder_are_kept_as_bytes_with_a_warning(tmp_path, caplog):
     gifs = [_saved(Image.fromarray(each), "GIF") for each in pixels(5)]
     source = aloha(tmp_path / "episode_0.hdf5", gifs, FORMS["strings padded with NULs"])
     convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
@@ -469,7 +469,7 @@ def test_image_files_that_are_not_decoded_are_kept_as_bytes_with_a_warning(tmp_p
     assert batch["observation"]["images"]["top"].tolist() == gifs
 
 
-def test_image_files_that_strings_of_variable_length_cut_are_reported(tmp_path, caplog):
+def test_image_files_truncated_by_variable_length_strings_are_reported(tmp_path, caplog):
     cut = [file.partition(b"\0")[0] for file in jpegs(4)]
 
     def store(group: h5py.Group, name: str, files: Sequence[bytes]) -> None:
@@ -492,7 +492,7 @@ def test_opaque_values_are_bytes(tmp_path):
 # --- the format of the original files ---
 
 
-def test_decoded_images_are_built_in_the_format_of_their_files(tmp_path, caplog):
+def test_build_encodes_decoded_images_in_their_original_format(tmp_path, caplog):
     for kind, files in (("jpeg", jpegs(5)), ("png", pngs(5)), ("", [jpegs(1)[0], *pngs(5)])):
         source = aloha(tmp_path / f"episode_{len(kind)}.hdf5", files)
         file = convert(source, tmp_path / f"{kind or 'mixed'}.hdf5", fill={"reward": 0}).path
@@ -515,7 +515,7 @@ def test_decoded_images_are_built_in_the_format_of_their_files(tmp_path, caplog)
     np.testing.assert_array_equal(read(back)[0], read(tmp_path / "jpeg.hdf5")[0])
 
 
-def test_sources_of_differing_formats_become_png(tmp_path):
+def test_images_of_mixed_formats_are_built_as_png(tmp_path):
     files = []
     for number, images in enumerate((jpegs(4), pngs(4))):
         source = aloha(tmp_path / f"episode_{number}.hdf5", images)
@@ -529,7 +529,7 @@ def test_sources_of_differing_formats_become_png(tmp_path):
         assert feature.encoding_format == (None if len(str(sources)) > 200 or "episode_0" in str(sources) else "png")
 
 
-def test_a_rare_file_of_another_format_is_warned_of(tmp_path, caplog):
+def test_a_rare_second_image_format_gives_a_warning(tmp_path, caplog):
     files = jpegs(40)
     files[7] = pngs(1)[0]
     convert(aloha(tmp_path / "episode_0.hdf5", files), tmp_path / "k.hdf5", fill={"reward": 0}, images="encoded")
@@ -576,7 +576,7 @@ def test_damaged_images_of_a_kabuki_file_are_reported(make, damage, tmp_path, ca
 
 
 @pytest.mark.parametrize("at", [0.3, 0.6, 0.95])
-def test_any_changed_byte_of_a_png_is_found(at, tmp_path):
+def test_any_changed_byte_of_a_png_is_detected(at, tmp_path):
     files = pngs(4)
     changed = bytearray(files[2])
     changed[int(at * len(changed))] ^= 1
@@ -586,7 +586,7 @@ def test_any_changed_byte_of_a_png_is_found(at, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}, {"optimize": True}])
-def test_whole_jpeg_files_of_every_kind_pass(options, tmp_path):
+def test_intact_jpeg_files_of_all_types_are_accepted(options, tmp_path):
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(4)]
     files = [_saved(Image.fromarray(each), "JPEG", **options) for each in noise]

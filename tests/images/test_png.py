@@ -1,4 +1,4 @@
-"""PNG files that are written here, as others decode them."""
+"""PNG files written by this package, decoded by TensorFlow."""
 
 import hypothesis
 import hypothesis.extra.numpy as arrays
@@ -11,7 +11,7 @@ from kabuki_rlds.images import png
 
 @hypothesis.given(st.data())
 @hypothesis.settings(deadline=None)
-def test_tensorflow_decodes_what_was_written(data):
+def test_tensorflow_decodes_written_png_files(data):
     dtype = data.draw(st.sampled_from([np.uint8, np.uint16]))
     shape = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])))
     pixels = data.draw(arrays.arrays(dtype, shape))
@@ -21,6 +21,6 @@ def test_tensorflow_decodes_what_was_written(data):
     np.testing.assert_array_equal(decoded.numpy(), pixels)
 
 
-def test_a_part_of_a_larger_array_is_written_as_it_stands():
+def test_a_view_of_a_larger_array_is_written_correctly():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)[::-1, 5:40]
     np.testing.assert_array_equal(tf.io.decode_png(png.file(pixels)).numpy(), pixels)

@@ -1,4 +1,4 @@
-"""Training loaders, held against plain loops over the episodes of a file."""
+"""Training loaders, compared with plain loops over the episodes of a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOADERS = {
 
 @pytest.fixture(params=["in memory", "on disk"])
 def shuffled_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Whether the columns and the order are held, or too large for it."""
+    """Runs a test with columns and order in memory, and with both too large for it."""
     if request.param == "on disk":
         monkeypatch.setattr(batches, "HELD_BYTES", 0)
         monkeypatch.setattr(batches, "LOOK_AHEAD_BYTES", 1 << 10)
@@ -44,14 +44,14 @@ def shuffled_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of many short episodes, whose rows all differ."""
+    """A file with many short episodes and all rows different."""
     lengths = [5, 0, 1, 9, 2, 0, 1, 33, 3]
     path = tmp_path_factory.mktemp("training") / "file.hdf5"
     return handmade.write(path, _fields(lengths), handmade.attributes(lengths))
 
 
 def _fields(lengths: list[int], seed: int = 0) -> dict[str, Any]:
-    """Fields of episodes, some of them without steps, whose discounts and flags are drawn and so break the rules."""
+    """Random fields of episodes, some without steps. Discounts and flags are random, so they break the rules."""
     rng = np.random.default_rng(seed)
     n = sum(lengths)
     bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(int)
@@ -87,7 +87,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _rows(loaded: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every sample of every batch: path to value."""
+    """All samples of all batches, as path to value."""
     found = []
     for batch in loaded:
         columns = dict(_flat(batch))
@@ -97,7 +97,7 @@ def _rows(loaded: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """To the bit, and of one dtype and shape."""
+    """Whether two values have the same bits, dtype and shape."""
     if isinstance(a, bytes) or isinstance(b, bytes):
         return a == b
     if isinstance(a, list) or isinstance(b, list) or (a.dtype == object and b.dtype == object):
@@ -134,7 +134,7 @@ ARRAYS = [name for name in KINDS if name not in ("mixed_images", "unencoded_ragg
 
 @pytest.mark.parametrize("keep_last", [False, True])
 @pytest.mark.parametrize("name", ARRAYS)
-def test_steps_are_those_of_a_loop(name: str, keep_last: bool, converted: Any, expected: Any) -> None:
+def test_load_steps_equals_a_plain_loop(name: str, keep_last: bool, converted: Any, expected: Any) -> None:
     steps = load_steps(converted(name), 4, keep_last=keep_last, as_numpy=True)
     judge = _judge_steps(expected(name), keep_last, _last_is_step(converted(name)))
     found = [{path: row[path] for path in judge[0]} if judge else row for row in _rows(steps)]
@@ -142,7 +142,7 @@ def test_steps_are_those_of_a_loop(name: str, keep_last: bool, converted: Any, e
 
 
 @pytest.mark.parametrize("name", ["oxe_style", "every_kind", "uncovered"])
-def test_images_stored_as_files_come_decoded(name: str, converted: Any, expected: Any) -> None:
+def test_encoded_images_are_decoded(name: str, converted: Any, expected: Any) -> None:
     assert any(dataset.attrs.get("encoded", False) for dataset in _datasets(converted(name, "encoded")))
     found = _rows(load_steps(converted(name, "encoded"), 4, keep_last=True, as_numpy=True))
     judge = _judge_steps(expected(name), True, _last_is_step(converted(name)))
@@ -162,7 +162,7 @@ def _datasets(path: Path) -> list[h5py.Dataset]:
     return found
 
 
-def test_images_of_differing_sizes_in_one_row_are_refused_by_name(converted: Any) -> None:
+def test_images_of_different_sizes_in_a_row_are_rejected(converted: Any) -> None:
     message = r"mixed_images-encoded\.hdf5: field 'images': .* differing sizes .*name the fields to read by `fields`"
     with pytest.raises(KabukiError, match=message):
         list(load_steps(converted("mixed_images", "encoded"), 4, keep_last=True, as_numpy=True))
@@ -172,7 +172,7 @@ EVERY_KIND = [("steps", "encoded"), ("transitions", "arrays"), ("windows", "enco
 
 
 @pytest.mark.parametrize(("loader", "images"), EVERY_KIND)
-def test_tensors_hold_what_the_arrays_do(loader: str, images: str, converted: Any) -> None:
+def test_tensors_equal_numpy_arrays(loader: str, images: str, converted: Any) -> None:
     path = converted("every_kind", images)
     # What the others hold comes as steps, and as many graphs are slow to build.
     fields = {"transitions": ["language_embedding"], "windows": ["observation/ragged", "observation/image", "reward"]}
@@ -203,7 +203,7 @@ def _lists(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("loader", "images"), EVERY_KIND)
-def test_every_kind_of_field_is_shuffled_alike(loader: str, images: str, converted: Any, shuffled_from: str) -> None:
+def test_all_field_types_can_be_shuffled(loader: str, images: str, converted: Any, shuffled_from: str) -> None:
     path = converted("every_kind", images)
     options = {"fields": ["observation"]} if loader == "transitions" else {}
     options |= {"pad": True} if loader == "windows" else {}
@@ -269,7 +269,7 @@ COMMON = settings(max_examples=30, suppress_health_check=[HealthCheck.function_s
 
 
 def _assert_close(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
-    """As `_assert_same`, but for the last bits of sums."""
+    """Like `_assert_same`, but tolerates rounding of sums."""
     assert len(found) == len(wanted)
     for mine, judge in zip(found, wanted, strict=True):
         for path in ("reward", "discount"):
@@ -290,7 +290,7 @@ def _without_sums(row: dict[str, Any]) -> dict[str, Any]:
     indexed=st.booleans(),
     chunk=st.sampled_from([None, 1, 3]),
 )
-def test_transitions_are_those_of_a_loop(
+def test_load_transitions_equals_a_plain_loop(
     lengths: list[int], batch_size: int, n: int, indexed: bool, chunk: int | None, tmp_path: Path
 ) -> None:
     fields = _fields(lengths)
@@ -313,7 +313,7 @@ def test_transitions_are_those_of_a_loop(
 
 @COMMON
 @given(lengths=LENGTHS, batch_size=st.integers(1, 9), length=st.integers(1, 6), pad=st.booleans())
-def test_windows_are_those_of_a_loop(
+def test_load_windows_equals_a_plain_loop(
     lengths: list[int], batch_size: int, length: int, pad: bool, tmp_path: Path
 ) -> None:
     fields = _fields(lengths)
@@ -330,7 +330,7 @@ def _sizes(count: int, batch_size: int) -> list[int]:
     return [batch_size] * (count // batch_size) + [count % batch_size] * (count % batch_size > 0)
 
 
-def test_one_step_of_a_transition_is_the_file_to_the_bit(file: Path) -> None:
+def test_one_step_transitions_equal_the_file_bit_by_bit(file: Path) -> None:
     found = _rows(load_transitions(file, 7, gamma=0.5, as_numpy=True))
     lengths = _lengths(file)
     _assert_same(found, _judge_transitions(_episodes(_fields(lengths), lengths), 1, 0.5))
@@ -341,7 +341,7 @@ def _lengths(file: Path) -> list[int]:
         return list(f["episodes/length"][:])
 
 
-def test_returns_of_whole_rewards_are_fractions(tmp_path: Path) -> None:
+def test_n_step_returns_of_integer_rewards_are_floats(tmp_path: Path) -> None:
     fields = _fields([4]) | {"reward": np.array([1, 2, 3, 9]), "discount": np.ones((4, 1), np.float32)}
     path = handmade.write(tmp_path / "file.hdf5", fields)
     (batch,) = load_transitions(path, 8, n_step=2, gamma=0.5, as_numpy=True)
@@ -350,7 +350,7 @@ def test_returns_of_whole_rewards_are_fractions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_many_steps_take_as_much_memory_as_one(shuffle: bool, shuffled_from: str, tmp_path: Path) -> None:
+def test_memory_does_not_depend_on_n_step(shuffle: bool, shuffled_from: str, tmp_path: Path) -> None:
     lengths = [3000, 1, 3000]
     path = handmade.write(tmp_path / "file.hdf5", _fields(lengths))
     peaks = []
@@ -368,7 +368,7 @@ def test_many_steps_take_as_much_memory_as_one(shuffle: bool, shuffled_from: str
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_shuffle_serves_each_sample_once_and_a_seed_decides_the_order(
+def test_shuffling_serves_each_sample_once_in_the_order_of_the_seed(
     loader: str, file: Path, shuffled_from: str
 ) -> None:
     load = LOADERS[loader]
@@ -389,7 +389,7 @@ def _times(loaded: Iterable[dict[str, Any]]) -> list[int]:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_shuffle_on_disk_has_the_order_of_one_in_memory(
+def test_shuffling_from_disk_gives_the_same_order_as_from_memory(
     loader: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _rows(LOADERS[loader](file, 4, shuffle=True, seed=3, epochs=2, as_numpy=True))
@@ -400,7 +400,7 @@ def test_a_shuffle_on_disk_has_the_order_of_one_in_memory(
 
 @pytest.mark.parametrize("held", [0, 1 << 20])
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 1000, 1025])
-def test_an_order_is_a_permutation_piece_by_piece(count: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_of_a_permutation_are_consistent(count: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_order, "HELD_NUMBERS", held)
     permutation = sample_order.Permutation(count, (7, 1))
     whole = permutation[0:count]
@@ -409,7 +409,7 @@ def test_an_order_is_a_permutation_piece_by_piece(count: int, held: int, monkeyp
     assert np.concatenate(pieces).tolist() == whole.tolist()
 
 
-def test_an_order_that_is_not_held_is_as_random_as_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computed_permutations_are_as_random_as_drawn_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample_order, "HELD_NUMBERS", 0)
     count, keys = 1000, 400
     found = np.array([sample_order.Permutation(count, (key,))[0:count] for key in range(keys)])
@@ -426,7 +426,7 @@ def test_an_order_that_is_not_held_is_as_random_as_one_that_is(monkeypatch: pyte
 # --- tf.data
 
 
-def test_a_dataset_repeats_and_serves_the_last_batch_of_each_epoch(file: Path) -> None:
+def test_epochs_repeat_the_dataset_with_a_smaller_last_batch(file: Path) -> None:
     data = load_steps(file, 4, shuffle=True, seed=1, epochs=2)
     first, again = (_rows(data.as_numpy_iterator()) for _ in range(2))
     _assert_same(first, again)
@@ -436,7 +436,7 @@ def test_a_dataset_repeats_and_serves_the_last_batch_of_each_epoch(file: Path) -
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_python_loop_and_tensorflow_take_the_same(loader: str, file: Path) -> None:
+def test_python_loops_and_tensorflow_get_the_same_batches(loader: str, file: Path) -> None:
     data = LOADERS[loader](file, 5, shuffle=True, seed=2)
     by_python, by_tensorflow = list(data), list(data.take(-1))
     assert len(by_python) == len(by_tensorflow)
@@ -446,7 +446,7 @@ def test_a_python_loop_and_tensorflow_take_the_same(loader: str, file: Path) -> 
         tf.nest.map_structure(lambda a, b: np.testing.assert_array_equal(a.numpy(), b.numpy()), one, other)
 
 
-def test_an_iterator_goes_on_within_a_function_of_tensorflow(file: Path) -> None:
+def test_an_iterator_can_be_passed_to_a_tf_function(file: Path) -> None:
     data = load_steps(file, 5)
     wanted = [batch["reward"].numpy().tolist() for batch in data]
 
@@ -467,7 +467,7 @@ def test_an_iterator_goes_on_within_a_function_of_tensorflow(file: Path) -> None
     assert total() == sum(map(len, wanted))
 
 
-def test_tensorflow_goes_on_where_a_python_loop_left_off(file: Path) -> None:
+def test_tensorflow_continues_an_iterator_after_a_python_loop(file: Path) -> None:
     # In an order that no other reading has.
     data = load_steps(file, 7, shuffle=True, epochs=2)
     iterator = iter(data)
@@ -479,7 +479,7 @@ def test_tensorflow_goes_on_where_a_python_loop_left_off(file: Path) -> None:
     assert np.array_equal(np.sort(np.concatenate(taken)), every)
 
 
-def test_an_iterator_is_asked_as_those_of_tensorflow_are(file: Path) -> None:
+def test_the_iterator_has_the_methods_of_tensorflow_iterators(file: Path) -> None:
     data = load_steps(file, 1000)
     iterator = iter(data)
     assert iterator.element_spec == data.element_spec
@@ -493,12 +493,12 @@ def test_an_iterator_is_asked_as_those_of_tensorflow_are(file: Path) -> None:
     assert optional.get_value()["reward"].numpy().tolist() == taken["reward"].numpy().tolist()
 
 
-def test_without_end_it_goes_on(file: Path) -> None:
+def test_epochs_none_repeats_without_end(file: Path) -> None:
     data = load_steps(file, 16, shuffle=True, seed=1, epochs=None)
     assert sum(1 for _ in data.take(50)) == 50
 
 
-def test_nothing_to_serve_is_an_empty_dataset(tmp_path: Path) -> None:
+def test_a_file_without_samples_gives_an_empty_dataset(tmp_path: Path) -> None:
     path = handmade.write(tmp_path / "file.hdf5", _fields([1, 0, 1]))
     for loader in (load_steps, load_transitions):
         assert list(loader(path, 4)) == []
@@ -507,7 +507,7 @@ def test_nothing_to_serve_is_an_empty_dataset(tmp_path: Path) -> None:
     assert list(load_windows(path, 4, 2, as_numpy=True)) == []
 
 
-def test_many_batches_cross_at_once_and_stay_the_same(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passing_many_batches_at_once_does_not_change_them(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (1, 500, 1 << 20):
         monkeypatch.setattr(batches, "BLOCK_BYTES", size)
         _assert_same(
@@ -519,7 +519,7 @@ def test_many_batches_cross_at_once_and_stay_the_same(file: Path, monkeypatch: p
 # --- fields and files
 
 
-def test_fields_are_read_by_path_and_by_group(file: Path) -> None:
+def test_fields_can_be_selected_by_path_and_group(file: Path) -> None:
     def paths(loaded: Iterable[dict[str, Any]]) -> list[str]:
         return sorted(path for path, _ in _flat(next(iter(loaded))))
 
@@ -536,14 +536,14 @@ def test_fields_are_read_by_path_and_by_group(file: Path) -> None:
     )
 
 
-def test_only_the_fields_that_are_asked_for_are_read(file: Path, tmp_path: Path) -> None:
+def test_only_selected_fields_are_read(file: Path, tmp_path: Path) -> None:
     fields = _fields([40])
     damaged = handmade.write(tmp_path / "file.hdf5", fields | {"action": handmade.chunked(fields["action"])})
     handmade.put_chunk(damaged, "action", b"no zlib stream")
     assert len(_rows(load_steps(damaged, 8, fields=["reward"], as_numpy=True))) == 39
 
 
-def test_several_files_are_one(file: Path, tmp_path: Path) -> None:
+def test_several_files_are_concatenated(file: Path, tmp_path: Path) -> None:
     lengths = [[3, 0, 4], [0], [1, 6]]
     paths = [
         handmade.write(tmp_path / f"{i}.hdf5", _fields(some, seed=i) | {"episodes/metadata/other": np.zeros(len(some))})
@@ -558,7 +558,7 @@ def test_several_files_are_one(file: Path, tmp_path: Path) -> None:
     _assert_same(sorted(shuffled, key=_key), sorted(judge, key=_key))
 
 
-def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
+def test_files_with_different_fields_are_rejected(tmp_path: Path) -> None:
     a = handmade.write(tmp_path / "a.hdf5", _fields([3]))
     b = handmade.write(tmp_path / "b.hdf5", _fields([3]) | {"action": np.zeros(3, np.float32)})
     with pytest.raises(KabukiError, match=r"b.hdf5 does not fit .*a.hdf5: step field 'action'"):
@@ -593,13 +593,13 @@ def test_files_that_do_not_fit_are_refused_by_the_field(tmp_path: Path) -> None:
         (lambda file: load_transitions(file, 2, fields=["rewards"]), "no step field 'rewards'"),
     ],
 )
-def test_arguments_that_make_no_sense_are_refused_at_once(call: Any, message: str, file: Path) -> None:
+def test_invalid_arguments_are_rejected_before_reading(call: Any, message: str, file: Path) -> None:
     with pytest.raises(KabukiError, match=message):
         call(file)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_numbers_of_few_bits_or_of_very_many_are_numbers(shuffle: bool, file: Path) -> None:
+def test_small_numpy_integers_and_huge_integers_are_accepted(shuffle: bool, file: Path) -> None:
     def rewards(load: Any, *numbers: Any, **options: Any) -> list[list[float]]:
         return [b["reward"].tolist() for b in load(file, *numbers, shuffle=shuffle, seed=3, as_numpy=True, **options)]
 
@@ -613,7 +613,7 @@ def test_numbers_of_few_bits_or_of_very_many_are_numbers(shuffle: bool, file: Pa
         assert rewards(load_windows, 7, n) == []
 
 
-def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> None:
+def test_reserved_names_and_missing_fields_are_rejected(tmp_path: Path) -> None:
     fields = _fields([3])
     masked = handmade.write(tmp_path / "mask.hdf5", fields | {"mask": np.zeros(3)})
     with pytest.raises(KabukiError, match="'mask'"):
@@ -645,7 +645,7 @@ def test_names_that_are_taken_and_fields_that_lack_are_named(tmp_path: Path) -> 
         ("is_terminal", {"is_terminal": np.zeros((3, 2), bool)}, r"'is_terminal' is bool \(2,\)"),
     ],
 )
-def test_what_is_no_number_a_step_is_refused_by_name(
+def test_fields_that_are_not_numbers_are_rejected_for_transitions(
     replaced: str, stored: dict[str, Any], message: str, n_step: int, tmp_path: Path
 ) -> None:
     fields = _fields([3])
@@ -655,7 +655,7 @@ def test_what_is_no_number_a_step_is_refused_by_name(
         load_transitions(path, 2, n_step=n_step)
 
 
-def test_rewards_of_several_numbers_have_returns(tmp_path: Path) -> None:
+def test_n_step_returns_support_vector_rewards(tmp_path: Path) -> None:
     rewards = np.arange(8, dtype=np.float32).reshape(4, 2)
     path = handmade.write(tmp_path / "file.hdf5", _fields([4]) | {"reward": rewards, "discount": np.ones(4)})
     (batch,) = load_transitions(path, 8, n_step=3, gamma=0.5, as_numpy=True)
@@ -667,7 +667,7 @@ def test_rewards_of_several_numbers_have_returns(tmp_path: Path) -> None:
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Path:
-    """A file whose column of actions has a chunk that cannot be read: rows 20 to 29."""
+    """A file with a damaged chunk: rows 20 to 29 of `action`."""
     fields = _fields([40, 5, 55])
     path = handmade.write(
         tmp_path / "damaged.hdf5",
@@ -679,7 +679,7 @@ def damaged(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_damage_is_told_with_field_and_rows(loader: str, damaged: Path, shuffled_from: str) -> None:
+def test_damage_is_reported_with_field_and_rows(loader: str, damaged: Path, shuffled_from: str) -> None:
     for options in ({}, {"shuffle": True, "seed": 0}):
         loaded = LOADERS[loader](damaged, 4, as_numpy=True, **options)
         with pytest.raises(KabukiError, match=r"damaged.hdf5: field 'action': rows \d+ to \d+ cannot be read"):
@@ -688,7 +688,7 @@ def test_damage_is_told_with_field_and_rows(loader: str, damaged: Path, shuffled
             list(LOADERS[loader](damaged, 4, **options))
 
 
-def test_what_comes_before_the_damage_is_served(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_before_damaged_rows_are_served(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "BLOCK_BYTES", 1)
     batch_sizes = []
     with pytest.raises(KabukiError, match=r"rows 2\d to 2\d"):
@@ -709,7 +709,7 @@ def _put_sum(loaded: Any, queue: Any) -> None:
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_a_forked_process_reads_for_itself(begun: bool, file: Path) -> None:
+def test_batches_work_in_a_forked_process(begun: bool, file: Path) -> None:
     loaded = load_steps(file, 4, shuffle=True, seed=0, as_numpy=True)
     wanted = _sum(loaded)
     iterating = iter(loaded)
@@ -732,7 +732,7 @@ def test_batches_can_be_pickled(file: Path) -> None:
     _assert_same(_rows(pickle.loads(pickle.dumps(loaded))), wanted)
 
 
-def test_arrays_are_the_callers_to_keep_and_change(file: Path) -> None:
+def test_callers_may_keep_and_modify_arrays(file: Path) -> None:
     loaded = load_steps(file, 4, as_numpy=True)
     kept = list(loaded)
     copies = pickle.loads(pickle.dumps(kept))
@@ -742,7 +742,7 @@ def test_arrays_are_the_callers_to_keep_and_change(file: Path) -> None:
     _assert_same(_rows(kept), _rows(copies))
 
 
-def test_numpy_batches_come_without_tensorflow(file: Path) -> None:
+def test_numpy_batches_do_not_import_tensorflow(file: Path) -> None:
     code = (
         "import sys; from kabuki_rlds.loading import load_transitions; "
         f"print(sum(len(b['reward']) for b in load_transitions({str(file)!r}, 4, True, as_numpy=True))); "
@@ -752,7 +752,7 @@ def test_numpy_batches_come_without_tensorflow(file: Path) -> None:
     assert int(done.stdout) == sum(max(n - 1, 0) for n in _lengths(file))
 
 
-def test_images_that_nothing_here_decodes_are_named(converted: Any) -> None:
+def test_images_without_a_decoder_are_rejected(converted: Any) -> None:
     code = (
         "import sys; sys.modules['tensorflow'] = None; from kabuki_rlds.loading import load_steps; "
         f"path = {str(converted('oxe_style', 'encoded'))!r}; "
@@ -766,7 +766,7 @@ def test_images_that_nothing_here_decodes_are_named(converted: Any) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
-def test_an_image_that_cannot_be_decoded_is_named(image_format: str, tmp_path: Path) -> None:
+def test_a_damaged_image_is_reported(image_format: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
     whole = (tf.io.encode_png if image_format == "png" else tf.io.encode_jpeg)(pixels).numpy()
     # Its header is right, which is looked at before TensorFlow gets it.
@@ -783,7 +783,7 @@ def test_an_image_that_cannot_be_decoded_is_named(image_format: str, tmp_path: P
     assert len(_rows(load_steps(path, 4, fields=["action", "reward"], as_numpy=True))) == 2
 
 
-def test_the_file_that_replaces_another_is_read(file: Path, tmp_path: Path) -> None:
+def test_a_replaced_file_is_read_again(file: Path, tmp_path: Path) -> None:
     path = handmade.write(tmp_path / "file.hdf5", _fields([4]))
     loaded = load_steps(path, 8, shuffle=True, as_numpy=True)
     assert len(_rows(loaded)) == 3
@@ -799,7 +799,7 @@ def test_the_file_that_replaces_another_is_read(file: Path, tmp_path: Path) -> N
         {"observation/state": None},
     ],
 )
-def test_a_file_of_other_fields_than_before_is_named(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_file_with_changed_fields_is_rejected(change: dict[str, Any], tmp_path: Path) -> None:
     path = handmade.write(tmp_path / "file.hdf5", _fields([4]))
     arrays, tensors = load_steps(path, 8, as_numpy=True), load_transitions(path, 8, n_step=2)
     others = load_steps(path, 8, fields=["reward"], as_numpy=True)

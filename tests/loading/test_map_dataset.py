@@ -134,7 +134,7 @@ def _assert_equal(got: Any, want: Any) -> None:
         assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
 
 
-def test_several_files_follow_each_other(tmp_path: Path) -> None:
+def test_episodes_of_several_files_are_concatenated(tmp_path: Path) -> None:
     files = [_file(tmp_path / f"{i}.hdf5", lengths) for i, lengths in enumerate([(3, 2), (4,), (2, 6)])]
     ds = kabuki_rlds.dataset(files, offsets={"observation": [-1, 0]}, pad="edge", episode_metadata="seed")
     singles = [kabuki_rlds.dataset(file, offsets={"observation": [-1, 0]}, pad="edge") for file in files]

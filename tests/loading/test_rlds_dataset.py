@@ -1,4 +1,4 @@
-"""What `load` gives, held against what TFDS gives of the same dataset."""
+"""`load`, compared with TFDS on the same dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITH_IMAGES = ("oxe_style", "uncovered", "image_lists")
 
 
 def by_tfds(folder: Path, split: str = "train") -> tf.data.Dataset:
-    """The episodes as a user of TFDS reads them, in the order of the shards."""
+    """The episodes read by TFDS, in the order of the shards."""
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
         # TFDS makes no tf.data.Dataset of these; this is what it would do with each record.
@@ -43,7 +43,7 @@ def _array_records(folder: Path, split: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value with arrays in place of tensors, and lists in place of datasets."""
+    """A value with tensors converted to arrays, and datasets to lists."""
     if isinstance(value, dict):
         return {name: plain(value[name]) for name in sorted(value)}
     if isinstance(value, tf.data.Dataset):
@@ -54,7 +54,7 @@ def plain(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two values of `plain` are the same to the bit."""
+    """Whether two results of `plain` are equal bit by bit."""
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[name], b[name]) for name in a)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
@@ -64,7 +64,7 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.fixture
 def by_hand(tmp_path) -> Path:
-    """A file made by hand: no features, no index, no attributes."""
+    """A file without features, index and attributes."""
     return handmade.write(tmp_path / "hand.hdf5", handmade.fields())
 
 
@@ -78,7 +78,7 @@ def by_hand(tmp_path) -> Path:
         *[(name, "encoded") for name in WITH_IMAGES],
     ],
 )
-def test_elements_are_those_of_tfds(name, images, dataset, converted, expected):
+def test_elements_equal_those_of_tfds(name, images, dataset, converted, expected):
     episodes = kabuki_rlds.load(converted(name, images))
     reference = by_tfds(dataset(name))
     assert episodes.element_spec == reference.element_spec
@@ -92,11 +92,11 @@ def test_elements_are_those_of_tfds(name, images, dataset, converted, expected):
     ("name", "images"),
     [(name, "arrays") for name in datasets.NOT_READ_BY_TFDS if name not in APART] + [("static_sequence", "encoded")],
 )
-def test_what_tfds_writes_and_cannot_read_is_read(name, images, dataset, converted, expected):
+def test_features_that_tfds_cannot_read_are_read(name, images, dataset, converted, expected):
     assert_same(_collect(kabuki_rlds.load(converted(name, images)), dataset(name)), expected(name))
 
 
-def test_every_kind_of_image_that_is_kept_as_a_file_is_decoded(converted, expected):
+def test_all_types_of_encoded_images_are_decoded(converted, expected):
     everything = expected("every_kind")
     want = {path: column for path, column in everything.steps.items() if path.startswith("observation/image/")}
     episodes = kabuki_rlds.load(converted("every_kind", "encoded"), fields="observation/image")
@@ -107,13 +107,13 @@ def test_every_kind_of_image_that_is_kept_as_a_file_is_decoded(converted, expect
         assert all(equal(images[path], column[t]) for path, column in want.items())
 
 
-def test_a_list_of_images_of_differing_sizes_can_be_left_out(dataset, tmp_path):
+def test_a_list_of_images_of_different_sizes_can_be_deselected(dataset, tmp_path):
     file = kabuki_rlds.convert(dataset("mixed_images"), tmp_path / "out.hdf5", images="encoded").path
     rewards = [step["reward"].numpy() for step in _steps(kabuki_rlds.load(file, fields="reward"))]
     assert rewards == [0.5, -1.0] * 4
 
 
-def test_an_empty_split_has_the_types_of_a_full_one(dataset, converted, tmp_path):
+def test_an_empty_split_has_the_same_element_spec(dataset, converted, tmp_path):
     kabuki_rlds.convert(dataset("empty_split"), tmp_path / "out.hdf5", split="nothing")
     episodes = kabuki_rlds.load(tmp_path / "out.hdf5")
     assert episodes.element_spec == kabuki_rlds.load(converted("empty_split")).element_spec
@@ -121,7 +121,7 @@ def test_an_empty_split_has_the_types_of_a_full_one(dataset, converted, tmp_path
     assert plain(episodes) == []
 
 
-def test_what_a_converter_derived_is_given_where_it_is_named(dataset, converted, tmp_path):
+def test_derived_fields_are_returned_only_if_selected(dataset, converted, tmp_path):
     assert "discount" not in kabuki_rlds.load(converted("no_discount")).element_spec["steps"].element_spec
     episodes = kabuki_rlds.load(converted("no_discount"), fields=["discount", "reward", "is_last"])
     spec = episodes.element_spec["steps"].element_spec
@@ -136,7 +136,7 @@ def test_what_a_converter_derived_is_given_where_it_is_named(dataset, converted,
 @pytest.mark.parametrize(
     ("name", "rows"), [("plain", 1), ("plain", 8), ("no_steps", 1), ("no_steps", 2), ("uncovered", 2)]
 )
-def test_blocks_of_any_size_give_the_same_episodes(name, rows, dataset, converted, expected, monkeypatch):
+def test_episodes_do_not_depend_on_block_size(name, rows, dataset, converted, expected, monkeypatch):
 
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", rows)
     assert_same(_collect(kabuki_rlds.load(converted(name)), dataset(name)), expected(name))
@@ -207,13 +207,13 @@ TRANSFORMATIONS = {
 
 @pytest.fixture(scope="module")
 def two_loaded(dataset, converted) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """A few episodes of one dataset, loaded by the package and by TFDS."""
+    """A few episodes of a dataset, loaded by this package and by TFDS."""
     return kabuki_rlds.load(converted("in_order")).take(4), by_tfds(dataset("in_order")).take(4)
 
 
 @pytest.mark.reference
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS)
-def test_transformations_of_rlds_give_the_same(transformation, two_loaded):
+def test_rlds_transformations_give_the_same_results_as_with_tfds(transformation, two_loaded):
     from rlds import transformations
 
     got, want = (TRANSFORMATIONS[transformation](transformations, episodes) for episodes in two_loaded)
@@ -224,7 +224,7 @@ def test_transformations_of_rlds_give_the_same(transformation, two_loaded):
 
 
 @pytest.mark.reference
-def test_images_go_through_a_pattern_of_rlds(dataset, converted):
+def test_rlds_patterns_work_with_images(dataset, converted):
     from rlds import transformations
 
     def last_two(step: dict[str, Any]) -> Any:
@@ -240,7 +240,7 @@ def test_images_go_through_a_pattern_of_rlds(dataset, converted):
 # --- tf.data ---
 
 
-def test_a_dataset_is_iterated_over_again_and_again(converted):
+def test_a_dataset_can_be_iterated_repeatedly(converted):
     episodes = kabuki_rlds.load(converted("plain"))
     first = plain(episodes)
     assert equal(plain(episodes), first)
@@ -250,7 +250,7 @@ def test_a_dataset_is_iterated_over_again_and_again(converted):
     assert equal([plain(a) for a, _ in at_once], first) and equal([plain(b) for _, b in at_once], first)
 
 
-def test_steps_are_iterated_over_later_and_more_than_once(converted):
+def test_steps_can_be_iterated_later_and_repeatedly(converted):
     episodes = kabuki_rlds.load(converted("plain"))
     want = plain(episodes)
     kept = list(episodes)
@@ -258,7 +258,7 @@ def test_steps_are_iterated_over_later_and_more_than_once(converted):
         assert equal([plain(episode) for episode in reversed(kept)], want[::-1])
 
 
-def test_transformations_of_tf_data(converted):
+def test_tf_data_transformations_work(converted):
     episodes = kabuki_rlds.load(converted("plain"))
     ids = [int(episode["episode_id"]) for episode in episodes]
     shuffled = episodes.shuffle(10, seed=1).prefetch(2).map(lambda e: e["episode_id"], num_parallel_calls=2)
@@ -270,7 +270,7 @@ def test_transformations_of_tf_data(converted):
     assert [int(n) for n in lengths] == [len(episode["steps"]) for episode in plain(episodes)]
 
 
-def test_in_graph_mode(converted):
+def test_datasets_work_in_graph_mode(converted):
     episodes = kabuki_rlds.load(converted("plain"))
 
     @tf.function
@@ -286,7 +286,7 @@ def test_in_graph_mode(converted):
 
 
 def open_files(path: Path) -> int:
-    """How often this process has the file open."""
+    """The number of file descriptors of this process for the file."""
     found = 0
     for descriptor in os.listdir("/proc/self/fd"):
         try:
@@ -297,7 +297,7 @@ def open_files(path: Path) -> int:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="Linux tells which files are open")
-def test_no_file_stays_open(converted, monkeypatch):
+def test_files_are_closed_after_iteration(converted, monkeypatch):
 
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 4)
     episodes = kabuki_rlds.load(converted("plain"))
@@ -324,7 +324,7 @@ def test_no_file_stays_open(converted, monkeypatch):
         (["observation"], {"observation/position", "observation/velocity"}),
     ],
 )
-def test_fields_are_read_alone(fields, want, dataset, converted):
+def test_only_selected_step_fields_are_returned(fields, want, dataset, converted):
     episodes = kabuki_rlds.load(converted("plain"), fields=fields)
     spec = dict(expected._leaves(episodes.element_spec["steps"].element_spec))
     assert spec.keys() == want
@@ -336,7 +336,7 @@ def test_fields_are_read_alone(fields, want, dataset, converted):
             assert all(same(value, flat[path]) for path, value in expected._leaves(step))
 
 
-def test_a_part_of_a_dataset_within_a_step(dataset, converted):
+def test_fields_of_a_nested_dataset_can_be_selected(dataset, converted):
     episodes = kabuki_rlds.load(converted("uncovered"), fields="dataset/x")
     assert episodes.element_spec["steps"].element_spec == {
         "dataset": tf.data.DatasetSpec({"x": tf.TensorSpec([], tf.int32)})
@@ -347,7 +347,7 @@ def test_a_part_of_a_dataset_within_a_step(dataset, converted):
 
 
 @pytest.mark.parametrize("fields", ["rewards", ["reward", "observation/pos"], "", []])
-def test_a_field_that_is_not_there_is_refused(fields, converted):
+def test_an_unknown_field_is_rejected(fields, converted):
     with pytest.raises(
         kabuki_rlds.KabukiError, match=r"plain-arrays\.hdf5: has no step field .*the fields are .*observation/velocity"
     ):
@@ -357,7 +357,7 @@ def test_a_field_that_is_not_there_is_refused(fields, converted):
 # --- files made by hand, several files ---
 
 
-def test_a_file_made_by_hand(by_hand):
+def test_a_file_without_features_is_loaded(by_hand):
     episodes = kabuki_rlds.load(by_hand)
     assert episodes.element_spec == {
         "steps": tf.data.DatasetSpec(
@@ -376,7 +376,7 @@ def test_a_file_made_by_hand(by_hand):
         np.testing.assert_array_equal([step[name] for step in steps], column)
 
 
-def test_what_a_file_made_by_hand_can_hold(tmp_path):
+def test_a_file_without_features_may_have_all_types(tmp_path):
     n = sum(handmade.LENGTHS)
     texts = [f"größer {i}" for i in range(n)]
     ragged = np.empty(n, object)
@@ -411,7 +411,7 @@ def test_what_a_file_made_by_hand_can_hold(tmp_path):
         np.testing.assert_array_equal([step[name] for step in steps], column)
 
 
-def test_lists_of_labels_made_by_hand_are_lists_as_tfds_has_them(tmp_path):
+def test_label_lists_without_features_match_tfds(tmp_path):
     n = sum(handmade.LENGTHS)
     labels = np.arange(6 * n, dtype=np.int8).reshape(n, 3, 2) % 2
     names = {"kind": "label", "class_names": np.array(["a", "b"], h5py.string_dtype())}
@@ -423,7 +423,7 @@ def test_lists_of_labels_made_by_hand_are_lists_as_tfds_has_them(tmp_path):
     assert [step["labels"].to_list() for step in _steps(episodes)] == labels.tolist()
 
 
-def test_a_field_that_tfds_has_no_feature_for_can_be_left_out(tmp_path):
+def test_a_field_without_a_tfds_feature_can_be_deselected(tmp_path):
     fields = handmade.fields()
     file = handmade.write(tmp_path / "hand.hdf5", {**fields, "spectrum": np.ones(len(fields["reward"]), np.complex64)})
     with pytest.raises(kabuki_rlds.KabukiError, match=r"hand\.hdf5: field 'spectrum': TFDS has no feature"):
@@ -431,7 +431,7 @@ def test_a_field_that_tfds_has_no_feature_for_can_be_left_out(tmp_path):
     assert len(list(_steps(kabuki_rlds.load(file, fields="reward")))) == len(fields["reward"])
 
 
-def test_several_files_follow_each_other(dataset, converted, tmp_path):
+def test_episodes_of_several_files_are_concatenated(dataset, converted, tmp_path):
     kabuki_rlds.convert(dataset("plain"), tmp_path / "test.hdf5", split="test")
     nothing = kabuki_rlds.convert(dataset("empty_split"), tmp_path / "nothing.hdf5", split="nothing").path
     train, test = plain(by_tfds(dataset("plain"))), plain(by_tfds(dataset("plain"), "test"))
@@ -440,7 +440,7 @@ def test_several_files_follow_each_other(dataset, converted, tmp_path):
     assert equal(plain(episodes), test + train + test)
 
 
-def test_files_that_do_not_fit_are_refused(converted):
+def test_load_rejects_files_with_different_fields(converted):
     with pytest.raises(
         kabuki_rlds.KabukiError,
         match=r"oxe_style-arrays\.hdf5 does not fit \S*plain-arrays\.hdf5: "
@@ -451,7 +451,7 @@ def test_files_that_do_not_fit_are_refused(converted):
         kabuki_rlds.load([])
 
 
-def test_a_relative_path_is_of_the_folder_it_was_given_in(by_hand, tmp_path, monkeypatch):
+def test_relative_paths_refer_to_the_folder_at_the_call(by_hand, tmp_path, monkeypatch):
     monkeypatch.chdir(by_hand.parent)
     episodes = kabuki_rlds.load(by_hand.name)
     (tmp_path / "elsewhere").mkdir()
@@ -462,7 +462,7 @@ def test_a_relative_path_is_of_the_folder_it_was_given_in(by_hand, tmp_path, mon
 # --- files that are not whole ---
 
 
-def test_a_file_that_is_not_whole_is_refused(dataset, converted, tmp_path):
+def test_an_incomplete_file_is_rejected(dataset, converted, tmp_path):
     for path, message in (
         (tmp_path / "none.hdf5", "no such file"),
         (dataset("plain"), "a folder, not an HDF5 file"),
@@ -483,7 +483,7 @@ def test_a_file_that_is_not_whole_is_refused(dataset, converted, tmp_path):
             kabuki_rlds.load([converted("plain"), broken] if attribute != "features" else broken)
 
 
-def test_a_field_that_turns_out_damaged_is_named(tmp_path):
+def test_damage_found_during_iteration_is_reported_with_the_field(tmp_path):
     reward = handmade.fields()["reward"]
     file = handmade.write(tmp_path / "hand.hdf5", {**handmade.fields(), "reward": handmade.chunked(reward)})
     handmade.put_chunk(file, "reward", handmade.gzip_with_a_flipped_bit(reward))
@@ -498,14 +498,14 @@ def test_a_field_that_turns_out_damaged_is_named(tmp_path):
     assert len(plain(kabuki_rlds.load(file, fields="observation"))) == len(handmade.LENGTHS)
 
 
-def test_a_file_that_was_changed_since_is_named(by_hand):
+def test_a_file_changed_after_load_is_rejected(by_hand):
     episodes = kabuki_rlds.load(by_hand)
     handmade.write(by_hand, handmade.fields((2, 3), (True, True)))
     with pytest.raises(tf.errors.OpError, match=r"hand\.hdf5: was changed since it was loaded; load it again"):
         plain(episodes)
 
 
-def test_an_image_that_is_not_of_the_stated_size_is_refused(converted, tmp_path):
+def test_an_image_of_the_wrong_size_is_rejected(converted, tmp_path):
     file = tmp_path / "encoded.hdf5"
     file.write_bytes(converted("oxe_style", "encoded").read_bytes())
     with h5py.File(file, "r+") as f:

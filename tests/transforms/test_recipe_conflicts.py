@@ -1,4 +1,4 @@
-"""Recipes that drop, rename or join fields: what is kept, what is reported, and which line a conflict is on."""
+"""Recipes that drop, rename or concatenate fields: results, reports, and errors for conflicts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _recipe(tmp_path: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("rest", ["keep", "drop"])
-def test_a_group_is_replaced_by_the_field_that_joins_it(source, tmp_path, rest):
+def test_a_field_can_replace_the_group_it_is_concatenated_from(source, tmp_path, rest):
     recipe = _recipe(
         tmp_path,
         "steps:\n"
@@ -58,7 +58,7 @@ def test_a_group_is_replaced_by_the_field_that_joins_it(source, tmp_path, rest):
     assert build(source, tmp_path / "rlds", name="joined", recipe=recipe).steps == _ROWS
 
 
-def test_a_field_is_replaced_by_the_group_that_splits_it(source, tmp_path):
+def test_a_group_can_replace_the_field_it_is_made_from(source, tmp_path):
     recipe = _recipe(
         tmp_path,
         "steps:\n"
@@ -70,7 +70,7 @@ def test_a_field_is_replaced_by_the_group_that_splits_it(source, tmp_path):
         np.testing.assert_array_equal(ours["action/gripper"][:], theirs["action/gripper"][:])
 
 
-def test_a_field_beside_its_group_is_an_error_that_names_the_line_and_a_remedy_that_works(source, tmp_path):
+def test_a_path_that_is_field_and_group_is_rejected_with_a_working_remedy(source, tmp_path):
     joined = "steps:\n\n  action:\n    concatenate: [action/world_vector, action/rotation_delta]\n"
     recipe = _recipe(tmp_path, joined)
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_a_field_beside_its_group_is_an_error_that_names_the_line_and_a_remedy_t
         ),
     ],
 )
-def test_a_conflict_names_the_line(source, tmp_path, text, message):
+def test_a_conflicting_field_is_rejected_with_its_line(source, tmp_path, text, message):
     with pytest.raises(KabukiError, match=message):
         convert(source, tmp_path / "out.hdf5", recipe=_recipe(tmp_path, text))
     assert not (tmp_path / "out.hdf5").exists()
@@ -125,7 +125,7 @@ def test_a_conflict_names_the_line(source, tmp_path, text, message):
         ("steps:\n  observation/qpos:\n  action: {from: action/gripper}\nrest: drop\n", "r.yaml:4: rest: drop"),
     ],
 )
-def test_a_reward_that_the_recipe_leaves_out_is_not_called_missing(source, tmp_path, text, where):
+def test_a_reward_dropped_by_the_recipe_is_reported_as_dropped(source, tmp_path, text, where):
     for make in (
         lambda: convert(source, tmp_path / "out.hdf5", recipe=_recipe(tmp_path, text)),
         lambda: build(source, tmp_path / "rlds", name="x", recipe=_recipe(tmp_path, text)),
@@ -137,7 +137,7 @@ def test_a_reward_that_the_recipe_leaves_out_is_not_called_missing(source, tmp_p
         assert "no 'reward'" not in message and "--fill" not in message
 
 
-def test_the_remedy_for_a_required_field_that_is_left_out_keeps_it(source, tmp_path):
+def test_the_remedy_for_a_dropped_required_field_works(source, tmp_path):
     text = "steps:\n  reward:\n  observation/qpos:\n{}rest: drop\n"
     with pytest.raises(KabukiError, match="does not keep 'action'") as e:
         convert(source, tmp_path / "out.hdf5", recipe=_recipe(tmp_path, text.format("")))
@@ -148,7 +148,7 @@ def test_the_remedy_for_a_required_field_that_is_left_out_keeps_it(source, tmp_p
 
 
 @pytest.mark.parametrize("keep", ["rest: keep", "rest: drop"])
-def test_a_constant_does_not_replace_what_the_recipe_only_forgot(source, tmp_path, capsys, keep):
+def test_fill_does_not_replace_a_field_that_the_recipe_does_not_mention(source, tmp_path, capsys, keep):
     recipe = _recipe(
         tmp_path, f"steps:\n  action: {{from: action/gripper}}\n  observation/qpos:\ndrop: [action]\n{keep}\n"
     )
@@ -163,7 +163,7 @@ def test_a_constant_does_not_replace_what_the_recipe_only_forgot(source, tmp_pat
         assert "r.yaml:5: rest: drop: the recipe does not keep 'reward'" in said.err
 
 
-def test_a_constant_that_the_user_asked_for_is_not_called_missing(source, tmp_path, capsys):
+def test_fill_replaces_a_field_that_the_recipe_drops(source, tmp_path, capsys):
     recipe = _recipe(tmp_path, "fill: {reward: 0}\nsteps: {sparse_reward: {from: reward}}\ndrop: [reward, discount]\n")
     assert main(["convert", str(source), str(tmp_path / "out.hdf5"), "--recipe", str(recipe)]) == 0
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Recipes: what is made of the fields, and which line is wrong where they do not fit."""
+"""Recipes: the resulting fields, and errors that name the line of the recipe."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def _libero(path, lengths, instruction):
         for number, length in lengths.items():
             obs = file[f"data/demo_{number}/obs"]
             for name in ("agentview_rgb", "eye_in_hand_rgb"):
-                # A dark picture with a bright corner: at the top left, as LIBERO stores what is at the bottom right.
+                # A dark image with a bright corner. LIBERO stores images upside down, so the corner is at the top left.
                 pixels = np.full((length, 128, 128, 3), 20, np.uint8)
                 pixels[:, :32, :48] = (250, 40, 90)
                 obs[name] = pixels
@@ -30,7 +30,7 @@ def _libero(path, lengths, instruction):
     return path
 
 
-def test_libero_becomes_what_openvla_reads(tmp_path):
+def test_the_libero_recipe_gives_the_features_that_openvla_reads(tmp_path):
     lengths = {"pick_up_the_cup": {0: 3, 5: 2}, "open_the_drawer": {1: 4}}
     for task, of in lengths.items():
         _libero(tmp_path / f"{task}_demo.hdf5", of, task.replace("_", " "))
@@ -153,7 +153,7 @@ drop: [states, attributes/model_file]
     assert main(["validate", str(tmp_path / "k.hdf5"), "--against", str(source), "--recipe", str(recipe)]) in (0, 1)
 
 
-def test_what_an_episode_says_is_on_each_of_its_steps(tmp_path):
+def test_an_episode_field_can_become_a_step_field(tmp_path):
     # Episodes that take several blocks, and blocks with several episodes.
     lengths = dict(enumerate([5000, 3, 1, 4, 9000, 2, 2]))
     source = layout_files.robomimic(tmp_path / "demo.hdf5", lengths)
@@ -164,7 +164,7 @@ def test_what_an_episode_says_is_on_each_of_its_steps(tmp_path):
         assert ours["name"].asstr()[:].tolist() == expected
 
 
-def test_splits_are_masks(tmp_path):
+def test_a_recipe_maps_splits_to_masks(tmp_path):
     masks = {"train": [0, 2], "valid": [1]}
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 2, 2: 4}, masks=masks)
     recipe = _recipe(tmp_path / "r.yaml", "split: {train: train, val: valid}\n")
@@ -232,7 +232,7 @@ def test_splits_are_masks(tmp_path):
         ("steps:\n  a: {constant: 2000-13-45}\n", "r.yaml:2: not a valid value: month must be"),
     ],
 )  # fmt: skip
-def test_a_recipe_that_does_not_fit_says_where(tmp_path, text, message):
+def test_an_invalid_recipe_is_rejected_with_its_line(tmp_path, text, message):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
     with h5py.File(source, "a") as file:
         for number in range(2):
@@ -248,7 +248,7 @@ CHANNELS_FIRST = ["rotate: 180", "flip: vertical", "flip: horizontal", "swap: bg
 
 @pytest.mark.parametrize("operation", CHANNELS_FIRST)
 @pytest.mark.parametrize("shape", [(3, 40, 32), (1, 40, 32), (40, 32, 2), (40, 32, 7), (9, 40, 32)])
-def test_image_operations_reject_what_is_not_an_image(operation, shape, tmp_path):
+def test_image_operations_reject_arrays_that_are_not_images(operation, shape, tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, next_obs=False)
     with h5py.File(source, "a") as file:
         file["data/demo_0/obs/camera/first"] = np.zeros((3, *shape), np.uint8)
@@ -260,7 +260,7 @@ def test_image_operations_reject_what_is_not_an_image(operation, shape, tmp_path
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_channels_first_images_are_transposed_and_then_changed(dtype, tmp_path):
+def test_channels_first_images_can_be_transposed_for_image_operations(dtype, tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3}, next_obs=False)
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 3, 40, 32), dtype, endpoint=True)
     with h5py.File(source, "a") as file:
@@ -311,14 +311,14 @@ def test_a_draft_transposes_channels_first_images(tmp_path, capsys):
         assert file["observation/first"].attrs["shape"].tolist() == [256, 256, 3]
 
 
-def test_what_says_nothing_is_passed_over(tmp_path):
+def test_empty_recipe_sections_are_ignored(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
     recipe = _recipe(tmp_path / "r.yaml", "about:\nfor:\nassume:\nfill:\nsplit:\nsteps:\nepisode:\ndrop:\nrest:\n")
     assert convert(source, tmp_path / "k.hdf5", recipe=recipe).steps == 4
 
 
 @pytest.mark.parametrize("value", [(1 << 24) + 1, 1 << 62])
-def test_a_cast_keeps_whole_numbers(tmp_path, value):
+def test_a_cast_to_float32_must_keep_integers_exact(tmp_path, value):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 2})
     with h5py.File(source, "a") as file:
         file["data/demo_0/count"] = np.array([value, 3])
@@ -332,7 +332,7 @@ def test_a_cast_keeps_whole_numbers(tmp_path, value):
         assert ours["count"][:].tolist() == [value, 3, 0]
 
 
-def test_no_recipe_at_all(tmp_path):
+def test_recipe_files_that_are_too_large_or_not_text_are_rejected(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
     for text, message in ((b"about: " + b"x" * (1 << 20), "too large for a recipe"), (b"\xff", "cannot be read")):
         (tmp_path / "r.yaml").write_bytes(text)
@@ -340,14 +340,14 @@ def test_no_recipe_at_all(tmp_path):
             convert(source, tmp_path / "k.hdf5", recipe=tmp_path / "r.yaml")
 
 
-def test_no_such_recipe(tmp_path):
+def test_an_unknown_recipe_name_is_rejected(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
     with pytest.raises(KabukiError, match=r"nothing: is not a file and not a built-in recipe .aloha, d4rl, "):
         convert(source, tmp_path / "k.hdf5", recipe="nothing")
 
 
 @pytest.mark.parametrize("make", ["robomimic", "aloha", "d4rl", "robosuite"])
-def test_a_draft_fits_what_it_was_drafted_for(tmp_path, capsys, make):
+def test_a_drafted_recipe_converts_its_source(tmp_path, capsys, make):
     path = tmp_path / "some demo_1.hdf5"
     if make == "robomimic":
         layout_files.robomimic(path, {0: 3, 1: 4})
@@ -363,7 +363,7 @@ def test_a_draft_fits_what_it_was_drafted_for(tmp_path, capsys, make):
     assert not validate(tmp_path / "k.hdf5")
 
 
-def test_recipes_are_listed(capsys):
+def test_the_recipe_command_lists_built_in_recipes(capsys):
     assert main(["recipe"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "aloha", "d4rl", "libero-openvla", "robomimic",
@@ -371,7 +371,7 @@ def test_recipes_are_listed(capsys):
 
 
 @pytest.mark.parametrize("name", ["aloha", "d4rl", "robomimic"])
-def test_recipes_of_the_library(tmp_path, name):
+def test_built_in_recipes_convert_their_layouts(tmp_path, name):
     path = tmp_path / "put_it_down" / "episode_0.hdf5"
     path.parent.mkdir()
     if name == "aloha":
