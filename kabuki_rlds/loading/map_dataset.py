@@ -155,7 +155,7 @@ class MapDataset:
         try:
             position = operator.index(index)
         except TypeError:
-            raise TypeError(f"an index is an integer, not {index!r}; __getitems__ takes several") from None
+            raise TypeError(f"an index must be an integer, not {index!r}; __getitems__ takes several") from None
         return self.__getitems__([position])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:

@@ -577,7 +577,7 @@ def test_files_with_different_fields_are_rejected(tmp_path: Path) -> None:
             "file.hdf5: has no step field 'rewards'; the fields are .*reward",
         ),
         (lambda file: load_steps(file, 2, fields=[]), "file.hdf5: no step field is selected; the fields are .*reward"),
-        (lambda file: load_steps([], 2), "no files"),
+        (lambda file: load_steps([], 2), "path is empty"),
         (lambda file: load_steps("nowhere.hdf5", 2), "nowhere.hdf5: no such file"),
         (lambda file: load_windows(file, 2, 0), "length is 0"),
         (lambda file: load_transitions(file, 2, n_step=0), "n_step is 0"),

@@ -86,7 +86,7 @@ def test_an_index_gives_the_episode_that_iteration_gives(kind: str, tmp_path: Pa
         for index in (len(every), -len(every) - 1):
             with pytest.raises(IndexError, match="out of range"):
                 opened[index]
-        with pytest.raises(TypeError, match="an index is an integer"):
+        with pytest.raises(TypeError, match="an index must be an integer"):
             opened["0"]  # type: ignore[call-overload]
 
 
