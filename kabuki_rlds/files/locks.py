@@ -46,3 +46,18 @@ def is_locked(path: StrPath) -> bool:
     finally:
         os.close(opened)
     return False
+
+
+def can_lock(path: StrPath) -> bool:
+    """Whether no other program has a file locked, as the HDF5 library locks a file that it reads or writes."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # The file system has no locks.
+        return True
+    finally:
+        os.close(opened)
+    return True

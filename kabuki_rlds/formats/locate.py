@@ -32,6 +32,7 @@ from kabuki_rlds.files.paths import StrPath, local_path, subfolders
 from kabuki_rlds.formats.demos.minari import METADATA
 from kabuki_rlds.formats.demos.minari_arrow import MINARI_ARROW
 from kabuki_rlds.formats.envlogger import log
+from kabuki_rlds.formats.episode_log import codec as episode_log
 
 #: A folder with this file is a version of a TFDS dataset.
 FEATURES = "features.json"
@@ -70,7 +71,7 @@ class _Contents:
     Attributes:
       datasets: folders of versions of TFDS datasets.
       logs: folders with EnvLogger logs.
-      files: HDF5 files, and folders with a Minari dataset in Arrow or Parquet.
+      files: HDF5 files, folders with a Minari dataset in Arrow or Parquet, and folders with the log of a recording.
       notes: as in `Located`.
     """
 
@@ -280,6 +281,8 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
         elif METADATA in files and MINARI_ARROW.recognises(path):
             found.files.append(path)
             below.clear()
+        elif episode_log.NAME in files:
+            found.files.append(path)
         found.files += [path / name for name in files if _is_hdf5_name(name) and (path / name).is_file()]
     # A dataset is not made of what is in other folders below it.
     direct = [path for path in found.datasets if path == folder] or [

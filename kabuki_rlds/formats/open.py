@@ -8,7 +8,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,13 @@ from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
 from kabuki_rlds.formats.demos.demo_episode import EmptyEpisodeError
 from kabuki_rlds.formats.demos.layout import DemoOptions, Layout
+from kabuki_rlds.formats.episode_log import codec as episode_log
+from kabuki_rlds.formats.episode_log.source import EpisodeLogSource
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.locate import FEATURES, is_looked_up, locate
+
+if TYPE_CHECKING:
+    from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 
 _Result = TypeVar("_Result")
 
@@ -178,19 +183,25 @@ def _open(layout: Layout | None, paths: Sequence[pathlib.Path], options: DemoOpt
     (path,) = paths
     if path.is_file():
         return _open_kabuki(path, options)
+    if (path / episode_log.NAME).is_file():
+        return _of_split(EpisodeLogSource(path), options.split)
     if not (path / FEATURES).is_file():
         from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 
-        logs = EnvLoggerSource(path, skip_bad=options.skip_bad)
-        if options.split is None:
-            return logs
-        whole = np.arange(logs.num_episodes)
-        return logs.select(select_episodes(options.split, {WHOLE: whole, ALL: whole}, logs.label))
+        return _of_split(EnvLoggerSource(path, skip_bad=options.skip_bad), options.split)
     require(f"{path}: reading an RLDS dataset", "tensorflow", "tensorflow_datasets")
     from kabuki_rlds.formats.rlds.source import RldsSource
 
     split = "train" if options.split is None else options.split
     return RldsSource(path, split, options.images, skip_bad=options.skip_bad)
+
+
+def _of_split(log: EnvLoggerSource | EpisodeLogSource, split: str | None) -> Source:
+    """The episodes of a part of a log, which is one split."""
+    if split is None:
+        return log
+    whole = np.arange(log.num_episodes)
+    return log.select(select_episodes(split, {WHOLE: whole, ALL: whole}, log.label))
 
 
 def _open_kabuki(path: pathlib.Path, options: DemoOptions) -> KabukiSource:

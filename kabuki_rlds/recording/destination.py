@@ -1,141 +1,109 @@
-"""Where a recording goes: the folder of an RLDS dataset, or an HDF5 file.
-
-For an HDF5 file `hopper.hdf5` the same is recorded into a folder beside it,
-`hopper.hdf5.recording/1.0.0`, and put into the file at the end, behind what the file
-has already. The file says in its `sources` which folders it was made of, so a process
-that is killed between making the file and removing the folder adds nothing twice.
-"""
+"""Where a recording goes: the folder of an RLDS dataset, or an HDF5 file."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-import re
-import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from kabuki_rlds.commands.convert import convert
-from kabuki_rlds.errors import InvalidArgumentError, KabukiError
-from kabuki_rlds.files.paths import local_path
-from kabuki_rlds.formats.hdf5.source import KabukiSource
-from kabuki_rlds.recording.rlds_recording import RldsRecording, folder_of
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.schema import Info, Schema
+from kabuki_rlds.errors import KabukiError
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _SUFFIXES = (".hdf5", ".h5")
-_NUMBERED = re.compile(r"(\d+)\.0\.0")
 
 
-class Destination:
-    """An RLDS dataset to record into.
-
-    Args:
-      path: `runs/hopper` or `runs/hopper/1.0.0`.
-      split: name of the split.
-      name: what to call a new dataset; by default as its folder.
+class Destination(Protocol):
+    """A dataset that episodes are appended to. No other process can do so meanwhile.
 
     Attributes:
-      recording: what episodes are appended to.
-      features: those that the episodes must have; None where nothing is there yet.
+      declared: the fields that the episodes must have; None for a new dataset whose fields are to be learned.
+    """
+
+    declared: Schema | None
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether `define` was called, or the dataset has episodes."""
+
+    @property
+    def num_written(self) -> int:
+        """How many episodes were appended."""
+
+    def image_formats(self, schema: Schema) -> dict[str, str]:
+        """The step fields whose columns hold image files, one a step: path to "png" or "jpeg".
+
+        Args:
+          schema: the fields, as `define` is to get them.
+        """
+
+    def define(self, schema: Schema, info: Info, episode: Block | None) -> None:
+        """States the fields of the episodes of a new dataset.
+
+        It is called again if the first episode gets further fields.
+
+        Args:
+          schema: the fields.
+          info: what the dataset says of itself.
+          episode: the episode that was appended, with the fields of the schema; None if there is none.
+
+        Raises:
+          KabukiError: it cannot be written.
+        """
+
+    def append(self, episode: Block) -> None:
+        """Adds an episode, which is on the disk when this returns.
+
+        Raises:
+          KabukiError: it cannot be written. The episodes before it are safe.
+        """
+
+    def replace_last(self, episode: Block) -> None:
+        """Replaces the episode that was appended last.
+
+        Raises:
+          KabukiError: it cannot be written. The episode stays as it was.
+        """
+
+    def remove_last(self) -> None:
+        """Removes the episode that was appended last."""
+
+    def close(self) -> None:
+        """Adds all episodes to the dataset, and lets other processes record to it.
+
+        Raises:
+          KabukiError: they cannot be added. All are kept.
+        """
+
+    def release(self) -> None:
+        """Lets other processes record to it."""
+
+
+def open_destination(
+    path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None
+) -> Destination:
+    """Opens an HDF5 file if the path ends like one, else an RLDS dataset.
+
+    Args:
+      path: `hopper.hdf5`; or `runs/hopper` or `runs/hopper/1.0.0`.
+      split: name of the split.
+      config: the features of a new dataset.
 
     Raises:
       KabukiError: nothing can be recorded there.
     """
-
-    def __init__(self, path: str | os.PathLike[str], split: str, name: str = ""):
-        folder = folder_of(path)
-        if folder.is_file() or folder.parent.is_file():
-            raise InvalidArgumentError(
-                f"{path}: a file; name a folder, or a file that ends in {' or '.join(_SUFFIXES)}"
-            )
-        self.recording = RldsRecording(folder, split, name or folder.parent.name)
-        self.features: tfds.features.FeaturesDict | None = self.recording.features
-
-    def close(self) -> None:
-        """Makes of all that was recorded what others can read.
-
-        Raises:
-          KabukiError: it cannot. All episodes are kept.
-        """
-        try:
-            self.recording.publish()
-        finally:
-            self.recording.close()
-
-
-class Hdf5Destination(Destination):
-    """An HDF5 file to record into, which appears, or grows, when the recording ends.
-
-    Args:
-      path: the file.
-      split: name of the split of the RLDS dataset beside it.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], split: str):
-        self._path = local_path(path).absolute()
-        self._images_are_files = False
-        self._split = split
-        beside = self._path.with_name(f"{self._path.name}.recording")
-        features, done = self._look(beside)
-        there = {int(found[1]): p for p in beside.glob("*.0.0") if (found := _NUMBERED.fullmatch(p.name))}
-        for number, folder in there.items():
-            if number <= done:
-                shutil.rmtree(folder)
-        number = max([n for n in there if n > done], default=done + 1)
-        super().__init__(beside / f"{number}.0.0", split, self._path.stem)
-        self.features = self.features or features
-
-    def close(self) -> None:
-        try:
-            self.recording.publish()
-            folder = self.recording.folder
-            if self.recording.num_episodes:
-                before = [self._path] if self._path.exists() else []
-                # A Kabuki file is one split, and says so where one is asked for.
-                split = None if self._split == "train" else self._split
-                try:
-                    convert(
-                        [*before, folder],
-                        self._path,
-                        split=split,
-                        images="encoded" if self._images_are_files else "arrays",
-                        overwrite=bool(before),
-                    )
-                except (KabukiError, OSError) as e:
-                    why = f"{self._path}: cannot be written ({e.strerror})" if isinstance(e, OSError) else e
-                    raise KabukiError(f"{why}; what was recorded is safe in {folder}, which convert reads") from e
-            try:
-                shutil.rmtree(folder)
-                folder.parent.rmdir()
-            except OSError as e:
-                raise KabukiError(
-                    f"{folder.parent}: cannot be removed ({e.strerror}); what was recorded is in {self._path}"
-                ) from e
-        finally:
-            self.recording.close()
-
-    def _look(self, beside: pathlib.Path) -> tuple[tfds.features.FeaturesDict | None, int]:
-        """The features of the file that is there, and the number of the last recording that is in it."""
-        if not self._path.exists():
-            return None, 0
-        from kabuki_rlds.formats.rlds.infer_features import features_of
-
-        with KabukiSource(self._path) as source:
-            source.check_whole()
-            self._images_are_files = any(field.encoded for field in source.schema.steps.values())
-            paths = [pathlib.Path(origin.path) for origin in source.origins]
-            numbers = [int(n[1]) for p in paths if p.parent == beside.resolve() and (n := _NUMBERED.fullmatch(p.name))]
-            try:
-                return features_of(source.schema), max(numbers, default=0)
-            except KabukiError as e:
-                raise e.within(self._path) from e
-
-
-def destination(path: str | os.PathLike[str], split: str) -> Destination:
-    """An HDF5 file where the path ends like one, else an RLDS dataset."""
-    is_file = pathlib.Path(path).suffix in _SUFFIXES
     try:
-        return Hdf5Destination(path, split) if is_file else Destination(path, split)
+        if pathlib.Path(path).suffix in _SUFFIXES:
+            from kabuki_rlds.recording.hdf5_destination import Hdf5Destination
+
+            return Hdf5Destination(path, split, config)
+        from kabuki_rlds.recording.rlds_destination import RldsDestination
+
+        return RldsDestination(path, split, config)
     except OSError as e:
+        if isinstance(e, KabukiError):
+            raise
         raise KabukiError(f"{path}: nothing can be recorded there ({e.strerror or e})") from e

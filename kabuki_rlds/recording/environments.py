@@ -16,7 +16,7 @@ from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinishe
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from kabuki_rlds.recording.recorded_features import ImageFormats
+    from kabuki_rlds.recording.image_fields import ImageFormats
 
 
 def record(

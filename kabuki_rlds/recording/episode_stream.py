@@ -17,8 +17,8 @@ Metadata = Mapping[str, Any] | None
 class EpisodeStream:
     """Takes the steps of one episode after the other, and hands each over when it ends.
 
-    Until the next begins, an episode that has ended can still be discarded, or be given
-    other metadata.
+    The metadata of an open episode is kept here. The recorder keeps the episode that was
+    written last: it can still be discarded, or be given other metadata.
 
     Args:
       recorder: what writes the episodes.
@@ -32,7 +32,6 @@ class EpisodeStream:
         #: The first observation of all, and its metadata, until a step tells what the fields are.
         self._first: tuple[Any, Metadata] | None = None
         self._metadata: dict[str, Any] = {}
-        self._is_terminal = False
 
     def reset(self, observation: Any, metadata: Metadata) -> None:
         """Begins an episode. One that has not ended is cut short.
@@ -101,13 +100,11 @@ class EpisodeStream:
         if self._is_discarded:
             return
         self._check_not_closed()
-        if not self._is_open and (self._episode is None or not self._recorder.can_change(self._episode)):
-            raise KabukiError("metadata of an episode, but none is open: set it before the next episode begins")
-        self._recorder.learn_metadata(metadata)
-        self._metadata = dict(metadata)
-        if not self._is_open:
-            assert self._episode is not None
-            self._recorder.write_again(self._episode, self._is_terminal, self._metadata)
+        if self._is_open:
+            self._recorder.learn_metadata(metadata)
+            self._metadata = dict(metadata)
+        else:
+            self._recorder.change_last(self._episode, metadata)
 
     def discard(self) -> None:
         """Forgets the episode that is open, with what is to come of it, or removes the one that has just ended.
@@ -119,10 +116,8 @@ class EpisodeStream:
             self._is_open = False
             self._is_discarded = True
             self._first = None
-        elif self._episode is not None and self._recorder.can_change(self._episode):
-            self._recorder.take_back()
         else:
-            raise KabukiError("no episode to discard: none is open, and none has just ended")
+            self._recorder.remove_last(self._episode)
 
     def cut_short(self) -> None:
         """Ends an episode that is open, as the recording's options say.
@@ -162,7 +157,6 @@ class EpisodeStream:
     def _end(self, is_terminal: bool) -> None:
         assert self._episode is not None
         self._is_open = False
-        self._is_terminal = is_terminal
         self._recorder.write(self._episode, is_terminal, self._metadata)
 
 

@@ -17,17 +17,14 @@ from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REQUIRED, REWARD
 from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
-from kabuki_rlds.extras import require
-from kabuki_rlds.recording.destination import destination
+from kabuki_rlds.recording.destination import open_destination
 from kabuki_rlds.recording.episode_metadata import EpisodeFields
 from kabuki_rlds.recording.field_learner import FieldLearner, Fields
+from kabuki_rlds.recording.image_fields import ImageFormats, check_formats, with_images
 from kabuki_rlds.recording.open_episode import OpenEpisode
-from kabuki_rlds.recording.recorded_features import ImageFormats, features_of_config, image_formats, learned_features
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
-
-    from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
 
 #: What becomes of an episode that has not ended when the recording does, or the next one begins.
 Unfinished = Literal["keep", "drop"]
@@ -58,8 +55,26 @@ class RecordingOptions:
     hints: Fields = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Written:
+    """An episode that was written and can still be changed.
+
+    Attributes:
+      episode: its columns, until the next episode of its stream uses them again.
+      is_terminal: whether it ended in a terminal state.
+      metadata: its fields.
+    """
+
+    episode: OpenEpisode
+    is_terminal: bool
+    metadata: Mapping[str, Any]
+
+
 class Recorder:
     """Learns what the fields are, and writes episodes.
+
+    Until the next episode is written, the last one can be removed, or be given other
+    metadata.
 
     Args:
       path: where to record: the folder of a dataset, or an HDF5 file.
@@ -74,53 +89,34 @@ class Recorder:
     """
 
     def __init__(self, path: str | os.PathLike[str], options: RecordingOptions):
-        # It takes seconds to import: now, and not when the first episode ends.
-        # It takes seconds to import: now, and not when the first episode ends.
-        require("recording", "tensorflow", "tensorflow_datasets")
-        from kabuki_rlds.formats.rlds import feature_layout as rlds_features
-
         if not _SPLIT.fullmatch(options.split):
             raise InvalidArgumentError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
         if options.unfinished not in ("keep", "drop"):
             raise InvalidArgumentError(f"unfinished: {options.unfinished!r} is neither 'keep' nor 'drop'")
-        for chosen in options.images.values() if isinstance(options.images, Mapping) else [options.images]:
-            if chosen not in ("png", "jpeg"):
-                raise InvalidArgumentError(f"images: {chosen!r} is neither 'png' nor 'jpeg'")
+        check_formats(options.images)
         self.keeps_unfinished = options.unfinished == "keep"
         self._options = options
-        self._destination = destination(path, options.split)
-        self._recording = self._destination.recording
-        self._features: tfds.features.FeaturesDict | None = self._destination.features
+        self._destination = open_destination(path, options.split, options.config)
+        declared = self._destination.declared
+        self._declared: Fields | None = None
+        if declared is not None:
+            self._declared = {name: field for name, field in declared.steps.items() if name not in FLAGS}
         try:
-            if self._features is None and options.config is not None:
-                self._features = features_of_config(options.config)
-            self._declared: tuple[Fields, Fields] | None = None
-            if self._features is not None:
-                found = rlds_features.read(self._features)
-                self._declared = (
-                    {leaf.path: leaf.field for leaf in found if leaf.in_steps and leaf.path not in FLAGS},
-                    {leaf.path: leaf.field for leaf in found if not leaf.in_steps},
-                )
-            self._episode_fields = EpisodeFields(None if self._declared is None else self._declared[1])
+            self._episode_fields = EpisodeFields(None if declared is None else declared.metadata)
         except KabukiError as e:
-            self._recording.close()
+            self._destination.release()
             raise e.within(path) from e
-        except BaseException:
-            self._recording.close()
-            raise
         self._learner: FieldLearner | None = None
         self._first: tuple[Any, ...] = ()
         self._image_formats: dict[str, str] = {}
-        self._encoder: ExampleEncoder | None = None
-        #: The last episode that was written, while it can be changed: how it ended, and its fields.
-        self._last: tuple[OpenEpisode, bool, Mapping[str, Any]] | None = None
+        self._last: _Written | None = None
         self._said_missing = False
         self.is_closed = False
 
     @property
     def num_episodes(self) -> int:
         """How many episodes were recorded since this was opened."""
-        return self._recording.num_written
+        return self._destination.num_written
 
     @property
     def has_learned(self) -> bool:
@@ -135,23 +131,21 @@ class Recorder:
         Raises:
           KabukiError: a value cannot be recorded, or is not what the dataset has.
         """
-        learner = FieldLearner(self._options.hints, None if self._declared is None else self._declared[0])
+        learner = FieldLearner(self._options.hints, self._declared)
         learner.learn(observation, OBSERVATION)
         learner.learn(action, ACTION)
         learner.learn(reward, REWARD, as_float=True)
-        if self._declared is None or DISCOUNT in self._declared[0]:
+        if self._declared is None or DISCOUNT in self._declared:
             learner.learn(discount, DISCOUNT, as_float=True)
         else:
             # What a dataset without discounts cannot hold is left out when it is encoded.
             learner.fields[DISCOUNT] = Field(np.dtype(np.float64))
         for name in metadata or {}:
             if str(name).split("/")[0] in REQUIRED:
-                raise InvalidArgumentError(f"step metadata {name!r}: a field that every step has; rename it")
+                raise KabukiError(f"step metadata {name!r}: a field that every step has; rename it")
         learner.learn(dict(metadata or {}), "")
         learner.check_complete()
-        self._image_formats = image_formats(
-            self._features or learned_features(_schema(learner, {}), self._options.images)
-        )
+        self._image_formats = self._destination.image_formats(self._schema(learner, {}))
         self._first = copy.deepcopy((observation, action, reward, discount, dict(metadata or {})))
         self._learner = learner
 
@@ -172,12 +166,9 @@ class Recorder:
         Raises:
           KabukiError: one is not of the dataset, or not of its kind.
         """
-        if self._episode_fields.learn(metadata) and self._recording.features is not None:
-            info = self._learn_features()
-            if self._last is not None:
-                # The one episode that there is gets them too, and first: who does not know of them passes over them.
-                self.write_again(*self._last)
-            self._recording.declare(self._features, info)
+        if self._episode_fields.learn(metadata) and self._destination.is_defined:
+            # The one episode that there is gets them too.
+            self._define(None if self._last is None else self._block(self._last))
 
     def write(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
         """Writes an episode, which is on the disk when this returns.
@@ -185,37 +176,47 @@ class Recorder:
         Raises:
           KabukiError: a value cannot be stored as the dataset's features say, or not be written.
         """
-        if self._recording.features is None:
-            info = self._learn_features()
-            self._recording.declare(self._features, info)
+        if not self._destination.is_defined:
+            self._define(None)
         self._settle_last()
-        self._recording.append(self._encode(episode, is_terminal, metadata))
-        self._last = (episode, is_terminal, metadata)
+        written = _Written(episode, is_terminal, metadata)
+        self._destination.append(self._block(written))
+        self._last = written
 
-    def can_change(self, episode: OpenEpisode) -> bool:
-        """Whether an episode was the last one to be written, and so can be changed or removed."""
-        return self._last is not None and self._last[0] is episode
+    def change_last(self, episode: OpenEpisode | None, metadata: Mapping[str, Any]) -> None:
+        """Replaces the metadata of an episode that has just been written.
+
+        Raises:
+          KabukiError: it is not the last one, or a field does not fit the recording.
+        """
+        if self._last is None or self._last.episode is not episode:
+            raise KabukiError("metadata of an episode, but none is open: set it before the next episode begins")
+        self.learn_metadata(metadata)
+        changed = dataclasses.replace(self._last, metadata=dict(metadata))
+        self._destination.replace_last(self._block(changed))
+        self._last = changed
+
+    def remove_last(self, episode: OpenEpisode | None) -> None:
+        """Removes an episode that has just been written.
+
+        Raises:
+          KabukiError: it is not the last one.
+        """
+        if self._last is None or self._last.episode is not episode:
+            raise KabukiError("no episode to discard: none is open, and none has just ended")
+        self._destination.remove_last()
+        self._last = None
 
     def settle(self, episode: OpenEpisode) -> None:
         """An episode's columns are used again: what was written of it stays as it is."""
-        if self.can_change(episode):
+        if self._last is not None and self._last.episode is episode:
             self._settle_last()
-
-    def write_again(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
-        """Writes the last episode anew, with other metadata."""
-        self._recording.replace_last(self._encode(episode, is_terminal, metadata))
-        self._last = (episode, is_terminal, metadata)
-
-    def take_back(self) -> None:
-        """Removes the last episode."""
-        self._recording.take_back()
-        self._last = None
 
     def close(self) -> None:
         """Ends the recording.
 
         Raises:
-          KabukiError: what was recorded cannot be put into the HDF5 file. It is kept.
+          KabukiError: what was recorded cannot be added to the dataset. It is kept.
         """
         if self.is_closed:
             return
@@ -227,42 +228,30 @@ class Recorder:
         """From here on the last episode stays as it is."""
         if self._last is None:
             return
-        missing = self._episode_fields.missing(self._last[2])
+        missing = self._episode_fields.missing(self._last.metadata)
         if missing and not self._said_missing:
             self._said_missing = True
             _log.warning("an episode has no %s, as others have; left empty there", ", ".join(missing))
         self._episode_fields.are_fixed = True
         self._last = None
 
-    def _learn_features(self) -> Info:
-        """Learns the features of a new dataset from its fields, and returns what it says of itself."""
+    def _define(self, episode: Block | None) -> None:
+        """States the fields of a new dataset, and what it says of itself."""
+        assert self._learner is not None
         info, config = self._options.info, self._options.config
-        if self._declared is None:
-            assert self._learner is not None
-            schema = _schema(self._learner, self._episode_fields.fields)
-            self._features = learned_features(schema, self._options.images)
-        elif config is not None:
+        if config is not None:
             info = dataclasses.replace(
                 info, description=config.overall_description, citation=config.citation, homepage=config.homepage
             )
-        self._encoder = None
-        return info
+        self._destination.define(self._schema(self._learner, self._episode_fields.fields), info, episode)
 
-    def _encode(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> bytes:
-        if self._encoder is None:
-            from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+    def _schema(self, learner: FieldLearner, episodes: Fields) -> Schema:
+        if self._destination.declared is not None:
+            return self._destination.declared
+        flags = {name: Field(np.dtype(bool)) for name in FLAGS}
+        return with_images(Schema(learner.fields | flags, dict(episodes)), self._options.images)
 
-            assert self._features is not None
-            self._encoder = ExampleEncoder(self._features)
-        block = Block(
-            episode.columns(is_terminal),
-            episode.num_rows,
-            np.zeros(1, np.int64),
-            self._episode_fields.columns(metadata),
-        )
-        return b"".join([*self._encoder.encode(block), *self._encoder.finish()])
-
-
-def _schema(steps: FieldLearner, episodes: Fields) -> Schema:
-    flags = {name: Field(np.dtype(bool)) for name in FLAGS}
-    return Schema(steps.fields | flags, dict(episodes))
+    def _block(self, written: _Written) -> Block:
+        episode = written.episode
+        steps, metadata = episode.columns(written.is_terminal), self._episode_fields.columns(written.metadata)
+        return Block(steps, episode.num_rows, np.zeros(1, np.int64), metadata)

@@ -28,8 +28,9 @@ import numpy as np
 
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import KabukiError, one_line
-from kabuki_rlds.files import append_log, disk, locks, paths
+from kabuki_rlds.files import append_log, disk, paths
 from kabuki_rlds.files.append_log import AppendLog
+from kabuki_rlds.files.locked_folder import LockedFolder
 from kabuki_rlds.files.records import Scan
 from kabuki_rlds.formats.rlds import dataset_dir, dataset_info, recorded_shards
 
@@ -86,14 +87,7 @@ class RldsRecording:
         self._info: Any = None
         self._journal: AppendLog | None = None
         self._last: int | None = None
-        self._lock = -1
-        self._made = [at for at in (folder, *folder.parents) if not at.exists()]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            self._remove_made()
-            raise KabukiError(f"{folder}: cannot be made ({e.strerror})") from e
-        self._lock = self._locked()
+        self._locked = LockedFolder(folder)
         try:
             if (folder / _INFO).exists():
                 self._open()
@@ -139,7 +133,7 @@ class RldsRecording:
         for file in sorted(staging.iterdir(), key=lambda file: file.name == _INFO):
             os.replace(file, self.folder / file.name)
         staging.rmdir()
-        self._sync()
+        self._locked.sync()
         if self._journal is None:
             self._open()
         else:
@@ -194,18 +188,9 @@ class RldsRecording:
 
     def close(self) -> None:
         """Lets others record here."""
-        if self._lock < 0:
-            return
-        if self._info is None:
-            self._remove_made()
-        lock, self._lock = self._lock, -1
-        os.close(lock)
-
-    def _remove_made(self) -> None:
-        for folder in self._made:
-            # It was not made after all, or others use it by now.
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        if self._locked.is_locked and self._info is None:
+            self._locked.remove_created()
+        self._locked.unlock()
 
     # --- the shards ---
 
@@ -248,7 +233,7 @@ class RldsRecording:
         disk.sync(staging / _INFO)
         os.replace(staging / _INFO, self.folder / _INFO)
         staging.rmdir()
-        self._sync()
+        self._locked.sync()
 
     def _split_info(self, dataset: str, lengths: list[int], num_bytes: int) -> Any:
         import tensorflow_datasets as tfds
@@ -330,21 +315,6 @@ class RldsRecording:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         return staging
-
-    def _locked(self) -> int:
-        ended = f"{self.folder}: another process has just ended a recording there; run again"
-        try:
-            lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            raise KabukiError(ended) from None
-        locks.lock(lock, self.folder, "another process records there; wait for it, or name another")
-        if not self.folder.exists() or not os.path.samestat(os.stat(self.folder), os.fstat(lock)):
-            os.close(lock)
-            raise KabukiError(ended)
-        return lock
-
-    def _sync(self) -> None:
-        os.fsync(self._lock)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

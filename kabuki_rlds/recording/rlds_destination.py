@@ -1,0 +1,99 @@
+"""Records to the folder of an RLDS dataset."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.schema import Info, Schema
+from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.extras import require
+from kabuki_rlds.formats.rlds.infer_features import features_of
+from kabuki_rlds.recording.config_features import features_of_config, image_formats, schema_of
+from kabuki_rlds.recording.rlds_recording import RldsRecording, folder_of
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+
+
+class RldsDestination:
+    """A `Destination` that encodes episodes as TFDS does.
+
+    Args:
+      path: `runs/hopper` or `runs/hopper/1.0.0`.
+      split: name of the split.
+      config: the features of a new dataset.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None):
+        # It takes seconds to import: now, and not when the first episode ends.
+        require(f"{path}: recording an RLDS dataset", "tensorflow", "tensorflow_datasets")
+
+        folder = folder_of(path)
+        if folder.is_file() or folder.parent.is_file():
+            raise KabukiError(f"{path}: a file; name a folder, or a file that ends in .hdf5 or .h5")
+        self._recording = RldsRecording(folder, split, folder.parent.name)
+        self._encoder: ExampleEncoder | None = None
+        self.declared: Schema | None = None
+        try:
+            self._features = self._recording.features
+            if self._features is None and config is not None:
+                self._features = features_of_config(config)
+            if self._features is not None:
+                self.declared = schema_of(self._features)
+        except KabukiError as e:
+            self.release()
+            raise e.within(path) from e
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def is_defined(self) -> bool:
+        return self._recording.features is not None
+
+    @property
+    def num_written(self) -> int:
+        return self._recording.num_written
+
+    def image_formats(self, schema: Schema) -> dict[str, str]:
+        return image_formats(self._features or features_of(schema))
+
+    def define(self, schema: Schema, info: Info, episode: Block | None) -> None:
+        if self.declared is None:
+            self._features = features_of(schema)
+            self._encoder = None
+        if episode is not None:
+            # First, since a reader that does not know of the new fields ignores them.
+            self.replace_last(episode)
+        assert self._features is not None
+        self._recording.declare(self._features, info)
+
+    def append(self, episode: Block) -> None:
+        self._recording.append(self._encode(episode))
+
+    def replace_last(self, episode: Block) -> None:
+        self._recording.replace_last(self._encode(episode))
+
+    def remove_last(self) -> None:
+        self._recording.take_back()
+
+    def close(self) -> None:
+        try:
+            self._recording.publish()
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        self._recording.close()
+
+    def _encode(self, episode: Block) -> bytes:
+        if self._encoder is None:
+            from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+
+            assert self._features is not None
+            self._encoder = ExampleEncoder(self._features)
+        return b"".join([*self._encoder.encode(episode), *self._encoder.finish()])
