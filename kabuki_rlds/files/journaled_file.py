@@ -32,8 +32,8 @@ _PAGE_HEAD = struct.Struct("<QI")
 
 
 def journal_path(path: pathlib.Path) -> pathlib.Path:
-    """The journal of a file."""
-    return path.with_name(f"{path.name}.journal")
+    """The journal of a file. Of a link, it is that of the file to which it leads."""
+    return pathlib.Path(f"{os.path.realpath(path)}.journal")
 
 
 class JournaledFile(io.RawIOBase):
@@ -197,22 +197,35 @@ def recover(path: pathlib.Path) -> None:
     """Completes or undoes a change of a file whose process was killed.
 
     Raises:
-      KabukiError: it cannot, because the file cannot be written or another program has it open.
+      KabukiError: the change must be completed, and the file cannot be written or another program has it open.
     """
-    if not journal_path(path).exists():
+    journal = journal_path(path)
+    if not journal.exists():
         return
     try:
         file = os.open(path, os.O_RDWR)
-    except OSError as e:
+        locks.lock(file, path, "another program has it open; close it there, then run again")
+    except (OSError, KabukiError) as e:
+        if not _is_whole(journal):
+            # The file is the old one, with unused bytes at its end.
+            return
+        if isinstance(e, KabukiError):
+            raise
         raise KabukiError(
             f"{path}: a recording to this file was killed while it wrote, and the file cannot be completed "
-            f"({e.strerror}); run `kabuki-rlds inspect` on it once with permission to write to it"
+            f"({e.strerror}); run `kabuki-rlds inspect {path}` once with permission to write to it"
         ) from e
-    locks.lock(file, path, "another program has this file open; close it there, then run again")
     try:
         _recover(path, file)
     finally:
         os.close(file)
+
+
+def _is_whole(journal: pathlib.Path) -> bool:
+    try:
+        return len(list(records.read(journal))) > 1
+    except OSError:
+        return True
 
 
 def _recover(path: pathlib.Path, file: int) -> None:

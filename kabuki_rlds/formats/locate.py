@@ -55,8 +55,8 @@ class Located:
     """What a source names.
 
     Attributes:
-      paths: HDF5 files, folders of a version of a TFDS dataset, folders with EnvLogger logs, and folders with a Minari
-        dataset in Arrow or Parquet, in the order in which they are read.
+      paths: HDF5 files, folders of a version of a TFDS dataset, folders with EnvLogger logs or the log of a
+        recording, and folders with a Minari dataset in Arrow or Parquet, in the order in which they are read.
       notes: what the user should know of the choice, each with its log level.
     """
 
@@ -278,11 +278,9 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
     for path, below, files in _walk(folder, found.notes):
         if FEATURES in files:
             found.datasets.append(path)
-        elif METADATA in files and MINARI_ARROW.recognises(path):
+        elif episode_log.NAME in files or (METADATA in files and MINARI_ARROW.recognises(path)):
             found.files.append(path)
             below.clear()
-        elif episode_log.NAME in files:
-            found.files.append(path)
         found.files += [path / name for name in files if _is_hdf5_name(name) and (path / name).is_file()]
     # A dataset is not made of what is in other folders below it.
     direct = [path for path in found.datasets if path == folder] or [
@@ -301,8 +299,7 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
         names = _listed([os.path.relpath(path, folder) for path in logs])
         found.notes.append((logging.WARNING, f"{folder}: holds a TFDS dataset; logs are not read: {names}"))
     elif logs:
-        # Logs that are alone in a folder are read as one source.
-        found.logs = logs if found.datasets else [folder]
+        found.logs = logs if found.datasets else [folder]  # Logs that are alone in a folder are one source.
     found.files.sort(key=_by_number)
     return found
 

@@ -30,7 +30,7 @@ from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Source
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.extras import require
-from kabuki_rlds.files import append_log, journaled_file, locks, signals
+from kabuki_rlds.files import append_log, disk, journaled_file, locks, signals
 from kabuki_rlds.files.append_log import AppendLog
 from kabuki_rlds.files.locked_folder import LockedFolder
 from kabuki_rlds.files.paths import local_path
@@ -196,8 +196,9 @@ class Hdf5Destination:
         log, self._log, self._last = self._log, None, None
         if log is None:
             return
-        log.sync()
         try:
+            with disk.writing(self._log_path):
+                log.sync()
             self._add_log()
         except BaseException:
             self._log = log
@@ -212,8 +213,9 @@ class Hdf5Destination:
         except (KabukiError, OSError) as e:
             why = f"{self._path}: cannot be written ({e.strerror})" if type(e) is OSError else e
             raise KabukiError(f"{why}; what was recorded is safe in {self._folder.path}, which convert reads") from e
-        self._log_path.unlink()
-        self._folder.sync()
+        with disk.writing(self._folder.path):
+            self._log_path.unlink()
+            self._folder.sync()
 
     def _add(self, source: Source) -> None:
         """Appends the episodes of a source to the file."""

@@ -30,7 +30,6 @@ LAYERS = (
 #: Imports from a higher layer, or between the packages of one layer, that are still to be removed.
 KNOWN_VIOLATIONS = {
     ("images.decode", "formats.rlds.pipeline"),
-    ("recording.destination", "commands.convert"),
 }
 
 #: The most lines that a module may have.

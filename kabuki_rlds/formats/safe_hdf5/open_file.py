@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import pathlib
 
 import h5py
 
 from kabuki_rlds.errors import DamagedDataError, KabukiError, SourceNotFoundError
+from kabuki_rlds.files.journaled_file import recover
 from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.files.placeholders import placeholder
@@ -48,6 +50,8 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
     # This check comes first, because a partially written file looks damaged.
     if is_locked(path):
         raise KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
+    # A recording that was killed while it appended may have left the file between two states.
+    recover(pathlib.Path(path))
     unreadable = _check_file(path, *_file_version(path))
     if unreadable and not quiet:
         listed = ", ".join(f"{name!r} of {item or '/'} ({reason})" for item, name, reason in unreadable[:_MAX_LISTED])
