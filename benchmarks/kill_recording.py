@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-#: A small size, to get many shards.
+#: A small size, to get many shards, and to append to an HDF5 file many times.
 _SHARD_BYTES = 30_000
 #: The maximum time in seconds between the agent's first action and the kill.
 _LONGEST = 0.6
@@ -38,10 +38,10 @@ def act(path: str, first: int) -> None:
     """Records episodes numbered from `first` on, until the process is killed."""
     import gymnasium
 
-    from kabuki_rlds.recording import rlds_recording
+    from kabuki_rlds.recording import hdf5_destination, rlds_recording
     from kabuki_rlds.recording.environments import record
 
-    rlds_recording._SHARD_BYTES = _SHARD_BYTES
+    rlds_recording._SHARD_BYTES = hdf5_destination._LOG_BYTES = _SHARD_BYTES
     number = first
     while True:
         with record(gymnasium.make("CartPole-v1"), path) as env:
@@ -147,8 +147,12 @@ def main() -> None:
             reported |= run_and_kill(path, (kill + 1) * 1_000_000, moments.uniform(0, _LONGEST))
         good = True
         if arguments.hdf5:
+            copy = pathlib.Path(work) / "converted.hdf5"
+            left = [each for each in (path, path.with_name(f"{path.name}.recording")) if each.exists()]
+            kabuki_rlds.convert(left, copy)
+            good = check("converted as it was left", copy, reported)
             Logger(path).close()
-            good = check("after one more recording", path, reported)
+            good &= check("after one more recording", path, reported)
         else:
             copy = pathlib.Path(work) / "converted.hdf5"
             kabuki_rlds.convert(path, copy)

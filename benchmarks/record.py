@@ -3,9 +3,9 @@
     python -m benchmarks.record [--steps 20000] [--rounds 3]
 
 Needs EnvLogger, and so Python 3.11. The environments are Catch, with episodes of 10 steps,
-and one with Hopper's fields and episodes of 500 steps. All methods run interleaved with a
-run of the environment alone, whose time is subtracted. The time includes closing the
-recording, but not imports.
+one with Hopper's fields and episodes of 500 steps, and one with a camera. All methods run
+interleaved with a run of the environment alone, whose time is subtracted. The time includes
+closing the recording, but not imports.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Bench(dm_env.Environment):  # type: ignore[misc]
     """An environment with episodes of fixed length and constant observations, which costs almost no time."""
 
     def __init__(self, shape: tuple[int, ...], dtype: type, actions: Any, length: int):
-        self._observation = np.ones(shape, dtype)
+        self._observation = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
         self._actions = actions
         self._length = length
         self._row = length
@@ -70,6 +70,11 @@ def catch() -> Bench:
 def hopper() -> Bench:
     """An environment with the specs of Hopper: 11 floats of observation and 3 of action."""
     return Bench((11,), np.float64, specs.BoundedArray((3,), np.float32, -1, 1), 500)
+
+
+def camera() -> Bench:
+    """Images of 84 x 84 pixels, and four floats of action."""
+    return Bench((84, 84, 3), np.uint8, specs.BoundedArray((4,), np.float32, -1, 1), 200)
 
 
 def tfds_config(environment: Bench) -> Any:
@@ -103,6 +108,7 @@ METHODS: dict[str, Wrap | None] = {
         environment, backend=EnvLoggerBackend, path=folder
     ),
     "kabuki_rlds.record, without EnvLogger": record,
+    "kabuki_rlds.record to HDF5": lambda environment, folder: record(environment, f"{folder}/x.hdf5"),
     "EnvLogger, Riegeli": lambda environment, folder: envlogger.EnvLogger(environment, data_directory=folder),
     "EnvLogger 1.2, TFDSBackendWriter": by_tfds_backend_writer,
 }
@@ -140,7 +146,11 @@ def main() -> None:
 
     print(f"{os.cpu_count()} cores; median of {arguments.rounds} interleaved runs after a warm-up run")
     ratios = {}
-    for name, make in (("Catch, 10 steps per episode", catch), ("Hopper, 500 steps per episode", hopper)):
+    for name, make in (
+        ("Catch, 10 steps per episode", catch),
+        ("Hopper, 500 steps per episode", hopper),
+        ("Camera, 200 steps per episode", camera),
+    ):
         taken: dict[str, list[float]] = {method: [] for method in METHODS}
         for turn in range(arguments.rounds + 1):
             for method, wrap in METHODS.items():

@@ -184,7 +184,11 @@ def _open(layout: Layout | None, paths: Sequence[pathlib.Path], options: DemoOpt
     if path.is_file():
         return _open_kabuki(path, options)
     if (path / episode_log.NAME).is_file():
-        return _of_split(EpisodeLogSource(path), options.split)
+        log = EpisodeLogSource(path)
+        if log.is_appended:
+            _log.warning("%s: left out, since %s has its episodes", path, episode_log.file_of(path))
+            log = log.select(np.arange(0))
+        return _of_split(log, options.split)
     if not (path / FEATURES).is_file():
         from kabuki_rlds.formats.envlogger.source import EnvLoggerSource
 

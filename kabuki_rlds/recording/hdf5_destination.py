@@ -208,7 +208,7 @@ class Hdf5Destination:
     def _add_log(self) -> None:
         source = EpisodeLogSource(self._folder.path)
         try:
-            if source.num_episodes and self._num_in_file() != source.head.num_before + source.num_episodes:
+            if source.num_episodes and not source.is_appended:
                 self._add(source)
         except (KabukiError, OSError) as e:
             why = f"{self._path}: cannot be written ({e.strerror})" if type(e) is OSError else e

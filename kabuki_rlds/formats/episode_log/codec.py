@@ -48,6 +48,11 @@ def folder_of(file: pathlib.Path) -> pathlib.Path:
     return file.with_name(f"{file.name}.recording")
 
 
+def file_of(folder: pathlib.Path) -> pathlib.Path:
+    """The HDF5 file to which a folder belongs: the inverse of `folder_of`."""
+    return folder.with_name(folder.name.removesuffix(".recording"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """What all episodes of a log have in common.

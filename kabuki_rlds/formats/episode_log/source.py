@@ -16,6 +16,7 @@ from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files import records, signals
 from kabuki_rlds.files.records import FRAME, HEAD
 from kabuki_rlds.formats.episode_log import codec
+from kabuki_rlds.formats.hdf5.source import KabukiSource
 
 #: A block has about so many bytes.
 _BLOCK_BYTES = 16 << 20
@@ -63,6 +64,15 @@ class EpisodeLogSource:
         self._numbers = numbers
         self.num_episodes = len(numbers)
         self.last_rows: LastRows | None = LastRows.of_all(False, len(numbers), "a recording states it")
+
+    @property
+    def is_appended(self) -> bool:
+        """Whether the HDF5 file has the episodes already, because the process was killed before it removed the log."""
+        file = codec.file_of(self.path.parent)
+        if not file.exists():
+            return False
+        with KabukiSource(file, quiet=True) as source:
+            return bool(self._numbers.size) and source.num_episodes == self.head.num_before + len(self._lengths)
 
     def size(self) -> Size:
         return Size(int(self._lengths[self._numbers].sum()), True, self.path.stat().st_size, next(self.blocks(), None))
