@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint test-modern test-judges lock clean
+.PHONY: help test demo lint docs test-modern test-judges lock clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -27,6 +27,7 @@ help:
 	@echo 'make test         set up .venv/ and run the tests'
 	@echo 'make demo         set up .venv/, record a real environment, convert, validate, inspect'
 	@echo 'make lint         ruff and mypy'
+	@echo 'make docs         the documentation as a site, in site/'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
 	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
 	@echo 'make lock         update constraints.txt after a change of setup.cfg; with UPGRADE=1, to the newest versions'
@@ -43,6 +44,18 @@ lint: $(INSTALLED)
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
+
+# Its own environment: MkDocs needs none of what the tests need.
+DOCS := .venv-docs
+$(DOCS)/installed: setup.cfg constraints.txt
+	@echo 'setting up $(DOCS)/ with MkDocs'
+	@"$(PYTHON)" -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS)/installed
+	@$(DOCS)/bin/mkdocs build --quiet
+	@echo 'open site/index.html'
 
 test-modern: MODERN = $(call runs,python3.12 python3.13 $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python3))
 test-modern:
@@ -78,7 +91,7 @@ lock:
 EXTRAS = $(filter-out all,$(shell sed -n '/^\[options.extras_require\]/,/^\[/s/^\([a-z0-9_-]*\) *=$$/\1/p' setup.cfg))
 
 clean:
-	rm -rf .venv .venv-modern .venv-judges .venv-lock build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-modern .venv-judges .venv-lock .venv-docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- setting up ---
