@@ -16,11 +16,13 @@ import types
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 import kabuki_rlds
 from kabuki_rlds.cli import main as cli
+from kabuki_rlds.formats.demos import registry
 from tests import handmade
 from tests.places import ROOT
 from tests.project import documentation
@@ -255,6 +257,26 @@ def test_the_pytorch_example_works_with_text_fields(tmp_path, monkeypatch):
     exec(_block("docs/guides/training.md", "def tensors").text, names)
     assert {text for batch in seen for text in batch["instruction"]} == {b"pick up", b"put down"}
     assert len(seen) >= 10
+
+
+def test_the_layout_of_the_contributor_guide_is_read(tmp_path, monkeypatch):
+    layout, test = (_block("CONTRIBUTING.md", text) for text in ("class ToyLab", "def test_runs_become_episodes"))
+    names: dict[str, Any] = {}
+    exec(layout.text, names)
+    monkeypatch.setattr(registry, "HDF5_LAYOUTS", (names["ToyLab"](), *registry.HDF5_LAYOUTS))
+    exec(test.text, names)
+    names["test_runs_become_episodes"](tmp_path)
+    # As from a file, with a field of the wrong length and an episode without steps.
+    names["toylab"](tmp_path / "bad.hdf5")
+    with h5py.File(tmp_path / "bad.hdf5", "a") as file:
+        del file["run_0/score"]
+        file["run_0/score"] = [0.0]
+        file.create_group("run_2")["command"] = np.zeros((0, 1))
+    with pytest.raises(kabuki_rlds.DamagedDataError, match="run_0/score: has 1 rows, expected 3"):
+        kabuki_rlds.convert(tmp_path / "bad.hdf5", tmp_path / "bad_converted.hdf5")
+    made = kabuki_rlds.convert(tmp_path / "bad.hdf5", tmp_path / "rest.hdf5", skip_bad_episodes=True)
+    assert kabuki_rlds.validate(made.path) == []
+    assert len(made.skipped) == 2
 
 
 def _anchors(page: Path) -> set[str]:
