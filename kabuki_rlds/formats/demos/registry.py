@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+from collections.abc import Mapping
 
 from kabuki_rlds.data.rules import FLAGS
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.demos.aloha import Aloha
 from kabuki_rlds.formats.demos.d4rl import D4rl
+from kabuki_rlds.formats.demos.d4rl_sink import D4rlSink
+from kabuki_rlds.formats.demos.demo_sink import DemoSink
 from kabuki_rlds.formats.demos.layout import Layout
 from kabuki_rlds.formats.demos.libero import Libero
 from kabuki_rlds.formats.demos.minari import Minari
 from kabuki_rlds.formats.demos.minari_arrow import MINARI_ARROW
+from kabuki_rlds.formats.demos.minari_sink import MinariSink
 from kabuki_rlds.formats.demos.robomimic import Robomimic
+from kabuki_rlds.formats.demos.robomimic_sink import RobomimicSink
 from kabuki_rlds.formats.demos.robosuite import Robosuite
 from kabuki_rlds.formats.hdf5.layout import EPISODES, FORMAT, text_attribute
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
@@ -23,6 +28,9 @@ from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 #: The layouts of HDF5 files. The first that recognises a file reads it, so LIBERO's and robosuite's special cases of
 #: robomimic's layout come before it.
 HDF5_LAYOUTS: tuple[Layout, ...] = (Libero(), Robosuite(), Robomimic(), Minari(), Aloha(), D4rl())
+
+#: The layouts that can be written, by the name that `export` takes.
+SINKS: Mapping[str, type[DemoSink]] = {"robomimic": RobomimicSink, "minari": MinariSink, "d4rl": D4rlSink}
 
 #: How many members of a file a message lists.
 _LISTED = 8

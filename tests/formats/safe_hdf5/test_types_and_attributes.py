@@ -288,4 +288,4 @@ def test_only_the_attributes_module_reads_attributes():
         ):
             reading.add(module.relative_to(package).as_posix())
     # The other modules read attributes that they have just written.
-    assert reading == {"formats/safe_hdf5/attributes.py", "formats/hdf5/sink.py", "formats/demos/robomimic_writer.py"}
+    assert reading == {"formats/safe_hdf5/attributes.py", "formats/hdf5/sink.py", "formats/demos/robomimic_sink.py"}
