@@ -36,7 +36,7 @@ from collections.abc import Collection, Iterator, Mapping
 import h5py
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.errors import DamagedDataError, KabukiError
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.demos.assumptions import LAST_OBSERVATION, Assumptions, repeats_last_observation
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
@@ -48,6 +48,7 @@ from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout
 from kabuki_rlds.formats.demos.hdf5_values import (
     MetadataValue,
     all_datasets,
+    check_num_rows,
     num_rows,
     read_all_attributes,
     read_metadata_value,
@@ -108,12 +109,7 @@ class Aloha(Hdf5EpisodeLayout):
             if path in episode_fields:
                 metadata[f"file/{path}"] = read_metadata_value(dataset)
                 continue
-            if num_rows(dataset) != count:
-                raise DamagedDataError(
-                    f"{path}: {num_rows(dataset) or 'no'} rows, where there are {count} actions",
-                    file=file.filename,
-                    field=path,
-                )
+            check_num_rows(dataset, path, count)
             if path.startswith("observations/"):
                 name = f"observation/{path.removeprefix('observations/')}"
                 steps[name] = StoredRows(dataset, "repeat" if has_last_row else "")

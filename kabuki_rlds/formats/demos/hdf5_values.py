@@ -49,6 +49,26 @@ def num_rows(dataset: h5py.Dataset) -> int | None:
     return int(dataset.shape[0]) if dataset.shape else None
 
 
+def check_num_rows(dataset: h5py.Dataset, path: str, count: int, label: str = "") -> None:
+    """Checks that a dataset has a row per action.
+
+    Args:
+      dataset: the dataset.
+      path: its path in the episode.
+      count: number of actions.
+      label: the episode's location in the file, for messages; "" if the file is one episode.
+
+    Raises:
+      DamagedDataError: it has another number of rows.
+    """
+    if num_rows(dataset) != count:
+        raise DamagedDataError(
+            f"{label}/{path}".lstrip("/") + f": {num_rows(dataset) or 'no'} rows, where there are {count} actions",
+            file=dataset.file.filename,
+            field=path,
+        )
+
+
 def read_value(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
     """Reads one row of a dataset, or all of it.
 

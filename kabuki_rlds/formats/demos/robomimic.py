@@ -56,6 +56,7 @@ from kabuki_rlds.formats.demos.demo_episode import (
 from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups
 from kabuki_rlds.formats.demos.hdf5_values import (
     all_datasets,
+    check_num_rows,
     is_true,
     num_rows,
     read_all_attributes,
@@ -206,12 +207,7 @@ class Robomimic(Hdf5EpisodeLayout):
             if path in episode_fields:
                 metadata[f"attributes/{path}"] = read_metadata_value(dataset)
                 continue
-            if num_rows(dataset) != count:
-                raise DamagedDataError(
-                    f"{label}/{path}: {num_rows(dataset) or 'no'} rows, where there are {count} actions",
-                    file=file,
-                    field=path,
-                )
+            check_num_rows(dataset, path, count, label)
             if not path.startswith(f"{OBS}/"):
                 steps[_STEP_FIELDS.get(path, path)] = StoredRows(dataset, padding)
                 continue
