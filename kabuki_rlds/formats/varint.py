@@ -1,4 +1,4 @@
-"""Numbers as protobuf and Riegeli write them: 7 bits a byte, the lowest first, the high bit set on all but the last."""
+"""Varints of Protocol Buffers and Riegeli: 7 bits per byte, lowest first; the high bit is set in all but the last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 
 @functools.lru_cache(1 << 14)
 def varint(number: int) -> bytes:
-    """A number from 0 on, as a varint."""
+    """Encodes a number >= 0."""
     groups = bytearray()
     while number > 127:
         groups.append(number & 127 | 128)

@@ -1,7 +1,7 @@
-"""The records of a transposed chunk, put together one node of its state machine after the other.
+"""Assembles the records of any transposed chunk.
 
-First the nodes that are visited are found, by one table look-up a transition; then all
-bytes of all records are placed at once, node by node. This takes any chunk.
+The state machine is run first: one table look-up per transition gives the sequence of its nodes. All bytes of all
+records are then written node by node, with one operation per node.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from kabuki_rlds.formats.riegeli.state_machine import NON_PROTO, RECORD_START, S
 
 
 def assemble(machine: StateMachine) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the records together.
+    """Assembles the records of a chunk.
 
     Returns:
-      The bytes of all records, uint8, and where each begins, and the end, int64.
+      the bytes of all records, uint8, (bytes,), and their offsets and the end, int64, (records + 1,).
 
     Raises:
-      IndexError, ValueError: the chunk is not what it should be.
+      IndexError, ValueError: the chunk is damaged.
     """
-    return place(machine, _visits(machine))
+    return write_records(machine, _node_sequence(machine))
 
 
-def _visits(machine: StateMachine) -> np.ndarray:
-    """The nodes in the order in which they are visited: int64."""
-    # After a transition a run of nodes follows that needs no other. Where it goes
-    # depends on the node before and the transition alone, so each is found once.
+def _node_sequence(machine: StateMachine) -> np.ndarray:
+    """Runs the state machine, and returns its nodes in order: int64."""
+    # After a transition, nodes follow that need no transition. They depend only on the node before and on the
+    # transition, so each run of such nodes is looked up once.
     known_runs: list[list[int]] = []
     known: dict[int, tuple[int, int]] = {}
     first, end = _run(machine, machine.first, 1 if machine.is_implicit[machine.first] else 0)
@@ -52,7 +52,7 @@ def _visits(machine: StateMachine) -> np.ndarray:
 
 
 def _run(machine: StateMachine, node: int, more: int) -> tuple[list[int], int]:
-    """The nodes that are visited from one on until the next transition, and the last of them."""
+    """Returns the nodes from `node` on until the next transition, and the last of them."""
     nodes = [node]
     while more:
         node = machine.next_node[node]
@@ -61,26 +61,26 @@ def _run(machine: StateMachine, node: int, more: int) -> tuple[list[int], int]:
     return nodes, node
 
 
-def place(machine: StateMachine, visits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the records together, of which the nodes are known.
+def write_records(machine: StateMachine, sequence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Writes the records for a known sequence of nodes.
 
     Args:
-      machine: the state machine, with buffers that hold the values of these records.
-      visits: the nodes in the order in which they are visited: int64.
+      machine: the state machine. Its buffers hold the values of exactly these records.
+      sequence: the nodes in order: int64.
 
     Returns, raises:
-      As `assemble`.
+      as `assemble`.
     """
     nodes = machine.nodes
-    # Visits of one node, in order, are the rows of what it writes.
-    order = np.argsort(visits.astype(np.uint16 if len(nodes) < 1 << 16 else np.int64), kind="stable")
-    bounds = np.searchsorted(visits[order], np.arange(len(nodes) + 1))
+    # For each node, its positions in the sequence.
+    order = np.argsort(sequence.astype(np.uint16 if len(nodes) < 1 << 16 else np.int64), kind="stable")
+    bounds = np.searchsorted(sequence[order], np.arange(len(nodes) + 1))
     rows_of = [order[a:b] for a, b in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)]
     text_bytes = np.array([len(node.text) for node in nodes], np.int64)
-    sizes = text_bytes[visits]
-    fields = _places(machine, rows_of, sizes)
-    headers = _close_messages(nodes, rows_of, visits, sizes, text_bytes)
-    # Records are written from their end, so what is visited first comes last.
+    sizes = text_bytes[sequence]
+    fields = _value_ranges(machine, rows_of, sizes)
+    headers = _close_messages(nodes, rows_of, sequence, sizes, text_bytes)
+    # The sequence describes the records from the last byte to the first.
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
     out = np.zeros(total, np.uint8)
@@ -94,27 +94,36 @@ def place(machine: StateMachine, visits: np.ndarray) -> tuple[np.ndarray, np.nda
         _write_text(out, begins[rows], node.text)
         _write_varints(out, begins[rows] + len(node.text), lengths)
     is_start = np.array([node.kind in (RECORD_START, NON_PROTO) for node in nodes], bool)
-    starts = begins[is_start[visits]][::-1]
-    if len(visits) and not is_start[visits[-1]]:
+    starts = begins[is_start[sequence]][::-1]
+    if len(sequence) and not is_start[sequence[-1]]:
         raise ValueError("its last record does not begin")
     return out, np.append(starts, total)
 
 
-#: A field's buffer, where the bytes of each visit begin in it, and how many they are.
-_Place = tuple[np.ndarray, np.ndarray, np.ndarray]
+#: A buffer, and the offset and number of bytes in it for each position of a node in the sequence.
+_ValueRanges = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _places(
+def _value_ranges(
     machine: StateMachine, rows_of: list[np.ndarray], sizes: np.ndarray
-) -> list[tuple[StateNode, np.ndarray, _Place]]:
-    """Where in its buffer each visit finds its bytes; adds how many to `sizes`."""
+) -> list[tuple[StateNode, np.ndarray, _ValueRanges]]:
+    """Returns the bytes that nodes take from their buffers, and adds their number to `sizes`.
+
+    Args:
+      machine: the state machine.
+      rows_of: the positions of each node in the sequence.
+      sizes: number of bytes that are written at each position of the sequence.
+
+    Returns:
+      node, its positions in the sequence, and its bytes, for each node with a buffer.
+    """
     users: dict[int, list[int]] = {}
     for number, node in enumerate(machine.nodes):
         if node.buffer is not None and len(rows_of[number]):
             users.setdefault(node.buffer, []).append(number)
     used = set(users)
     if any(machine.nodes[number].kind == NON_PROTO for numbers in users.values() for number in numbers):
-        # The lengths of what is not transposed.
+        # The lengths of records that are not Protocol Buffers.
         used.add(len(machine.buffers) - 1)
     if any(len(buffer) for index, buffer in enumerate(machine.buffers) if index not in used):
         raise ValueError("a buffer is not used up, or too short")
@@ -135,8 +144,8 @@ def _places(
                 counts = string_sizes(buffer, len(in_order))
         else:
             counts = np.repeat([node.size for node in nodes], [len(rows_of[number]) for number in numbers])
-            by_visit = np.argsort(rows, kind="stable")
-            in_order, counts = rows[by_visit], counts[by_visit]
+            by_position = np.argsort(rows, kind="stable")
+            in_order, counts = rows[by_position], counts[by_position]
         splits = row_splits(counts)
         if splits[-1] != len(buffer):
             raise ValueError("a buffer is not used up, or too short")
@@ -148,20 +157,20 @@ def _places(
 
 
 def _close_messages(
-    nodes: list[StateNode], rows_of: list[np.ndarray], visits: np.ndarray, sizes: np.ndarray, text_bytes: np.ndarray
+    nodes: list[StateNode], rows_of: list[np.ndarray], sequence: np.ndarray, sizes: np.ndarray, text_bytes: np.ndarray
 ) -> list[tuple[StateNode, np.ndarray, np.ndarray]]:
-    """What stands before each message within a message: its tag and its length, which `sizes` then includes.
+    """Returns tags and lengths of submessages, which are written before them, and adds their size to `sizes`.
 
     Returns:
-      The node that says the tag, the visits at which it is written, and the lengths of the messages.
+      the node with the tag, the positions in the sequence where it is written, and the lengths of the submessages.
     """
-    is_end = np.array([node.ends_message for node in nodes], bool)[visits]
-    is_start = np.array([node.kind == SUBMESSAGE_START for node in nodes], bool)[visits]
-    # The end of a message is visited first, and its tag is written where it starts.
+    is_end = np.array([node.ends_message for node in nodes], bool)[sequence]
+    is_start = np.array([node.kind == SUBMESSAGE_START for node in nodes], bool)[sequence]
+    # The end of a submessage comes first in the sequence, and its tag is written at its start.
     sizes[is_end] = 0
     depth = np.cumsum(is_end.astype(np.int64) - is_start)
-    is_record = np.array([node.kind in (RECORD_START, NON_PROTO) for node in nodes], bool)[visits]
-    # One that ended in a record begins in it too.
+    is_record = np.array([node.kind in (RECORD_START, NON_PROTO) for node in nodes], bool)[sequence]
+    # A submessage starts and ends in the same record.
     if len(depth) and (depth.min() < 0 or depth[-1] or depth[is_record].any()):
         raise ValueError("its messages do not end as they begin")
     end_rows, start_rows = np.flatnonzero(is_end), np.flatnonzero(is_start)
@@ -171,7 +180,7 @@ def _close_messages(
         ends, starts = end_rows[end_depth == level], start_rows[start_depth == level]
         written = np.cumsum(sizes)
         lengths = written[starts] - written[ends]
-        tags = visits[ends]
+        tags = sequence[ends]
         sizes[starts] = text_bytes[tags] + _varint_sizes(lengths)
         for tag in np.unique(tags).tolist():
             chosen = tags == tag
@@ -195,7 +204,7 @@ def _write_varints(out: np.ndarray, at: np.ndarray, values: np.ndarray) -> None:
 def _copy(
     out: np.ndarray, at: np.ndarray, buffer: np.ndarray, starts: np.ndarray, counts: np.ndarray, is_varint: bool
 ) -> None:
-    """Copies a run of bytes from `buffer` to `out` for each visit."""
+    """Copies `counts` bytes from `starts` in `buffer` to `at` in `out`."""
     for count in np.unique(counts).tolist():
         if not count:
             continue
@@ -207,5 +216,5 @@ def _copy(
 
 
 def _varint_sizes(values: np.ndarray) -> np.ndarray:
-    """How many bytes each number takes as a varint; they are less than 2**32."""
+    """Returns the size in bytes of each number as a varint. Numbers must be below 2**32."""
     return np.searchsorted([1 << 7 * i for i in range(1, 5)], values, side="right") + 1

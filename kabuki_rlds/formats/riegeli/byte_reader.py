@@ -1,4 +1,4 @@
-"""What the bytes of a Riegeli file are made of: varints, and compressed runs of bytes."""
+"""Reads the elements of Riegeli's encoding: bytes, varints, strings and compressed data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.varint import varint
 
 _NONE, _BROTLI, _ZSTD, _SNAPPY = 0, *b"bzs"
-#: The most that a part of a chunk unpacks to. A chunk has a megabyte unless its writer was told, or a record is larger.
+#: The largest decompressed size of a part of a chunk. By default, writers make chunks of 1 MiB.
 _MAX_BYTES = 512 << 20
 
 
 class ByteReader:
-    """Takes one thing after the other from some bytes. An `IndexError` says that there is no more."""
+    """Reads bytes from front to back. Reading past the end raises `IndexError`."""
 
     def __init__(self, data: bytes):
         self._data = data
@@ -21,7 +21,7 @@ class ByteReader:
 
     @property
     def is_done(self) -> bool:
-        """Whether all bytes are taken."""
+        """Whether all bytes were read."""
         return self._at == len(self._data)
 
     def byte(self) -> int:
@@ -50,54 +50,62 @@ class ByteReader:
 
 
 def decompress(compression: int, data: bytes) -> bytes:
-    """The bytes that were compressed; `compression` is Riegeli's letter for how.
+    """Decompresses data. `compression` is Riegeli's code of the algorithm.
 
     Raises:
-      ValueError: it is none of Riegeli's ways, or they are not what was compressed in this way.
+      ValueError: the algorithm is unknown, or the data is damaged.
     """
     if compression == _NONE or not data:
         return data
     import cramjam
 
-    ways = {
+    algorithms = {
         _BROTLI: cramjam.brotli.decompress_into,
         _ZSTD: cramjam.zstd.decompress_into,
         _SNAPPY: cramjam.snappy.decompress_raw_into,
     }
-    if compression not in ways:
+    if compression not in algorithms:
         raise ValueError(f"compression {compression} is none that Riegeli has")
     reader = ByteReader(data)
     size = reader.varint()
     if size > _MAX_BYTES:
         raise ValueError(f"it says that it unpacks to {size:,} bytes, and {_MAX_BYTES:,} are the most that are read")
-    # Not a byte more is unpacked than it says.
+    # Data that decompresses to more than the stated size fails instead of using more memory.
     out = bytearray(size)
     try:
-        taken = ways[compression](reader.rest(), out)
+        written = algorithms[compression](reader.rest(), out)
     except cramjam.DecompressionError as e:
         raise ValueError(str(e)) from e
-    if taken != size:
-        raise ValueError(f"{taken} bytes where there should be {size}")
+    if written != size:
+        raise ValueError(f"{written} bytes where there should be {size}")
     return bytes(out)
 
 
 def varints(data: bytes | np.ndarray) -> np.ndarray:
-    """The numbers that stand one after the other in some bytes: uint64, modulo 2**64."""
-    taken = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
-    ends = np.flatnonzero(taken < 0x80)
-    if len(taken) and (not len(ends) or ends[-1] != len(taken) - 1):
+    """Decodes consecutive varints: uint64, modulo 2**64.
+
+    Raises:
+      ValueError: the last varint is cut off, or a varint is longer than 64 bits.
+    """
+    encoded = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    ends = np.flatnonzero(encoded < 0x80)
+    if len(encoded) and (not len(ends) or ends[-1] != len(encoded) - 1):
         raise ValueError("a number is cut off")
-    if len(ends) == len(taken):
-        return taken.astype(np.uint64)
+    if len(ends) == len(encoded):
+        return encoded.astype(np.uint64)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    place = np.arange(len(taken)) - np.repeat(starts, ends - starts + 1)
+    place = np.arange(len(encoded)) - np.repeat(starts, ends - starts + 1)
     if len(place) and place.max() > 9:
         raise ValueError("a number is longer than 64 bits")
-    return np.add.reduceat((taken & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64), starts)
+    return np.add.reduceat((encoded & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64), starts)
 
 
 def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:
-    """How many bytes each string takes, with the length that stands before it."""
+    """Returns the sizes of `count` strings in a buffer, including the varint of their length: int64, (count,).
+
+    Raises:
+      IndexError, ValueError: the buffer has fewer strings, or a length is longer than 64 bits.
+    """
     data = buffer.tobytes()
     first = ByteReader(data)
     length = first.varint()
@@ -127,12 +135,21 @@ def string_sizes(buffer: np.ndarray, count: int) -> np.ndarray:
 
 
 def runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The positions `start, start + 1, …`, so many of each run, one run after the other."""
+    """Returns the positions of several runs of bytes, concatenated: int64.
+
+    Args:
+      starts: the first position of each run.
+      counts: the length of each run.
+
+    Example:
+      >>> runs(np.array([5, 0]), np.array([2, 3]))
+      array([5, 6, 0, 1, 2])
+    """
     splits = row_splits(counts)
     return np.arange(splits[-1]) + np.repeat(starts - splits[:-1], counts)
 
 
 def windows(buffer: np.ndarray, size: int) -> np.ndarray:
-    """All runs of so many bytes, a view: row i begins at byte i."""
-    # NumPy's own function for it takes longer than most uses.
+    """Returns a view of all runs of `size` bytes: row i begins at byte i. uint8, (len(buffer) - size + 1, size)."""
+    # `np.lib.stride_tricks.sliding_window_view` takes longer than most uses of the result.
     return np.ndarray((max(len(buffer) - size + 1, 0), size), np.uint8, buffer, strides=(1, 1))

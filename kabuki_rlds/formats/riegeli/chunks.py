@@ -1,9 +1,8 @@
-"""The chunks of a Riegeli file, and where there are none that are whole.
+"""Finds and reads the chunks of a Riegeli file, and the damaged gaps between them.
 
-A file is a sequence of chunks, each with a header that says how long it is and what
-its hash is. Every 64 KiB a block header stands in between, which says where the next
-chunk begins; by these a reader finds its way again after damage. The layout is that
-of Riegeli's own document, doc/riegeli_records_file_format.md.
+A file is a sequence of chunks. The header of a chunk has its size and hash. Every 64 KiB, a block header interrupts the
+chunks and points to the next chunk. After damage, a reader finds the next chunk by these block headers. (Source:
+Riegeli's doc/riegeli_records_file_format.md.)
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ SIGNATURE, METADATA, PADDING, SIMPLE, TRANSPOSED = b"smprt"
 _BLOCK = 1 << 16
 _BLOCK_HEADER = struct.Struct("<QQQ")
 _CHUNK_HEADER = struct.Struct("<QQQQQ")
-#: Bytes of a block that belong to chunks.
+#: Bytes of a block without its header.
 _USABLE = _BLOCK - _BLOCK_HEADER.size
 
-#: Hashing many chunks at once costs little more than hashing one: so many are read
-#: ahead, unless they take more bytes than that.
+#: The most chunks, and the most bytes, that are read and hashed at once. Hashing many chunks at once takes little
+#: longer than hashing one.
 _AHEAD = 64
 _AHEAD_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class ChunkHeader:
-    """Where a chunk is, and what it says of itself.
+    """The position and header of a chunk.
 
     Attributes:
-      begin: its position in the file.
+      begin: its position in the file, in bytes.
       end: the position after it.
       kind: one of the constants above.
-      num_records: how many records it holds.
-      decoded_bytes: how many bytes they have.
-      data_bytes: how many bytes its data has, as stored.
-      data_hash: their hash.
+      num_records: number of records.
+      decoded_bytes: size of the decoded records.
+      data_bytes: size of the stored data.
+      data_hash: hash of the stored data.
     """
 
     begin: int
@@ -60,13 +59,13 @@ class ChunkHeader:
 
 @dataclasses.dataclass(frozen=True)
 class DamagedGap:
-    """A part of a file that holds no whole chunk.
+    """A part of a file without an intact chunk.
 
     Attributes:
-      begin: where the last chunk before it ended.
-      end: where the next chunk begins, or the end of the file.
-      reason: what is wrong there.
-      is_tail: the file ends in it, as it does when a process dies while it writes.
+      begin: the end of the chunk before it.
+      end: the begin of the next chunk, or the end of the file.
+      reason: a description of the damage.
+      is_tail: whether the file ends in an incomplete write, as when the writing process was killed.
     """
 
     begin: int
@@ -76,7 +75,7 @@ class DamagedGap:
 
 
 def headers(path: pathlib.Path) -> list[ChunkHeader | DamagedGap]:
-    """All chunks of a file by their headers, in order, and the gaps between them."""
+    """Reads the headers of all chunks of a file, and finds the damaged gaps between them, in order."""
     found: list[ChunkHeader | DamagedGap] = []
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -103,13 +102,13 @@ def headers(path: pathlib.Path) -> list[ChunkHeader | DamagedGap]:
 def read(
     path: pathlib.Path, chunks: list[ChunkHeader], checked: set[int] | None = None
 ) -> Iterator[tuple[ChunkHeader, bytes | None]]:
-    """The data of each of the chunks, None where it is not what was written.
+    """Yields header and data of each chunk; None instead of data with a wrong hash.
 
     Args:
       path: the file.
       chunks: the chunks to read.
-      checked: where those begin whose data was found to be right before, which is not
-        done again. What is found now is added.
+      checked: the positions of chunks whose hash was verified before. It is not verified again. Chunks that are
+        verified now are added.
     """
     checked = set() if checked is None else checked
     with path.open("rb") as file:
@@ -134,7 +133,7 @@ def _checked(chunks: list[tuple[ChunkHeader, bytes]], checked: set[int]) -> Iter
 
 
 def _header(file: BinaryIO, begin: int, size: int) -> ChunkHeader | str:
-    """The header of the chunk that begins there, or what is wrong with it."""
+    """Reads the header of the chunk at `begin`; returns a description if it is damaged."""
     raw = _read(file, begin, _CHUNK_HEADER.size)
     if len(raw) < _CHUNK_HEADER.size:
         return f"the header of the chunk at byte {begin} is cut off"
@@ -147,7 +146,7 @@ def _header(file: BinaryIO, begin: int, size: int) -> ChunkHeader | str:
 
 
 def _next_chunk(file: BinaryIO, begin: int, size: int) -> int | None:
-    """Where the first chunk begins that block headers after `begin` speak of."""
+    """Returns the first chunk after `begin` that an intact block header points to; None if there is none."""
     block = (begin // _BLOCK + 1) * _BLOCK
     while block + _BLOCK_HEADER.size <= size:
         file.seek(block)
@@ -155,7 +154,6 @@ def _next_chunk(file: BinaryIO, begin: int, size: int) -> int | None:
         header_hash, before, after = _BLOCK_HEADER.unpack(raw)
         if hash_all([raw[8:]]) == [header_hash]:
             chunk = block if before == 0 else block + after
-            # One that cannot be trusted either is passed over like the first.
             if chunk >= size:
                 return None
             if isinstance(_header(file, chunk, size), ChunkHeader):
@@ -165,14 +163,14 @@ def _next_chunk(file: BinaryIO, begin: int, size: int) -> int | None:
 
 
 def _is_torn(file: BinaryIO, begin: int, size: int) -> bool:
-    """Whether what is left is what a write that did not finish leaves: too short, or all zeros."""
+    """Returns whether the rest of a file is an incomplete write: shorter than a header, or all zeros."""
     file.seek(begin)
     rest = file.read()
     return len(_read(file, begin, _CHUNK_HEADER.size)) < _CHUNK_HEADER.size or not any(rest)
 
 
 def _read(file: BinaryIO, begin: int, count: int) -> bytes:
-    """`count` bytes of a chunk from `begin` on, block headers left out; fewer where the file ends."""
+    """Reads `count` bytes of a chunk from `begin` on, without block headers; fewer at the end of the file."""
     file.seek(begin)
     raw = file.read(_after(begin, count) - begin)
     parts = []
@@ -189,12 +187,12 @@ def _read(file: BinaryIO, begin: int, count: int) -> bytes:
 
 
 def _after(begin: int, count: int) -> int:
-    """The position after `count` bytes of a chunk, with the block headers among them."""
+    """Returns the position after `count` bytes of a chunk, including the block headers between them."""
     blocks = (count + (begin + _USABLE - 1) % _BLOCK) // _USABLE
     return begin + count + blocks * _BLOCK_HEADER.size
 
 
 def _possible_boundary(position: int) -> int:
-    """The first position from there on at which a chunk may begin."""
+    """Returns the first position >= `position` where a chunk may begin."""
     rest = _BLOCK - 1 - (position + _BLOCK - 1) % _BLOCK
     return position + max(0, rest - (_USABLE - 1))

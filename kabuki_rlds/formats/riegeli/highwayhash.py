@@ -1,8 +1,7 @@
-"""HighwayHash, by which Riegeli files show that they are undamaged.
+"""HighwayHash, the hash of Riegeli's headers and chunks.
 
-The hash takes 32 bytes after 32 bytes, each step depending on the last, so one byte
-string cannot be hashed in columns. Many can: step i of all of them is one operation.
-The constants and the steps are those of the reference, google/highwayhash.
+The hash updates its state with 32 bytes at a time, so NumPy cannot vectorise the hash of one string. It can vectorise
+the hashes of many: update i of all strings is one operation. Constants and operations are those of google/highwayhash.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _PACKET = 32
 _KEY = np.frombuffer(b"Riegeli/records\nRiegeli/records\n", "<u8")
 _MUL0 = np.array([0xDBE6D5D5FE4CCE2F, 0xA4093822299F31D0, 0x13198A2E03707344, 0x243F6A8885A308D3], np.uint64)
 _MUL1 = np.array([0x3BD39E10CB0EF593, 0xC0ACF169B5F18A8C, 0xBE5466CF34E90C6C, 0x452821E638D01377], np.uint64)
-#: How the bytes of two lanes are mixed, and of four.
+#: The permutation of the bytes of two lanes, and of four.
 _ZIPPER = np.array([3, 12, 2, 5, 14, 1, 15, 0, 11, 4, 10, 13, 9, 6, 8, 7])
 _ZIPPER = np.concatenate([_ZIPPER, _ZIPPER + 16])
 _LOW = np.uint64(0xFFFFFFFF)
@@ -24,13 +23,13 @@ _HALF = np.uint64(32)
 
 
 def hash_all(strings: Sequence[bytes]) -> list[int]:
-    """The 64-bit hash of each byte string, with Riegeli's key."""
+    """Returns the 64-bit hash of each string, with Riegeli's key."""
     order = sorted(range(len(strings)), key=lambda i: -len(strings[i]))
     state = _State(len(strings))
     counts = np.array([len(strings[i]) // _PACKET for i in order], np.int64)
     views = [np.frombuffer(strings[i], "<u8", int(n) * 4).reshape(-1, 4) for i, n in zip(order, counts, strict=True)]
     done = 0
-    # The longest come first, so those that still have packets are the first ones.
+    # Strings are sorted by length, longest first, so those with packets left come first.
     for active in range(len(order), 0, -1):
         until = int(counts[active - 1])
         if until > done:
@@ -45,7 +44,7 @@ def hash_all(strings: Sequence[bytes]) -> list[int]:
 
 
 class _State:
-    """The state of several hashes: four arrays of (hashes, 4) lanes."""
+    """The states of several hashes: four arrays of shape (hashes, 4), uint64."""
 
     def __init__(self, count: int):
         self.mul0 = np.tile(_MUL0, (count, 1))
@@ -54,7 +53,7 @@ class _State:
         self.v1 = self.mul1 ^ _swap_halves(_KEY)
 
     def update(self, packets: np.ndarray) -> None:
-        """Takes some packets of each of the first hashes: (packets, hashes, 4)."""
+        """Updates the first hashes with packets: uint64, (packets, hashes, 4)."""
         count = packets.shape[1]
         v0, v1, mul0, mul1 = (x[:count] for x in (self.v0, self.v1, self.mul0, self.mul1))
         a, b = np.empty_like(v0), np.empty_like(v0)
@@ -79,7 +78,7 @@ class _State:
             np.add(v1, a, out=v1)
 
     def finish_rest(self, row: int, rest: bytes) -> None:
-        """Takes the last 1 to 31 bytes of one hash."""
+        """Updates one hash with its last 1 to 31 bytes."""
         size = len(rest)
         whole, odd = rest[: size & ~3], rest[size & ~3 :]
         packet = bytearray(_PACKET)

@@ -1,4 +1,4 @@
-"""The records of a chunk of a Riegeli file: byte strings, one after the other."""
+"""Decodes the records of chunks of Riegeli files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Records:
     """Consecutive records.
 
     Attributes:
-      data: their bytes, one record after the other: uint8, (bytes,).
-      splits: where each begins, and the end: int64, (records + 1,).
+      data: the bytes of all records, concatenated: uint8, (bytes,).
+      splits: the offset of each record in `data`, and the end: int64, (records + 1,).
     """
 
     data: np.ndarray
@@ -35,7 +35,7 @@ class Records:
 
 
 def join(parts: list[Records]) -> Records:
-    """All records of the parts, of which there is at least one."""
+    """Concatenates records. There must be at least one part."""
     if len(parts) == 1:
         return parts[0]
     lengths = np.concatenate([np.diff(part.splits) for part in parts])
@@ -43,10 +43,10 @@ def join(parts: list[Records]) -> Records:
 
 
 def decode(header: chunks.ChunkHeader, data: bytes) -> Records:
-    """The records of a chunk whose data is as it was written.
+    """Decodes the records of a chunk whose hash was verified.
 
     Raises:
-      KabukiError: it is compressed in a way that is not known, or is not what its kind says.
+      DamagedDataError: the compression is unknown, or the data does not fit the header.
     """
     try:
         found = (
@@ -65,25 +65,29 @@ def decode(header: chunks.ChunkHeader, data: bytes) -> Records:
 
 
 def read_small(path: pathlib.Path) -> tuple[list[tuple[int, bytes]], str]:
-    """All whole records of a small file, each with its position, and what is wrong with the rest."""
+    """Reads all records of a small file.
+
+    Returns:
+      position and bytes of each readable record, and a description of the damage, "" if there is none. A file that ends
+      within a chunk is not damaged: its writer was interrupted.
+    """
     found = chunks.headers(path)
-    # A file that was not finished is whole as far as it goes.
-    wrong = [gap.reason for gap in found if isinstance(gap, chunks.DamagedGap) and not gap.is_tail]
+    damage = [gap.reason for gap in found if isinstance(gap, chunks.DamagedGap) and not gap.is_tail]
     records = []
     headers = [header for header in found if isinstance(header, chunks.ChunkHeader) and header.has_records]
     for header, data in chunks.read(path, headers):
         if data is None:
-            wrong.append(f"the chunk at byte {header.begin} is damaged")
+            damage.append(f"the chunk at byte {header.begin} is damaged")
             continue
-        part = decode(header, data)
-        whole = part.data.tobytes()
-        bounds = part.splits.tolist()
-        records += [(header.begin + i, whole[bounds[i] : bounds[i + 1]]) for i in range(len(part))]
-    return records, "; ".join(wrong)
+        decoded = decode(header, data)
+        content = decoded.data.tobytes()
+        splits = decoded.splits.tolist()
+        records += [(header.begin + i, content[splits[i] : splits[i + 1]]) for i in range(len(decoded))]
+    return records, "; ".join(damage)
 
 
 def _simple(header: chunks.ChunkHeader, data: bytes) -> Records:
-    """A chunk that holds the sizes of the records, then the records."""
+    """Decodes a simple chunk: the sizes of the records, then the records."""
     reader = ByteReader(data)
     compression = reader.byte()
     lengths = varints(decompress(compression, reader.take(reader.varint())))

@@ -1,4 +1,4 @@
-"""The state machine of a transposed chunk of a Riegeli file, and the values that it puts together."""
+"""Parses the state machine and the buffers of a transposed chunk of a Riegeli file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, decompress
 from kabuki_rlds.formats.varint import varint
 
-# What a node is, where it is no field.
+# Kinds of nodes that are not fields.
 NO_OP, NON_PROTO, SUBMESSAGE_START, RECORD_START = range(4)
-#: The wire type that marks the end of a message within a message.
+#: The wire type that Riegeli uses for the end of a submessage.
 _SUBMESSAGE_END = 6
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _START_GROUP, _END_GROUP, _FIXED32 = range(6)
-#: Kinds of varint: of 1 to 10 bytes, or of one byte that the node itself says.
+#: Subtypes of varints: below this, the number of bytes - 1; from this on, a value of one byte in the node itself.
 _INLINE = 10
 
 
@@ -24,12 +24,12 @@ class StateNode:
     """One node of the state machine.
 
     Attributes:
-      kind: one of the constants above, or None for a field or the end of a message.
-      text: the bytes that each visit writes: the field's tag, and a value where that is the node's.
-      size: how many bytes of its buffer a visit takes; None where they are a string with its length.
-      buffer: which buffer that is; None for none.
-      is_varint: the buffer leaves out what says that a varint goes on.
-      ends_message: it is the end of a message within a message.
+      kind: one of the constants above; None for a field or the end of a submessage.
+      text: the bytes that the node writes each time: the field's tag, and the value if it is part of the node.
+      size: number of bytes that it takes from its buffer each time; None if they are a string with its length.
+      buffer: the number of its buffer; None if it has none.
+      is_varint: whether the buffer holds varints without their continuation bits.
+      ends_message: whether it is the end of a submessage.
     """
 
     kind: int | None = None
@@ -45,12 +45,12 @@ class StateMachine:
     """The state machine and the buffers.
 
     Attributes:
-      nodes: its nodes.
-      next_node: for each the node after it.
-      is_implicit: whether going there takes no transition.
-      first: the first node.
-      transitions: one byte each.
-      buffers: the values of the fields.
+      nodes: the nodes.
+      next_node: the number of the node after each node.
+      is_implicit: for each node, whether the machine goes on to `next_node` without a transition.
+      first: the number of the first node.
+      transitions: one byte per transition.
+      buffers: the values of the fields: uint8, (bytes,) each.
     """
 
     nodes: list[StateNode]
@@ -62,44 +62,44 @@ class StateMachine:
 
 
 def parse(data: bytes) -> StateMachine:
-    """Reads what a transposed chunk says.
+    """Parses a transposed chunk.
 
     Raises:
-      IndexError, ValueError: it is not what it should be.
+      IndexError, ValueError: the chunk is damaged.
     """
     reader = ByteReader(data)
     compression = reader.byte()
     header = ByteReader(decompress(compression, reader.take(reader.varint())))
     num_buckets, num_buffers = header.varint(), header.varint()
     buckets = [header.varint() for _ in range(num_buckets)]
-    whole = np.frombuffer(b"".join(decompress(compression, reader.take(size)) for size in buckets), np.uint8)
+    values = np.frombuffer(b"".join(decompress(compression, reader.take(size)) for size in buckets), np.uint8)
     splits = row_splits(np.array([header.varint() for _ in range(num_buffers)], np.int64))
-    if splits[-1] != len(whole):
+    if splits[-1] != len(values):
         raise ValueError("its buffers do not have the bytes that it says")
-    buffers = [whole[a:b] for a, b in zip(splits[:-1].tolist(), splits[1:].tolist(), strict=True)]
+    buffers = [values[a:b] for a, b in zip(splits[:-1].tolist(), splits[1:].tolist(), strict=True)]
     count = header.varint()
     tags = [header.varint() for _ in range(count)]
     following = [header.varint() for _ in range(count)]
     subtypes = ByteReader(header.take(sum(tag >= 8 and tag & 7 == _VARINT for tag in tags)))
     nodes = [_node(tag, subtypes, header) for tag in tags]
     next_node, is_implicit = [n % count for n in following], [n >= count for n in following]
-    if _is_endless(next_node, is_implicit):
+    if _has_infinite_loop(next_node, is_implicit):
         raise ValueError("its state machine never ends")
     first = header.varint()
     transitions = decompress(compression, reader.rest())
     return StateMachine(nodes, next_node, is_implicit, first, transitions, buffers)
 
 
-def _is_endless(next_node: list[int], is_implicit: list[bool]) -> bool:
-    """Whether nodes that take no transition follow each other in a circle."""
-    # The walk on which each was first met.
-    met = [-1] * len(next_node)
-    for walk in range(len(next_node)):
-        node = walk
-        while is_implicit[node] and met[node] < 0:
-            met[node] = walk
+def _has_infinite_loop(next_node: list[int], is_implicit: list[bool]) -> bool:
+    """Returns whether nodes without transitions form a cycle."""
+    # The start of the walk that reached each node first.
+    reached_from = [-1] * len(next_node)
+    for start in range(len(next_node)):
+        node = start
+        while is_implicit[node] and reached_from[node] < 0:
+            reached_from[node] = start
             node = next_node[node]
-        if is_implicit[node] and met[node] == walk:
+        if is_implicit[node] and reached_from[node] == start:
             return True
     return False
 

@@ -1,11 +1,9 @@
-"""Transposed chunks of a Riegeli file, in which the fields of the records stand in columns.
+"""Decodes transposed chunks of Riegeli files, which store records that are Protocol Buffers by columns.
 
-Such a chunk takes protocol buffers apart. The values of each field are in a buffer of
-their own, and a state machine says in which order to put them together again: each of
-its nodes stands for a field, the beginning or end of a message, or that of a record,
-and each transition goes from one node to the next. Records are put together from the
-last byte to the first. How the parts are laid out follows Riegeli's own decoder,
-riegeli/chunk_encoding/transpose_decoder.cc, since its document leaves it open.
+The values of each field are in a separate buffer. A state machine defines the order in which they are reassembled: each
+node writes a field, or marks the start or end of a submessage or of a record, and each transition leads to the next
+node. Records are reassembled from the last byte to the first. Riegeli's documentation does not define the encoding of
+the parts, so this package follows Riegeli's decoder, riegeli/chunk_encoding/transpose_decoder.cc.
 """
 
 from __future__ import annotations
@@ -16,18 +14,18 @@ from kabuki_rlds.formats.riegeli import assemble_alike, assemble_stepwise, state
 
 
 def decode(data: bytes, num_records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the records of a transposed chunk together.
+    """Decodes the records of a transposed chunk.
 
     Args:
       data: the data of the chunk.
-      num_records: how many records it says it has.
+      num_records: number of records according to its header.
 
     Returns:
-      The bytes of all records, uint8, and where each begins, and the end, int64.
+      the bytes of all records, uint8, (bytes,), and their offsets and the end, int64, (records + 1,).
 
     Raises:
-      IndexError, ValueError: the data is not what it should be.
+      IndexError, ValueError: the data is damaged.
     """
-    read = state_machine.parse(data)
-    found = assemble_alike.assemble(read, num_records)
-    return assemble_stepwise.assemble(read) if found is None else found
+    machine = state_machine.parse(data)
+    records = assemble_alike.assemble(machine, num_records)
+    return assemble_stepwise.assemble(machine) if records is None else records
