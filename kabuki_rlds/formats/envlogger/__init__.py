@@ -1,1 +1,1 @@
-"""What EnvLogger puts into its Riegeli logs: specs, steps and episodes, as a source."""
+"""Reads the logs of EnvLogger, which are stored in Riegeli files."""

@@ -1,8 +1,8 @@
-"""From the alignment of EnvLogger's logs to that of a Kabuki file.
+"""Converts the alignment of EnvLogger's steps to that of RLDS.
 
-Step t of a log has the action that led to observation t, and the reward and discount
-that came with it (action, reward, state). Row t of a Kabuki file has what came after
-observation t (state, action, reward): what step t + 1 of the log has.
+Step t of a log has observation t, the action before it, and the reward and discount that came with it. Row t of a
+Kabuki file has observation t, the action after it, and the reward and discount that came with observation t + 1, as in
+RLDS. So actions, rewards and discounts move to the row before.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class AlignedSteps:
     """Consecutive steps of a log.
 
     Attributes:
-      columns: the fields, by their path.
+      columns: path to column, as the log stores them.
       begins: whether an episode begins with each step: bool, (steps,).
-      is_terminal: whether its observation is terminal, if it is the last of its episode: bool, (steps,).
+      is_terminal: whether each step, if it is the last of its episode, is terminal: bool, (steps,).
     """
 
     columns: dict[LeafPath, Column]
@@ -38,15 +38,15 @@ class AlignedSteps:
 
 
 def align(parts: Iterator[AlignedSteps], of: Mapping[LeafPath, Field]) -> Iterator[Block]:
-    """All steps, aligned anew, in blocks without the metadata of episodes.
+    """Yields all steps in RLDS's alignment, in blocks without episode fields.
 
     Args:
-      parts: the steps, in order.
-      of: the fields.
+      parts: consecutive steps of a log.
+      of: path to field.
     """
     held: AlignedSteps | None = None
     for part in parts:
-        # The last step waits for what the one after it says.
+        # The last step needs the action, reward and discount of the next one.
         whole = part if held is None else _join(held, part)
         held = _slice(whole, slice(len(whole) - 1, None))
         if len(whole) > 1:
@@ -56,7 +56,7 @@ def align(parts: Iterator[AlignedSteps], of: Mapping[LeafPath, Field]) -> Iterat
 
 
 def _block(steps: AlignedSteps, following: AlignedSteps | None, of: Mapping[LeafPath, Field]) -> Block:
-    """The rows of some steps. `following` are the steps after them, None after the last of all."""
+    """Makes a block of some steps. `following` are the steps one later; None after the last step of all."""
     is_last = np.ones(1, bool) if following is None else following.begins
     columns: dict[str, Column] = {
         IS_FIRST: steps.begins,
@@ -75,14 +75,14 @@ def _block(steps: AlignedSteps, following: AlignedSteps | None, of: Mapping[Leaf
 
 
 def is_terminal(is_last: np.ndarray, columns: Mapping[LeafPath, Column]) -> np.ndarray:
-    """Whether the observation of each step of a log is terminal: bool, (steps,).
+    """Returns whether the observation of each step of a log is terminal: bool, (steps,).
+
+    A step is terminal if it has dm_env's type LAST and its discount is 0. Without a discount, an environment cannot
+    mark an episode as truncated, so every LAST is terminal.
 
     Args:
-      is_last: whether each is of dm_env's type LAST.
-      columns: the fields of these steps, as the log has them.
-
-    It is where the step is of dm_env's type LAST and its discount is 0. An environment
-    that gives no discount cannot cut an episode short, so each LAST is terminal.
+      is_last: whether each step has type LAST: bool, (steps,).
+      columns: path to column, as the log stores them.
     """
     found = is_last.copy()
     for path, column in columns.items():

@@ -1,9 +1,8 @@
-"""What fields the steps and the episodes of a log have, and their columns.
+"""Finds the fields of the steps and episodes of a log, and makes their columns.
 
-A step of a log holds an observation, the action that led to it, and the reward and the
-discount that came with it. What leads to a step is named as where it stands after the
-alignment; what `step_fn` gave stands beside the observation, as EnvLogger's own TFDS
-backend has it: a dict under its keys, anything else as `step_metadata`.
+A step of a log has an observation, the action before it, and the reward and discount that came with the observation.
+The result of `step_fn` becomes step fields: a dict under its keys, any other value as `step_metadata`, as in
+EnvLogger's TFDS backend.
 """
 
 from __future__ import annotations
@@ -26,49 +25,50 @@ from kabuki_rlds.formats.envlogger.specs import Specs
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: Where a step's message has what: a tuple of a time step, the action before it, and what `step_fn` gave.
-_PLACES: dict[LeafPath, LeafPath] = {
+#: The message of a step is a tuple of a dm_env time step, the action before it, and the result of `step_fn`. This maps
+#: the path of a value in it to the path of its field.
+_FIELDS: dict[LeafPath, LeafPath] = {
     ("0", "1"): (REWARD,),
     ("0", "2"): (DISCOUNT,),
     ("0", "3"): (OBSERVATION,),
     ("1",): (ACTION,),
 }
-_CUSTOM = ("2",)
+_STEP_FN_RESULT = ("2",)
 STEP_METADATA, EPISODE_METADATA = "step_metadata", "episode_metadata"
 
 #: dm_env's type of the last step of an episode.
 _LAST = 2
 
-#: What stands one step later in a log than in a Kabuki file.
+#: Fields that a log stores with the next step, and a Kabuki file with the step that they belong to.
 _SHIFTED = (ACTION, REWARD, DISCOUNT)
 
 
 def step_structure(specs: Specs) -> tuple:
-    """What `messages.leaves` is told of the lists in a step."""
-    inside = specs.structure
-    return (None, inside[REWARD], inside[DISCOUNT], inside[OBSERVATION]), inside[ACTION], None
+    """Returns the structure of the message of a step, as `messages.leaves` takes it."""
+    parts = specs.structure
+    return (None, parts[REWARD], parts[DISCOUNT], parts[OBSERVATION]), parts[ACTION], None
 
 
 def is_shifted(path: LeafPath) -> bool:
-    """Whether a field is of what led to a step, which the step before it takes."""
+    """Returns whether the log stores a field one step later than a Kabuki file."""
     return path[0] in _SHIFTED
 
 
 def of_steps(leaves: Leaves) -> Leaves:
-    """The pieces of each field of the steps, by its path, from those of whole steps.
+    """Returns the values of each step field, given those of each leaf of the messages of the steps.
 
     Raises:
-      KabukiError: what `step_fn` gave has the name of another field.
+      KabukiError: the result of `step_fn` has a key that is the name of another field.
     """
     found: Leaves = {}
     for path, pieces in leaves.items():
-        for place, name in _PLACES.items():
+        for place, name in _FIELDS.items():
             if path[: len(place)] == place:
                 found.setdefault(name + path[len(place) :], []).extend(pieces)
-        if path[:1] == _CUSTOM:
+        if path[:1] == _STEP_FN_RESULT:
             name = path[1:]
             if not name:
-                # A dict that only some steps have is missing in the others, and so are its fields.
+                # If only some steps have a dict, the others have None instead of its fields.
                 if all(piece.values is None for piece in pieces):
                     continue
                 name = (STEP_METADATA,)
@@ -79,7 +79,7 @@ def of_steps(leaves: Leaves) -> Leaves:
 
 
 def is_last(leaves: Leaves, count: int) -> np.ndarray:
-    """Whether each of `count` steps is of dm_env's type LAST, from the pieces of whole steps: bool."""
+    """Returns whether each of `count` steps has dm_env's type LAST: bool, (count,)."""
     found = np.zeros(count, bool)
     for piece in leaves.get(STEP_TYPE, []):
         if piece.values is not None:
@@ -88,22 +88,22 @@ def is_last(leaves: Leaves, count: int) -> np.ndarray:
 
 
 def of_episodes(leaves: Leaves) -> Leaves:
-    """The pieces of each field of the episodes, by its path, from those of whole messages."""
-    nothing = all(piece.values is None for piece in leaves.get((), []))
-    return {path or (EPISODE_METADATA,): pieces for path, pieces in leaves.items() if path or not nothing}
+    """Returns the values of each episode field, given those of each leaf of the metadata of the episodes."""
+    is_empty = all(piece.values is None for piece in leaves.get((), []))
+    return {path or (EPISODE_METADATA,): pieces for path, pieces in leaves.items() if path or not is_empty}
 
 
 def has_values(pieces: list[MessagePiece]) -> bool:
-    """Whether a field has a value anywhere."""
+    """Returns whether a field has a value in any row."""
     return any(piece.values is not None for piece in pieces)
 
 
 class LogFieldLearner:
-    """Learns from values what fields there are.
+    """Finds the fields of a log by their values.
 
     Args:
-      specs: of the environment, which say what shapes are fixed.
-      of_steps: whether rows are steps, or episodes.
+      specs: the specs of the environment, which define some shapes.
+      of_steps: whether rows are steps. Otherwise they are episodes.
     """
 
     def __init__(self, specs: Specs, *, of_steps: bool):
@@ -111,24 +111,24 @@ class LogFieldLearner:
         self._of_steps = of_steps
         self._dtypes: dict[LeafPath, np.dtype | None] = {}
         self._shapes: dict[LeafPath, tuple[int | None, ...]] = {}
-        #: Fields whose shape no spec says.
+        #: Fields whose shape is in no spec.
         self._open: dict[LeafPath, OpenField] = {}
 
     def take(self, leaves: Leaves, begins: np.ndarray, name: Callable[[int], str]) -> None:
-        """Takes the values of some rows; what is of another type is left for `column` to refuse.
+        """Adds the values of some rows. Values of another dtype are ignored here; `column` rejects them.
 
         Args:
           leaves: the values.
-          begins: whether an episode begins at each row: bool.
-          name: what to call a row in a message.
+          begins: whether an episode begins at each row: bool, (rows,).
+          name: returns the name of a row, for messages.
         """
         episodes = np.cumsum(begins)
         for path, pieces in leaves.items():
             self._dtypes.setdefault(path, None)
-            there = sorted((piece for piece in pieces if piece.values is not None), key=lambda piece: piece.rows[0])
-            if there and path not in self._shapes:
-                self._begin(path, there[0], name(int(there[0].rows[0])))
-            fitting = [piece for piece in there if _dtype_of(piece) == self._dtypes[path]]
+            values = sorted((piece for piece in pieces if piece.values is not None), key=lambda piece: piece.rows[0])
+            if values and path not in self._shapes:
+                self._begin(path, values[0], name(int(values[0].rows[0])))
+            fitting = [piece for piece in values if _dtype_of(piece) == self._dtypes[path]]
             if fitting and path in self._open:
                 self._open[path].take(fitting, episodes, name)
 
@@ -141,23 +141,23 @@ class LogFieldLearner:
 
     @property
     def is_sure(self) -> bool:
-        """Whether values not yet seen cannot have shapes that are not known of, or decide whether a field is kept."""
+        """Whether further values cannot change the fields: all shapes are known, and every field has a value."""
         return all(size is None for field in self._open.values() for size in field.shape) and not any(
             dtype is None and self._is_too_large(path) for path, dtype in self._dtypes.items()
         )
 
     def _is_too_large(self, path: LeafPath) -> bool:
-        """Whether a row of padding takes too much, whose size the specs alone state."""
+        """Returns whether a row of padding would take too much memory, by the shape in the specs."""
         if path not in self._specs.shapes:
             return False
         dtype, shape = self._specs.shapes[path]
         return math.prod(shape) * dtype.itemsize > MAX_PADDED_BYTES
 
     def fields(self) -> dict[LeafPath, Field]:
-        """All fields.
+        """Returns path to field.
 
         Raises:
-          KabukiError: the shape of one differs between episodes.
+          SchemaMismatchError: the shape of a field differs between episodes.
         """
         found = {}
         for path, dtype in self._dtypes.items():
@@ -166,7 +166,7 @@ class LogFieldLearner:
                 self._open[path].finish()
                 shape = self._open[path].shape
             if dtype is None:
-                # Nothing but None: an array without elements, or nothing yet.
+                # All values are None: arrays without elements are stored as None too.
                 if path not in self._specs.shapes:
                     continue
                 if self._is_too_large(path):
@@ -183,10 +183,10 @@ def _dtype_of(piece: MessagePiece) -> np.dtype | None:
 
 
 class MisfitError(Exception):
-    """A row that does not fit its field.
+    """A row does not fit its field.
 
     Attributes:
-      row: which one.
+      row: the number of the row.
     """
 
     def __init__(self, row: int, message: str):
@@ -195,28 +195,28 @@ class MisfitError(Exception):
 
 
 def column(name: str, field: Field, pieces: list[MessagePiece], rows: int, optional: np.ndarray) -> Column:
-    """The column of a field.
+    """Makes the column of a field.
 
     Args:
-      name: of the field.
-      field: what it is to hold.
-      pieces: the values of its rows.
-      rows: how many rows there are.
-      optional: bool, (rows,): where there may be no value, and what is there counts for nothing.
+      name: the path of the field.
+      field: the field.
+      pieces: its values.
+      rows: number of rows.
+      optional: rows that need no value, and whose value is ignored if it does not fit: bool, (rows,).
 
     Raises:
-      MisfitError: a row has no value, or one that is not of the field.
+      MisfitError: another row has no value, or one that does not fit the field.
     """
-    is_there = np.zeros(rows, bool)
+    has_value = np.zeros(rows, bool)
     wrong: list[tuple[int, str]] = []
     for piece in pieces:
-        # An array without elements is stored as None is.
-        is_there[piece.rows] = piece.values is not None or 0 in field.shape or None in field.shape
+        # An array without elements is stored as None.
+        has_value[piece.rows] = piece.values is not None or 0 in field.shape or None in field.shape
         if piece.values is not None and not _fits(field, piece):
             is_text = piece.values.dtype == BYTES
             found = Field(piece.values.dtype, piece.values.shape[1:], "text" if is_text else "array")
             wrong += [(int(row), f"is {found.describe()}") for row in piece.rows[~optional[piece.rows]][:1]]
-    wrong += [(int(row), "has no value") for row in np.flatnonzero(~is_there & ~optional)[:1]]
+    wrong += [(int(row), "has no value") for row in np.flatnonzero(~has_value & ~optional)[:1]]
     if wrong:
         row, what = min(wrong)
         raise MisfitError(row, f"field {name!r} {what}, where elsewhere it is {field.describe()}")
@@ -234,12 +234,12 @@ def column(name: str, field: Field, pieces: list[MessagePiece], rows: int, optio
 
 
 def padding(field: Field, rows: int) -> Column:
-    """Rows that mean nothing: zeros, empty text, arrays without elements."""
+    """Returns rows of zeros, empty text, or arrays without elements."""
     return column("", field, [], rows, np.ones(rows, bool))
 
 
 def blanked(values: Column, field: Field, rows: np.ndarray) -> Column:
-    """The column with padding in the rows where `rows`, bool, is true."""
+    """Returns a column with padding where `rows` is true: bool, (rows,)."""
     if not rows.any():
         return values
     if isinstance(values, np.ndarray):
@@ -254,12 +254,12 @@ def blanked(values: Column, field: Field, rows: np.ndarray) -> Column:
 
 
 def fixed_shape(field: Field) -> tuple[int, ...]:
-    """The shape of a row of a field whose rows have one shape."""
+    """Returns the shape of the rows of a field whose rows all have the same shape."""
     return tuple(size for size in field.shape if size is not None)
 
 
 def by_path(fields: Mapping[LeafPath, Field]) -> dict[str, Field]:
-    """The fields by their path as a schema has it, in the order of their names."""
+    """Returns the fields by their path in a schema, ordered by name."""
     return {"/".join(path): fields[path] for path in sorted(fields)}
 
 

@@ -1,4 +1,4 @@
-"""One log of EnvLogger's: a folder with the metadata of all, and a folder for each shard."""
+"""Reads one EnvLogger log: a folder with the metadata of the log, and a folder per shard."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from kabuki_rlds.formats.riegeli import records
 _log = logging.getLogger("kabuki_rlds")
 
 _METADATA = "metadata.riegeli"
-#: How many folders deep logs are looked for, unless told: `run/seed/actor/log`.
+#: How many levels of folders are searched for logs: `run/seed/actor/log`.
 _DEPTH = 4
 
 
 def find(folder: pathlib.Path, depth: int = _DEPTH) -> Iterator[pathlib.Path]:
-    """The logs in a folder, in the order of their names; numbers in these by their size.
+    """Yields the logs in a folder, in the order of their names. Numbers in names are ordered by value.
 
     Args:
-      folder: where to look: it may be a log itself.
-      depth: how many folders deep to look.
+      folder: the folder to search. It may be a log itself.
+      depth: how many levels of folders to search.
     """
-    inside = sorted(subfolders(folder), key=lambda path: _in_order(path.name))
+    inside = sorted(subfolders(folder), key=lambda path: _name_order(path.name))
     if (folder / _METADATA).is_file() or any((path / STEPS).is_file() for path in inside):
         yield folder
         return
@@ -50,31 +50,31 @@ def find(folder: pathlib.Path, depth: int = _DEPTH) -> Iterator[pathlib.Path]:
             yield from find(path, depth - 1)
 
 
-def _in_order(name: str) -> list[tuple[int, str]]:
+def _name_order(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 class EnvLoggerLog:
-    """A log.
+    """An EnvLogger log.
 
     Args:
-      folder: where it is.
-      skip_bad: leave out the episodes that are damaged, and warn of them.
+      folder: its folder.
+      skip_bad: leave out damaged episodes with a warning.
 
     Attributes:
-      folder: where it is.
+      folder: its folder.
       shards: its shards, in order.
-      metadata: what the log says of all its episodes, as a Python object.
-      specs: of the environment.
-      lengths: how many steps each of its whole episodes has: int64, (episodes,).
-      num_episodes: how many whole episodes it has.
-      num_bytes: bytes on disk.
-      num_skipped: how many episodes are left out.
-      skipped: which they are.
-      files: what it consists of, but for a shard that was never finished.
+      metadata: the metadata of the log, as a Python object; None if it has none.
+      specs: the specs of the environment.
+      lengths: number of steps of each intact episode: int64, (episodes,).
+      num_episodes: number of intact episodes.
+      num_bytes: size on disk.
+      num_skipped: number of episodes that are left out.
+      skipped: the episodes that are left out.
+      files: its files, except those of an unfinished shard, which may still be written to.
 
     Raises:
-      KabukiError: it is damaged and `skip_bad` is false, or is none of EnvLogger's.
+      DamagedDataError: the log is damaged and `skip_bad` is false, or it is not an EnvLogger log.
     """
 
     def __init__(self, folder: pathlib.Path, *, skip_bad: bool):
@@ -99,10 +99,9 @@ class EnvLoggerLog:
         self.num_episodes = sum(int(shard.is_whole.sum()) for shard in self.shards)
         self.num_skipped = sum(len(shard.starts) for shard in self.shards) - self.num_episodes
         self.skipped = [loss for shard in self.shards for loss in _skipped(shard)]
-        # The last shard may still be written to.
         self.files = [path for shard in self.shards if not shard.is_cut for path in shard.folder.iterdir()]
-        of_shards = [(shard.stops - shard.starts)[shard.is_whole] for shard in self.shards]
-        self.lengths = np.concatenate([np.zeros(0, np.int64), *of_shards])
+        shard_lengths = [(shard.stops - shard.starts)[shard.is_whole] for shard in self.shards]
+        self.lengths = np.concatenate([np.zeros(0, np.int64), *shard_lengths])
         self.num_bytes = sum(shard.num_bytes for shard in self.shards)
 
     def _read_metadata(self) -> Any:
@@ -110,22 +109,22 @@ class EnvLoggerLog:
         if not path.is_file():
             return None
         check_is_data(path)
-        found, wrong = records.read_small(path)
-        if wrong:
-            _log.warning("%s: %s: the log's metadata is lost", path, wrong)
+        found, damage = records.read_small(path)
+        if damage:
+            _log.warning("%s: %s: the log's metadata is lost", path, damage)
         try:
             return specs.decode(found[0][1]) if found else None
         except (IndexError, KeyError, ValueError) as e:
             raise DamagedDataError(f"it is no metadata of EnvLogger's: {e}", file=path) from e
 
     def step_leaves(self, shard: LogShard, batch: MessageBatch) -> tuple[Leaves, np.ndarray]:
-        """Takes some steps apart.
+        """Decodes the fields of some steps.
 
         Returns:
-          The pieces of each field, by its path, and whether each step is of dm_env's type LAST.
+          the values of each field, and whether each step has dm_env's type LAST: bool, (steps,).
 
         Raises:
-          KabukiError: a step cannot stand in columns.
+          DamagedDataError: a step is damaged, or cannot be stored in columns.
         """
         try:
             found = messages.leaves(batch.steps, self._structure)
@@ -136,21 +135,24 @@ class EnvLoggerLog:
             raise DamagedDataError(f"its records are no steps of EnvLogger's: {e}", file=shard.path) from e
 
     def episode_leaves(self) -> Leaves:
-        """The pieces of each field of the whole episodes of all shards, by its path.
+        """Decodes the metadata of all intact episodes.
+
+        Returns:
+          the values of each episode field.
 
         Raises:
-          KabukiError: the metadata of an episode cannot stand in columns.
+          DamagedDataError: the metadata of an episode is damaged, or cannot be stored in columns.
         """
         rows: list[int] = []
         found: list[bytes] = []
         row = 0
         for shard in self.shards:
-            for at, text in _episode_metadata(shard):
-                if shard.is_whole[at]:
-                    rows.append(row + int(shard.is_whole[:at].sum()))
-                    found.append(text)
+            for episode, message in _episode_metadata(shard):
+                if shard.is_whole[episode]:
+                    rows.append(row + int(shard.is_whole[:episode].sum()))
+                    found.append(message)
             row += int(shard.is_whole.sum())
-        splits = row_splits(np.array([len(text) for text in found], np.int64))
+        splits = row_splits(np.array([len(message) for message in found], np.int64))
         data = np.frombuffer(b"".join(found), np.uint8)
         try:
             return fields.of_episodes(
@@ -163,27 +165,28 @@ class EnvLoggerLog:
 
 
 def _episode_metadata(shard: LogShard) -> Iterator[tuple[int, bytes]]:
-    """The metadata of each episode that has some, with the number of the episode."""
+    """Yields number and metadata of each episode with metadata, as a serialized message."""
     path = shard.folder / EPISODE_METADATA
     if not path.is_file():
         return
-    found, wrong = records.read_small(path)
-    if wrong:
-        _log.warning("%s: %s: the metadata of some episodes is lost", path, wrong)
-    at = dict(found)
+    found, damage = records.read_small(path)
+    if damage:
+        _log.warning("%s: %s: the metadata of some episodes is lost", path, damage)
+    messages_at = dict(found)
     for episode, position in enumerate(shard.metadata_at.tolist()):
-        if position in at:
-            yield episode, at[position]
-    # What no index knows of is in the order of the episodes, if each of them has some.
+        if position in messages_at:
+            yield episode, messages_at[position]
+    # Messages that are not in the index belong to the episodes that are not, in order, if each has one. The last
+    # episode may have none.
     last = int(shard.metadata_at.max(initial=-1))
-    rest = [text for position, text in found if position > last]
-    unknown = range(shard.num_indexed, len(shard.starts))
-    if not wrong and rest and len(rest) in (len(unknown), len(unknown) - 1):
-        yield from zip(unknown, rest, strict=False)
+    not_indexed = [message for position, message in found if position > last]
+    episodes = range(shard.num_indexed, len(shard.starts))
+    if not damage and not_indexed and len(not_indexed) in (len(episodes), len(episodes) - 1):
+        yield from zip(episodes, not_indexed, strict=False)
 
 
 def _skipped(shard: LogShard) -> Iterator[Skipped]:
-    """The episodes of a shard that are not whole, in runs of such."""
+    """Yields the damaged episodes of a shard. Consecutive ones are one entry."""
     lost = np.flatnonzero(~shard.is_whole)
     for run in np.split(lost, np.flatnonzero(np.diff(lost) > 1) + 1):
         if len(run):
@@ -191,6 +194,7 @@ def _skipped(shard: LogShard) -> Iterator[Skipped]:
 
 
 def _cut_short(shard: LogShard) -> str:
+    """Returns the warning for an unfinished shard."""
     what = f"{shard.path}: it was never finished, as when a process is killed"
     if not len(shard.starts):
         return f"{what}, and holds no step"

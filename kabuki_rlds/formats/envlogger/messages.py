@@ -1,8 +1,7 @@
-"""EnvLogger's messages, as columns: what its codec makes of them one by one, of many at once.
+"""Decodes many EnvLogger messages at once into columns.
 
-A message (`Data` in EnvLogger's storage.proto) is an array, a scalar, a list, a tuple, a
-dict, or nothing. Its leaves are named by their path: the keys of dicts, and the numbers
-of the items of tuples, `("pose", "0")`.
+A message (`Data` in EnvLogger's storage.proto) is an array, a scalar, a list, a tuple, a dict, or empty (None). The
+path of a leaf consists of the keys of dicts and the numbers of tuple items: `("pose", "0")`.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ from kabuki_rlds.formats.riegeli.byte_reader import ByteReader, varints
 
 LeafPath: TypeAlias = tuple[str, ...]
 
-#: The fields of `Data`, of `Datum` and of a message that lists others.
+#: The numbers of the fields of `Data` and of `Datum`.
 _DATUM, _ARRAY, _TUPLE, _DICT = 1, 2, 3, 4
 _SHAPE, _VALUES = 1, 2
-#: In place of the dimensions of a scalar: EnvLogger has an array without dimensions beside it.
+#: EnvLogger stores this instead of the dimensions of a scalar, to tell it from an array without dimensions.
 _SCALAR = (-438,)
 
-#: Numbers of fixed size, as they are stored, by the field of `Values` that they stand in.
+#: Number of each field of `Values` with numbers of fixed size, and their dtype.
 _FIXED = {1: "<f4", 15: ">f4", 2: "<f8", 11: ">i1", 12: ">i2", 13: ">u1", 14: ">u2"}
-#: Numbers that are stored as varints.
+#: Number of each field of `Values` with varints, and the dtype of their values.
 _VARINTS = {3: np.int32, 4: np.int64, 5: np.uint32, 6: np.uint64, 7: np.bool_}
 _TEXT, _BYTES, _INTEGERS = 8, 9, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class MessagePiece:
-    """The values of one leaf in some of the records, all of one dtype and shape.
+    """The values of one leaf in some records, all of one dtype and shape.
 
     Attributes:
       rows: the numbers of the records, ascending: int64, (rows,).
-      values: (rows, *shape); None where the message says nothing (Python's None).
+      values: (rows, *shape); None if the value in these records is None.
       lists: how many of the leading dimensions of a value are lists.
     """
 
@@ -49,21 +48,21 @@ class MessagePiece:
     lists: int = 0
 
 
-#: The pieces of each leaf.
+#: Path to the values of each leaf.
 Leaves: TypeAlias = dict[LeafPath, list[MessagePiece]]
 
 
 def leaves(messages: Spans, structure: Any = None) -> Leaves:
-    """Takes messages apart.
+    """Decodes messages.
 
     Args:
-      messages: one `Data` of each record.
-      structure: nested dicts, lists and tuples that say where a list is one of things
-        that have each its own place, like a tuple. Any other list is a sequence.
+      messages: one `Data` per record.
+      structure: nested dicts, lists and tuples, according to the specs. A list here means that each item of the
+        message's list is a leaf of its own, as in a tuple. Any other list becomes a dimension.
 
     Raises:
-      ValueError: a message is none that EnvLogger writes.
-      KabukiError: it holds what cannot stand in a column.
+      ValueError: a message is not EnvLogger's.
+      KabukiError: a message cannot be stored in columns.
     """
     found: Leaves = {}
     empty = messages.start == messages.stop
@@ -85,7 +84,7 @@ def leaves(messages: Spans, structure: Any = None) -> Leaves:
 
 
 def numbers(datums: list[bytes]) -> list[np.ndarray]:
-    """Arrays of numbers that stand alone, each a `Datum`."""
+    """Decodes serialized `Datum` messages that hold arrays of numbers."""
     found = []
     for datum in datums:
         data = np.frombuffer(datum, np.uint8)
@@ -100,6 +99,7 @@ def _merge(into: Leaves, prefix: LeafPath, found: Leaves) -> None:
 
 
 def _inside(structure: Any, key: Any) -> Any:
+    """Returns the structure of an item of a dict, list or tuple; None if it is not known."""
     try:
         return structure[key]
     except (KeyError, IndexError, TypeError):
@@ -107,7 +107,7 @@ def _inside(structure: Any, key: Any) -> Any:
 
 
 def _items(listed: Spans) -> list[Spans]:
-    """The first items of all lists or tuples, the second ones, and so on."""
+    """Returns the first items of all lists or tuples, the second items, and so on."""
     found = []
     for number, item in protobuf.fields(listed):
         if number != 1:
@@ -117,8 +117,8 @@ def _items(listed: Spans) -> list[Spans]:
 
 
 def _dicts(dicts: Spans, structure: Any) -> Leaves:
+    """Decodes dicts. Their entries may be in another order in each record."""
     found: Leaves = {}
-    # C++ writes the entries of a map in any order, another one in each record.
     entries: dict[str, list[Spans]] = {}
     for number, entry in protobuf.fields(dicts):
         if number != 1:
@@ -145,7 +145,7 @@ def _dicts(dicts: Spans, structure: Any) -> Leaves:
 
 
 def _sequences(lists: Spans) -> Leaves:
-    """Lists of things of one kind: each is a leaf with one dimension more, which a list of dicts shares."""
+    """Decodes lists whose items have the same structure. The list becomes the first dimension of each leaf."""
     items = _items(lists)
     counts = np.zeros(len(lists), np.int64)
     for item in items:
@@ -159,6 +159,13 @@ def _sequences(lists: Spans) -> Leaves:
 
 
 def _stacked(columns: list[Leaves], rows: np.ndarray, parts: list[Spans]) -> Leaves:
+    """Stacks the items of lists.
+
+    Args:
+      columns: the values of the first items, of the second items, and so on.
+      rows: the numbers of the records.
+      parts: the messages of these items.
+    """
     found: Leaves = {}
     for path in dict.fromkeys(path for column in columns for path in column):
         pieces = [piece for column in columns for piece in column.get(path, [])]
@@ -170,7 +177,7 @@ def _stacked(columns: list[Leaves], rows: np.ndarray, parts: list[Spans]) -> Lea
         elif len(rows) == 1:
             raise KabukiError("a list whose items differ in type or shape")
         else:
-            # What one list holds may be alike where what many hold is not.
+            # Items that differ between records may be alike within each record, so each is decoded by itself.
             found = {}
             for row in rows:
                 each = [part[part.rows == row] for part in parts]
@@ -180,7 +187,7 @@ def _stacked(columns: list[Leaves], rows: np.ndarray, parts: list[Spans]) -> Lea
 
 
 def _data(data: Spans) -> list[MessagePiece]:
-    """Arrays and scalars."""
+    """Decodes arrays and scalars."""
     shapes = values = Spans(data.data, data.rows, data.start, data.start)
     for number, part in protobuf.fields(data):
         if number == _SHAPE:
@@ -193,10 +200,10 @@ def _data(data: Spans) -> list[MessagePiece]:
     for text, chosen in shapes.groups():
         known.append(_dimensions(text))
         shape_of[np.searchsorted(data.rows, shapes.rows[chosen])] = len(known) - 1
-    # An array without elements is stored as nothing at all.
-    none = np.setdiff1d(data.rows, values.rows[values.start < values.stop])
-    if len(none):
-        found.append(MessagePiece(none, None))
+    # An array without elements has no values.
+    empty = np.setdiff1d(data.rows, values.rows[values.start < values.stop])
+    if len(empty):
+        found.append(MessagePiece(empty, None))
     texts: dict[int, list[Spans]] = {}
     for number, part in protobuf.fields(values):
         if number in (_TEXT, _BYTES, _INTEGERS):
@@ -212,7 +219,7 @@ def _data(data: Spans) -> list[MessagePiece]:
 
 
 def _dimensions(text: bytes) -> tuple[int, ...]:
-    """The dimensions that a `Shape` says."""
+    """Decodes a `Shape`."""
     dims = []
     reader = ByteReader(text)
     while not reader.is_done:
@@ -229,6 +236,7 @@ def _dimensions(text: bytes) -> tuple[int, ...]:
 
 
 def _numbers(number: int, part: Spans, dims: tuple[int, ...]) -> np.ndarray:
+    """Decodes field `number` of `Values`, for arrays of one shape: (records, *shape)."""
     shape = () if dims == _SCALAR else dims
     count = math.prod(shape)
     if number in _FIXED:
@@ -249,7 +257,7 @@ def _numbers(number: int, part: Spans, dims: tuple[int, ...]) -> np.ndarray:
 def _objects(
     number: int, parts: list[Spans], rows: np.ndarray, shape_of: np.ndarray, known: list[tuple[int, ...]]
 ) -> list[MessagePiece]:
-    """Text, bytes, and Python's integers; the i-th elements of all arrays in the i-th of `parts`."""
+    """Decodes text, bytes and Python integers. `parts[i]` has the i-th elements of all arrays."""
     counts = np.zeros(len(rows), np.int64)
     for part in parts:
         counts[np.searchsorted(rows, part.rows)] += 1
@@ -274,7 +282,11 @@ def _objects(
 
 
 def _integers(part: Spans) -> np.ndarray:
-    """Integers of any size, the most significant byte first, which int64 must hold."""
+    """Decodes big-endian integers of any size to int64.
+
+    Raises:
+      KabukiError: an integer does not fit into 64 bits.
+    """
     lengths = part.lengths
     values = np.zeros(len(part), np.int64)
     for length in np.unique(lengths).tolist():

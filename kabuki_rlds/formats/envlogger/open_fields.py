@@ -1,7 +1,7 @@
-"""The shape of a field that no spec of the environment states, learned from its values.
+"""Finds the shape of a field by its values, if no spec of the environment defines it.
 
-Such a field must have one shape in all episodes of all logs, unless it differs between the steps of one episode: then
-it varies by its nature. Lists are of any length.
+Such a field must have the same shape in all episodes of all logs, unless its shape differs between the steps of one
+episode. In that case it is a field of variable shape. Lists may have any length.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from kabuki_rlds.formats.envlogger.messages import MessagePiece
 
 
 class OpenField:
-    """A field whose shape is learned.
+    """A field whose shape is found by its values.
 
     Args:
-      name: of the field.
+      name: the path of the field.
       first: its first values.
-      label: what to call the first of them in a message.
-      of_steps: whether its rows are steps. If they are episodes, an array has as many entries as its episode needs.
+      label: the row of the first value, for messages.
+      of_steps: whether its rows are steps. If they are episodes, the first dimension may vary.
 
     Attributes:
-      shape: the shape of a row, with None for dimensions that vary.
+      shape: the shape of a row. Dimensions that vary are None.
     """
 
     def __init__(self, name: str, first: MessagePiece, label: str, *, of_steps: bool):
@@ -44,12 +44,12 @@ class OpenField:
         return self._field.shape
 
     def take(self, pieces: Sequence[MessagePiece], episodes: np.ndarray, name: Callable[[int], str]) -> None:
-        """Takes the values of some rows.
+        """Adds the values of some rows.
 
         Args:
-          pieces: the values, of the type of the field, each with those of one shape.
-          episodes: the number of the episode of each row; 0 is the one that goes on from the rows before.
-          name: what to call a row in a message.
+          pieces: values of the field's dtype.
+          episodes: the number of the episode of each row, where 0 is the episode of the rows before: int64, (rows,).
+          name: returns the name of a row, for messages.
         """
         fields = [_field_of(piece) for piece in pieces]
         if any(field.shape != self.shape for field in fields):
@@ -70,7 +70,7 @@ class OpenField:
         self._field = joint
 
     def _vary_within_episodes(self, pieces: Sequence[MessagePiece], episodes: np.ndarray) -> None:
-        """Marks the dimensions as variable that differ from one step to the next of one episode."""
+        """Makes dimensions variable that differ between consecutive steps of one episode."""
         rows = np.concatenate([piece.rows for piece in pieces])
         numbers = np.repeat(np.arange(len(pieces)), [len(piece.rows) for piece in pieces])[np.argsort(rows)]
         of_episode = episodes[np.sort(rows)]
@@ -88,10 +88,10 @@ class OpenField:
                 self._field = dataclasses.replace(self._field, shape=tuple(shape))
 
     def finish(self) -> None:
-        """Warns if the shape varies.
+        """Warns if the shape varies, once all values were added.
 
         Raises:
-          KabukiError: it differs between episodes.
+          SchemaMismatchError: the shape differs between episodes.
         """
         if self._conflict is not None:
             theirs, label = self._conflict
@@ -106,7 +106,7 @@ class OpenField:
 
 
 def _field_of(piece: MessagePiece) -> Field:
-    """What rows of a piece are. A list may be of another length elsewhere."""
+    """Returns the field of some values. The length of lists is variable."""
     assert piece.values is not None
     shape = (*[None] * piece.lists, *piece.values.shape[1 + piece.lists :])
     return Field(piece.values.dtype, shape, "text" if piece.values.dtype == BYTES else "array")

@@ -1,7 +1,7 @@
-"""Protocol buffers, of many records at once: where each field of a message begins and ends.
+"""Finds the fields of many Protocol Buffers messages at once.
 
-All positions are int64 arrays with one entry a message. Of the wire format only that
-is read which EnvLogger's messages have: https://protobuf.dev/programming-guides/encoding/.
+Positions are int64 arrays with one entry per message. Only the wire types that EnvLogger uses are supported. (Source:
+https://protobuf.dev/programming-guides/encoding/.)
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _VARINT, _LENGTH_DELIMITED = 0, 2
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Parts of some bytes: a message or a value of each of some records.
+    """Ranges of bytes: one message or value of each of some records.
 
     Attributes:
-      data: all bytes: uint8.
-      rows: the number of the record that each part is of, ascending.
-      start: where each begins.
-      stop: where each ends.
+      data: the bytes of all records: uint8.
+      rows: the number of the record of each range, ascending.
+      start: the begin of each range in `data`.
+      stop: the end of each range.
     """
 
     data: np.ndarray
@@ -43,16 +43,16 @@ class Spans:
         return self.stop - self.start
 
     def matrix(self) -> np.ndarray:
-        """The bytes, where all parts are of one length, which is not 0: (parts, length)."""
+        """Returns the bytes of ranges that all have the same length > 0: uint8, (ranges, length)."""
         length = int(self.stop[0] - self.start[0])
         return windows(self.data, length)[self.start]
 
     def flat(self) -> np.ndarray:
-        """The bytes of all parts, one part after the other."""
+        """Returns the bytes of all ranges, concatenated."""
         return self.data[runs(self.start, self.lengths)]
 
     def strings(self) -> list[bytes]:
-        """The bytes of each part."""
+        """Returns the bytes of each range."""
         if not len(self):
             return []
         first = int(self.start.min())
@@ -60,7 +60,7 @@ class Spans:
         return [data[a:b] for a, b in zip((self.start - first).tolist(), (self.stop - first).tolist(), strict=True)]
 
     def groups(self) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Each distinct run of bytes, and which parts have it."""
+        """Yields each distinct content, and the indices of the ranges with it."""
         if not len(self):
             return
         lengths = self.lengths
@@ -82,15 +82,14 @@ class Spans:
 
 
 def fields(messages: Spans) -> Iterator[tuple[int, Spans]]:
-    """The fields of each message, in the order in which they stand there.
+    """Finds the fields of messages in their order: the first fields of all messages, the second fields, and so on.
 
     Yields:
-      A field's number and its value in those messages that have it there: first the
-      first fields of all messages, then the second ones, and so on. The value of a
-      varint is the varint itself.
+      the number of a field, and its values in the messages that have it at this place. The value of a varint is the
+      encoded varint.
 
     Raises:
-      ValueError: what is there is not of the wire format, or of a part of it that EnvLogger does not use.
+      ValueError: a message is damaged, or has a wire type that EnvLogger does not use.
     """
     at, left = messages.start, messages
     while True:
@@ -104,7 +103,7 @@ def fields(messages: Spans) -> Iterator[tuple[int, Spans]]:
         for tag in np.unique(tags).tolist():
             chosen = np.flatnonzero(tags == tag)
             begin, end = _value(left.data, at[chosen] + 1, tag & 7)
-            # A length of 64 bits may be below 0 here.
+            # A length of 64 bits may overflow to a negative number.
             if ((end < begin) | (end > left.stop[chosen])).any():
                 raise ValueError("a field is longer than its message")
             after[chosen] = end
@@ -113,7 +112,7 @@ def fields(messages: Spans) -> Iterator[tuple[int, Spans]]:
 
 
 def _value(data: np.ndarray, at: np.ndarray, wire: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the value begins that stands there, and where it ends."""
+    """Returns begin and end of the values at some positions."""
     if wire == _VARINT:
         return at, _varints(data, at)[1]
     if wire == _LENGTH_DELIMITED:
@@ -123,7 +122,11 @@ def _value(data: np.ndarray, at: np.ndarray, wire: int) -> tuple[np.ndarray, np.
 
 
 def _varints(data: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers that stand there, modulo 2**64 as int64, and the positions after them."""
+    """Decodes the varints at some positions.
+
+    Returns:
+      their values modulo 2**64, as int64, and the positions after them.
+    """
     byte = data[at]
     values = (byte & 0x7F).astype(np.int64)
     after = at + 1

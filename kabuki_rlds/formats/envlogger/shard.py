@@ -1,9 +1,8 @@
-"""One shard of an EnvLogger log: a folder that holds the steps of some episodes.
+"""Reads one shard of an EnvLogger log: a folder with the steps of some episodes.
 
-`steps.riegeli` holds the steps, a record each. `step_offsets.riegeli` and
-`episode_index.riegeli` say where each step and each episode begins; EnvLogger writes
-them from time to time and when it is closed, so a process that was killed leaves steps
-that no index knows of. They are found here by reading the steps themselves.
+`steps.riegeli` has one record per step. `step_offsets.riegeli` and `episode_index.riegeli` are indices of the steps and
+episodes. EnvLogger writes them from time to time and on close, so after a process was killed, the last steps are in no
+index. Their episodes are found by reading the steps themselves.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ EPISODE_METADATA = "episode_metadata.riegeli"
 _STEP_OFFSETS = "step_offsets.riegeli"
 _EPISODE_INDEX = "episode_index.riegeli"
 
-#: What to do about a shard that is damaged.
+#: What an error about a damaged shard suggests.
 REMEDY = "copy the log again, or convert with --skip-bad-episodes, which leaves these out"
 REMEDY_WITHOUT_REST = "copy the log again"
 
-#: Where a record has its step type, and which one begins an episode.
+#: The field of a step that has dm_env's step type, and the type FIRST.
 STEP_TYPE = ("0", "0")
 _FIRST = 0
 
-#: Records that are decoded at once have about this many bytes, or are so many.
+#: The approximate size, and the most records, of a batch.
 _BATCH_BYTES = 1 << 20
 _BATCH_RECORDS = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
 class MessageBatch:
-    """Consecutive steps of whole episodes.
+    """Consecutive steps of intact episodes.
 
     Attributes:
-      steps: one message of each step.
-      begins: whether an episode begins with it: bool, (steps,).
-      numbers: its number in the shard: int64, (steps,).
+      steps: one message per step.
+      begins: whether an episode begins with each step: bool, (steps,).
+      numbers: the number of each step in the shard: int64, (steps,).
     """
 
     steps: protobuf.Spans
@@ -54,27 +53,28 @@ class MessageBatch:
 
 
 class LogShard:
-    """A shard.
+    """A shard of a log.
 
     Args:
-      folder: where it is.
-      verify: hold all data against its hash now, and not when it is read.
+      folder: its folder.
+      verify: verify the hashes of all data now, not when it is read.
 
     Attributes:
-      folder: where it is.
-      num_bytes: bytes on disk.
-      num_steps: how many steps it has, those that are lost included where that is known.
-      num_recovered: how many of them no index knows of.
-      starts: the step with which each episode begins: int64, (episodes,).
-      stops: the step after each.
-      is_whole: whether all steps of it are there: bool, (episodes,).
-      metadata_at: where in its file the metadata of each episode is, -1 for nowhere: int64, (episodes,).
-      num_indexed: how many of the episodes the index knows of.
-      is_cut: it was never finished, and the last episode ends where it does.
-      losses: what is damaged, in words; empty where no step is lost.
+      folder: its folder.
+      path: its file of steps.
+      num_bytes: size on disk.
+      num_steps: number of steps, including lost steps if their number is known.
+      num_recovered: number of steps that are in no index.
+      starts: the first step of each episode: int64, (episodes,).
+      stops: the step after the last one of each episode: int64, (episodes,).
+      is_whole: whether all steps of each episode are intact: bool, (episodes,).
+      metadata_at: the position of each episode's metadata in its file, or -1: int64, (episodes,).
+      num_indexed: number of episodes in the index.
+      is_cut: whether the shard was not finished, so that its last episode may be incomplete.
+      losses: a description of the damage; "" if no step is lost.
 
     Raises:
-      KabukiError: its steps are none of EnvLogger's.
+      DamagedDataError: its records are not EnvLogger's steps.
     """
 
     def __init__(self, folder: pathlib.Path, *, verify: bool):
@@ -91,20 +91,20 @@ class LogShard:
         self._survey()
 
     def _verify(self) -> None:
-        """Finds all chunks whose data is not what was written."""
+        """Finds all chunks with a wrong hash."""
         self._bad = {
             header.begin for header, data in chunks.read(self.path, self._headers, self._checked) if data is None
         }
 
     def _survey(self) -> None:
-        """Numbers the steps, finds the episodes, and what of them is lost."""
+        """Finds the numbers of the steps, the episodes, and which of them are damaged."""
         offsets = _index(self.folder / _STEP_OFFSETS, 1)
         self._number(offsets)
         indexed = _index(self.folder / _EPISODE_INDEX, 2)
         indexed = indexed[indexed[:, 0] < self.num_steps]
         self.num_recovered = self.num_steps - min(len(offsets), self.num_steps)
-        # The index has the last episode only once the log was closed.
-        starts = self._begun_after(int(indexed[-1, 0]) if len(indexed) else -1)
+        # Only a closed log has its last episode in the index.
+        starts = self._episode_starts_after(int(indexed[-1, 0]) if len(indexed) else -1)
         starts = np.concatenate([indexed[:, 0], starts])
         if self.num_steps and (not len(starts) or starts[0]) and not self._missing and not self._broken:
             starts = np.insert(starts, 0, 0)
@@ -118,19 +118,21 @@ class LogShard:
         self.metadata_at = np.full(len(starts), -1)
         self.metadata_at[: len(indexed)] = indexed[: len(starts), 1]
         self.num_indexed = len(indexed)
-        # The index of the last episode is the last thing that EnvLogger writes.
+        # EnvLogger writes the index entry of the last episode at the very end.
         self.is_cut = len(starts) > len(indexed) or any(gap.is_tail for gap in self._gaps) or not self._headers
         self.losses = self._losses()
 
     def _number(self, offsets: np.ndarray) -> None:
-        """Numbers the steps of each chunk, and notes which are missing.
+        """Finds the numbers of the steps of each chunk, and the steps that are missing.
 
         Args:
-          offsets: where each step is that the index knows of: the beginning of its chunk, plus its place in there.
+          offsets: for each step in the index, the position of its chunk plus its number in the chunk.
         """
+        #: Position of each chunk to the number of its first step.
         self._first: dict[int, int] = {}
+        #: Ranges of missing steps.
         self._missing: list[tuple[int, int]] = []
-        # Before these steps others are missing, and nobody knows how many.
+        #: Steps before which an unknown number of steps is missing.
         self._broken: list[int] = []
         number = last_end = 0
         for header in self._headers:
@@ -151,11 +153,11 @@ class LogShard:
             self._missing.append((number, len(offsets)))
         self.num_steps = max(number, len(offsets))
 
-    def _begun_after(self, last: int) -> np.ndarray:
-        """The steps after step `last` with which episodes begin, by what the steps say themselves."""
+    def _episode_starts_after(self, last: int) -> np.ndarray:
+        """Reads the steps after step `last`, and returns those with which an episode begins: int64."""
         found = [np.zeros(0, np.int64)]
-        ahead = [h for h in self._good() if self._first[h.begin] + h.num_records - 1 > last]
-        for header, data in chunks.read(self.path, ahead, self._checked):
+        not_indexed = [h for h in self._intact_chunks() if self._first[h.begin] + h.num_records - 1 > last]
+        for header, data in chunks.read(self.path, not_indexed, self._checked):
             if data is None:
                 self._bad.add(header.begin)
                 self._missing.append((self._first[header.begin], self._first[header.begin] + header.num_records))
@@ -165,7 +167,7 @@ class LogShard:
             found.append(firsts[firsts > last])
         return np.concatenate(found)
 
-    def _good(self) -> list[ChunkHeader]:
+    def _intact_chunks(self) -> list[ChunkHeader]:
         return [header for header in self._headers if header.begin not in self._bad]
 
     def _decode(self, header: ChunkHeader, data: bytes) -> Records:
@@ -175,6 +177,7 @@ class LogShard:
             raise e.within(self.path) from e
 
     def _losses(self) -> str:
+        """Describes the damage."""
         lost = sum(end - begin for begin, end in self._missing)
         if not lost and not self._broken:
             return ""
@@ -189,18 +192,18 @@ class LogShard:
         )
 
     def batches(self) -> Iterator[MessageBatch]:
-        """The steps of all whole episodes, in order.
+        """Yields the steps of all intact episodes, in order.
 
         Raises:
-          KabukiError: something is damaged that was not known of.
+          DamagedDataError: data is damaged that was intact, or not yet verified, when the shard was opened.
         """
         lost = np.flatnonzero(~self.is_whole)
         held: list[Records] = []
         numbers: list[np.ndarray] = []
         size = count = 0
-        for header, data in chunks.read(self.path, self._good(), self._checked):
+        for header, data in chunks.read(self.path, self._intact_chunks(), self._checked):
             if data is None:
-                # All of it is looked at, so as to say all that is wrong.
+                # The error describes all damage, so all data is verified.
                 self._verify()
                 self._survey()
                 raise DamagedDataError(f"{self.losses}; {REMEDY}", file=self.path)
@@ -227,6 +230,7 @@ class LogShard:
 
 
 def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
+    """Returns dm_env's type of each step: int64, (records,). -1 if a record has none."""
     spans = protobuf.Spans(part.data, np.arange(len(part)), part.splits[:-1], part.splits[1:])
     try:
         pieces = messages.leaves(spans).get(STEP_TYPE, [])
@@ -242,12 +246,12 @@ def _step_types(part: Records, path: pathlib.Path) -> np.ndarray:
 
 
 def _index(path: pathlib.Path, columns: int) -> np.ndarray:
-    """The rows of an index, int64, (rows,) or (rows, columns); none where it is damaged, since a part is none."""
+    """Reads an index: int64, (rows,) or (rows, columns). A damaged or missing index has no rows."""
     shape = (-1,) if columns == 1 else (-1, columns)
-    none = np.zeros(0, np.int64)
+    empty = np.zeros(0, np.int64)
     if not path.is_file():
-        return none.reshape(shape)
-    found, wrong = records.read_small(path)
-    if wrong:
-        return none.reshape(shape)
-    return np.concatenate([none, *map(np.ravel, messages.numbers([record for _, record in found]))]).reshape(shape)
+        return empty.reshape(shape)
+    found, damage = records.read_small(path)
+    if damage:
+        return empty.reshape(shape)
+    return np.concatenate([empty, *map(np.ravel, messages.numbers([record for _, record in found]))]).reshape(shape)

@@ -1,4 +1,4 @@
-"""EnvLogger's Riegeli logs as a source: one log, or all that lie under a folder."""
+"""EnvLogger logs as a source: one log, or all logs in a folder."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class EnvLoggerSource:
     """The episodes of one or more logs, in order.
 
     Args:
-      folder: a log, or a folder that holds logs.
-      skip_bad: leave out the episodes that are damaged, and warn of them.
+      folder: a log, or a folder of logs.
+      skip_bad: leave out damaged episodes with a warning.
 
     Attributes:
-      num_skipped: how many episodes are left out.
-      skipped: which they are.
+      num_skipped: number of episodes that are left out.
+      skipped: the episodes that are left out.
 
     Raises:
       KabukiError: there is no log, or one is damaged and `skip_bad` is false.
@@ -71,7 +71,7 @@ class EnvLoggerSource:
         self.schema = Schema(fields.by_path(self._steps) | flags, fields.by_path(metadata), info=info)
 
     def _learn(self) -> tuple[dict[LeafPath, Field], dict[LeafPath, Field]]:
-        """The fields of the steps and of the episodes."""
+        """Returns the step fields and the episode fields."""
         steps, metadata = (LogFieldLearner(self._logs[0].specs, of_steps=of_steps) for of_steps in (True, False))
         for each in self._logs:
             begins = np.ones(each.num_episodes, bool)
@@ -80,7 +80,7 @@ class EnvLoggerSource:
             signals.check()
             leaves, _ = each.step_leaves(shard, batch)
             steps.take(leaves, batch.begins, functools.partial(_name_of_step, shard, batch))
-            # What no spec speaks of may be of another shape anywhere, so then all is looked at.
+            # Fields that are in no spec may change their shape in any step, so all steps are read.
             if steps.is_sure:
                 break
         return steps.fields(), metadata.fields()
@@ -116,7 +116,7 @@ class EnvLoggerSource:
             )
 
     def _aligned_to_actions(self) -> Iterator[AlignedSteps]:
-        """The columns of all steps, as the logs have them."""
+        """Yields the columns of all steps, as the logs store them."""
         for each, shard, batch in self._batches():
             leaves, is_last = each.step_leaves(shard, batch)
             columns = self._columns(shard, batch, leaves)
@@ -146,7 +146,7 @@ class EnvLoggerSource:
             raise DamagedDataError(f"{place}: {e}", file=shard.path) from e
 
     def _columns_of_episodes(self, metadata: dict[LeafPath, Field]) -> dict[str, Column]:
-        """The columns of the metadata of all episodes. They are kept: one row an episode is little beside its steps."""
+        """Returns the columns of the episode fields. They are kept in memory: one row per episode is small."""
         found: dict[str, list[Column]] = {}
         for each in self._logs:
             leaves = each.episode_leaves() if metadata else {}
@@ -174,7 +174,7 @@ class EnvLoggerSource:
         return [self]
 
     def select(self, episodes: np.ndarray) -> EnvLoggerSource:
-        """The episodes of these numbers, in this order."""
+        """Returns a source of the episodes with these numbers, in this order."""
         part = copy.copy(self)
         part._taken = episodes if self._taken is None else self._taken[episodes]
         part.num_episodes = len(episodes)
@@ -187,16 +187,16 @@ class EnvLoggerSource:
         return f"{self._logs[log].folder}: episode {number - sum(each.num_episodes for each in self._logs[:log])}"
 
     def close(self) -> None:
-        """Nothing is held open between blocks."""
+        """Does nothing: no file is open between blocks."""
 
 
 def _name_of_episode(each: EnvLoggerLog, episode: int) -> str:
-    """What to call an episode of a log in a message."""
+    """Returns the name of an episode of a log, for messages."""
     return f"{each.folder}: episode {episode}"
 
 
 def _name_of_step(shard: LogShard, batch: MessageBatch, row: int) -> str:
-    """What to call a row of a batch in a message."""
+    """Returns the name of a row of a batch, for messages."""
     number = int(batch.numbers[row])
     episode = int(np.searchsorted(shard.starts, number, side="right")) - 1
     return f"{shard.path}: episode {episode}, step {number - shard.starts[episode]}"

@@ -1,4 +1,4 @@
-"""What a log says of the environment: its metadata, with the environment's specs."""
+"""Reads the metadata of a log, which includes the specs of the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from kabuki_rlds.formats.envlogger.messages import LeafPath, numbers
 from kabuki_rlds.formats.riegeli.byte_reader import ByteReader
 
-#: Where EnvLogger puts the specs in the metadata, and what they are called there.
+#: The key of the specs in the metadata. The spec of each of `_NAMES` has the key `<name>_spec`.
 _SPECS = "environment_specs"
 _NAMES = ("observation", "action", "reward", "discount")
 
@@ -21,10 +21,10 @@ class Specs:
     """The specs of an environment.
 
     Args:
-      metadata: the metadata of a log, as `decode` gives it.
+      metadata: the metadata of a log, as returned by `decode`.
 
     Attributes:
-      shapes: for each leaf of the specs its dtype and shape: `("observation", "0")`.
+      shapes: path of each leaf, such as `("observation", "0")`, to its dtype and shape.
       structure: nested dicts, lists and tuples with None at the leaves.
     """
 
@@ -36,9 +36,9 @@ class Specs:
 
     def _read(self, spec: Any, path: LeafPath) -> Any:
         if isinstance(spec, dict) and isinstance(spec.get("dtype"), str) and "shape" in spec:
-            # The shape of a scalar is an array without elements, which is stored as nothing.
+            # The shape of a scalar is an array without elements, which is stored as None.
             shape = () if spec["shape"] is None else tuple(np.atleast_1d(spec["shape"]).tolist())
-            with contextlib.suppress(TypeError):  # A dtype that NumPy does not have.
+            with contextlib.suppress(TypeError):  # NumPy does not have the dtype.
                 if all(isinstance(size, int) and size >= 0 for size in shape):
                     self.shapes[path] = np.dtype(spec["dtype"]), shape
             return None
@@ -50,16 +50,16 @@ class Specs:
 
 
 def to_json(metadata: Any) -> str:
-    """The metadata of a log as JSON; "" where it has none.
+    """Converts the metadata of a log to JSON; "" if it has none.
 
-    Tuples become lists and bytes text. Numbers that JSON does not have become the text
-    "NaN", "Infinity" and "-Infinity".
+    Tuples become lists, and bytes become text. NaN and infinities, which JSON does not have, become the texts "NaN",
+    "Infinity" and "-Infinity".
     """
     return "" if metadata is None else json.dumps(_plain(metadata), sort_keys=True)
 
 
 def decode(message: bytes) -> Any:
-    """One message as a Python object: dicts, lists and tuples of arrays, numbers, `str`, `bytes`."""
+    """Decodes one message to a Python object: dicts, lists and tuples of arrays, numbers, `str` and `bytes`."""
     reader = ByteReader(message)
     if reader.is_done:
         return None
@@ -77,7 +77,7 @@ def decode(message: bytes) -> Any:
             entry = dict(_fields(text))
             found[entry[1].decode()] = decode(entry.get(2, b""))
         else:
-            # Keys that are no text stand in pairs, each a tuple.
+            # Entries whose keys are not text are stored as tuples of key and value.
             for _, pair in _fields(text):
                 key, value = (decode(part) for _, part in _fields(dict(_fields(pair))[3]))
                 found[key] = value
@@ -85,7 +85,7 @@ def decode(message: bytes) -> Any:
 
 
 def _datum(text: bytes) -> Any:
-    """An array, or a scalar: with text in it as `str`."""
+    """Decodes an array or a scalar. Text becomes `str`."""
     values = dict(_fields(text)).get(2, b"")
     listed = list(_fields(values))
     if not listed:
@@ -96,7 +96,7 @@ def _datum(text: bytes) -> Any:
     elif kind == 9:
         strings = [part for _, part in listed]
     elif kind == 10:
-        # Here, and not in columns, an integer may have any size.
+        # Unlike in columns, an integer may have any size here.
         return int.from_bytes(listed[0][1], "big", signed=True)
     else:
         value = numbers([text])[0]
@@ -105,7 +105,7 @@ def _datum(text: bytes) -> Any:
 
 
 def _fields(message: bytes) -> Any:
-    """The number and the bytes of each field of a message that has no other kind of field."""
+    """Yields number and bytes of the fields of a message whose fields are all length-delimited."""
     reader = ByteReader(message)
     while not reader.is_done:
         yield reader.varint() >> 3, reader.take(reader.varint())
