@@ -109,7 +109,7 @@ def main() -> None:
             ],
             "the command `kabuki-rlds build`, including process start": [
                 *(sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--overwrite", "--quiet"),
-                *("--data-dir", str(work / "by_us")),
+                *("--out", str(work / "by_us")),
             ],
         }
         for title, command in commands.items():

@@ -42,7 +42,7 @@ def project(folder: pathlib.Path, target: pathlib.Path, episodes: int | None, **
     """Calls `kabuki_rlds.convert`."""
     import kabuki_rlds
 
-    return Done(kabuki_rlds.convert(folder, target, split=_split(episodes), overwrite=True, **options).steps)
+    return Done(kabuki_rlds.convert(folder, target, split=_split(episodes), overwrite=True, **options).num_steps)
 
 
 def two_loops(folder: pathlib.Path, target: pathlib.Path, episodes: int | None) -> Done:
@@ -242,7 +242,7 @@ def build_project(folder: pathlib.Path, target: pathlib.Path, episodes: int | No
 
     with tempfile.TemporaryDirectory(dir=target.parent) as data_dir:
         start = time.perf_counter()
-        steps = kabuki_rlds.build(folder, data_dir, name="hopper").steps
+        steps = kabuki_rlds.build(folder, data_dir, name="hopper").num_steps
         return Done(steps, seconds=time.perf_counter() - start)
 
 

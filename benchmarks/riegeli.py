@@ -70,7 +70,7 @@ def _table(title: str, log: pathlib.Path, steps: int, rounds: int) -> None:
 
 def _convert(log: pathlib.Path, count: int) -> None:
     with tempfile.TemporaryDirectory(dir=log.parent) as folder:
-        assert kabuki_rlds.convert(log, pathlib.Path(folder) / "out.hdf5").steps == count
+        assert kabuki_rlds.convert(log, pathlib.Path(folder) / "out.hdf5").num_steps == count
 
 
 def _columns(log: pathlib.Path, count: int) -> None:

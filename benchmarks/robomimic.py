@@ -120,5 +120,5 @@ def project(file: pathlib.Path, target: pathlib.Path, demos: int | None) -> Done
             "drop: [dones]\n"
         )
         start = time.perf_counter()
-        steps = kabuki_rlds.build(file, data_dir, name="lift", recipe=recipe).steps
+        steps = kabuki_rlds.build(file, data_dir, name="lift", recipe=recipe).num_steps
         return Done(steps, seconds=time.perf_counter() - start)

@@ -6,7 +6,13 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes
+from kabuki_rlds.cli.source_options import (
+    add_assume,
+    add_data_dir,
+    add_fill,
+    add_skip_bad_episodes,
+    add_split,
+)
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import printable
@@ -23,7 +29,7 @@ def add(commands: Commands, common: Parser) -> None:
         description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files, or straight "
         "from anything else that convert takes. The dataset gets the features that the files came from, or else ones "
         "derived from their arrays.",
-        epilog="Example: kabuki-rlds build train=a.hdf5 val=b.hdf5 --data-dir ~/tensorflow_datasets --name reach",
+        epilog="Example: kabuki-rlds build train=a.hdf5 val=b.hdf5 --out ~/tensorflow_datasets --name reach",
     )
     command.add_argument(
         "files",
@@ -32,12 +38,14 @@ def add(commands: Commands, common: Parser) -> None:
         help="a Kabuki file, or any other source of convert, or SPLIT=FILE; without SPLIT it is train, or what the "
         "recipe says; several of one split are stitched in this order",
     )
-    command.add_argument("--data-dir", metavar="DIR", required=True, help="where the dataset goes: DIR/NAME/VERSION")
+    command.add_argument("--out", metavar="DIR", help="where the dataset goes: DIR/NAME/VERSION")
     command.add_argument(
         "--name",
         metavar="NAME[/CONFIG]",
         help="name of the dataset (default: what the first file says, or else is called)",
     )
+    add_split(command)
+    add_data_dir(command)
     add_assume(command)
     add_fill(command)
     command.add_argument(
@@ -47,19 +55,24 @@ def add(commands: Commands, common: Parser) -> None:
         help="format of the shards (default: tfrecord)",
     )
     command.add_argument(
-        "--images",
+        "--encode",
         choices=["png", "jpeg"],
         help="how images that are stored as arrays are encoded; jpeg is lossy (default: as their original files, or "
         "png if these are not known)",
     )
+    command.add_argument("--images", choices=["png", "jpeg"], help=argparse.SUPPRESS)
     add_skip_bad_episodes(command)
     command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, fail=command.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
+    if arguments.out is None and arguments.data_dir is None:
+        arguments.fail("the following arguments are required: --out")
+    # Without --out, --data-dir is where the dataset goes (deprecated).
+    data_dir = None if arguments.out is None else arguments.data_dir
     files: dict[str, list[str]] = {}
     named = False
     for text in arguments.files:
@@ -69,16 +82,19 @@ def run(arguments: argparse.Namespace) -> int:
             split, file = "train", text
         else:
             named = True
-        locate(file)
+        locate(file, data_dir)
         files.setdefault(split, []).append(file)
     import_tensorflow()
     from kabuki_rlds.commands.build import build
 
     result = build(
         files if named else files["train"],
-        arguments.data_dir,
+        arguments.out,
         name=arguments.name,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
         file_format=arguments.file_format,
+        encode=arguments.encode,
         images=arguments.images,
         recipe=arguments.recipe,
         assume=dict(arguments.assume),
@@ -94,5 +110,5 @@ def run(arguments: argparse.Namespace) -> int:
         size = format_bytes(result.num_bytes)
         for split, last_rows in result.last_rows.items():
             print(f"{split}: last rows: {last_rows}")
-        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes ({splits}), {size}")
+        print(f"{path}: {result.num_steps:,} steps in {result.num_episodes:,} episodes ({splits}), {size}")
     return 0

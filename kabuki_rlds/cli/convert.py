@@ -6,7 +6,14 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
+from kabuki_rlds.cli.source_options import (
+    add_assume,
+    add_data_dir,
+    add_fill,
+    add_skip_bad_episodes,
+    add_split,
+    folder_among,
+)
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.data.schema import LEFT_OUT
@@ -33,15 +40,8 @@ def add(commands: Commands, common: Parser) -> None:
         "(a file, a folder, 'data/*.hdf5'); several are stitched in this order",
     )
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
-    command.add_argument(
-        "--split",
-        help="split of each source, or a part of it, like train[:10%%], train[17:18] or train+test: of TFDS datasets "
-        "(default: train), of a Kabuki file, a log or demonstrations, which are train, or a mask of "
-        "demonstrations (default: all)",
-    )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
-    )
+    add_split(command)
+    add_data_dir(command)
     command.add_argument(
         "--images",
         choices=["arrays", "encoded"],
@@ -108,6 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
         for field, count in result.changed.items():
             print(f"{field}: {count:,} rows changed to conform")
         print(f"last rows: {result.last_rows}")
-        path = printable(str(result.path))
-        print(f"{path}: {result.steps:,} steps in {result.episodes:,} episodes, {format_bytes(result.num_bytes)}")
+        path, size = printable(str(result.path)), format_bytes(result.num_bytes)
+        print(f"{path}: {result.num_steps:,} steps in {result.num_episodes:,} episodes, {size}")
     return 0

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.source_options import add_assume, add_fill, add_skip_bad_episodes, folder_among
+from kabuki_rlds.cli.source_options import (
+    add_assume,
+    add_data_dir,
+    add_fill,
+    add_skip_bad_episodes,
+    add_split,
+    folder_among,
+)
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.errors import printable
 
@@ -23,8 +30,8 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
     command.add_argument("dest", metavar="DEST", help="the HDF5 file to write; for Minari the folder, NAME-vVERSION")
     command.add_argument("--to", choices=["robomimic", "minari", "d4rl"], required=True, help="the layout")
-    command.add_argument("--split", help="as in convert")
-    command.add_argument("--data-dir", metavar="DIR", help="where TFDS names are looked up")
+    add_split(command)
+    add_data_dir(command)
     add_assume(command)
     add_fill(command)
     add_skip_bad_episodes(command)
@@ -55,5 +62,5 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if not arguments.quiet:
         print(f"last rows: {result.last_rows}")
-        print(f"{printable(str(result.path))}: {result.actions:,} actions in {result.episodes:,} episodes")
+        print(f"{printable(str(result.path))}: {result.num_steps:,} actions in {result.num_episodes:,} episodes")
     return 0

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+from kabuki_rlds.arguments import named_as_flags
 from kabuki_rlds.cli import build, convert, demo, export, inspect, recipe, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
 from kabuki_rlds.errors import KabukiError, printable
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result: int = arguments.run(arguments)
+        with named_as_flags():
+            result: int = arguments.run(arguments)
         sys.stdout.flush()
         return result
     except KabukiError as e:

@@ -10,6 +10,23 @@ from kabuki_rlds.data.rules import FILLABLE
 from kabuki_rlds.formats.locate import locate
 
 
+def add_split(command: argparse.ArgumentParser) -> None:
+    """Adds `--split`."""
+    command.add_argument(
+        "--split",
+        help="split of each source, or a part of it, like train[:10%%], train[17:18] or train+test: of TFDS datasets "
+        "(default: train), of a Kabuki file, a log or demonstrations, which are train, or a mask of "
+        "demonstrations (default: all)",
+    )
+
+
+def add_data_dir(command: argparse.ArgumentParser) -> None:
+    """Adds `--data-dir`."""
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
+    )
+
+
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
     """Adds those that say what files in a layout of others do not, and what is made of their fields."""
     if recipe:

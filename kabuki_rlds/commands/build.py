@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
+from kabuki_rlds.arguments import argument, renamed, warn_deprecated
 from kabuki_rlds.data.common_schema import common_schema, fit_block, with_common_shapes
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.nan_actions import NanRows
@@ -50,7 +51,7 @@ class Built:
     Attributes:
       path: the folder of the dataset's version, which `tfds.builder_from_directory` takes.
       splits: name of each split to number of its episodes.
-      steps: number of steps of all splits.
+      num_steps: number of steps of all splits.
       num_bytes: size on disk.
       last_rows: split to whether the last row of each of its episodes is a step, and why.
       nan_actions: split to the rows whose action has a NaN, by field.
@@ -58,13 +59,16 @@ class Built:
 
     path: pathlib.Path
     splits: dict[str, int]
-    steps: int
+    num_steps: int
     num_bytes: int
     last_rows: dict[str, LastRows]
     nan_actions: dict[str, list[NanRows]]
 
+    steps = renamed("steps", "num_steps")
+    episodes = renamed("episodes", "num_episodes")
+
     @property
-    def episodes(self) -> int:
+    def num_episodes(self) -> int:
         """Number of episodes of all splits."""
         return sum(self.splits.values())
 
@@ -72,10 +76,13 @@ class Built:
 @signals.held_back()
 def build(
     files: Files,
-    data_dir: StrPath,
+    out: StrPath | None = None,
     *,
     name: str | None = None,
+    split: str | None = None,
+    data_dir: StrPath | None = None,
     file_format: Literal["tfrecord", "array_record"] = "tfrecord",
+    encode: ImageFormat | None = None,
     images: ImageFormat | None = None,
     recipe: StrPath | None = None,
     assume: Mapping[str, str] | None = None,
@@ -97,13 +104,17 @@ def build(
     Args:
       files: whatever `convert` takes: one, or several that are stitched in the order given,
         for the split `train`, or for those that the recipe makes; or split to file or files.
-      data_dir: where the dataset goes: `<data_dir>/<name>/<version>`.
+      out: where the dataset goes: `<out>/<name>/<version>`.
       name: name of the dataset, with `/` that of a config; by default what the first
         file says, else its name.
+      split: which split of each source, or which part of it: see `convert`. If the recipe makes several splits, the one
+        to build; by default all of them.
+      data_dir: where a TFDS name is looked up. Without `out`, it is where the dataset goes (deprecated).
       file_format: of the shards.
-      images: how images that are stored as arrays are encoded; "jpeg" is lossy. None is the
+      encode: how images that are stored as arrays are encoded; "jpeg" is lossy. None is the
         format that their original files had, or PNG if it is not known. Those that are
         stored as image files stay as they are.
+      images: deprecated name of `encode`.
       recipe: how the fields of the files become those of the dataset: a YAML file, or the
         name of a recipe that comes with the package.
       assume: what files in a layout of others do not say: see `convert`.
@@ -120,15 +131,25 @@ def build(
         or cannot be written.
     """
     require("build", "tensorflow", "tensorflow_datasets")
-    data_dir = local_path(data_dir)
-    with open_splits(files, images, ReadingOptions(recipe, assume, fill, last_row), skip_bad_episodes) as opened:
+    if images is not None:
+        warn_deprecated(f"{argument('images', images)} is deprecated; use {argument('encode', images)}")
+        encode = encode or images
+    if out is None:
+        if data_dir is None:
+            raise InvalidArgumentError(f"{argument('out')}: no folder for the dataset is given")
+        use = f"use {argument('out', str(data_dir))}"
+        warn_deprecated(f"{argument('data_dir')} as the folder for the dataset is deprecated; {use}")
+        out, data_dir = data_dir, None
+    out = local_path(out)
+    reading = ReadingOptions(recipe, assume, fill, last_row)
+    with open_splits(files, encode, reading, skip_bad_episodes, split=split, data_dir=data_dir) as opened:
         from kabuki_rlds.files.atomic_folder import StagedFolder
         from kabuki_rlds.formats.rlds import dataset_info
 
         dataset, config = _dataset_name(name, opened)
         info = opened.first.schema.info
         version = dataset_info.valid_version(info.version)
-        folder = data_dir.joinpath(dataset, *filter(None, [config]), version)
+        folder = out.joinpath(dataset, *filter(None, [config]), version)
         with (
             StagedFolder(folder, overwrite=overwrite) as staged,
             progress_bar(opened.total_steps, dataset, progress) as bar,
@@ -172,12 +193,12 @@ class OpenedSplits:
       fingerprints: the state of their files.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Source]], images: ImageFormat | None):
+    def __init__(self, sources: Mapping[str, Sequence[Source]], encode: ImageFormat | None):
         self.sources = sources
-        self._images = images
+        self._encode = encode
         every = [each for of_split in sources.values() for each in of_split]
         self.fingerprints = Fingerprints(every)
-        self.schema, self.features = _common(every, images)
+        self.schema, self.features = _common(every, encode)
         self._sizes = {split: [self._size(source) for source in of_split] for split, of_split in sources.items()}
 
     def _size(self, source: Source) -> Size:
@@ -213,12 +234,13 @@ class OpenedSplits:
         """Warns of images that were decoded from JPEG files and are encoded as such again."""
         from kabuki_rlds.formats.rlds.infer_features import images_encoded_again
 
-        again = images_encoded_again(self.first.schema, self.features) if self._images is None else []
+        again = images_encoded_again(self.first.schema, self.features) if self._encode is None else []
         if again:
             _log.warning(
-                "encoded as JPEG again, as their original files were, which changes pixels a little: %s; --images png "
-                "keeps them as they are",
+                "encoded as JPEG again, as their original files were, which changes pixels a little: %s; "
+                "%s keeps them as they are",
                 ", ".join(again),
+                argument("encode", "png"),
             )
 
     def write(
@@ -264,15 +286,23 @@ class OpenedSplits:
 
 @contextlib.contextmanager
 def open_splits(
-    files: Files, images: ImageFormat | None = None, reading: ReadingOptions | None = None, skip_bad: bool = False
+    files: Files,
+    encode: ImageFormat | None = None,
+    reading: ReadingOptions | None = None,
+    skip_bad: bool = False,
+    *,
+    split: str | None = None,
+    data_dir: StrPath | None = None,
 ) -> Iterator[OpenedSplits]:
     """Opens the files of a dataset, and sees to it that they fit each other.
 
     Args:
       files: as in `build`.
-      images: likewise.
+      encode: likewise.
       reading: how they are read.
       skip_bad: leave out damaged episodes.
+      split: as in `build`.
+      data_dir: likewise.
 
     Raises:
       KabukiError: a file cannot be opened, a split cannot be named so, or files do not fit.
@@ -285,22 +315,26 @@ def open_splits(
             "name them in one place: give the sources without a split, or remove `split` from the recipe"
         )
     if reading.splits:
+        if split is not None and split not in reading.splits:
+            names = ", ".join(reading.splits)
+            raise InvalidArgumentError(f"{argument('split')}: the recipe makes no split {split!r}, but {names}")
         (paths,) = by_split.values()
-        by_split = dict.fromkeys(reading.splits, paths)
+        by_split = dict.fromkeys(reading.splits if split is None else [split], paths)
     with contextlib.ExitStack() as stack:
         sources: dict[str, list[Source]] = {}
-        for split, paths in by_split.items():
+        for name, paths in by_split.items():
+            taken = name if reading.splits else split
             opened = stack.enter_context(
-                reading.open(paths, split=split if reading.splits else None, images="encoded", skip_bad=skip_bad)
+                reading.open(paths, split=taken, data_dir=data_dir, images="encoded", skip_bad=skip_bad)
             )
             for source in opened:
                 source.last_rows = reading.last_rows_of(source)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
             bare = reading.recipe is None and not reading.fill
-            sources[split] = [
+            sources[name] = [
                 source if bare and isinstance(source, KabukiSource) else reading.complete(source) for source in opened
             ]
-        yield OpenedSplits(sources, images)
+        yield OpenedSplits(sources, encode)
 
 
 def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
@@ -335,7 +369,7 @@ def paths_of(files: Files) -> dict[str, list[StrPath]]:
     return paths
 
 
-def _common(sources: Sequence[Source], images: ImageFormat | None) -> tuple[Schema, tfds.features.FeaturesDict]:
+def _common(sources: Sequence[Source], encode: ImageFormat | None) -> tuple[Schema, tfds.features.FeaturesDict]:
     """The schema and the features of all sources."""
     from kabuki_rlds.formats.rlds.infer_features import features_of
 
@@ -344,7 +378,7 @@ def _common(sources: Sequence[Source], images: ImageFormat | None) -> tuple[Sche
     made = []
     for source in sources:
         try:
-            made.append(features_of(with_common_shapes(source.schema, common, schemas), images))
+            made.append(features_of(with_common_shapes(source.schema, common, schemas), encode))
         except KabukiError as e:
             raise e.within(source.label) from e
     for source, features in zip(sources[1:], made[1:], strict=True):

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument, renamed
 from kabuki_rlds.commands.resume import ConversionParts, discard
 from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.common_schema import common_schema
@@ -40,8 +41,8 @@ class Conversion:
 
     Attributes:
       path: the file that was made.
-      steps: number of its steps.
-      episodes: number of its episodes.
+      num_steps: number of its steps.
+      num_episodes: number of its episodes.
       num_bytes: its size on disk.
       warnings: rules of the format that the source breaks, and so the file.
       changed: field to number of rows that `conform` changed.
@@ -52,8 +53,8 @@ class Conversion:
     """
 
     path: pathlib.Path
-    steps: int
-    episodes: int
+    num_steps: int
+    num_episodes: int
     num_bytes: int
     warnings: list[Violation]
     changed: dict[str, int]
@@ -61,6 +62,9 @@ class Conversion:
     skipped: list[Skipped]
     last_rows: LastRows
     nan_actions: list[NanRows]
+
+    steps = renamed("steps", "num_steps")
+    episodes = renamed("episodes", "num_episodes")
 
 
 @signals.held_back()
@@ -128,7 +132,7 @@ def convert(
         raise InvalidArgumentError("no source to convert")
     dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
-        raise DestinationExistsError(f"{dest}: already there; --overwrite replaces it")
+        raise DestinationExistsError(f"{dest}: already there; {argument('overwrite', True)} replaces it")
     reading = ReadingOptions(recipe, assume, fill, last_row)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with reading.open(paths, split=split, data_dir=data_dir, images=images, skip_bad=skip_bad_episodes) as opened:
@@ -202,8 +206,8 @@ def _check_images(opened: list[Source], images: str) -> None:
         label, paths = next(iter(pixels.items()))
         remedy = recipe_text.steps([recipe_text.renamed(paths[0], paths[0], ", encode: png")])
         raise InvalidArgumentError(
-            f"images: the images of {label} are stored as arrays ({', '.join(paths)}), so there are no image files to "
-            f"keep; a recipe can make them: {remedy}"
+            f"{argument('images')}: the images of {label} are stored as arrays ({', '.join(paths)}), "
+            f"so there are no image files to keep; a recipe can make them: {remedy}"
         )
     for label, paths in pixels.items():
         _log.warning("%s: its images are arrays already and stay so: %s", label, ", ".join(paths))

@@ -52,7 +52,7 @@ def run(folder: str | os.PathLike[str]) -> None:
     file = folder / "hopper.hdf5"
     _say(f"kabuki-rlds convert {recorded} {file}")
     result = convert(recorded, file, progress=sys.stderr.isatty())
-    print(f"{file}: {result.steps:,} steps in {result.episodes:,} episodes, {format_bytes(result.num_bytes)}")
+    print(f"{file}: {result.num_steps:,} steps in {result.num_episodes:,} episodes, {format_bytes(result.num_bytes)}")
 
     _say(f"kabuki-rlds validate {file}")
     violations = validate(file)

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
+from kabuki_rlds.arguments import renamed
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.nan_actions import NanRows
 from kabuki_rlds.data.source import Fingerprints
@@ -26,17 +27,22 @@ class Exported:
 
     Attributes:
       path: the file, or the folder of the Minari dataset.
-      episodes: number of its episodes.
-      actions: number of its actions, which is what these layouts call steps.
+      num_steps: number of its actions, which is what these layouts call steps.
+      num_episodes: number of its episodes.
+      num_bytes: its size on disk.
       last_rows: whether the last row of each episode of the source is a step, and why.
       nan_actions: the rows of the source whose action has a NaN, by field.
     """
 
     path: pathlib.Path
-    episodes: int
-    actions: int
+    num_steps: int
+    num_episodes: int
+    num_bytes: int
     last_rows: LastRows
     nan_actions: list[NanRows]
+
+    actions = renamed("actions", "num_steps")
+    episodes = renamed("episodes", "num_episodes")
 
 
 @signals.held_back()
@@ -91,4 +97,6 @@ def export(
             progress_bar(whole.size().steps, dest.name, progress) as bar,
         ):
             moved = transfer([whole], sink, whole.schema, fingerprints, bar, label=whole.label)
-    return Exported(dest, moved.num_episodes, sink.num_actions, last_rows, moved.nan_actions)
+    files = dest.rglob("*") if dest.is_dir() else [dest]
+    num_bytes = sum(file.stat().st_size for file in files if file.is_file())
+    return Exported(dest, sink.num_actions, moved.num_episodes, num_bytes, last_rows, moved.nan_actions)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from kabuki_rlds.arguments import renamed
 from kabuki_rlds.data.block import row_splits
 from kabuki_rlds.data.nan_actions import NanRows, find_nan_actions
 from kabuki_rlds.data.rules import IS_TERMINAL, REWARD, is_number, one_per_row
@@ -32,7 +33,7 @@ class FieldSummary:
     Attributes:
       path: where it stands; fields of the episodes are under `episodes/metadata`.
       holds: what a row is, in words: `float32 (11,)`.
-      disk_bytes: what it takes in the file. Text and rows of variable length have
+      num_bytes: what it takes in the file. Text and rows of variable length have
         most of theirs in HDF5's heap, which is not counted by field.
       memory_bytes: what it takes as arrays, None where rows differ in size.
       derived: how it was made, where the source had no such field.
@@ -40,9 +41,11 @@ class FieldSummary:
 
     path: str
     holds: str
-    disk_bytes: int
+    num_bytes: int
     memory_bytes: int | None
     derived: str
+
+    disk_bytes = renamed("disk_bytes", "num_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +65,14 @@ class Summary:
       path: the file.
       format_version: version of the Kabuki format, "" where the file does not say.
       info: name, version, description and so on of the dataset.
-      steps, episodes: how many there are.
+      num_steps, num_episodes: how many there are.
       lengths: steps of an episode; None where there are no episodes.
       returns: sum of an episode's rewards, without that of a last row that is padding;
         None where the reward is not one number a step.
       last_steps: in how many episodes the last row is a step; None where the file does not say it.
       terminal, truncated: how many episodes end in a terminal state, and how many
         were cut short; None where the flags are missing.
-      disk_bytes: size of the file.
+      num_bytes: size of the file.
       memory_bytes: size of the columns as arrays, of those whose rows have one size.
       columns: the fields.
       sources: where the episodes came from.
@@ -82,14 +85,14 @@ class Summary:
     path: str
     format_version: str
     info: Info
-    steps: int
-    episodes: int
+    num_steps: int
+    num_episodes: int
     lengths: ValueRange | None
     returns: ValueRange | None
     last_steps: int | None
     terminal: int | None
     truncated: int | None
-    disk_bytes: int
+    num_bytes: int
     memory_bytes: int
     columns: list[FieldSummary]
     sources: list[dict[str, Any]]
@@ -97,6 +100,10 @@ class Summary:
     created_by: str
     notes: list[dict[str, Any]]
     nan_actions: list[dict[str, Any]] | None
+
+    steps = renamed("steps", "num_steps")
+    episodes = renamed("episodes", "num_episodes")
+    disk_bytes = renamed("disk_bytes", "num_bytes")
 
     def to_json(self) -> str:
         """The summary as a JSON object, with the attributes' names; null where a return is no finite number."""
@@ -146,14 +153,14 @@ def inspect(path: str | os.PathLike[str], *, split: str | None = None) -> Summar
             path=os.fspath(path),
             format_version=layout.text_attribute(source.file, "format_version"),
             info=source.schema.info,
-            steps=num_steps,
-            episodes=source.num_episodes,
+            num_steps=num_steps,
+            num_episodes=source.num_episodes,
             lengths=_range(lengths),
             returns=None if returns is None else _range(returns),
             last_steps=None if source.last_rows is None else source.last_rows.num_steps,
             terminal=None if terminal is None else int(terminal.sum()),
             truncated=None if terminal is None else int(np.count_nonzero(ended & ~terminal)),
-            disk_bytes=os.path.getsize(source.file.filename),
+            num_bytes=os.path.getsize(source.file.filename),
             memory_bytes=sum(column.memory_bytes or 0 for column in columns),
             columns=columns,
             sources=[origin.to_json() for origin in source.origins],
@@ -214,7 +221,7 @@ def to_text(summary: Summary) -> str:
     lines = [f"{summary.path}: {kind}{f', {title}' if title else ''}"]
     if info.description.strip():
         lines.append(f"  {info.description.strip().splitlines()[0][:100]}")
-    lines.append(f"  {summary.steps:,} steps in {summary.episodes:,} episodes")
+    lines.append(f"  {summary.num_steps:,} steps in {summary.num_episodes:,} episodes")
     for name, values in (("lengths", summary.lengths), ("returns", summary.returns)):
         if values is not None:
             lines.append(
@@ -223,11 +230,11 @@ def to_text(summary: Summary) -> str:
     if summary.terminal is not None:
         lines.append(f"  {'endings':<9} {summary.terminal:,} terminated, {summary.truncated:,} truncated")
     if summary.last_steps is not None:
-        observations = summary.episodes - summary.last_steps
+        observations = summary.num_episodes - summary.last_steps
         lines.append(f"  {'last rows':<9} {summary.last_steps:,} steps, {observations:,} observations")
     varies = " and what varies" if any(column.memory_bytes is None for column in summary.columns) else ""
     lines.append(
-        f"  {'size':<9} {format_bytes(summary.disk_bytes)} on disk, "
+        f"  {'size':<9} {format_bytes(summary.num_bytes)} on disk, "
         f"{format_bytes(summary.memory_bytes)}{varies} in memory"
     )
     for origin in summary.sources:
@@ -236,7 +243,9 @@ def to_text(summary: Summary) -> str:
     for loss in summary.skipped[:_NAMED]:
         lines.append(f"  {'left out':<9} {Skipped(**loss)}")
     if len(summary.skipped) > _NAMED:
-        lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places; --json names all")
+        lines.append(
+            f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places, which the JSON output names"
+        )
     for each in summary.nan_actions or ():
         lines.append(f"  {'NaN':<9} {NanRows(**each)}")
     for note in summary.notes:
@@ -247,7 +256,7 @@ def to_text(summary: Summary) -> str:
     for column in summary.columns:
         memory = "varies" if column.memory_bytes is None else format_bytes(column.memory_bytes)
         derived = f" ({column.derived})" if column.derived else ""
-        rows.append((column.path, column.holds + derived, format_bytes(column.disk_bytes), memory))
+        rows.append((column.path, column.holds + derived, format_bytes(column.num_bytes), memory))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines.append("")
     for a, b, c, d in rows:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.common_schema import differences
 from kabuki_rlds.data.source import Origin
@@ -35,10 +36,6 @@ _PLAN = "plan.json"
 #: The files of a folder of parts.
 _PART = re.compile(r"\d{5,}\.hdf5")
 _OURS = re.compile(r"plan\.json(\.new)?|\d{5,}\.(json|hdf5(\.partial)?)")
-
-
-#: The way out.
-_ANEW = "without --resume the conversion begins anew"
 
 
 class ConversionParts:
@@ -67,14 +64,14 @@ class ConversionParts:
             else:
                 _write(self._folder / _PLAN, now)
         except (OSError, ValueError, RecursionError) as e:
-            raise KabukiError(f"{self._folder}: cannot be used ({e}); {_ANEW}") from e
+            raise KabukiError(f"{self._folder}: cannot be used ({e}); {_anew()}") from e
 
     def _check(self, before: Any, plan: dict[str, Any]) -> None:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
         if differ:
             raise InvalidArgumentError(
                 f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
-                "call it as before, or without --resume, which deletes these parts"
+                f"call it as before, or without {argument('resume', True)}, which deletes these parts"
             )
 
     def blocks(self, whole: CompletedSource) -> Iterator[Block]:
@@ -129,9 +126,9 @@ def _counts(path: pathlib.Path) -> dict[str, int]:
     try:
         counts = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
-        raise DamagedDataError(f"cannot be read ({e}); {_ANEW}", file=path) from e
+        raise DamagedDataError(f"cannot be read ({e}); {_anew()}", file=path) from e
     if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
-        raise DamagedDataError(f"does not say how many rows were changed; {_ANEW}", file=path)
+        raise DamagedDataError(f"does not say how many rows were changed; {_anew()}", file=path)
     return counts
 
 
@@ -142,14 +139,14 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
             stored = stack.enter_context(KabukiSource(path))
             stored.check_whole()
         except KabukiError as e:
-            raise KabukiError(f"{e}; {_ANEW}") from e
+            raise KabukiError(f"{e}; {_anew()}") from e
         misfit = "; ".join(each.why for each in differences(part.schema, stored.schema, "this conversion", "the part"))
         stored_origins = [origin.path for origin in stored.origins]
         expected = [origin.path for origin in _origins(path, part)]
         if not misfit and (stored.num_episodes, stored_origins) != (part.num_episodes, expected):
             misfit = "it is another part"
         if misfit:
-            raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_ANEW}")
+            raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_anew()}")
         for block in stored.blocks():
             yield dataclasses.replace(
                 block,
@@ -171,3 +168,7 @@ def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(new, path)
+
+
+def _anew() -> str:
+    return f"without {argument('resume', True)} the conversion begins anew"

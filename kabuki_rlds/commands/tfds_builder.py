@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from kabuki_rlds.arguments import warn_deprecated
 from kabuki_rlds.commands import beam_writer
 from kabuki_rlds.commands.build import OpenedSplits, open_splits, paths_of
 from kabuki_rlds.data.last_row import joined
@@ -37,17 +38,22 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
       version: of the dataset; by default what the first file says.
       path: a Kabuki HDF5 file; or several, stitched in this order, for the split
         `train`; or split to file or files.
-      images: how images that are stored as arrays are encoded: "png" or "jpeg"; by default the format of their
+      encode: how images that are stored as arrays are encoded: "png" or "jpeg"; by default the format of their
         original files, or PNG.
+      images: deprecated name of `encode`.
     """
 
     version: Any = None
     path: str | Sequence[str] | Mapping[str, str | Sequence[str]] = ()
+    encode: ImageFormat | None = None
     images: ImageFormat | None = None
 
     def __post_init__(self) -> None:
-        if self.images not in (None, "png", "jpeg"):
-            raise InvalidArgumentError(f"images: {self.images!r} is neither 'png' nor 'jpeg'")
+        if self.images is not None:
+            warn_deprecated(f"images={self.images!r} is deprecated; use encode={self.images!r}")
+            self.encode = self.encode or self.images
+        if self.encode not in (None, "png", "jpeg"):
+            raise InvalidArgumentError(f"encode: {self.encode!r} is neither 'png' nor 'jpeg'")
         if self.path and self.version is None:
             # TFDS asks for it before it asks for anything else.
             first = next(iter(paths_of(self.path).values()))[0]
@@ -110,7 +116,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                     )
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
-            ranges[split] = beam_writer.ranges(files, limit, self.builder_config.images, opened.schema)
+            ranges[split] = beam_writer.ranges(files, limit, self.builder_config.encode, opened.schema)
             is_step[split] = joined([each.last_rows or decide_last_rows(each) for each in files]).is_step[:limit]
         splits = beam_writer.write_splits(
             beam.Pipeline(runner=download_config.beam_runner, options=options),
@@ -130,4 +136,4 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
                 """say what to build: --config '{"name": "hopper", "path": "/data/hopper.hdf5"}'; """
                 "the path is a Kabuki file, a list of them, or split to file"
             )
-        return open_splits(config.path, config.images)
+        return open_splits(config.path, config.encode)

@@ -28,6 +28,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.block import Block, Column
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, IS_LAST, IS_TERMINAL, REWARD, is_flag_or_number
 from kabuki_rlds.data.schema import Field, is_within
@@ -107,7 +108,7 @@ def check_choice(last_row: str | None) -> None:
       InvalidArgumentError: it has another value.
     """
     if last_row is not None and last_row not in CHOICES:
-        raise InvalidArgumentError(f"last_row is {last_row!r}, expected 'step' or 'observation'")
+        raise InvalidArgumentError(f"{argument('last_row')} is {last_row!r}, expected 'step' or 'observation'")
 
 
 def warn_of_conflict(last_rows: LastRows, label: str) -> None:
@@ -115,8 +116,8 @@ def warn_of_conflict(last_rows: LastRows, label: str) -> None:
     if last_rows.conflict:
         kind = "steps" if last_rows.num_steps else "observations"
         _log.warning(
-            "%s: last rows are treated as %s, although %s. If this is wrong, give --last-row %s (last_row in Python)",
-            label, kind, last_rows.conflict, "observation" if last_rows.num_steps else "step",
+            "%s: last rows are treated as %s, although %s. If this is wrong, give %s",
+            label, kind, last_rows.conflict, argument("last_row", "observation" if last_rows.num_steps else "step"),
         )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import pathlib
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import DestinationExistsError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import disk, locks
 from kabuki_rlds.files.paths import StrPath, local_path
@@ -115,7 +116,9 @@ class StagedFile:
     def _check_free(self) -> None:
         # `lexists`: the final rename would also fail on, or replace, a link to a missing file.
         if not self._overwrite and os.path.lexists(self.destination):
-            raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
+            raise DestinationExistsError(
+                f"{self.destination}: already there; {argument('overwrite', True)} replaces it"
+            )
 
     def _rename_to_new(self) -> None:
         try:

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 from types import TracebackType
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import DestinationExistsError, KabukiError
 from kabuki_rlds.files import disk, locks
 
@@ -140,7 +141,9 @@ class StagedFolder:
         if not os.path.lexists(self.destination):
             return
         if not self._overwrite:
-            raise DestinationExistsError(f"{self.destination}: already there; --overwrite replaces it")
+            raise DestinationExistsError(
+                f"{self.destination}: already there; {argument('overwrite', True)} replaces it"
+            )
         if not (self.destination / self._mark).is_file():
             raise DestinationExistsError(
                 f"{self.destination}: exists, but is not a {self._what}; move it away, or choose another destination"

@@ -26,6 +26,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.limits import MAX_JSON_BYTES
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SourceNotFoundError
 from kabuki_rlds.files.paths import StrPath, local_path, subfolders
@@ -160,10 +161,9 @@ def _named_dataset(source: StrPath, data_dir: pathlib.Path) -> pathlib.Path | No
 
 def _not_found(source: StrPath, data_dir: pathlib.Path, is_given: bool) -> SourceNotFoundError:
     if not is_given:
-        # `build` and `recipe` have no option for it.
         return SourceNotFoundError(
             f"{source}: no such file or folder, and no TFDS dataset of this name under {data_dir}; give the path of "
-            "the dataset, or its name and the folder that holds it (TFDS_DATA_DIR, or --data-dir of convert and export)"
+            f"the dataset, or its name and the folder that holds it (TFDS_DATA_DIR, or {argument('data_dir')})"
         )
     if not os.path.isdir(data_dir):
         return SourceNotFoundError(f"{source}: no such file or folder, and the folder {data_dir} does not exist")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skip_damaged, skipped_for
 from kabuki_rlds.data.source import Skipped, Source
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episodes
@@ -138,7 +139,8 @@ def _check_data_dir(sources: Sequence[StrPath], data_dir: StrPath | None) -> Non
     """Rejects a folder of TFDS datasets if no source is looked up in it."""
     if data_dir is not None and not any(is_looked_up(source, data_dir) for source in sources):
         raise InvalidArgumentError(
-            f"data_dir: no source is the name of a dataset in {os.fspath(data_dir)}: {os.fspath(sources[0])} is a path"
+            f"{argument('data_dir')}: no source is the name of a dataset in {os.fspath(data_dir)}: "
+            f"{os.fspath(sources[0])} is a path"
         )
 
 
@@ -161,7 +163,7 @@ def _open_each(paths: Sequence[pathlib.Path], options: DemoOptions, damaged: _Da
             found.append(known)
     if options.asked and found and not any(layout for _, layout in found):
         raise InvalidArgumentError(
-            f"assume: {', '.join(options.asked)}: said of no file, since none is in a layout of others"
+            f"{argument('assume')}: {', '.join(options.asked)}: said of no file, since none is in a layout of others"
         )
     for layout, group in itertools.groupby(found, key=lambda each: each[1]):
         files = [path for path, _ in group]

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from isal import isal_zlib
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.images.headers import ImageHeader, header_of
 
 #: An image whose field does not state its size is decoded up to this many pixels. A PNG of a kilobyte can state
@@ -109,7 +110,7 @@ def _misfit(
     if height not in (None, header.height) or width not in (None, header.width):
         return f"{found}, not {height or '?'} x {width or '?'} as its field states"
     if decodes and None in (height, width) and header.height * header.width > MAX_PIXELS:
-        return f"{found}; at most {MAX_PIXELS:,} are decoded, --images encoded keeps the image files"
+        return f"{found}; at most {MAX_PIXELS:,} are decoded, {argument('images', 'encoded')} keeps the files"
     if dtype is None:
         return None
     if header.bits is None:

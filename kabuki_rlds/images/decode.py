@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.block import Column, Ragged, concatenate, take
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
@@ -139,16 +140,14 @@ def _function(field: Field, path: str) -> Callable[[Any], Any]:
     return function
 
 
-def decode_files(
-    column: Column, field: Field, decode: Decode, remedy: str = "--images encoded keeps the image files"
-) -> Column:
+def decode_files(column: Column, field: Field, decode: Decode, remedy: str = "") -> Column:
     """Decodes a column of image files, or of lists of them.
 
     Args:
       column: the files.
       field: what they decode to.
       decode: decodes one.
-      remedy: what to do where the images of a row are no array.
+      remedy: what to do where the images of a row are no array; by default, to keep the image files.
 
     Raises:
       DamagedImageError: a file is damaged, or of another size than the field states.
@@ -172,6 +171,7 @@ def decode_files(
         at += count
         if len({image.shape for image in row}) > 1:
             sizes = ", ".join(sorted({str(image.shape) for image in row}))
+            remedy = remedy or f"{argument('images', 'encoded')} keeps the image files"
             raise KabukiError(f"images of differing sizes in one row, {sizes}, are no array; {remedy}")
         size = row[0].shape if row else tuple(d or 0 for d in field.shape[-3:])
         shapes.append((count, *size) if field.is_list_of_images else size)

@@ -171,7 +171,7 @@ def load_windows(
 
     Two batches of `batch_size * length` rows are in memory: the current and the next one.
     An encoded image is decoded once per batch. Without `shuffle` that is about once per row,
-    with `shuffle` about `length` times. Files converted with `--images arrays` need no decoding.
+    with `shuffle` about `length` times. Files converted with `images="arrays"` need no decoding.
 
     Args:
       path: as for `load_steps`.

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.last_row import LastRow, LastRows, check_choice
 from kabuki_rlds.data.source import Source
 from kabuki_rlds.errors import InvalidArgumentError
@@ -111,7 +112,8 @@ class ReadingOptions:
         if split is not None:
             return self.splits.get(split, split)
         if len(self.splits) > 1:
-            raise InvalidArgumentError(f"the recipe makes the splits {', '.join(self.splits)}; choose one with --split")
+            names = ", ".join(self.splits)
+            raise InvalidArgumentError(f"the recipe makes the splits {names}; choose one with {argument('split')}")
         return next(iter(self.splits.values()), None)
 
     def apply_recipe(self, source: Source) -> Source:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data import recipe_text
 from kabuki_rlds.data.block import Block, Column
 from kabuki_rlds.data.last_row import Evidence, LastRows
@@ -107,11 +108,13 @@ class CompletedSource:
         have = source.schema.steps
         for name, value in (fill or {}).items():
             if name not in FILLABLE:
-                raise InvalidArgumentError(f"fill: {name!r} cannot be filled; expected one of {', '.join(FILLABLE)}")
+                raise InvalidArgumentError(
+                    f"{argument('fill')}: {name!r} cannot be filled; expected one of {', '.join(FILLABLE)}"
+                )
             if name == IS_TERMINAL and value not in (0, 1):
-                raise InvalidArgumentError(f"fill: {name} must be 0 or 1, not {value}")
+                raise InvalidArgumentError(f"{argument('fill')}: {name} must be 0 or 1, not {value}")
             if math.isfinite(value) and abs(value) > np.finfo(np.float32).max:
-                raise InvalidArgumentError(f"fill: the value {value} of {name} is too large for float32")
+                raise InvalidArgumentError(f"{argument('fill')}: the value {value} of {name} is too large for float32")
         self._fill = {name: value for name, value in (fill or {}).items() if not has_field(have, name)}
         self._missing = [name for name in REQUIRED if not has_field(have, name)]
         if derivable_only:
@@ -167,14 +170,15 @@ class CompletedSource:
         if name == IS_TERMINAL:
             raise SchemaMismatchError(
                 "the steps have neither 'is_terminal' nor 'discount', so it is unknown how episodes "
-                "ended; --fill is_terminal=0 marks every episode as truncated, =1 as terminated",
+                f"ended; {argument('fill', {IS_TERMINAL: 0})} marks every episode as truncated, "
+                f"{argument('fill', {IS_TERMINAL: 1})} as terminated",
                 file=self.label,
                 fields=(name,),
             )
-        example = "0" if name != OBSERVATION else "nan"
+        example = 0 if name != OBSERVATION else float("nan")
         raise SchemaMismatchError(
             f"the steps have no {name!r} (they have {', '.join(sorted(have))}); "
-            f"--fill {name}={example} sets it to a constant",
+            f"{argument('fill', {name: example})} sets it to a constant",
             file=self.label,
             fields=(name,),
         )

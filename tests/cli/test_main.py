@@ -129,7 +129,7 @@ def test_inspect_needs_no_tensorflow(valid):
 def test_inspect_prints_one_json_object(valid, call):
     result = call("inspect", "--json", valid)
     assert (result.code, result.err) == (0, "")
-    assert json.loads(result.out)["steps"] == 8
+    assert json.loads(result.out)["num_steps"] == 8
 
 
 def test_a_kabuki_file_is_converted_without_tensorflow(valid, tmp_path):

@@ -79,7 +79,7 @@ def build_again(
 def test_records_come_back_to_the_bit(name, dataset, converted, expected, tmp_path):
     built = build_again(name, "encoded", converted, dataset, tmp_path)
     assert built.splits == {"train": len(expected(name).lengths)}
-    assert built.steps == sum(expected(name).lengths)
+    assert built.num_steps == sum(expected(name).lengths)
     want, got = features_of(dataset(name)), features_of(built.path)
     assert (repr(got), got.to_json()) == (repr(want), want.to_json())
     # An optional field that an episode lacks has a value once it is read.
@@ -249,12 +249,12 @@ def test_the_names_that_hdf5_gives_values_are_those_of_classes(tmp_path, caplog)
 
 
 def test_jpeg_is_what_the_user_may_ask_for(hand_file, converted, tmp_path):
-    built = kabuki_rlds.build(hand_file, tmp_path, images="jpeg")
+    built = kabuki_rlds.build(hand_file, tmp_path, encode="jpeg")
     assert features_of(built.path)["steps"]["observation"]["camera"].encoding_format == "jpeg"
     file = records(built.path)[0].features.feature["steps/observation/camera"].bytes_list.value[0]
     assert file[:3] == b"\xff\xd8\xff"
     # What its source kept without loss stays so.
-    images = features_of(kabuki_rlds.build(converted("every_kind"), tmp_path, images="jpeg").path)["steps"]
+    images = features_of(kabuki_rlds.build(converted("every_kind"), tmp_path, encode="jpeg").path)["steps"]
     formats = {name: images["observation"]["image"][name]["fixed"].encoding_format for name in ("png_3", "jpeg_3")}
     assert formats == {"png_3": "png", "jpeg_3": "jpeg"}
 
@@ -329,7 +329,7 @@ def test_several_files_are_splits_and_are_stitched(dataset, tmp_path):
         files[name] = kabuki_rlds.convert(dataset("plain"), tmp_path / f"{name}.hdf5", split=split).path
     built = kabuki_rlds.build({"train": [files["a"], files["c"]], "val": files["b"]}, tmp_path, name="both")
     assert built.splits == {"train": 13, "val": 4}
-    assert built.episodes == 17
+    assert built.num_episodes == 17
     want = [expected.read(dataset("plain"), split) for split in ("train", "train[2:5]", "test")]
     train, val = module_expected(built.path), module_expected(built.path, "val")
     assert_same(val, want[2])
@@ -697,7 +697,7 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_a_dataset_is_replaced_only_if_asked(hand_file, converted, tmp_path):
     first = kabuki_rlds.build(hand_file, tmp_path, name="x")
     before = state(tmp_path)
-    with pytest.raises(KabukiError, match="already there; --overwrite replaces it"):
+    with pytest.raises(KabukiError, match="already there; overwrite=True replaces it"):
         kabuki_rlds.build(converted("plain"), tmp_path, name="x")
     assert state(tmp_path) == before
     assert kabuki_rlds.build(converted("plain"), tmp_path, name="x", overwrite=True).path == first.path
@@ -767,7 +767,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file,
 
 def test_a_signal_leaves_no_output_and_prints_one_line(tmp_path):
     file = handmade.slow(tmp_path / "slow.hdf5", 20_000_000)
-    command = [sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--data-dir", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--out", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "data" / "slow" / "1.0.0.partial").exists():
             assert process.poll() is None
@@ -785,7 +785,7 @@ def test_a_signal_leaves_no_output_and_prints_one_line(tmp_path):
 def test_the_command_builds_in_one_line(hand_file, converted, tmp_path, capsys):
     odd = tmp_path / "lr=3.hdf5"
     shutil.copy(hand_file, odd)
-    arguments = ["build", f"train={hand_file}", str(odd), f"val={odd}", "--data-dir", str(tmp_path), "--name", "mine"]
+    arguments = ["build", f"train={hand_file}", str(odd), f"val={odd}", "--out", str(tmp_path), "--name", "mine"]
     assert main(arguments) == 0
     out, err = capsys.readouterr()
     folder = tmp_path / "mine" / "1.0.0"

@@ -122,7 +122,7 @@ def test_encoded_images_are_the_bytes_of_their_files(name, converted, expected):
 
 
 def test_images_of_differing_sizes_in_one_row_are_kept_encoded_or_refused(dataset, tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"'images': images of differing sizes .* --images encoded"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"'images': images of differing sizes .* images='encoded'"):
         kabuki_rlds.convert(dataset("mixed_images"), tmp_path / "out.hdf5")
     kabuki_rlds.convert(dataset("mixed_images"), tmp_path / "out.hdf5", images="encoded")
     steps, _ = by_hand.read(tmp_path / "out.hdf5")
@@ -258,7 +258,7 @@ def test_what_the_dataset_says_of_itself_is_in_the_attributes(dataset, converted
 def test_a_missing_discount_is_derived_from_how_episodes_end(dataset, expected, tmp_path):
     result = kabuki_rlds.convert(dataset("no_discount"), tmp_path / "out.hdf5")
     assert set(result.derived) == {"discount"}
-    assert (result.steps, result.episodes) == (139, 10)
+    assert (result.num_steps, result.num_episodes) == (139, 10)
     assert_holds(tmp_path / "out.hdf5", expected("no_discount"), derived={"discount"})
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
     with h5py.File(tmp_path / "out.hdf5") as f:
@@ -268,7 +268,7 @@ def test_a_missing_discount_is_derived_from_how_episodes_end(dataset, expected, 
 
 
 def test_a_missing_reward_is_refused_or_filled(dataset, expected, tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"have no 'reward' .* --fill reward=0"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"have no 'reward' .* fill={'reward': 0}"):
         kabuki_rlds.convert(dataset("no_reward"), tmp_path / "out.hdf5")
     kabuki_rlds.convert(dataset("no_reward"), tmp_path / "out.hdf5", fill={"reward": 0.5})
     assert_holds(tmp_path / "out.hdf5", expected("no_reward"), derived={"reward"})
@@ -341,10 +341,10 @@ def test_decoded_images_many_times_their_source_are_warned_of(dataset, tmp_path,
     # `kabuki_rlds.convert` is the function; the module of that name stands behind it.
     monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.size_estimate"], "_MUCH_LARGER", 0.01)
     kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")
-    assert "--images encoded" in caplog.text
+    assert "images='encoded'" in caplog.text
     caplog.clear()
     kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "encoded.hdf5", images="encoded")
-    assert "--images encoded" not in caplog.text
+    assert "images='encoded'" not in caplog.text
 
 
 def _episodes(want: Expected, part: slice) -> Expected:

@@ -137,7 +137,7 @@ def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
     for _ in range(2):
         demo.run(tmp_path / "demo")
         assert f"{tmp_path / 'demo' / 'hopper.hdf5'}: valid" in capsys.readouterr().out
-    assert kabuki_rlds.inspect(tmp_path / "demo" / "hopper.hdf5").steps >= 300
+    assert kabuki_rlds.inspect(tmp_path / "demo" / "hopper.hdf5").num_steps >= 300
 
 
 def test_the_demo_does_without_envlogger(tmp_path, monkeypatch, capsys):

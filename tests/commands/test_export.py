@@ -25,7 +25,7 @@ def _lift(tmp_path):
 def test_robomimic_gets_back_what_it_had(lift, tmp_path):
     source, kabuki = lift
     result = export(kabuki, tmp_path / "back.hdf5", "robomimic")
-    assert (result.episodes, result.actions) == (4, 5012)
+    assert (result.num_episodes, result.num_steps) == (4, 5012)
     with h5py.File(source) as old, h5py.File(tmp_path / "back.hdf5") as new:
         names = []
         old.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
@@ -191,14 +191,14 @@ def test_what_is_there_is_not_replaced(lift, tmp_path):
     _, kabuki = lift
     export(kabuki, tmp_path / "a.hdf5", "robomimic")
     before = (tmp_path / "a.hdf5").read_bytes()
-    with pytest.raises(KabukiError, match="already there; --overwrite"):
+    with pytest.raises(KabukiError, match="already there; overwrite=True"):
         export(kabuki, tmp_path / "a.hdf5", "robomimic")
     with pytest.raises(KabukiError, match="'observation' is a dict, and D4RL has one array"):
         export(kabuki, tmp_path / "a.hdf5", "d4rl", overwrite=True)
     with pytest.raises(KabukiError, match="Minari takes a dataset by a folder of a name like hopper-v0"):
         export(kabuki, tmp_path / "lift", "minari")
     assert (tmp_path / "a.hdf5").read_bytes() == before
-    assert export(kabuki, tmp_path / "a.hdf5", "robomimic", overwrite=True).episodes == 4
+    assert export(kabuki, tmp_path / "a.hdf5", "robomimic", overwrite=True).num_episodes == 4
 
 
 def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
@@ -209,7 +209,7 @@ def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
     with pytest.raises(KabukiError, match=r"lift-v0/data: exists, but is not a Minari dataset"):
         export(kabuki, dest, "minari", overwrite=True)
     (dest / "data" / "mine").rename(dest / "data" / "metadata.json")
-    assert export(kabuki, dest, "minari", overwrite=True).episodes == 4
+    assert export(kabuki, dest, "minari", overwrite=True).num_episodes == 4
     assert sorted(path.name for path in (dest / "data").iterdir()) == ["main_data.hdf5", "metadata.json"]
 
 
@@ -220,7 +220,7 @@ def test_demonstrations_of_several_files_are_named_by_number(tmp_path):
         # Both have these names, and none of them is the number of the fourth in the other.
         layout_files.robomimic(folder / f"{name}.hdf5", {0: 2, 3: 4}, masks={"valid": [3]})
     convert(folder, tmp_path / "k.hdf5")
-    assert export(tmp_path / "k.hdf5", tmp_path / "back.hdf5", "robomimic").episodes == 4
+    assert export(tmp_path / "k.hdf5", tmp_path / "back.hdf5", "robomimic").num_episodes == 4
     with h5py.File(tmp_path / "back.hdf5") as new:
         assert sorted(new["data"]) == ["demo_0", "demo_1", "demo_2", "demo_3"]
         assert new["mask/valid"][:].tolist() == [b"demo_1", b"demo_3"]

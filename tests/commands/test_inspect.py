@@ -34,7 +34,7 @@ def by_a_loop(path) -> dict:
 
 def assert_agrees(path) -> None:
     summary, want = kabuki_rlds.inspect(path), by_a_loop(path)
-    assert (summary.steps, summary.episodes) == (sum(want["lengths"]), len(want["lengths"]))
+    assert (summary.num_steps, summary.num_episodes) == (sum(want["lengths"]), len(want["lengths"]))
     for name in ("lengths", "returns"):
         values = np.array(want[name], float)
         expected = (values.min(), values.mean(), values.max())
@@ -77,7 +77,7 @@ def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
 def test_episodes_without_steps_are_neither_terminal_nor_cut_short(dataset, tmp_path):
     kabuki_rlds.convert(dataset("no_steps"), tmp_path / "f.hdf5")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
-    assert (summary.episodes, summary.lengths.min, summary.lengths.max) == (6, 0, 3)
+    assert (summary.num_episodes, summary.lengths.min, summary.lengths.max) == (6, 0, 3)
     with h5py.File(tmp_path / "f.hdf5") as f:
         assert summary.terminal == f["is_terminal"][:].sum()
     assert summary.terminal + summary.truncated == 2
@@ -86,24 +86,24 @@ def test_episodes_without_steps_are_neither_terminal_nor_cut_short(dataset, tmp_
 def test_an_empty_split_has_no_lengths_and_no_returns(dataset, tmp_path):
     kabuki_rlds.convert(dataset("empty_split"), tmp_path / "f.hdf5", split="nothing")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
-    assert (summary.steps, summary.episodes, summary.terminal, summary.truncated) == (0, 0, 0, 0)
+    assert (summary.num_steps, summary.num_episodes, summary.terminal, summary.truncated) == (0, 0, 0, 0)
     assert summary.lengths is None and summary.returns is None
     assert "0 steps in 0 episodes" in to_text(summary)
 
 
 def test_an_empty_file_made_by_hand_is_inspected(tmp_path):
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", handmade.fields((), ())))
-    assert (summary.steps, summary.episodes, summary.lengths) == (0, 0, None)
+    assert (summary.num_steps, summary.num_episodes, summary.lengths) == (0, 0, None)
 
 
 def test_sizes_are_those_of_the_file_and_of_the_arrays(dataset, tmp_path):
     kabuki_rlds.convert(dataset("plain"), tmp_path / "f.hdf5")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
-    assert summary.disk_bytes == (tmp_path / "f.hdf5").stat().st_size
+    assert summary.num_bytes == (tmp_path / "f.hdf5").stat().st_size
     memory = 0
     with h5py.File(tmp_path / "f.hdf5") as f:
         for column in summary.columns:
-            assert column.disk_bytes == f[column.path].id.get_storage_size()
+            assert column.num_bytes == f[column.path].id.get_storage_size()
             if h5py.check_string_dtype(f[column.path].dtype):
                 assert column.memory_bytes is None
             else:
@@ -135,9 +135,9 @@ def test_every_field_is_listed(every_kind):
 
 
 KEYS = {
-    *("path", "format_version", "info", "steps", "episodes", "lengths", "returns", "terminal", "truncated"),
+    *("path", "format_version", "info", "num_steps", "num_episodes", "lengths", "returns", "terminal", "truncated"),
     *(
-        "disk_bytes",
+        "num_bytes",
         "memory_bytes",
         "columns",
         "sources",
@@ -163,7 +163,7 @@ def test_json_has_the_documented_keys(every_kind):
     found = read_json(kabuki_rlds.inspect(every_kind).to_json())
     assert found.keys() == KEYS
     assert found["info"].keys() == {"name", "version", "description", "citation", "homepage", "environment"}
-    assert found["columns"][0].keys() == {"path", "holds", "disk_bytes", "memory_bytes", "derived"}
+    assert found["columns"][0].keys() == {"path", "holds", "num_bytes", "memory_bytes", "derived"}
     assert found["info"]["name"] == "every_kind"
     assert found["sources"][0]["split"] == "train"
 
@@ -189,7 +189,7 @@ def test_a_file_that_lacks_a_field_is_inspected_as_far_as_it_goes(missing, tmp_p
     fields = handmade.fields()
     del fields[missing]
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields))
-    assert (summary.steps, summary.episodes) == (8, 3)
+    assert (summary.num_steps, summary.num_episodes) == (8, 3)
     assert (summary.returns is None) == (missing == "reward")
     assert (summary.terminal is None) == (missing == "is_terminal")
 

@@ -42,7 +42,7 @@ def test_data_dir_without_a_dataset_name_is_rejected(tmp_path, data_dir, make):
 def test_data_dir_is_used_if_one_source_is_a_name(tmp_path, dataset, data_dir):
     dataset("plain")
     path = convert(dataset("plain"), tmp_path / "in.hdf5").path
-    assert convert([path, "plain"], tmp_path / "out.hdf5", data_dir=data_dir).episodes == 20
+    assert convert([path, "plain"], tmp_path / "out.hdf5", data_dir=data_dir).num_episodes == 20
 
 
 @pytest.mark.parametrize("option", ["--split=train", "--data-dir=.", "--recipe=d4rl", "--assume=a=b"])
@@ -88,7 +88,7 @@ def test_images_encoded_requires_encoded_images(tmp_path):
         np.testing.assert_array_equal(made, theirs["observations/images/top"][2])
     files = [tf.io.encode_png(picture).numpy() for picture in pictures]
     source = layout_files.aloha(tmp_path / "episode_1.hdf5", 4, files)
-    assert convert(source, tmp_path / "files.hdf5", images="encoded", fill={"reward": 0}).steps
+    assert convert(source, tmp_path / "files.hdf5", images="encoded", fill={"reward": 0}).num_steps
 
 
 # --- assumptions ---
@@ -140,7 +140,7 @@ def test_an_assumption_may_apply_to_only_one_of_the_files(tmp_path):
     _without(tmp_path / "demo_0.hdf5", "next_obs")
     layout_files.robomimic(tmp_path / "demo_1.hdf5", {0: 3})
     for folder in (tmp_path / "demo_*.hdf5",):
-        assert convert(folder, tmp_path / "out.hdf5", assume={"last_observation": "repeat"}).steps == 3 + 2 + 2 + 4
+        assert convert(folder, tmp_path / "out.hdf5", assume={"last_observation": "repeat"}).num_steps == 3 + 2 + 2 + 4
 
 
 # --- options that find nothing to do ---
@@ -153,6 +153,40 @@ def test_options_without_effect_are_accepted(tmp_path, dataset):
         resume=True, overwrite=True,
     )  # fmt: skip
     assert kabuki_rlds.validate(tmp_path / "a.hdf5") == []
-    build(tmp_path / "a.hdf5", tmp_path / "rlds", name="x", images="jpeg", fill={"reward": 0}, overwrite=True)
+    build(tmp_path / "a.hdf5", tmp_path / "rlds", name="x", encode="jpeg", fill={"reward": 0}, overwrite=True)
     source = handmade.write(tmp_path / "k.hdf5", handmade.fields((3, 5), (True, False)))
     export(source, tmp_path / "b.hdf5", "robomimic", fill={"reward": 0}, overwrite=True)
+
+
+def test_build_takes_its_folder_by_out_and_looks_names_up_under_data_dir(tmp_path, dataset, data_dir):
+    dataset("plain")
+    built = build("plain", tmp_path / "rlds", name="x", data_dir=data_dir, split="train[:2]")
+    assert built.path.parent.parent == tmp_path / "rlds"
+    assert built.splits == {"train": 2}
+
+
+def test_the_old_arguments_of_build_work_with_a_warning(tmp_path, capsys):
+    file = handmade.write(tmp_path / "k.hdf5", handmade.fields())
+    with pytest.warns(DeprecationWarning, match="use out='.*a'") as caught:
+        assert build(file, data_dir=tmp_path / "a", name="x").path.is_relative_to(tmp_path / "a")
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="images='jpeg' is deprecated; use encode='jpeg'"):
+        build(file, tmp_path / "b", name="x", images="jpeg")
+    with pytest.raises(kabuki_rlds.InvalidArgumentError, match="no folder for the dataset"):
+        build(file)
+    assert main(["build", str(file), "--data-dir", str(tmp_path / "c"), "--name", "x", "--images", "png"]) == 0
+    said = capsys.readouterr().err
+    assert "warning: --data-dir as the folder for the dataset is deprecated; use --out " in said
+    assert "warning: --images png is deprecated; use --encode png" in said
+    with pytest.raises(SystemExit):
+        main(["build", str(file)])
+    assert "required: --out" in capsys.readouterr().err
+
+
+def test_the_old_names_of_results_work_with_a_warning(tmp_path):
+    result = convert(handmade.write(tmp_path / "f.hdf5", handmade.fields()), tmp_path / "k.hdf5")
+    with pytest.warns(DeprecationWarning, match="Conversion.steps is deprecated; use num_steps") as caught:
+        assert result.steps == result.num_steps == 8
+    assert caught[0].filename == __file__
+    with pytest.warns(DeprecationWarning):
+        assert kabuki_rlds.inspect(tmp_path / "k.hdf5").episodes == 3

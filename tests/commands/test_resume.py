@@ -119,7 +119,7 @@ def test_several_sources_and_what_was_changed_or_derived(options, dataset, small
     stop_after(-1)
     result = kabuki_rlds.convert(sources, dest, resume=True, **options)
     assert (result.changed, result.derived) == (undisturbed.changed, undisturbed.derived)
-    assert (result.warnings, result.steps) == (undisturbed.warnings, undisturbed.steps)
+    assert (result.warnings, result.num_steps) == (undisturbed.warnings, undisturbed.steps)
     assert_same(dest, undisturbed.path)
 
 
@@ -202,7 +202,7 @@ def test_a_source_that_changed_meanwhile_is_refused(stopped, dataset, tmp_path):
     was = json.loads(plan.read_text())
     was["files"][next(iter(was["files"]))][1] += 1
     plan.write_text(json.dumps(was))
-    with pytest.raises(kabuki_rlds.KabukiError, match="with other files; call it as before, or without --resume"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="with other files; call it as before, or without resume=True"):
         kabuki_rlds.convert(dataset("plain"), dest, resume=True)
 
 
@@ -228,7 +228,7 @@ def test_parts_that_cannot_be_written_are_said(dataset, tmp_path):
 
 def test_a_plan_that_is_damaged_is_said(stopped, dataset):
     Path(f"{stopped}.parts", "plan.json").write_text("{")
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; without --resume"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; without resume=True"):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
 
 
@@ -273,7 +273,9 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, dataset):
     DAMAGES[damage](Path(f"{stopped}.parts"))
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*without --resume the conversion begins anew"):
+    with pytest.raises(
+        kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*without resume=True the conversion begins anew"
+    ):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
     assert not stopped.exists()
 
@@ -290,7 +292,7 @@ def test_parts_that_are_the_source_are_kept(stopped):
     with pytest.raises(kabuki_rlds.KabukiError, match="would be lost; write to another file"):
         kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped)
     assert parts(stopped) == were
-    assert kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped.with_name("saved.hdf5")).episodes > 0
+    assert kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped.with_name("saved.hdf5")).num_episodes > 0
 
 
 def test_parts_in_the_folder_of_the_sources_are_none_of_them(small_parts, stop_after, tmp_path):
@@ -301,7 +303,7 @@ def test_parts_in_the_folder_of_the_sources_are_none_of_them(small_parts, stop_a
         kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True)
     stop_after(-1)
     assert parts(tmp_path / "out.hdf5")
-    assert kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True).episodes == 4
+    assert kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True).num_episodes == 4
 
 
 def test_a_full_disk_names_what_could_not_be_written(dataset, small_parts, tmp_path, monkeypatch):

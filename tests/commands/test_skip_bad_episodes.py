@@ -89,7 +89,7 @@ def test_an_empty_episode_is_skipped_and_reported(tmp_path, make, caplog):
     source = make(tmp_path / "in")
     fill = {"reward": 0.0} if make in (empty_robosuite, empty_aloha) else {}
     result = kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill)
-    assert result.episodes == 2
+    assert result.num_episodes == 2
     at = ("episode_1.hdf5", 0) if make is empty_aloha else (source.name, 1)
     assert skipped(result.path) == [at]
     assert "so no steps; left out" in caplog.text
@@ -202,14 +202,14 @@ def test_a_damaged_episode_is_left_out_on_request(tmp_path, make, caplog):
         kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill)
     assert not (tmp_path / "out.hdf5").exists()
     result = kabuki_rlds.convert(source, tmp_path / "out.hdf5", fill=fill, skip_bad_episodes=True)
-    assert result.episodes == 2
+    assert result.num_episodes == 2
     (loss,) = skipped(result.path)
     assert loss[1] == (0 if make is truncated_aloha else 1)
     assert "left out" in caplog.text
     assert kabuki_rlds.validate(result.path) == []
     assert kabuki_rlds.compare(result.path, source) == []
     built = kabuki_rlds.build(source, tmp_path / "data", name="x", fill=fill, skip_bad_episodes=True)
-    assert built.episodes == 2
+    assert built.num_episodes == 2
 
 
 @pytest.mark.parametrize("make", [damaged_robomimic, damaged_d4rl, damaged_kabuki, damaged_minari])
@@ -236,7 +236,7 @@ def test_a_damaged_file_among_others_is_left_out(tmp_path):
     good, bad = (write(tmp_path / f"{name}.hdf5", steps(4)) for name in ("good", "bad"))
     bad.write_bytes(bad.read_bytes()[:300])
     result = kabuki_rlds.convert([bad, good], tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, skipped(result.path)) == (1, [("bad.hdf5", 0)])
+    assert (result.num_episodes, skipped(result.path)) == (1, [("bad.hdf5", 0)])
     with pytest.raises(KabukiError, match=r"bad.hdf5: "):
         kabuki_rlds.convert(bad, tmp_path / "other.hdf5", skip_bad_episodes=True)
     # What is no damage is an error all the same.

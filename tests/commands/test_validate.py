@@ -300,7 +300,7 @@ def test_a_single_value_may_be_an_array_of_one_and_a_text_nothing(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), root)
     assert broken(file) == []
     copy = kabuki_rlds.convert(file, tmp_path / "copy.hdf5")
-    assert (copy.steps, kabuki_rlds.inspect(copy.path).info.description) == (8, "")
+    assert (copy.num_steps, kabuki_rlds.inspect(copy.path).info.description) == (8, "")
 
 
 def test_the_number_of_episodes_is_checked_without_an_index_too(tmp_path):

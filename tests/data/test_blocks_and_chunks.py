@@ -264,7 +264,7 @@ def test_a_minimal_third_party_file_is_read(tmp_path: Path):
         f.create_dataset("action", data=np.arange(10, dtype="<f4").reshape(5, 2), chunks=(2, 1), compression="gzip")
     assert kabuki_rlds.validate(tmp_path / "hand.hdf5") == []
     result = kabuki_rlds.convert(tmp_path / "hand.hdf5", tmp_path / "out.hdf5")
-    assert (result.steps, result.episodes, result.derived) == (5, 2, {})
+    assert (result.num_steps, result.num_episodes, result.derived) == (5, 2, {})
     with h5py.File(tmp_path / "out.hdf5") as f:
         np.testing.assert_array_equal(f["reward"][:], np.arange(5.0))
         np.testing.assert_array_equal(f["action"][:], np.arange(10, dtype="<f4").reshape(5, 2))

@@ -154,7 +154,7 @@ def test_conflicting_evidence_keeps_steps_and_warns(tmp_path: Path, caplog: pyte
     result = kabuki_rlds.convert(source, tmp_path / "k.hdf5")
     assert result.last_rows.is_step.all()
     assert "discount is 0 before the last row of 1 terminated episodes" in caplog.text
-    assert "--last-row observation" in caplog.text
+    assert "last_row='observation'" in caplog.text
 
 
 def test_values_in_last_rows_of_truncated_episodes_are_padding_with_a_warning(
@@ -162,7 +162,7 @@ def test_values_in_last_rows_of_truncated_episodes_are_padding_with_a_warning(
 ) -> None:
     source = _padded(tmp_path, terminal=[False] * 5)
     assert not kabuki_rlds.convert(source, tmp_path / "k.hdf5").last_rows.is_step.any()
-    assert "5 of 5 last rows look like steps" in caplog.text and "--last-row step" in caplog.text
+    assert "5 of 5 last rows look like steps" in caplog.text and "last_row='step'" in caplog.text
     caplog.clear()
     kabuki_rlds.convert(source, tmp_path / "s.hdf5", last_row="step")
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -290,7 +290,7 @@ def test_round_trips_keep_actions_and_rewards(
         back = kabuki_rlds.build(file, tmp_path / "data", name="toy").path
     else:
         result = export(file, dest, layout)  # type: ignore[arg-type]
-        assert result.actions == actions
+        assert result.num_steps == actions
         repeats = source == "mixed" or (layout == "minari" and source == "steps")
         assert ("is repeated" in caplog.text) == repeats
         back = dest
@@ -458,7 +458,7 @@ def test_format_1_0_files_with_rewards_in_last_rows_warn_once(tmp_path: Path, ca
         kabuki_rlds.inspect(file)
         kabuki_rlds.validate(file)
     said = [record.getMessage() for record in caplog.records if "last rows" in record.getMessage()]
-    assert len(said) == 1 and "4 of 5" in said[0] and "--last-row step" in said[0] and "last_row='step'" in said[0]
+    assert len(said) == 1 and "4 of 5" in said[0] and "last_row='step'" in said[0]
     # The remedies work.
     assert _steps(file, last_row="step")[0] == TOTAL
     assert main(["convert", str(file), str(tmp_path / "new.hdf5"), "--last-row", "step", "--quiet"]) == 0
@@ -616,13 +616,13 @@ def test_layouts_without_last_observations_have_one_row_per_action(tmp_path: Pat
     for name, source in files.items():
         fill = {"reward": 0.0} if name == "aloha" else None
         result = kabuki_rlds.convert(source, tmp_path / f"{name}-k.hdf5", fill=fill)
-        assert (result.steps, result.last_rows.num_observations) == (9, 0), name
+        assert (result.num_steps, result.last_rows.num_observations) == (9, 0), name
         assert kabuki_rlds.validate(result.path) == [], name
         assert _steps(result.path)[0] == 9
         repeated = kabuki_rlds.convert(
             source, tmp_path / f"{name}-r.hdf5", fill=fill, assume={"last_observation": "repeat"}
         )
-        assert repeated.steps == 9 + repeated.episodes and not repeated.last_rows.is_step.any(), name
+        assert repeated.num_steps == 9 + repeated.num_episodes and not repeated.last_rows.is_step.any(), name
         assert _steps(repeated.path) == _steps(result.path)
 
 
@@ -634,7 +634,7 @@ def test_deprecated_values_of_last_observation_still_work(
     before = kabuki_rlds.convert(source, tmp_path / "a.hdf5", assume={"last_observation": old})
     assert "is deprecated" in caplog.text
     now = kabuki_rlds.convert(source, tmp_path / "b.hdf5", assume={"last_observation": new} if new else None)
-    assert (before.steps, before.last_rows.is_step.tolist()) == (now.steps, now.last_rows.is_step.tolist())
+    assert (before.num_steps, before.last_rows.is_step.tolist()) == (now.num_steps, now.last_rows.is_step.tolist())
 
 
 @needs_cases
@@ -649,13 +649,13 @@ def test_shared_cases_give_the_documented_results(tmp_path: Path) -> None:
     assert kabuki_rlds.inspect(mimicgen).terminal == 2
     for layout in ("robomimic", "minari"):
         dest = tmp_path / ("m-v0" if layout == "minari" else "out.hdf5")
-        assert export(mimicgen, dest, layout).actions == 14  # type: ignore[arg-type]
+        assert export(mimicgen, dest, layout).num_steps == 14  # type: ignore[arg-type]
         assert (
             export(
                 CASES / "mimicgen/demo.hdf5",
                 tmp_path / ("n-v0" if layout == "minari" else "out2.hdf5"),
                 layout,  # type: ignore[arg-type]
                 fill={"reward": 0},
-            ).actions
+            ).num_steps
             == 14
         )

@@ -44,7 +44,7 @@ def test_every_command_reports_nan_actions(source, tmp_path, capsys):
     for words, arm in (
         (["convert", source, out], ARM),
         (["validate", out], ARM),
-        (["build", out, "--data-dir", tmp_path / "rlds", "--name", "x"], ARM),
+        (["build", out, "--out", tmp_path / "rlds", "--name", "x"], ARM),
         (
             ["export", out, tmp_path / "demo.hdf5", "--to", "robomimic", "--recipe", recipe],
             "action: NaN in 4 rows (1, 4",

@@ -65,8 +65,8 @@ def test_slices_of_kabuki_files_equal_those_of_tfds(kabuki, rlds, tmp_path, spli
     result = kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)
     right = kabuki_rlds.convert(rlds, tmp_path / "right.hdf5", split=split)
     assert episodes(result.path) == episodes(right.path)
-    assert (result.steps, result.episodes) == (right.steps, right.episodes)
-    if "+" not in split and result.episodes:
+    assert (result.num_steps, result.num_episodes) == (right.num_steps, right.num_episodes)
+    if "+" not in split and result.num_episodes:
         by_tfds = tfds.builder_from_directory(rlds).as_dataset(split=split, shuffle_files=False)
         first = [next(iter(episode["steps"]))["observation"].numpy().item() for episode in by_tfds]
         assert episodes(result.path) == first
@@ -112,7 +112,7 @@ def test_every_command_with_a_split_option_accepts_slices(kabuki, tmp_path, caps
     for name in ("steps", "episodes", "lengths", "returns", "terminal", "truncated", "memory_bytes"):
         assert part[name] == alone[name]
     assert main(["inspect", str(kabuki), "--split", "test"]) == 1
-    assert export(kabuki, tmp_path / "d4rl.hdf5", "d4rl", split="train[17:18]").episodes == 1
+    assert export(kabuki, tmp_path / "d4rl.hdf5", "d4rl", split="train[17:18]").num_episodes == 1
     capsys.readouterr()
 
 
@@ -153,7 +153,7 @@ def test_demonstrations_in_several_files_are_sliced_as_one_source(tmp_path):
     result = kabuki_rlds.convert(
         tmp_path, tmp_path.parent / "split_joined.hdf5", split="train[1:3]", fill={"reward": 0}
     )
-    assert (result.episodes, result.steps) == (2, 9)
+    assert (result.num_episodes, result.num_steps) == (2, 9)
 
 
 @pytest.mark.parametrize("timeouts", [True, False])

@@ -331,14 +331,14 @@ def test_a_destination_inside_the_source_folder_is_rejected(small, tmp_path):
     for name in "ab":
         shutil.copy(small, tmp_path / f"data-{name}.hdf5")
     dest = tmp_path / "data-all.hdf5"
-    episodes = kabuki_rlds.convert(f"{tmp_path}/data-*.hdf5", dest).episodes
+    episodes = kabuki_rlds.convert(f"{tmp_path}/data-*.hdf5", dest).num_episodes
     before = dest.read_bytes()
     for source in (tmp_path, f"{tmp_path}/data-*.hdf5"):
         with pytest.raises(kabuki_rlds.KabukiError, match=r"data-all.hdf5: is among the files of"):
             kabuki_rlds.convert(source, dest, overwrite=True)
     assert dest.read_bytes() == before
     # An explicitly named destination may be a source.
-    assert kabuki_rlds.convert([dest, dest], dest, overwrite=True).episodes == 2 * episodes
+    assert kabuki_rlds.convert([dest, dest], dest, overwrite=True).num_episodes == 2 * episodes
 
 
 def test_a_source_with_the_name_of_the_partial_file_is_kept(small, tmp_path):
@@ -427,7 +427,7 @@ def test_too_little_space_for_decoded_images_suggests_encoded_ones(dest, tmp_pat
     source = datasets.write(_with_black_images(), tmp_path)
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))
-    with pytest.raises(kabuki_rlds.KabukiError, match="; --images encoded needs about "):
+    with pytest.raises(kabuki_rlds.KabukiError, match="; images='encoded' needs about "):
         convert(source, dest)
     assert_as_before(dest)
 

@@ -163,7 +163,7 @@ def test_flags_stored_as_integers_are_booleans(tmp_path, kind):
     assert result.warnings == [] and kabuki_rlds.validate(result.path) == []
     assert kabuki_rlds.compare(result.path, right) == [] == kabuki_rlds.compare(file, right)
     summary = kabuki_rlds.inspect(file)
-    assert (summary.episodes, summary.terminal) == (2, 2)
+    assert (summary.num_episodes, summary.terminal) == (2, 2)
     with h5py.File(result.path) as f:
         assert all(f[name].dtype == bool for name in ("is_first", "is_last", "is_terminal"))
     for shuffle in (False, True):

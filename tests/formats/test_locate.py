@@ -98,7 +98,7 @@ def test_a_log_takes_precedence_over_hdf5_files(tmp_path, log_folder, caplog, of
     with h5py.File(source / "weights.h5", "w") as f:
         f["dense/kernel"] = np.zeros((3, 3))
     got = kabuki_rlds.convert(source, tmp_path / "out" / "got.hdf5")
-    assert (got.steps, got.episodes) == (want.steps, want.episodes)
+    assert (got.num_steps, got.num_episodes) == (want.num_steps, want.num_episodes)
     assert "HDF5 files are not read: weights.h5" in caplog.text
 
 
@@ -171,7 +171,7 @@ def test_a_dataset_and_a_log_are_joined(tmp_path, rlds, log_folder):
     same = kabuki_rlds.convert(log_folder, tmp_path / "out/log.hdf5")
     kabuki_rlds.build(same.path, tmp_path / "runs", name="a")
     got = kabuki_rlds.convert(tmp_path / "runs", tmp_path / "out/k.hdf5")
-    assert (got.steps, got.episodes) == (2 * same.steps, 2 * same.episodes)
+    assert (got.num_steps, got.num_episodes) == (2 * same.num_steps, 2 * same.num_episodes)
 
 
 @pytest.mark.parametrize(
@@ -222,19 +222,19 @@ def test_links_are_followed_once(tmp_path, rlds):
     for i in range(30):
         (tmp_path / f"data/inner/up{i}").symlink_to(tmp_path / "data")
     got = kabuki_rlds.convert(tmp_path / "data", tmp_path / "out/k.hdf5")
-    assert (got.episodes, rewards(got.path)) == (2, [1])
+    assert (got.num_episodes, rewards(got.path)) == (2, [1])
     (tmp_path / "files").mkdir()
     (tmp_path / "files/latest").symlink_to(tmp_path / "files")
     (tmp_path / "files/here").symlink_to(tmp_path / "other")
     for source in ("files", "files/**", "files/*/*.hdf5"):
         got = kabuki_rlds.convert(tmp_path / source, tmp_path / "out/k.hdf5", overwrite=True)
-        assert (got.episodes, rewards(got.path)) == (2, [2])
+        assert (got.num_episodes, rewards(got.path)) == (2, [2])
 
 
 def test_a_log_and_a_link_to_it_are_read_once(tmp_path, log_folder):
     want = kabuki_rlds.convert(log_folder, tmp_path / "out/want.hdf5")
     (log_folder.parent / "latest").symlink_to(log_folder)
-    assert kabuki_rlds.convert(log_folder.parent, tmp_path / "out/got.hdf5").episodes == want.episodes
+    assert kabuki_rlds.convert(log_folder.parent, tmp_path / "out/got.hdf5").num_episodes == want.num_episodes
 
 
 def test_macos_files_beside_shards_and_logs_are_ignored(tmp_path, rlds, log_folder):
@@ -245,14 +245,14 @@ def test_macos_files_beside_shards_and_logs_are_ignored(tmp_path, rlds, log_fold
             path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
     assert read(tmp_path, tmp_path / "tfds/hopper") == [1]
     assert read(tmp_path, tmp_path / "tfds") == [1]
-    assert kabuki_rlds.convert(log_folder, tmp_path / "out/got.hdf5").episodes == want.episodes
+    assert kabuki_rlds.convert(log_folder, tmp_path / "out/got.hdf5").num_episodes == want.num_episodes
 
 
 def test_macos_files_beside_minari_tables_are_ignored(tmp_path):
     folder = layout_files.minari_arrow(tmp_path / "door", [3, 4])
     for path in list(folder.rglob("*")):
         path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
-    assert kabuki_rlds.convert(folder, tmp_path / "out/k.hdf5").episodes == 2
+    assert kabuki_rlds.convert(folder, tmp_path / "out/k.hdf5").num_episodes == 2
 
 
 def test_a_local_folder_that_shadows_a_name_is_mentioned(tmp_path, rlds, monkeypatch, caplog):
@@ -336,8 +336,8 @@ def test_the_tfds_builder_refuses_a_url():
         ["convert", URL, "k.hdf5"],
         ["convert", "{file}", URL],
         ["convert", "{file}", "k.hdf5", "--data-dir", URL],
-        ["build", f"train={URL}?a=b", "--data-dir", "out"],
-        ["build", "{file}", "--name", "x", "--data-dir", URL],
+        ["build", f"train={URL}?a=b", "--out", "out"],
+        ["build", "{file}", "--name", "x", "--out", URL],
         ["export", "{file}", URL, "--to", "d4rl"],
         ["validate", URL],
         ["validate", "{file}", "--against", URL],

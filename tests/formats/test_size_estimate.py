@@ -52,7 +52,7 @@ def test_a_part_of_a_shard_is_estimated_within_a_tenth(data_dir, tmp_path, caplo
     caplog.set_level(logging.INFO, "kabuki_rlds")
     result = kabuki_rlds.convert(f"{size}_{file_format}", tmp_path / "x.hdf5", data_dir=data_dir, split=split)
     num_steps, num_bytes = stated(caplog.text)
-    assert abs(num_steps - result.steps) <= result.steps / 10
+    assert abs(num_steps - result.num_steps) <= result.num_steps / 10
     with h5py.File(result.path) as f:
         right = sum(f[name].nbytes for name in f if isinstance(f[name], h5py.Dataset))
     assert abs(num_bytes - right) <= right / 10
@@ -61,6 +61,6 @@ def test_a_part_of_a_shard_is_estimated_within_a_tenth(data_dir, tmp_path, caplo
 def test_a_part_that_fits_the_disk_is_not_refused(data_dir, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-    assert kabuki_rlds.convert(data_dir / "large_tfrecord", tmp_path / "x.hdf5", split="train[:5]").steps == 15
+    assert kabuki_rlds.convert(data_dir / "large_tfrecord", tmp_path / "x.hdf5", split="train[:5]").num_steps == 15
     with pytest.raises(kabuki_rlds.KabukiError, match=r"needs about .* free"):
         kabuki_rlds.convert(data_dir / "large_tfrecord", tmp_path / "y.hdf5", split="train[200:]")

@@ -510,7 +510,7 @@ def test_build_encodes_decoded_images_in_their_original_format(tmp_path, caplog)
         assert read(back)[1]["file_format"] == (kind or "png")
         difference = np.abs(read(back)[0].astype(int) - read(file)[0])
         assert difference.max() == 0 if kind != "jpeg" else difference.mean() < 3
-    built = build(tmp_path / "jpeg.hdf5", tmp_path / "lossless", name="made", images="png")
+    built = build(tmp_path / "jpeg.hdf5", tmp_path / "lossless", name="made", encode="png")
     back = convert(built.path, tmp_path / "lossless.hdf5").path
     np.testing.assert_array_equal(read(back)[0], read(tmp_path / "jpeg.hdf5")[0])
 

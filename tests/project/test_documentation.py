@@ -237,7 +237,7 @@ def test_the_robot_loop_tells_terminated_episodes_from_truncated_ones(tmp_path, 
     exec(_block("docs/guides/recording.md", "robot.move").text, names)
     summary = kabuki_rlds.inspect("runs/robot.hdf5")
     assert (summary.terminal, summary.truncated) == ((1, 0) if success_at else (0, 1))
-    assert summary.steps == (success_at or 200) + 1
+    assert summary.num_steps == (success_at or 200) + 1
     assert kabuki_rlds.validate("runs/robot.hdf5") == []
 
 

@@ -65,8 +65,8 @@ def test_demonstrations_of_robosuite(tmp_path, name):
     built = build(source, tmp_path / "rlds", name="demonstrations", fill={"reward": 0})
     with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
         demos = sorted(theirs["data"].values(), key=lambda demo: int(demo.name.rpartition("_")[2]))
-        assert len(ours["episodes/start"]) == built.episodes == len(demos)
-        assert built.steps == len(ours["action"]) == sum(len(demo["actions"]) for demo in demos)
+        assert len(ours["episodes/start"]) == built.num_episodes == len(demos)
+        assert built.num_steps == len(ours["action"]) == sum(len(demo["actions"]) for demo in demos)
         of_steps = 0
         for number, demo in enumerate(demos):
             rows = slice(ours["episodes/start"][number], ours["episodes/start"][number] + len(demo["actions"]))

@@ -15,7 +15,7 @@ PACKAGE = Path(kabuki_rlds.__file__).parent
 
 #: A module may import from its own layer and from those before it.
 LAYERS = (
-    ("errors", "version"),
+    ("arguments", "errors", "version"),
     ("extras",),
     ("files",),
     ("data",),

@@ -254,7 +254,7 @@ def test_step_fn_and_episode_fn_give_fields(tmp_path, envlogger):
 def test_a_finished_episode_is_on_the_disk_before_the_next_begins(tmp_path, envlogger):
     env = envlogger.EnvLogger(Catch(), backend=backend(), path=tmp_path / "x", episode_fn=lambda *_: {"n": 1})
     act(env, of_catch(), 2, Episodes())
-    assert kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").episodes == 2
+    assert kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").num_episodes == 2
     env.close()
     assert read(tmp_path / "x").episodes["n"] == [1, 1]
 
@@ -361,7 +361,7 @@ def test_what_tfds_backend_writer_wrote_is_gone_on_with(tmp_path, envlogger):
         act(logged, of_catch(), 3, given)
     del theirs, logged  # Or it writes dataset_info.json once more when it is forgotten.
     converted = kabuki_rlds.convert(folder, tmp_path / "theirs.hdf5")
-    assert (converted.episodes, converted.warnings) == (3, [])
+    assert (converted.num_episodes, converted.warnings) == (3, [])
     assert kabuki_rlds.validate(converted.path) == []
     with envlogger.EnvLogger(env, backend=backend(), path=tmp_path / "catch") as logged:
         act(logged, of_catch(), 2, given)

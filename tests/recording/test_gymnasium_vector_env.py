@@ -87,7 +87,7 @@ def test_environments_that_reset_themselves(tmp_path, mode, info):
     found = check(tmp_path / "x.hdf5")
     assert {index for index, _ in found} == {0, 1, 2}
     assert whole <= len(found) <= whole + 3
-    transitions = kabuki_rlds.inspect(tmp_path / "x.hdf5").steps - len(found)
+    transitions = kabuki_rlds.inspect(tmp_path / "x.hdf5").num_steps - len(found)
     if mode is AutoresetMode.SAME_STEP:
         assert transitions == 30 * 3
     else:  # A step that resets is none; an environment may have ended in the very last.

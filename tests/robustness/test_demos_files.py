@@ -314,7 +314,7 @@ def test_a_number_of_thousands_of_digits_is_none(layout, group, tmp_path, caplog
     path = MADE[layout](tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
         file.create_group(group + "1" * 5000)
-    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").episodes == 2
+    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").num_episodes == 2
     assert f"{group}{'1' * 5000}: not in the layout, and left out" in caplog.text
 
 
@@ -443,7 +443,7 @@ def test_counts_that_a_file_says_by_itself_are_checked(tmp_path, key, capsys):
     assert _error(capsys, path).startswith(f"{path}: says {key} 9, but there are ")
     # `metadata.json` is the newer way to say it.
     (tmp_path / "metadata.json").write_text(json.dumps({"total_episodes": 2, "total_steps": 4}))
-    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").episodes == 2
+    assert kabuki_rlds.convert(path, tmp_path / "out.hdf5").num_episodes == 2
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_metadata_of_others_are_passed_over(tmp_path):
     folder.mkdir()
     MADE["aloha"](folder / "episode_0.hdf5")
     (folder / "metadata.json").write_text('[{"robot": "aloha"}]')
-    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", fill={"reward": 0}).episodes == 1
+    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", fill={"reward": 0}).num_episodes == 1
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_a_recording_that_cannot_become_its_file_is_safe_beside_it(tmp_path, mon
         recorded(tmp_path / "x.hdf5")
     monkeypatch.undo()
     (left,) = tmp_path.iterdir()
-    assert kabuki_rlds.convert(left, tmp_path / "saved.hdf5").episodes == 1
+    assert kabuki_rlds.convert(left, tmp_path / "saved.hdf5").num_episodes == 1
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_features_of_a_file_that_are_none_of_a_dataset(case, tmp_path):
 
 def test_what_tfds_build_is_not_told(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match="images: 'gif' is neither 'png' nor 'jpeg'"):
-        KabukiConfig(name="x", images="gif")
+        KabukiConfig(name="x", encode="gif")
 
     class Builder(KabukiBuilder):
         BUILDER_CONFIGS = [KabukiConfig(name="no_files")]  # noqa: RUF012  # TFDS's attribute

@@ -133,7 +133,7 @@ def test_boolean_other_than_0_or_1_is_rejected(options, tmp_path):
 def test_text_flags_do_not_mark_episode_starts(text, tmp_path):
     texts = text if text.dtype.kind == "S" else Stored(text, {"dtype": h5py.string_dtype()})
     fields = handmade.fields() | {"is_first": texts}
-    assert kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields)).episodes == len(handmade.LENGTHS)
+    assert kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields)).num_episodes == len(handmade.LENGTHS)
     with pytest.raises(KabukiError, match="says where episodes begin"):
         kabuki_rlds.inspect(handmade.write(tmp_path / "g.hdf5", fields | {"is_last": texts}))
 
@@ -141,7 +141,7 @@ def test_text_flags_do_not_mark_episode_starts(text, tmp_path):
 def test_flags_of_shape_n_by_1_mark_episode_starts(tmp_path):
     fields = handmade.fields()
     file = handmade.write(tmp_path / "f.hdf5", fields | {"is_first": fields["is_first"][:, None]})
-    assert kabuki_rlds.inspect(file).episodes == len(handmade.LENGTHS)
+    assert kabuki_rlds.inspect(file).num_episodes == len(handmade.LENGTHS)
 
 
 def test_row_of_many_texts_round_trips(tmp_path):

@@ -361,7 +361,7 @@ def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
         KabukiError, match=r"x.hdf5.recording: cannot be removed \(.* not empty\); what was recorded is"
     ):
         logger.close()
-    assert kabuki_rlds.inspect(path).episodes == 1
+    assert kabuki_rlds.inspect(path).num_episodes == 1
     assert [p.name for p in (tmp_path / "x.hdf5.recording").iterdir()] == ["notes"]
 
 
@@ -414,7 +414,7 @@ def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
         log(logger, [-1])
     if suffix:
         assert sorted(p.name for p in tmp_path.iterdir()) == ["converted.hdf5", "x.hdf5"]
-        assert kabuki_rlds.inspect(path).episodes == len(found) + 1
+        assert kabuki_rlds.inspect(path).num_episodes == len(found) + 1
     else:
         assert numbers(folder) == [*found, -1]
 
@@ -437,7 +437,7 @@ def test_a_recording_that_was_put_into_its_file_is_not_put_there_twice(tmp_path,
     assert (tmp_path / "x.hdf5.recording" / "episodes.log").exists()
     with Logger(path) as logger:
         log(logger, [2])
-    assert kabuki_rlds.inspect(path).episodes == 3
+    assert kabuki_rlds.inspect(path).num_episodes == 3
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
 
 

@@ -45,13 +45,13 @@ def other_disk(tmp_path) -> Iterator[Path]:
 def test_another_file_system_will_do(small, other_disk):
     path = kabuki_rlds.convert(small, other_disk / "out.hdf5", resume=True).path
     assert [entry.name for entry in other_disk.iterdir()] == ["out.hdf5"]
-    assert kabuki_rlds.build(path, other_disk).steps == 8
+    assert kabuki_rlds.build(path, other_disk).num_steps == 8
     assert kabuki_rlds.compare(path, small) == []
 
 
 def test_a_read_only_disk_is_said(small, other_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", other_disk], check=True)
-    for command in (["convert", small, other_disk / "out.hdf5"], ["build", small, "--data-dir", other_disk]):
+    for command in (["convert", small, other_disk / "out.hdf5"], ["build", small, "--out", other_disk]):
         assert main([*map(str, command), "--quiet"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert "cannot be written (Read-only file system)" in line
@@ -66,7 +66,7 @@ def test_a_disk_that_another_fills_is_said(lengths, file_format, other_disk, tmp
     file = handmade.write(tmp_path / "large.hdf5", fields)
     free = shutil._ntuple_diskusage(1 << 40, 0, 1 << 40)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
-    command = ["build", str(file), "--data-dir", str(other_disk), "--file-format", file_format, "--quiet"]
+    command = ["build", str(file), "--out", str(other_disk), "--file-format", file_format, "--quiet"]
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
     shard = other_disk / "large" / "1.0.0.partial" / f"large-train.{file_format}-00000"
@@ -86,7 +86,7 @@ def test_out_of_memory_is_said_in_one_line(command, small, tmp_path, capsys, mon
     monkeypatch.setattr(KabukiSource, "blocks", fail_later)
     folder = tmp_path / "made"
     folder.mkdir()
-    dest = [str(folder / "out.hdf5")] if command == "convert" else ["--data-dir", str(folder)]
+    dest = [str(folder / "out.hdf5")] if command == "convert" else ["--out", str(folder)]
     assert main([command, str(small), *dest, "--quiet"]) == 1
     assert capsys.readouterr().err == "kabuki-rlds: error: out of memory; nothing was written\n"
     assert list(folder.iterdir()) == []

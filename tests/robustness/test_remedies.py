@@ -43,7 +43,7 @@ def test_a_field_under_another_name_is_to_be_renamed_and_not_filled(tmp_path, mi
     source = handmade.write(tmp_path / "in.hdf5", fields)
     with pytest.raises(KabukiError, match=f"no '{missing}'; if it is '{name}', rename it with a recipe") as e:
         convert(source, tmp_path / "out.hdf5")
-    assert "--fill" not in str(e.value)
+    assert "fill=" not in str(e.value)
     (recipe,) = quoted(e)
     (tmp_path / "r.yaml").write_text(recipe)
     convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")
@@ -72,11 +72,12 @@ def test_a_field_that_is_not_there_at_all_is_filled(tmp_path):
     source = handmade.write(tmp_path / "in.hdf5", fields)
     fill: dict[str, float] = {}
     while len(fill) < 4:
-        with pytest.raises(KabukiError, match="--fill") as e:
+        with pytest.raises(KabukiError, match="fill=") as e:
             convert(source, tmp_path / "out.hdf5", fill=fill)
-        name, _, value = str(e.value).partition("--fill ")[2].split()[0].partition("=")
-        fill[name] = float(value)
-    assert convert(source, tmp_path / "out.hdf5", fill=fill).steps == _ROWS
+        suggested = re.search("fill=({.*?})", str(e.value))
+        assert suggested is not None
+        fill |= eval(suggested[1])
+    assert convert(source, tmp_path / "out.hdf5", fill=fill).num_steps == _ROWS
 
 
 # --- files that are there in place of data ---
@@ -135,7 +136,7 @@ def test_a_file_in_place_of_the_data_is_named_and_copying_it_again_is_not_sugges
             file.write_bytes(padded)
             with pytest.raises(KabukiError, match=f"{re.escape(file.name)}: .*but {says}") as e:
                 convert(source, tmp_path / "out.hdf5")
-            assert "copy" not in str(e.value) and "--skip-bad" not in str(e.value)
+            assert "copy" not in str(e.value) and "skip_bad" not in str(e.value)
         file.write_bytes(kept)
 
 
@@ -153,7 +154,7 @@ def test_a_shard_that_is_a_pointer_is_left_out_as_such(tmp_path, dataset):
     sorted(folder.glob("*train*"))[1].write_bytes(LFS)
     result = convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     (loss,) = result.skipped
-    assert loss.why.startswith("not the data, but a Git LFS pointer") and result.episodes + loss.count == 10
+    assert loss.why.startswith("not the data, but a Git LFS pointer") and result.num_episodes + loss.count == 10
 
 
 # --- RLDS datasets that lack shards, or whose features are not theirs ---
@@ -168,11 +169,13 @@ def test_the_split_that_is_suggested_takes_the_shards_that_are_there(tmp_path, d
         shards[number].unlink()
     with pytest.raises(KabukiError, match="this shard is missing; copy the whole dataset, then run again") as e:
         convert(folder, tmp_path / "out.hdf5")
-    found = re.search(r"--split '(.*)'", str(e.value))
+    found = re.search(r"split='(.*)'", str(e.value))
     if len(gone) == 3:
         assert found is None
         return
-    assert convert(folder, tmp_path / "out.hdf5", split=found[1]).episodes == sum(counts) - sum(counts[n] for n in gone)
+    assert convert(folder, tmp_path / "out.hdf5", split=found[1]).num_episodes == sum(counts) - sum(
+        counts[n] for n in gone
+    )
 
 
 def test_if_every_record_fails_on_the_same_field_the_features_are_at_fault(tmp_path, dataset):
@@ -185,9 +188,9 @@ def test_if_every_record_fails_on_the_same_field_the_features_are_at_fault(tmp_p
     says = r"record 0: field 'observation/position': .*; all \d other records that were tried fail too"
     with pytest.raises(KabukiError, match=says) as e:
         convert(folder, tmp_path / "out.hdf5")
-    assert "copy" not in str(e.value) and "--skip-bad" not in str(e.value)
+    assert "copy" not in str(e.value) and "skip_bad" not in str(e.value)
     path.write_text(text)
-    assert convert(folder, tmp_path / "out.hdf5").episodes == 10
+    assert convert(folder, tmp_path / "out.hdf5").num_episodes == 10
 
 
 def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
@@ -195,10 +198,10 @@ def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
     shard = sorted(folder.glob("*train*"))[1]
     tfrecords.edit(shard, 1, lambda example: example.features.feature["steps/reward"].float_list.value.pop())
     with pytest.raises(
-        KabukiError, match="copy this shard again, or convert with --skip-bad-episodes, which leaves it"
+        KabukiError, match="copy this shard again, or convert with skip_bad_episodes=True, which leaves it"
     ):
         convert(folder, tmp_path / "out.hdf5")
-    assert convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 9
+    assert convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).num_episodes == 9
 
 
 def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dataset):
@@ -208,7 +211,7 @@ def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dat
     with pytest.raises(KabukiError, match=r"dataset_info.json does not list this shard; move it to another folder"):
         convert(folder, tmp_path / "out.hdf5")
     shutil.move(extra, tmp_path)
-    assert convert(folder, tmp_path / "out.hdf5").episodes == 10
+    assert convert(folder, tmp_path / "out.hdf5").num_episodes == 10
 
 
 # --- exports ---
@@ -321,7 +324,7 @@ def test_several_datasets_become_one_before_they_are_exported(tmp_path):
     with pytest.raises(KabukiError, match="several datasets; `convert` makes one of them first"):
         export(tmp_path / "hopper_*.hdf5", tmp_path / "demo.hdf5", "robomimic")
     convert(tmp_path / "hopper_*.hdf5", tmp_path / "all.hdf5")
-    assert export(tmp_path / "all.hdf5", tmp_path / "demo.hdf5", "robomimic").actions == 6
+    assert export(tmp_path / "all.hdf5", tmp_path / "demo.hdf5", "robomimic").num_steps == 6
 
 
 def test_float64_that_the_stated_features_cannot_hold_is_stored_without_them(tmp_path):

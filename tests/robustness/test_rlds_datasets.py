@@ -158,7 +158,7 @@ def test_what_is_damaged_is_said_and_the_rest_converted(case, damaged, first_of,
 
     lost = list(range(first_of[1], first_of[2])[CASES[case].lost])
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert result.episodes == EPISODES - len(lost)
+    assert result.num_episodes == EPISODES - len(lost)
     assert [loss.path for loss in result.skipped] == [str(shard)]
     (loss,) = result.skipped
     assert (loss.record, loss.count) == (lost[0] - first_of[1], len(lost))
@@ -196,10 +196,10 @@ def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert [(loss.path, loss.record, loss.count) for loss in result.skipped] == [(str(shard), 1, 1)]
-    assert result.episodes == EPISODES - 1
+    assert result.num_episodes == EPISODES - 1
     shard.write_bytes(b"no ArrayRecord")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True, overwrite=True)
-    assert result.episodes + sum(loss.count for loss in result.skipped) == EPISODES
+    assert result.num_episodes + sum(loss.count for loss in result.skipped) == EPISODES
 
 
 def test_the_first_record_is_looked_at_before_all_and_may_be_damaged(damaged, dataset, tmp_path):
@@ -243,7 +243,7 @@ def test_damage_outside_of_the_split_is_none_of_it(damaged, first_of, tmp_path):
         result = kabuki_rlds.convert(damaged, dest, split=split, skip_bad_episodes=True)
         assert sum(loss.count for loss in result.skipped) == lost
         stated = {f"train[:{bad}]": bad, f"train[{bad + 1}:]": EPISODES - bad - 1}.get(split, 2)
-        assert result.episodes == stated - lost
+        assert result.num_episodes == stated - lost
 
 
 def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
@@ -253,7 +253,7 @@ def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{extra.name}: dataset_info.json does not list this shard"):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert result.episodes == EPISODES
+    assert result.num_episodes == EPISODES
     assert [loss.path for loss in result.skipped] == [str(extra)]
     assert result.skipped[0].count == len(tfrecords.read(extra))
 
@@ -265,7 +265,7 @@ def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
     if int(count) >= 0:
         result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
-        assert result.episodes == EPISODES
+        assert result.num_episodes == EPISODES
         assert ["dataset_info.json lists more episodes" in loss.why for loss in result.skipped] == [True] * (
             count != "0"
         )
@@ -288,7 +288,7 @@ def test_a_split_that_is_said_to_hold_nothing_and_does_is_refused(damaged, tmp_p
 def test_more_episodes_than_were_said_are_no_loss(damaged, tmp_path, caplog):
     tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, "1"))
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.skipped) == (EPISODES, [])
+    assert (result.num_episodes, result.skipped) == (EPISODES, [])
     assert "more episodes than dataset_info.json lists" in caplog.text
 
 
@@ -412,7 +412,7 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     assert f"record 1: field 'observation/image': row 2 is {LARGE} x {LARGE} pixels" in str(error.value)
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.skipped[0].record) == (2, 1)
+    assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
@@ -441,7 +441,7 @@ def test_a_damaged_image_is_reported_with_episode_and_row(file, says, images, tm
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5", images=images)
     assert f"record 1: field 'observation/image': {says}" in str(error.value)
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", images=images, skip_bad_episodes=True)
-    assert (result.episodes, result.skipped[0].record) == (2, 1)
+    assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
 def test_an_image_that_does_not_decode_is_reported(tmp_path):
@@ -450,7 +450,7 @@ def test_an_image_that_does_not_decode_is_reported(tmp_path):
     put_image(folder, png(8, 8, b"no deflate stream"))
     with pytest.raises(kabuki_rlds.KabukiError, match=r"record 1: field 'observation/image': row 2 cannot be decoded"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
-    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).episodes == 2
+    assert kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).num_episodes == 2
 
 
 def tensor(shape: tuple[int | None, ...]) -> tuple[Any, np.ndarray]:
@@ -484,7 +484,7 @@ def test_an_encoded_tensor_that_is_not_what_it_should_be_is_refused(item, says, 
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     assert "record 1: " in str(error.value) and says in str(error.value)
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.skipped[0].record) == (2, 1)
+    assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
 # --- lengths that lie: no memory is read that is none of the record's ---
@@ -523,7 +523,7 @@ def test_lengths_of_lists_that_lie_are_refused(change, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"record 1: field 'observation/boxes'"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.skipped[0].record) == (2, 1)
+    assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
 def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
@@ -625,7 +625,7 @@ def test_an_image_in_lists_of_lists_that_is_none_is_refused(file, says, kind, tm
     assert str(error.value).startswith(f"{shard}: record 1: {says}")
     assert "\n" not in str(error.value) and "{{" not in str(error.value)
     result = kabuki_rlds.convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
-    assert (result.episodes, result.skipped[0].record) == (2, 1)
+    assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
 def test_what_tfds_decodes_to_another_shape_is_refused(tmp_path, monkeypatch):

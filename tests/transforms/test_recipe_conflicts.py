@@ -55,7 +55,7 @@ def test_a_field_can_replace_the_group_it_is_concatenated_from(source, tmp_path,
             np.testing.assert_array_equal(ours[name][:], np.concatenate([theirs[f"{name}/{p}"][:] for p in parts], 1))
     assert validate(out) == []
     assert compare(out, source, recipe=recipe) == []
-    assert build(source, tmp_path / "rlds", name="joined", recipe=recipe).steps == _ROWS
+    assert build(source, tmp_path / "rlds", name="joined", recipe=recipe).num_steps == _ROWS
 
 
 def test_a_group_can_replace_the_field_it_is_made_from(source, tmp_path):
@@ -134,7 +134,7 @@ def test_a_reward_dropped_by_the_recipe_is_reported_as_dropped(source, tmp_path,
             make()
         message = str(e.value)
         assert message.startswith(f"{tmp_path}/{where}") and "does not keep 'reward' of" in message
-        assert "no 'reward'" not in message and "--fill" not in message
+        assert "no 'reward'" not in message and "fill" not in message
 
 
 def test_the_remedy_for_a_dropped_required_field_works(source, tmp_path):

@@ -35,7 +35,7 @@ def test_the_libero_recipe_gives_the_features_that_openvla_reads(tmp_path):
     for task, of in lengths.items():
         _libero(tmp_path / f"{task}_demo.hdf5", of, task.replace("_", " "))
     built = build(str(tmp_path / "*.hdf5"), tmp_path / "rlds", name="libero_spatial", recipe="libero-openvla")
-    assert (built.splits, built.steps) == ({"train": 3}, 9)
+    assert (built.splits, built.num_steps) == ({"train": 3}, 9)
     builder = tfds.builder_from_directory(str(built.path))
     picture = tfds.features.Image(shape=(256, 256, 3), encoding_format="jpeg")
     steps = {
@@ -170,8 +170,8 @@ def test_a_recipe_maps_splits_to_masks(tmp_path):
     recipe = _recipe(tmp_path / "r.yaml", "split: {train: train, val: valid}\n")
     built = build(source, tmp_path / "rlds", name="lift", recipe=recipe)
     assert built.splits == {"train": 2, "val": 1}
-    assert convert(source, tmp_path / "k.hdf5", recipe=recipe, split="val").steps == 3
-    with pytest.raises(KabukiError, match="the recipe makes the splits train, val; choose one with --split"):
+    assert convert(source, tmp_path / "k.hdf5", recipe=recipe, split="val").num_steps == 3
+    with pytest.raises(KabukiError, match="the recipe makes the splits train, val; choose one with split"):
         convert(source, tmp_path / "l.hdf5", recipe=recipe)
 
 
@@ -314,7 +314,7 @@ def test_a_draft_transposes_channels_first_images(tmp_path, capsys):
 def test_empty_recipe_sections_are_ignored(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
     recipe = _recipe(tmp_path / "r.yaml", "about:\nfor:\nassume:\nfill:\nsplit:\nsteps:\nepisode:\ndrop:\nrest:\n")
-    assert convert(source, tmp_path / "k.hdf5", recipe=recipe).steps == 4
+    assert convert(source, tmp_path / "k.hdf5", recipe=recipe).num_steps == 4
 
 
 @pytest.mark.parametrize("value", [(1 << 24) + 1, 1 << 62])

@@ -35,6 +35,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import h5py
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.demos.assumptions import LAST_OBSERVATION, Assumptions, repeats_last_observation
@@ -133,6 +134,6 @@ def _instruction(file: h5py.File, count: int, assume: Assumptions) -> dict[str, 
     if field and not stated and assume[ASSUMPTION] == NAME:
         warn_once(
             f"{folder}: the name of the folder is taken as the instruction, {field[FIELD]!r}; "
-            f"--assume {ASSUMPTION}=TEXT gives another"
+            f"{argument('assume', {ASSUMPTION: 'TEXT'})} gives another"
         )
     return field

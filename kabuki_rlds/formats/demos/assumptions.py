@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import InvalidArgumentError
 
 _log = logging.getLogger("kabuki_rlds")
@@ -48,12 +49,16 @@ def complete_assumptions(layout: str, known: Mapping[str, tuple[str, ...]], assu
     for name, value in given.items():
         if name not in known:
             there = f"there is {', '.join(known)}" if known else "there is nothing to assume"
-            raise InvalidArgumentError(f"assume: {name!r} says nothing of files laid out as {layout}; {there}")
+            raise InvalidArgumentError(
+                f"{argument('assume')}: {name!r} says nothing of files laid out as {layout}; {there}"
+            )
         if known[name] and value not in known[name]:
-            raise InvalidArgumentError(f"assume: {name} is {' or '.join(filter(None, known[name]))}, not {value!r}")
+            raise InvalidArgumentError(
+                f"{argument('assume')}: {name} is {' or '.join(filter(None, known[name]))}, not {value!r}"
+            )
     return {name: values[0] for name, values in known.items() if values} | given
 
 
 def inapplicable(label: str, name: str, value: str, reason: str) -> InvalidArgumentError:
     """Returns the error for an assumption that cannot apply to the files it was stated for."""
-    return InvalidArgumentError(f"{label}: assume: {name}={value} cannot apply, since {reason}")
+    return InvalidArgumentError(f"{label}: {argument('assume')}: {name}={value} cannot apply, since {reason}")

@@ -39,6 +39,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.block import Block, Column, take
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import Field, Info, Schema
@@ -228,8 +229,9 @@ class D4rlSource:
             self._check_no_other_flags()
         if stated is None or not stated.isdecimal() or int(stated) < 1:
             raise KabukiError(
-                f"{self._path}: no timeouts, so nothing says where time was up; --assume max_episode_steps=1000 cuts "
-                "at the environment's limit, and =none says that episodes end at terminals alone"
+                f"{self._path}: no timeouts, so nothing says where time was up; "
+                f"{argument('assume', {'max_episode_steps': '1000'})} cuts at the environment's limit, "
+                f"{argument('assume', {'max_episode_steps': 'none'})} says that episodes end at terminals alone"
             )
         starts = np.flatnonzero(np.append(True, terminal[:-1])) if count else np.zeros(0, np.int64)
         lengths = np.diff(np.append(starts, count))
@@ -243,7 +245,8 @@ class D4rlSource:
             if name not in _PER_ACTION and is_flag and _LIKE_EPISODE_ENDS.search(name):
                 raise KabukiError(
                     f"{self._path}: no timeouts, but {name!r}; if it says where episodes end, copy it to a dataset "
-                    "'timeouts', else give --assume max_episode_steps=1000, the environment's limit"
+                    f"'timeouts', else give {argument('assume', {'max_episode_steps': '1000'})}, "
+                    "the environment's limit"
                 )
 
     def _flags(self, name: str, count: int) -> np.ndarray:

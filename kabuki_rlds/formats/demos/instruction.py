@@ -23,6 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.demos.hdf5_values import read_value
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
@@ -75,7 +76,7 @@ def instruction(stated: str, name: str, assume: Mapping[str, str], label: str) -
     if not task:
         raise KabukiError(
             f"{label}: no instruction in the file or in a JSON file next to it, and the name {name!r} does not read as "
-            f"one; give it with --assume {ASSUMPTION}='fold the shirt'"
+            f"one; give it with {argument('assume', {ASSUMPTION: 'fold the shirt'})}"
         )
     return {FIELD: task}
 

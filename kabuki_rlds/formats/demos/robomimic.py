@@ -43,6 +43,7 @@ from collections.abc import Collection, Iterator, Mapping
 import h5py
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.demos.assumptions import LAST_OBSERVATION, Assumptions, repeats_last_observation
@@ -212,8 +213,9 @@ class Robomimic(Hdf5EpisodeLayout):
                 steps[_STEP_FIELDS.get(path, path)] = StoredRows(dataset, padding)
                 continue
             key = path.removeprefix(f"{OBS}/")
+            remedy = "" if keeps_next_obs else f"{argument('assume', {'next_obs': 'keep'})} keeps both"
             steps[f"observation/{key}"] = (
-                ObservationRows(dataset, following[key], "" if keeps_next_obs else "--assume next_obs=keep keeps both")
+                ObservationRows(dataset, following[key], remedy)
                 if following
                 else StoredRows(dataset, "repeat" if has_last_row else "")
             )

@@ -19,11 +19,10 @@ from kabuki_rlds.formats.envlogger import fields, messages, protobuf, specs
 from kabuki_rlds.formats.envlogger.messages import Leaves
 from kabuki_rlds.formats.envlogger.shard import (
     EPISODE_METADATA,
-    REMEDY,
-    REMEDY_WITHOUT_REST,
     STEPS,
     LogShard,
     MessageBatch,
+    remedy,
 )
 from kabuki_rlds.formats.riegeli import records
 
@@ -88,9 +87,9 @@ class EnvLoggerLog:
         self.shards = [LogShard(path, verify=skip_bad) for path in inside]
         damaged = [shard for shard in self.shards if shard.losses]
         if damaged and not skip_bad:
-            remedy = REMEDY if any(shard.is_whole.any() for shard in self.shards) else REMEDY_WITHOUT_REST
+            what_to_do = remedy(has_rest=any(shard.is_whole.any() for shard in self.shards))
             others = [f"{shard.path}: {shard.losses}" for shard in damaged[1:]]
-            raise DamagedDataError("; ".join([damaged[0].losses, *others, remedy]), file=damaged[0].path)
+            raise DamagedDataError("; ".join([damaged[0].losses, *others, what_to_do]), file=damaged[0].path)
         for shard in damaged:
             _log.warning("%s: %s, and left out", shard.path, shard.losses)
         for shard in self.shards:

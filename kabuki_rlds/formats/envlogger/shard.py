@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.envlogger import messages, protobuf
 from kabuki_rlds.formats.riegeli import chunks, records
@@ -23,10 +24,6 @@ STEPS = "steps.riegeli"
 EPISODE_METADATA = "episode_metadata.riegeli"
 _STEP_OFFSETS = "step_offsets.riegeli"
 _EPISODE_INDEX = "episode_index.riegeli"
-
-#: What an error about a damaged shard suggests.
-REMEDY = "copy the log again, or convert with --skip-bad-episodes, which leaves these out"
-REMEDY_WITHOUT_REST = "copy the log again"
 
 #: The field of a step that has dm_env's step type, and the type FIRST.
 STEP_TYPE = ("0", "0")
@@ -50,6 +47,12 @@ class MessageBatch:
     steps: protobuf.Spans
     begins: np.ndarray
     numbers: np.ndarray
+
+
+def remedy(*, has_rest: bool) -> str:
+    """What an error about a damaged shard suggests; `has_rest` if some of its episodes are intact."""
+    skip = f", or convert with {argument('skip_bad_episodes', True)}, which leaves these out" if has_rest else ""
+    return f"copy the log again{skip}"
 
 
 class LogShard:
@@ -206,7 +209,7 @@ class LogShard:
                 # The error describes all damage, so all data is verified.
                 self._verify()
                 self._survey()
-                raise DamagedDataError(f"{self.losses}; {REMEDY}", file=self.path)
+                raise DamagedDataError(f"{self.losses}; {remedy(has_rest=True)}", file=self.path)
             held.append(self._decode(header, data))
             numbers.append(np.arange(header.num_records) + self._first[header.begin])
             size, count = size + header.decoded_bytes, count + header.num_records

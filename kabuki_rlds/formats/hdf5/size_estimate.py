@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.block import Column, nbytes
 from kabuki_rlds.data.source import Size
 from kabuki_rlds.data.units import format_bytes
@@ -61,15 +62,18 @@ def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *
     )
     if images > _MUCH_LARGER * on_disk:
         _log.warning(
-            "decoded images take %s of it, %.0f times the source; --images encoded keeps the image files as they are",
+            "decoded images take %s of it, %.0f times the source; %s keeps the image files as they are",
             format_bytes(images),
             images / max(on_disk, 1),
+            argument("images", "encoded"),
         )
     folder = dest.parent
     if folder.is_dir():
         free = shutil.disk_usage(folder).free
         if packed * copies > free:
-            remedy = "; --images encoded needs about " + format_bytes(on_disk) if images > on_disk else ""
+            remedy = (
+                f"; {argument('images', 'encoded')} needs about {format_bytes(on_disk)}" if images > on_disk else ""
+            )
             raise KabukiError(
                 f"{dest}: needs about {format_bytes(packed * copies)}, but {folder} has {format_bytes(free)} free"
                 f"{remedy}"

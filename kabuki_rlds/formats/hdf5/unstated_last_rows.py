@@ -7,6 +7,7 @@ import logging
 
 import numpy as np
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.last_row import carries_value
 from kabuki_rlds.data.rules import REWARD, is_number
 from kabuki_rlds.errors import KabukiError
@@ -29,9 +30,8 @@ def warn_if_unstated(source: KabukiSource) -> None:
 def _warn(path: str, count: int, num_episodes: int) -> None:
     _log.warning(
         "%s: the file does not say whether last rows are steps, so they are taken for observations, but %s of %s "
-        "carry a reward. If they are steps: `kabuki-rlds convert %s NEW.hdf5 --last-row step`, or last_row='step' in "
-        "Python",
-        path, f"{count:,}", f"{num_episodes:,}", path,
+        "carry a reward. If they are steps, state it with `convert` and %s",
+        path, f"{count:,}", f"{num_episodes:,}", argument("last_row", "step"),
     )  # fmt: skip
 
 

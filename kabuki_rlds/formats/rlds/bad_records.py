@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.source import Skipped
 from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.files import signals
@@ -78,7 +79,9 @@ class BadRecords:
                     f"{loss}; all {others} other records that were tried fail too, so features.json does not match "
                     "these shards: get the features.json that was written with them, or write the dataset again"
                 )
-        return f"{loss}; copy this shard again, or convert with --skip-bad-episodes, which leaves it out"
+        return (
+            f"{loss}; copy this shard again, or convert with {argument('skip_bad_episodes', True)}, which leaves it out"
+        )
 
     def _count_if_all_others_fail(self, loss: Skipped, shards: Sequence[ShardSlice]) -> int:
         """Tries up to `_MAX_TRIED` other records.

@@ -13,6 +13,7 @@ import pathlib
 import re
 from typing import TYPE_CHECKING, Any
 
+from kabuki_rlds.arguments import argument
 from kabuki_rlds.data import limits
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.data.source import Skipped
@@ -197,7 +198,8 @@ def shards(
             why = "dataset_info.json does not list this shard"
             if not skip_bad:
                 raise DamagedDataError(
-                    f"{why}; move it to another folder, or convert with --skip-bad-episodes, which leaves it out",
+                    f"{why}; move it to another folder, or convert with {argument('skip_bad_episodes', True)}, "
+                    "which leaves it out",
                     file=path,
                 )
             skipped.append(Skipped(os.fspath(path), 0, Scan(path).records, why))
@@ -219,7 +221,7 @@ def _remedy_for_missing(info: Any, split: str) -> str:
         return remedy
     bounds = [(f"{a}shard" if a else "", f"{b}shard" if b < len(present) else "") for a, b in slices]
     parts = [f"{split}[{start}:{stop}]" for start, stop in bounds]
-    return f"{remedy}, or read only the other shards: --split '{'+'.join(parts)}'"
+    return f"{remedy}, or read only the other shards: {argument('split', '+'.join(parts))}"
 
 
 def splits_in(info: Any, split: str) -> set[str]:

@@ -175,9 +175,9 @@ def test_rows_of_differing_lengths_are_refused(tmp_path):
 
 def test_without_timeouts_the_limit_has_to_be_said(tmp_path):
     source = layout_files.d4rl(tmp_path / "hopper.hdf5", terminals=_flags(25, 12))
-    with pytest.raises(KabukiError, match=r"no timeouts.*--assume max_episode_steps=1000"):
+    with pytest.raises(KabukiError, match=r"no timeouts.*assume={'max_episode_steps': '1000'}"):
         convert(source, tmp_path / "k.hdf5")
-    assert convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "5"}).episodes == 6
+    assert convert(source, tmp_path / "k.hdf5", assume={"max_episode_steps": "5"}).num_episodes == 6
     with h5py.File(tmp_path / "k.hdf5") as ours:
         # The third terminated; the last is the unfinished tail.
         assert ours["episodes/length"][:].tolist() == [5, 5, 3, 5, 5, 2]
@@ -255,7 +255,7 @@ def test_next_observations_are_the_last_rows(tmp_path):
         next_observations=following,
         **extra,
     )
-    assert convert(source, tmp_path / "k.hdf5").steps == count + count // 100
+    assert convert(source, tmp_path / "k.hdf5").num_steps == count + count // 100
     with h5py.File(tmp_path / "k.hdf5") as ours:
         assert "next_observations" not in ours
         assert '"SAC"' in ours.attrs["environment"]

@@ -94,7 +94,9 @@ def test_the_attribute_of_libero_takes_precedence_over_its_name(tmp_path):
 @pytest.mark.parametrize("name", ["demo.hdf5", "merged_data.hdf5", "libero_demo.hdf5", "KITCHEN_SCENE3_demo.hdf5"])
 def test_a_name_that_is_no_task_is_not_an_instruction(tmp_path, name):
     path = _without_attributes(tmp_path / name, {0: 3})
-    with pytest.raises(KabukiError, match=r"does not read as one; give it with --assume instruction='fold the shirt'"):
+    with pytest.raises(
+        KabukiError, match=r"does not read as one; give it with assume={'instruction': 'fold the shirt'}"
+    ):
         build(path, tmp_path / "rlds", name="x", recipe="libero-openvla")
     convert(path, tmp_path / "k.hdf5", recipe="libero-openvla", assume={"instruction": "fold the shirt"})
     assert _instructions(tmp_path / "k.hdf5") == ["fold the shirt"]
@@ -177,7 +179,10 @@ def test_a_folder_that_is_no_task_is_not_an_instruction(tmp_path, name):
 def test_a_folder_that_is_a_task_is_used_and_reported(tmp_path, caplog):
     assert _told(_aloha(tmp_path / "fold_the_shirt")) == ["fold the shirt"] * 2
     (warning,) = [r.getMessage() for r in caplog.records if "instruction" in r.getMessage()]
-    assert "the name of the folder is taken as the instruction, 'fold the shirt'; --assume instruction=TEXT" in warning
+    assert (
+        "the name of the folder is taken as the instruction, 'fold the shirt'; assume={'instruction': 'TEXT'}"
+        in warning
+    )
 
 
 def test_an_instruction_that_no_file_needs_is_an_error(tmp_path):

@@ -26,7 +26,7 @@ def test_robomimic_with_next_obs(tmp_path):
         tmp_path / "demo.hdf5", lengths, success=[2], masks={"train": [0, 10], "valid": [2]}
     )
     result = convert(source, tmp_path / "k.hdf5")
-    assert (result.episodes, result.steps, result.warnings) == (3, 5 + 1 + 4 + 3, [])
+    assert (result.num_episodes, result.num_steps, result.warnings) == (3, 5 + 1 + 4 + 3, [])
     assert not validate(tmp_path / "k.hdf5")
     with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
         for number, rows in zip(lengths, _episodes(ours), strict=True):
@@ -92,7 +92,7 @@ def test_a_wider_type_holds_all(tmp_path, caplog):
 
 def test_a_mask_is_a_split(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {1: 3, 2: 4}, masks={"train": [2], "valid": [1]})
-    assert convert(source, tmp_path / "v.hdf5", split="valid").steps == 4
+    assert convert(source, tmp_path / "v.hdf5", split="valid").num_steps == 4
     with pytest.raises(
         KabukiError, match=r"demo.hdf5: has no split 'test'; the splits are train .1 episode., valid .1 episode."
     ):
@@ -110,7 +110,7 @@ def test_a_mask_is_a_split(tmp_path):
 )
 def test_robomimic_without_next_obs_as_assumed(tmp_path, assume, steps, terminal):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4}, next_obs=False, success=[1])
-    assert convert(source, tmp_path / "k.hdf5", assume=assume).steps == steps
+    assert convert(source, tmp_path / "k.hdf5", assume=assume).num_steps == steps
     with h5py.File(tmp_path / "k.hdf5") as ours:
         rows = _episodes(ours)
         assert [bool(ours["is_terminal"][r.stop - 1]) for r in rows] == terminal
@@ -137,7 +137,7 @@ def test_many_libero_files_become_one_rlds_dataset(tmp_path):
         layout_files.libero(tmp_path / f"task_{task}_demo.hdf5", lengths[f"task_{task}"], f"do task {task}")
     built = build(str(tmp_path / "*_demo.hdf5"), tmp_path / "rlds", name="libero")
     assert built.splits == {"train": 36}
-    assert built.steps == sum(sum(of.values()) for of in lengths.values())
+    assert built.num_steps == sum(sum(of.values()) for of in lengths.values())
     dataset = tfds.builder_from_directory(str(built.path)).as_dataset(split="train")
     told = [json.loads(episode["file"]["problem_info"].numpy())["language_instruction"] for episode in dataset]
     # In the order of the tasks' numbers: task_2 is before task_10.
@@ -153,9 +153,9 @@ def test_many_libero_files_become_one_rlds_dataset(tmp_path):
 
 def test_robosuite_needs_a_reward(tmp_path):
     source = layout_files.robosuite(tmp_path / "demo.hdf5", {1: 4, 2: 3})
-    with pytest.raises(KabukiError, match=r"no 'reward' .*--fill reward=0"):
+    with pytest.raises(KabukiError, match=r"no 'reward' .*fill={'reward': 0}"):
         convert(source, tmp_path / "k.hdf5")
-    assert convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"}).steps == 7
+    assert convert(source, tmp_path / "k.hdf5", fill={"reward": 0}, assume={"ends": "terminal"}).num_steps == 7
     with h5py.File(source) as theirs, h5py.File(tmp_path / "k.hdf5") as ours:
         np.testing.assert_array_equal(ours["observation/states"][4:7], theirs["data/demo_2/states"][:])
         assert np.flatnonzero(ours["is_terminal"][:]).tolist() == [3, 6]
@@ -167,7 +167,7 @@ def test_a_folder_of_aloha(tmp_path):
     folder.mkdir()
     for number, length in ((0, 3), (2, 5), (10, 4)):
         layout_files.aloha(folder / f"episode_{number}.hdf5", length)
-    assert convert(folder, tmp_path / "k.hdf5", fill={"reward": 0}).episodes == 3
+    assert convert(folder, tmp_path / "k.hdf5", fill={"reward": 0}).num_episodes == 3
     with h5py.File(tmp_path / "k.hdf5") as ours:
         assert ours["episodes/length"][:].tolist() == [3, 5, 4]
         assert not ours["is_terminal"][:].any()
@@ -272,7 +272,9 @@ def test_next_obs_that_are_others_are_told_of(tmp_path):
     with h5py.File(source, "a") as file:
         file["data/demo_1/next_obs/eef_pos"][1, 2] += 1
         stored = file["data/demo_1/next_obs/eef_pos"][:]
-    with pytest.raises(KabukiError, match=r"next_obs/eef_pos: rows 0 to 2 are not the obs.*--assume next_obs=keep"):
+    with pytest.raises(
+        KabukiError, match=r"next_obs/eef_pos: rows 0 to 2 are not the obs.*assume={'next_obs': 'keep'}"
+    ):
         convert(source, tmp_path / "k.hdf5")
     convert(source, tmp_path / "k.hdf5", assume={"next_obs": "keep"})
     with h5py.File(tmp_path / "k.hdf5") as ours:

@@ -206,7 +206,7 @@ def test_a_picture_as_an_action(tmp_path):
 def test_straight_to_rlds(tmp_path, data_format):
     dataset = _make("lab/door-v0", OBSERVATIONS, ACTIONS, data_format, jpeg=True)
     built = build(tmp_path / "lab" / "door-v0", tmp_path / "rlds", name="door")
-    assert (built.episodes, built.steps) == (4, dataset.total_steps + 4)
+    assert (built.num_episodes, built.num_steps) == (4, dataset.total_steps + 4)
     assert main(["convert", str(built.path), str(tmp_path / "k.hdf5")]) == 0
     with h5py.File(tmp_path / "k.hdf5") as ours:
         _check(dataset, ours, ("observation/image", "observation/gray"))
@@ -218,4 +218,4 @@ def test_straight_to_rlds(tmp_path, data_format):
 def test_a_folder_of_several_is_one_dataset(tmp_path):
     for name, data_format in (("a-v0", "hdf5"), ("b-v0", "parquet"), ("c-v0", "arrow")):
         _make(f"lab/{name}", spaces.Discrete(3), spaces.Discrete(3), data_format)
-    assert convert(tmp_path / "lab", tmp_path / "k.hdf5").episodes == 12
+    assert convert(tmp_path / "lab", tmp_path / "k.hdf5").num_episodes == 12

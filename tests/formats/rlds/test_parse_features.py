@@ -445,7 +445,7 @@ def test_no_command_imports_a_class_of_a_dataset(command, features, dataset, con
     arguments = {
         "convert": [folder, tmp_path / "out.hdf5"],
         "validate": [converted("plain"), "--against", folder],
-        "build": [folder, "--data-dir", tmp_path / "built"],
+        "build": [folder, "--out", tmp_path / "built"],
         "export": [folder, tmp_path / "out.hdf5", "--to", "d4rl"],
     }[command]
     assert main([command, *map(str, arguments)]) == 1
@@ -554,7 +554,7 @@ def test_class_names_that_number_the_classes_are_no_difference(tmp_path):
     with h5py.File(file, "r+") as f:
         f["label"].attrs["class_names"] = ["0", "1", "2"]
     assert kabuki_rlds.compare(file, folder) == []
-    assert kabuki_rlds.convert([file, folder], tmp_path / "both.hdf5").episodes == 2
+    assert kabuki_rlds.convert([file, folder], tmp_path / "both.hdf5").num_episodes == 2
     with h5py.File(file, "r+") as f:
         f["label"].attrs["class_names"] = ["0", "1", "2", "3"]
     (difference,) = kabuki_rlds.compare(file, folder)

@@ -219,7 +219,7 @@ def test_unreadable_attributes_with_a_meaning_are_ignored(name, tmp_path):
             for item in (file, *file.values(), *file.get("data", {}).values()):
                 item.attrs[name] = np.void(b"some bytes")
         out = kabuki_rlds.convert(path, tmp_path / "out.hdf5", overwrite=True, fill={"reward": 0})
-        assert out.steps
+        assert out.num_steps
 
 
 def test_dimension_scales_cause_no_warning(tmp_path, caplog):

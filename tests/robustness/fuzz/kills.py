@@ -119,7 +119,7 @@ def commands(folder: Path) -> dict[str, Command]:
     )
     whole = folder / "whole.hdf5"
     assert run_command(["convert", str(source), str(whole), "--quiet"]) == 0
-    assert run_command(["build", str(whole), "--data-dir", str(folder / "built"), "--name", "x", "--quiet"]) == 0
+    assert run_command(["build", str(whole), "--out", str(folder / "built"), "--name", "x", "--quiet"]) == 0
     (built,) = (folder / "built" / "x").iterdir()
     shards = {path.name: path.read_bytes() for path in built.glob("*.tfrecord*")}
     made: dict[str, Command] = {}
@@ -130,7 +130,7 @@ def commands(folder: Path) -> dict[str, Command]:
         made[name] = Command(arguments, dest, same(whole), {"out.hdf5.partial", "out.hdf5.parts"})
     dest = folder / "build" / "x" / built.name
     dest.parent.mkdir(parents=True)
-    arguments = ["build", whole, "--data-dir", folder / "build", "--name", "x", "--quiet", "--overwrite"]
+    arguments = ["build", whole, "--out", folder / "build", "--name", "x", "--quiet", "--overwrite"]
     made["build"] = Command(arguments, dest, holds(shards), {f"{built.name}.partial", f"{built.name}.old"})
     exported = folder / "exported.hdf5"
     assert run_command(["export", str(whole), str(exported), "--to", "d4rl", "--quiet"]) == 0

@@ -228,7 +228,7 @@ def _try_rlds(path: Path, dest: Path) -> None:
         refused = e
     result = _convert(path, dest, skip_bad_episodes=True)
     if refused is None:
-        assert (result.episodes, result.skipped) == (whole.episodes, []), "skipped what is not damaged"
+        assert (result.num_episodes, result.skipped) == (whole.num_episodes, []), "skipped what is not damaged"
     else:
         raise refused
 
