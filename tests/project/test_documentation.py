@@ -155,7 +155,7 @@ def make_room(arguments: list[str]) -> None:
     if arguments[0] in ("convert", "export"):
         Path(parsed.dest).unlink() if Path(parsed.dest).is_file() else shutil.rmtree(parsed.dest, ignore_errors=True)
     if arguments[0] == "build" and parsed.name:
-        shutil.rmtree(Path(parsed.data_dir, parsed.name), ignore_errors=True)
+        shutil.rmtree(Path(parsed.out, parsed.name), ignore_errors=True)
 
 
 def check_usage(command: str) -> None:
