@@ -327,8 +327,6 @@ def open_splits(
             opened = stack.enter_context(
                 reading.open(paths, split=taken, data_dir=data_dir, images="encoded", skip_bad=skip_bad)
             )
-            for source in opened:
-                source.last_rows = reading.last_rows_of(source)
             # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
             bare = reading.recipe is None and not reading.fill
             sources[name] = [

@@ -213,7 +213,7 @@ def open(  # Named like the built-in, for `kabuki_rlds.open`.
         sources = [reading.derive(source) for source in opened]
         for source in sources[1:]:
             check_equal(sources[0].schema, source.schema, sources[0].label, source.label)
-        last_rows = [reading.last_rows_of(source) for source in opened]
+        last_rows = [source.last_rows for source in opened]
         dataset = OpenDataset(sources, last_rows, range(sum(source.num_episodes for source in sources)))
         dataset._stack = stack.pop_all()
         return dataset

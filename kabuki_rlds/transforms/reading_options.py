@@ -98,6 +98,8 @@ class ReadingOptions:
             )
             for source in opened:
                 stack.callback(source.close)
+            for source in opened:
+                source.last_rows = self._last_rows(source)
             yield opened
 
     def split_of(self, split: str | None) -> str | None:
@@ -139,7 +141,7 @@ class ReadingOptions:
           KabukiError: the recipe does not match the source, or a required field is still missing.
         """
         if self.recipe is None:
-            return CompletedSource(source, self.fill, conform, last_rows=self.last_rows_of(source))
+            return CompletedSource(source, self.fill, conform)
         from kabuki_rlds.transforms.recipes.recipe_source import RecipeSource
 
         shaped = RecipeSource(source, self.recipe)
@@ -150,9 +152,8 @@ class ReadingOptions:
 
         Reads the whole source if neither the user nor the source states it.
         """
-        known = self.last_rows_of(source)
-        if known is not None:
-            return known
+        if source.last_rows is not None:
+            return source.last_rows
         if self.recipe is not None:
             from kabuki_rlds.transforms.recipes.recipe_source import source_for_evidence
 
@@ -165,9 +166,9 @@ class ReadingOptions:
         Raises:
           KabukiError: the recipe does not match the source.
         """
-        return CompletedSource(self.apply_recipe(source), last_rows=self.last_rows_of(source), derivable_only=True)
+        return CompletedSource(self.apply_recipe(source), derivable_only=True)
 
-    def last_rows_of(self, source: Source) -> LastRows | None:
+    def _last_rows(self, source: Source) -> LastRows | None:
         """Whether last rows are steps: as the user states, else as the source states; None if neither states it."""
         if self.last_row is None:
             return source.last_rows

@@ -92,15 +92,17 @@ def transfer(
         num_episodes = 0
         for block in source.blocks() if read is None else read(source):
             signals.check()
+            num_before, num_episodes = num_episodes, num_episodes + block.num_episodes
+            if num_episodes > source.num_episodes:
+                break
             known = source.last_rows
             if checker is not None:
-                _check(checker, block, None if known is None else known.rows(block, num_episodes))
+                _check(checker, block, None if known is None else known.rows(block, num_before))
             if known is None:
                 evidence.observe(block)
             nan.observe(block)
             sink.write(fit_block(block, schema).from_origins_at(first_origin))
             num_steps += block.num_steps
-            num_episodes += block.num_episodes
             bar.update(block.num_steps)
         if num_episodes != source.num_episodes:
             raise DamagedDataError(

@@ -192,19 +192,25 @@ def test_a_file_whose_groups_cannot_be_read_is_damaged(tmp_path):
         kabuki_rlds.validate(file)
 
 
-@pytest.mark.parametrize("make", ["convert", "build", "export"])
-def test_a_source_that_gives_fewer_episodes_than_it_says(make, tmp_path, monkeypatch):
-    """As one would that changes in a way that no stamp tells."""
+@pytest.mark.parametrize(("make", "given"), [("convert", 2), ("convert", 4), ("build", 2), ("build", 4), ("export", 2)])
+def test_a_source_that_yields_another_number_of_episodes_than_it_states(make, given, tmp_path, monkeypatch):
+    """A source does so if its file changes and keeps its size and time."""
     file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields((2, 2, 4)) | handmade.index((2, 2, 4)))
     blocks = KabukiSource.blocks
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 4)
-    monkeypatch.setattr(KabukiSource, "blocks", lambda *args, **options: itertools.islice(blocks(*args, **options), 1))
+
+    def changed(*args, **options):
+        before, after = itertools.tee(blocks(*args, **options))
+        # Two episodes begin in the first of the two blocks, and one in the second.
+        return itertools.islice(before, 1) if given == 2 else itertools.chain(before, itertools.islice(after, 1, 2))
+
+    monkeypatch.setattr(KabukiSource, "blocks", changed)
     making = {
         "convert": lambda: kabuki_rlds.convert(file, tmp_path / "out.hdf5"),
         "build": lambda: kabuki_rlds.build(file, tmp_path / "out", name="x"),
         "export": lambda: export(file, tmp_path / "out.hdf5", "d4rl"),
     }
-    with pytest.raises(kabuki_rlds.KabukiError, match="says 3 episodes, but 2 were"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"says 3 episodes, but {given} were"):
         making[make]()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

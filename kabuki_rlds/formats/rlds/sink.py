@@ -104,8 +104,7 @@ class SplitSink:
     def _write_record(self, record: bytes) -> None:
         try:
             begun = len(self._written)
-            # The last shard gets all further episodes.
-            if self._shard is None or (begun < len(self._lengths) and self._written[-1] == self._lengths[begun - 1]):
+            if self._shard is None or self._written[-1] == self._lengths[begun - 1]:
                 self._close_shard()
                 self._shard = _open_shard(self._path(begun), str(self._template.filetype_suffix))
                 self._written.append(0)
