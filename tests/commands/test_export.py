@@ -193,7 +193,7 @@ def test_what_is_there_is_not_replaced(lift, tmp_path):
     before = (tmp_path / "a.hdf5").read_bytes()
     with pytest.raises(KabukiError, match="already there; overwrite=True"):
         export(kabuki, tmp_path / "a.hdf5", "robomimic")
-    with pytest.raises(KabukiError, match="'observation' is a dict, and D4RL has one array"):
+    with pytest.raises(KabukiError, match="'observation' is a dict, and D4RL takes one array"):
         export(kabuki, tmp_path / "a.hdf5", "d4rl", overwrite=True)
     with pytest.raises(KabukiError, match="Minari takes a dataset by a folder of a name like hopper-v0"):
         export(kabuki, tmp_path / "lift", "minari")

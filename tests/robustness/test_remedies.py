@@ -236,7 +236,7 @@ def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):
     _exported(tmp_path, source, "robomimic", "'action' is a dict, and robomimic takes one array")
     (tmp_path / "action.yaml").write_text((tmp_path / "robomimic.yaml").read_text())
     convert(source, tmp_path / "one_action.hdf5", recipe=tmp_path / "action.yaml")
-    _exported(tmp_path, tmp_path / "one_action.hdf5", "d4rl", "'observation' is a dict, and D4RL has one array")
+    _exported(tmp_path, tmp_path / "one_action.hdf5", "d4rl", "'observation' is a dict, and D4RL takes one array")
     with h5py.File(tmp_path / "d4rl.hdf5") as file:
         assert (file["observations"].shape[1:], file["actions"].shape[1:]) == ((4,), (4,))
         assert file["observation_camera"].shape[1:] == (4, 4, 3)

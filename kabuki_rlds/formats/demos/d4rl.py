@@ -81,10 +81,11 @@ TERMINALS = "terminals"
 TIMEOUTS = "timeouts"
 NEXT_OBSERVATIONS = "next_observations"
 
-_STEP_FIELDS = {OBSERVATIONS: "observation", ACTIONS: "action", REWARDS: "reward"}
+#: Name of a dataset to the path of its step field. Other names are kept.
+STEP_FIELDS = {OBSERVATIONS: "observation", ACTIONS: "action", REWARDS: "reward"}
 _EPISODE_ENDS = (TIMEOUTS, "episode_terminals")
 #: Datasets that must have a row per action.
-_PER_ACTION = (*_STEP_FIELDS, TERMINALS, *_EPISODE_ENDS, NEXT_OBSERVATIONS)
+_PER_ACTION = (*STEP_FIELDS, TERMINALS, *_EPISODE_ENDS, NEXT_OBSERVATIONS)
 #: Names of other flags that may mark the ends of episodes.
 _LIKE_EPISODE_ENDS = re.compile("done|end|final|last|time|trunc", re.IGNORECASE)
 #: The approximate size of a block, and the most rows in one.
@@ -187,7 +188,7 @@ class D4rlSource:
             self.last_rows = LastRows.of_all(False, self.num_episodes, "last_observation=repeat")
         else:
             self.last_rows = LastRows.of_all(True, self.num_episodes, f"d4rl data without {NEXT_OBSERVATIONS}")
-        steps = {_STEP_FIELDS.get(name, name): field for name, field in self._fields.items()}
+        steps = {STEP_FIELDS.get(name, name): field for name, field in self._fields.items()}
         steps["is_terminal"] = Field(np.dtype(bool))
         self._images = ImageColumns(steps, self.label, decode=steps if self._decodes else (), like_headers=steps)
         self.schema = Schema(dict(sorted(self._images.fields.items())), {}, info=self._info())
@@ -310,7 +311,7 @@ class D4rlSource:
                         column[added] = padding_row(field)
                 elif following is not None and added.any():
                     column[added] = self._read(following, NEXT_OBSERVATIONS, start, stop)[rows[added]]
-                steps[_STEP_FIELDS.get(name, name)] = column
+                steps[STEP_FIELDS.get(name, name)] = column
             last = np.append(rows[1:] != rows[:-1], True) & self._is_last[start:stop][rows]
             steps["is_terminal"] = last & self._is_terminal[start:stop][rows]
             first = np.append(start == 0 or self._is_last[start - 1], self._is_last[start : stop - 1])

@@ -1,10 +1,10 @@
-"""To D4RL's layout, version 1: flat arrays, for code that reads those.
+"""Writes D4RL's layout, version 1: flat arrays.
 
-`observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations` have a row for each action. The
-last action of an episode is terminal where its last row is, else it is a time-out. If no observation follows the last
-action of any episode, there are no `next_observations`; if of some, the last observation stands for it there. All
-other step fields keep their names. What an episode says of itself has no place in D4RL's layout: it stands in
-`episodes/…`, one row an episode, where its loaders do not look.
+`observations`, `actions`, `rewards`, `terminals`, `timeouts` and `next_observations` have one row per action. The last
+action of an episode is a terminal if the episode terminated, otherwise a timeout. If no episode has an observation
+after its last action, `next_observations` is not written. If only some have, the others repeat their last observation.
+All other step fields keep their names. D4RL has no episode fields, so they are written to `episodes/…`, one row per
+episode, which its loaders ignore.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
-from kabuki_rlds.data import recipe_text
-from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REWARD
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import SchemaMismatchError
+from kabuki_rlds.formats.demos.d4rl import NEXT_OBSERVATIONS, STEP_FIELDS, TERMINALS, TIMEOUTS
 from kabuki_rlds.formats.demos.demo_sink import DatasetAppender, DemoSink, EpisodePiece
 
-_NAMES = {OBSERVATION: "observations", ACTION: "actions", REWARD: "rewards"}
-_MADE = ("terminals", "timeouts", "next_observations")
+_NAMES = {field: name for name, field in STEP_FIELDS.items()}
+#: Datasets that are computed. Step fields of these names are not written.
+_COMPUTED = (TERMINALS, TIMEOUTS, NEXT_OBSERVATIONS)
 _BOOL = Field(np.dtype(bool))
 
 
@@ -32,11 +33,7 @@ class D4rlSink(DemoSink):
         self._check_fields(_name_of)
         steps, metadata = self._schema.steps, self._schema.metadata
         for name in (OBSERVATION, ACTION):
-            if name not in steps:
-                recipe = recipe_text.one_array(name, steps)
-                raise SchemaMismatchError(
-                    f"{name!r} is a dict, and D4RL has one array; a recipe makes one: {recipe}", file=self._label
-                )
+            self._require_array(name)
         lost = sorted(path for path, field in metadata.items() if not field.is_fixed)
         if lost:
             raise SchemaMismatchError(
@@ -46,8 +43,8 @@ class D4rlSink(DemoSink):
                 fields=(lost[0],),
             )
         self._rows = {path: DatasetAppender(file, _name_of(path), f) for path, f in steps.items() if _name_of(path)}
-        self._next = DatasetAppender(file, "next_observations", steps[OBSERVATION]) if self._has_next else None
-        self._ends = {name: DatasetAppender(file, name, _BOOL) for name in ("terminals", "timeouts")}
+        self._next = DatasetAppender(file, NEXT_OBSERVATIONS, steps[OBSERVATION]) if self._has_next else None
+        self._ends = {name: DatasetAppender(file, name, _BOOL) for name in (TERMINALS, TIMEOUTS)}
         self._metadata = {path: DatasetAppender(file, f"episodes/{path}", f) for path, f in metadata.items()}
 
     def _begin_episode(self, piece: EpisodePiece) -> None:
@@ -63,12 +60,12 @@ class D4rlSink(DemoSink):
             dataset.append(np.zeros(piece.num_actions, bool))
 
     def _end_episode(self, num_actions: int, is_terminal: bool) -> None:
-        self._ends["terminals" if is_terminal else "timeouts"].replace_last(True)
+        self._ends[TERMINALS if is_terminal else TIMEOUTS].replace_last(True)
 
 
 def _name_of(path: str) -> str:
-    """Where a step field stands; "" where the layout says it by its form, or it is made anew."""
-    return "" if path in (DISCOUNT, *FLAGS, *_MADE) else _NAMES.get(path, path)
+    """Returns the path of a step field in the layout; "" if it is not written."""
+    return "" if path in (DISCOUNT, *FLAGS, *_COMPUTED) else _NAMES.get(path, path)
 
 
 def _row(value: object, field: Field) -> np.ndarray:

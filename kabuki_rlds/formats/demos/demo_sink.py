@@ -1,4 +1,7 @@
-"""The base of the sinks for layouts of demonstrations: an HDF5 file that takes episodes in pieces."""
+"""The base class of sinks that write layouts of demonstrations.
+
+An episode may be larger than memory, so it is written in pieces.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ class EpisodePiece:
     """Consecutive rows of one episode.
 
     Attributes:
-      episode: its number.
-      begins: whether they begin it.
-      ends: whether they end it.
-      last_is_step: whether the last row of the episode is a step, and not an observation alone.
-      steps: path to column.
-      count: how many rows they are.
-      metadata: path to what the episode says of itself, with its first rows; else empty.
+      episode: the number of the episode.
+      begins: whether the first row is the first of the episode.
+      ends: whether the last row is the last of the episode.
+      last_is_step: whether the last row of the episode is a step, not an observation alone.
+      steps: path to column of each step field.
+      count: number of rows.
+      metadata: path to value of each episode field; empty unless `begins`.
     """
 
     episode: int
@@ -56,16 +59,16 @@ class EpisodePiece:
 
     @property
     def num_actions(self) -> int:
-        """How many of the rows have an action: all but a last observation."""
+        """Number of rows with an action: all but a last observation."""
         return self.count - (self.ends and not self.last_is_step)
 
     @property
     def lacks_observation(self) -> bool:
-        """Whether they end an episode after whose last action no observation follows."""
+        """Whether the episode ends here without an observation after its last action."""
         return self.ends and self.last_is_step
 
     def with_last_observation(self, path: str) -> np.ndarray:
-        """The rows of a field of observations, and the last of them again where no observation follows."""
+        """Returns the rows of an observation, with the last one repeated if the last observation is missing."""
         rows = self.steps[path]
         return np.concatenate([rows, rows[-1:]]) if self.lacks_observation else rows
 
@@ -211,6 +214,19 @@ class DemoSink(abc.ABC):
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def _require_array(self, path: str) -> None:
+        """Rejects a step field that is a dict.
+
+        Raises:
+          SchemaMismatchError: it is one.
+        """
+        if path not in self._schema.steps:
+            recipe = recipe_text.one_array(path, self._schema.steps)
+            raise SchemaMismatchError(
+                f"{path!r} is a dict, and {self.layout} takes one array; a recipe makes one: {recipe}",
+                file=self._label,
+            )
+
     def _check_fields(self, name_of: Callable[[str], str]) -> None:
         """Rejects step fields that the layout cannot store.
 
@@ -218,14 +234,14 @@ class DemoSink(abc.ABC):
           name_of: returns the path of a step field in the layout; "" for a field that is not stored.
 
         Raises:
-          KabukiError: the rows of one vary in size, or are image files; or two would have the same path.
+          SchemaMismatchError: the rows of a field vary in size or are image files, or two fields have the same path.
         """
-        taken: dict[str, str] = {}
+        fields_at: dict[str, str] = {}
         for path in self._schema.steps:
             parts = name_of(path).split("/")
             above = ["/".join(parts[:i]) for i in range(1, len(parts) + 1)]
             for name in filter(None, above):
-                other = taken.get(name)
+                other = fields_at.get(name)
                 if other is not None and (name == above[-1] or name == name_of(other)):
                     moved = other if path.partition("/")[0] in REQUIRED else path
                     raise SchemaMismatchError(
@@ -233,7 +249,7 @@ class DemoSink(abc.ABC):
                         f"one: {recipe_text.steps([recipe_text.renamed('other_name', moved)])}",
                         file=self._label,
                     )
-                taken.setdefault(name, path)
+                fields_at.setdefault(name, path)
         for path, field in self._schema.steps.items():
             if not field.is_fixed:
                 remedy = f"a recipe can leave it out: `drop: [{path}]`"
@@ -251,16 +267,16 @@ class DatasetAppender:
     """Appends the rows of a field to a new dataset.
 
     Args:
-      group: where the dataset stands.
-      path: its path there.
-      field: what a row is.
+      group: the group of the dataset.
+      path: the path of the dataset in the group.
+      field: dtype and shape of a row.
     """
 
     def __init__(self, group: h5py.Group, path: str, field: Field):
         shape = tuple(d or 0 for d in field.shape)
         dtype = h5py.string_dtype() if field.dtype == BYTES else field.dtype
         chunk = max(1, min(1 << 16, (1 << 18) // max(field.row_nbytes or 64, 1)))
-        # No chunk is empty, and none is larger than what may become of the dataset.
+        # HDF5 rejects chunks of size 0, and chunks larger than the maximum shape.
         self._dataset = group.create_dataset(
             path,
             (0, *shape),
@@ -271,10 +287,10 @@ class DatasetAppender:
         )
 
     def append(self, rows: np.ndarray) -> None:
-        """Adds rows at the end.
+        """Appends rows.
 
         Raises:
-          KabukiError: a text holds a NUL, at which HDF5's texts end.
+          KabukiError: a text contains a NUL, where HDF5 would end it.
         """
         if rows.dtype == BYTES and b"\0" in b"".join(rows.ravel().tolist()):
             raise KabukiError(f"{self._dataset.name[1:]}: a text with a NUL, which HDF5's texts cannot hold")
@@ -289,7 +305,7 @@ class DatasetAppender:
 
 
 def _plain(column: Column) -> np.ndarray:
-    """A column as an array; what varies in size as one of arrays."""
+    """Converts a column to an array. Rows of variable size become an object array of arrays."""
     if isinstance(column, np.ndarray):
         return column
     made = np.empty(len(column), object)

@@ -1,14 +1,13 @@
-"""To Minari's layout in HDF5, which `minari.load_dataset` reads: a folder `<id>/data`.
+"""Writes Minari's HDF5 layout, which `minari.load_dataset` reads: a folder `<id>/data`.
 
-* Where no observation follows the last action, the last one is repeated.
-* `episode_<i>` has T + 1 `observations` and T `actions`, `rewards`, `terminations` and `truncations`.
-  The last action is a termination where the episode's last row is terminal, and else a truncation,
-  unless there are step fields of these names. `infos/…` are the step fields below `infos`, T + 1 rows
-  each; all other step fields go there too.
-* A group of `_index_<i>` is a tuple, any other a dict.
-* Spaces are those of the file's `environment`, where it came from Minari; else a Box of any value for each field,
-  (0, 255) for uint8, and text. Images are stored as they are, and not as JPEG.
-* What an episode says of itself are attributes of its group.
+* If no observation follows the last action of an episode, the last observation is repeated.
+* `episode_<i>` has `observations` of T + 1 rows, and `actions`, `rewards`, `terminations` and `truncations` of T rows.
+  The last action is a termination if the episode terminated, otherwise a truncation, unless there are step fields of
+  these names. `infos/…` are the step fields below `infos` and all other step fields, with T + 1 rows each.
+* A group of `_index_<i>` is a tuple. Any other group is a dict.
+* Spaces come from the file's `environment` if the data came from Minari. Otherwise a field has an unbounded Box,
+  (0, 255) for uint8, or Text. Images are stored as arrays, not as JPEG.
+* Episode fields are attributes of the episode's group.
 """
 
 from __future__ import annotations
@@ -23,19 +22,32 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION, REWARD
+from kabuki_rlds.data.rules import ACTION, DISCOUNT, FLAGS, OBSERVATION
 from kabuki_rlds.data.schema import BYTES, Field, is_within
 from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.formats.demos.demo_sink import DatasetAppender, DemoSink, EpisodePiece
+from kabuki_rlds.formats.demos.minari import (
+    EPISODE_PREFIX,
+    INFOS,
+    MAIN_DATA,
+    METADATA,
+    OBSERVATIONS,
+    STEP_FIELDS,
+    TERMINATIONS,
+    TOTAL_EPISODES,
+    TOTAL_STEPS,
+    TRUNCATIONS,
+    TUPLE_ITEM_PREFIX,
+)
 
-_ENDS = ("terminations", "truncations")
+_ENDS = (TERMINATIONS, TRUNCATIONS)
 #: The names of datasets that Minari accepts.
 _NAME = re.compile(r"[\w-]+-v\d+")
 _BOOL = Field(np.dtype(bool))
-#: Whose form the files have. Minari reads those of the versions that it knows.
+#: The version of Minari whose format is written. Minari reads the formats of versions that it knows.
 _VERSION = "0.5.4"
-#: What a dataset that came from Minari says of itself beside its spaces.
+#: Entries of `metadata.json`, besides the spaces, that are kept if the data came from Minari.
 _KEPT = ("author", "author_email", "algorithm_name", "code_permalink")
 
 
@@ -48,35 +60,35 @@ class MinariSink(DemoSink):
     def _stage(self, overwrite: bool) -> tuple[StagedFolder, pathlib.Path]:
         if not _NAME.fullmatch(self._dest.name):
             raise InvalidArgumentError(f"{self._dest}: Minari takes a dataset by a folder of a name like hopper-v0")
-        staged = StagedFolder(self._dest / "data", overwrite=overwrite, mark="metadata.json", what="Minari dataset")
-        return staged, staged.partial / "main_data.hdf5"
+        staged = StagedFolder(self._dest / "data", overwrite=overwrite, mark=METADATA, what="Minari dataset")
+        return staged, staged.partial / MAIN_DATA
 
     def _begin(self, file: h5py.File) -> None:
         self._check_fields(_target)
         self._root = file
 
     def _begin_episode(self, piece: EpisodePiece) -> None:
-        self._group = self._root.create_group(f"episode_{piece.episode}")
+        self._group = self._root.create_group(f"{EPISODE_PREFIX}{piece.episode}")
         steps = self._schema.steps
         self._rows = {p: DatasetAppender(self._group, _target(p), f) for p, f in steps.items() if _target(p)}
         self._ends = {name: DatasetAppender(self._group, name, _BOOL) for name in _ENDS if name not in steps}
         self._group.attrs["id"] = piece.episode
         for path, value in piece.metadata.items():
             key = path.removeprefix("attributes/")
-            if key not in ("id", "total_steps"):
+            if key not in ("id", TOTAL_STEPS):
                 self._group.attrs[key] = value.decode(errors="replace") if isinstance(value, bytes) else value
 
     def _append(self, piece: EpisodePiece) -> None:
         for path, dataset in self._rows.items():
-            has_next = _target(path).split("/")[0] in ("observations", "infos")
-            of_actions = piece.steps[path][: piece.num_actions]
-            dataset.append(piece.with_last_observation(path) if has_next else of_actions)
+            has_next = _target(path).split("/")[0] in (OBSERVATIONS, INFOS)
+            at_actions = piece.steps[path][: piece.num_actions]
+            dataset.append(piece.with_last_observation(path) if has_next else at_actions)
         for dataset in self._ends.values():
             dataset.append(np.zeros(piece.num_actions, bool))
 
     def _end_episode(self, num_actions: int, is_terminal: bool) -> None:
-        self._group.attrs["total_steps"] = num_actions
-        name = "terminations" if is_terminal else "truncations"
+        self._group.attrs[TOTAL_STEPS] = num_actions
+        name = TERMINATIONS if is_terminal else TRUNCATIONS
         if name in self._ends:
             self._ends[name].replace_last(True)
 
@@ -102,8 +114,8 @@ class MinariSink(DemoSink):
             **{key: json.dumps(space) for key, space in spaces.items()},
             "minari_version": _VERSION,
             "dataset_id": _dataset_id(self._dest),
-            "total_episodes": self._num_begun,
-            "total_steps": self.num_actions,
+            TOTAL_EPISODES: self._num_begun,
+            TOTAL_STEPS: self.num_actions,
             "data_format": "hdf5",
             "jpeg_encoding": False,
             "dataset_size": round(size / 1e6, 1),
@@ -111,11 +123,11 @@ class MinariSink(DemoSink):
         }
         if isinstance(stated.get("env_spec"), dict):
             metadata["env_spec"] = json.dumps(stated["env_spec"])
-        (self._staged.partial / "metadata.json").write_text(json.dumps(metadata))
+        (self._staged.partial / METADATA).write_text(json.dumps(metadata))
 
 
 def _dataset_id(dest: pathlib.Path) -> str:
-    """The id of a dataset: its path below Minari's folder of datasets, else its name."""
+    """Returns the id of a dataset: its path below Minari's folder of datasets, or its name if it is elsewhere."""
     root = pathlib.Path(os.environ.get("MINARI_DATASETS_PATH") or pathlib.Path.home() / ".minari" / "datasets")
     try:
         return dest.resolve().relative_to(root.resolve()).as_posix()
@@ -124,17 +136,17 @@ def _dataset_id(dest: pathlib.Path) -> str:
 
 
 def _target(path: str) -> str:
-    """Where a step field stands in an episode's group; "" where the layout says it by its form."""
+    """Returns the path of a step field in an episode's group; "" if the layout does not store it."""
     if path == DISCOUNT or path in FLAGS:
         return ""
-    for ours, theirs in ((OBSERVATION, "observations"), (ACTION, "actions"), (REWARD, "rewards")):
-        if is_within(path, ours):
-            return theirs + path.removeprefix(ours)
-    return path if path in _ENDS or is_within(path, "infos") else f"infos/{path}"
+    for name, field in STEP_FIELDS.items():
+        if is_within(path, field):
+            return name + path.removeprefix(field)
+    return path if path in _ENDS or is_within(path, INFOS) else f"{INFOS}/{path}"
 
 
 def _tree(fields: Mapping[str, Field], prefix: str) -> Any:
-    """The fields below a prefix as a dict of dicts; the field itself where it is one."""
+    """Returns the fields below a prefix as nested dicts; the field itself if the prefix is its path."""
     if prefix in fields:
         return fields[prefix]
     names = dict.fromkeys(path.removeprefix(f"{prefix}/").split("/")[0] for path in fields)
@@ -143,11 +155,11 @@ def _tree(fields: Mapping[str, Field], prefix: str) -> Any:
 
 
 def _space(tree: Any) -> dict[str, Any]:
-    """A space as Minari's JSON has it."""
+    """Returns a space in Minari's JSON."""
     if isinstance(tree, dict):
         inner = {name: _space(of) for name, of in tree.items()}
-        if inner and all(name == f"_index_{i}" for i, name in enumerate(sorted(inner))):
-            return {"type": "Tuple", "subspaces": [inner[f"_index_{i}"] for i in range(len(inner))]}
+        if inner and all(name == f"{TUPLE_ITEM_PREFIX}{i}" for i, name in enumerate(sorted(inner))):
+            return {"type": "Tuple", "subspaces": [inner[f"{TUPLE_ITEM_PREFIX}{i}"] for i in range(len(inner))]}
         return {"type": "Dict", "subspaces": inner}
     field: Field = tree
     if field.dtype == BYTES:

@@ -93,7 +93,8 @@ NUM_DEMOS = "num_demos"
 
 #: Datasets that must have a row per action, besides the observations.
 _PER_ACTION = (REWARDS, DONES, STATES)
-_STEP_FIELDS = {ACTIONS: "action", REWARDS: "reward"}
+#: Name of a dataset to the path of its step field. Other names are kept.
+STEP_FIELDS = {ACTIONS: "action", REWARDS: "reward"}
 
 
 class Robomimic(Hdf5EpisodeLayout):
@@ -210,7 +211,7 @@ class Robomimic(Hdf5EpisodeLayout):
                 continue
             check_num_rows(dataset, path, count, label)
             if not path.startswith(f"{OBS}/"):
-                steps[_STEP_FIELDS.get(path, path)] = StoredRows(dataset, padding)
+                steps[STEP_FIELDS.get(path, path)] = StoredRows(dataset, padding)
                 continue
             key = path.removeprefix(f"{OBS}/")
             remedy = "" if keeps_next_obs else f"{argument('assume', {'next_obs': 'keep'})} keeps both"
