@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from kabuki_rlds.data.source import Skipped, Source
-from kabuki_rlds.errors import DamagedDataError, KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, MissingDependencyError
 from kabuki_rlds.files import signals
 
 _log = logging.getLogger("kabuki_rlds")
@@ -111,6 +111,8 @@ def _error(source: Selectable, number: int) -> KabukiError | None:
     try:
         for _ in source.select(np.array([number])).blocks():
             signals.check()
+    except MissingDependencyError:
+        raise
     except KabukiError as e:
         return e
     return None

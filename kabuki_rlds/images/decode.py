@@ -1,26 +1,21 @@
-"""Decodes the image files of a column, with TFDS's own decoding."""
+"""Decodes the image files of columns."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
 
 import numpy as np
 
 from kabuki_rlds.arguments import argument
-from kabuki_rlds.data.block import Column, Ragged, concatenate, take
+from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import DamagedDataError, KabukiError, one_line
+from kabuki_rlds.errors import DamagedDataError, KabukiError, MissingDependencyError
 from kabuki_rlds.images.damage import DamagedImageError, check_files
+from kabuki_rlds.images.decode_file import UndecodableImageError, decode_file
 
-#: From the bytes of an image file to a tensor (height, width, channels): TFDS's own decoding.
-Decode: TypeAlias = Callable[[Any], Any]
-
-#: How many are decoded in one go; a thread has its own.
+#: How many a thread decodes at a time.
 _FILES = 32
 _REMEDY = "name the fields to read by `fields` to leave it out"
 
@@ -37,15 +32,11 @@ class ImageDecoder:
     Args:
       fields: path to field, as they are stored.
       label: what to call the files that hold them in a message.
-
-    Raises:
-      KabukiError: there are such fields, and no TensorFlow to decode them.
     """
 
     def __init__(self, fields: Mapping[str, Field], label: str):
         self._label = label
         self._fields = {path: decoded(field) for path, field in fields.items() if field.encoded}
-        self._functions = {path: _function(field, path) for path, field in self._fields.items()}
 
     def decode(self, columns: dict[str, Column], threads: concurrent.futures.Executor) -> dict[str, Column]:
         """The columns, with images in the place of their files. A file that comes several times is decoded once.
@@ -57,6 +48,8 @@ class ImageDecoder:
         for path in self._fields.keys() & columns.keys():
             try:
                 made[path] = self.decode_column(path, columns[path], threads)
+            except MissingDependencyError as e:
+                raise MissingDependencyError(f"{self._label}: field {path!r}: {e}") from e
             except (DamagedImageError, KabukiError) as e:
                 raise DamagedDataError(f"field {path!r}: {e}", file=self._label, field=path) from e
         return made
@@ -66,117 +59,76 @@ class ImageDecoder:
 
         Raises:
           DamagedImageError: a file is damaged, or its image is of another shape than its field states.
-          KabukiError: the images of one row differ in size.
+          KabukiError: the images of one row differ in size, or TensorFlow is needed and not installed.
         """
-        field, decode = self._fields[path], self._functions[path]
-        if field.is_list_of_images:
-            # Held for as long as the column is decoded.
-            return decode_files(column, field, functools.cache(decode), _REMEDY)
-        files = np.asarray(column)
-        check_files(files.tolist(), field.shape, decodes=True)
-        return self._decode_each(files, field, decode, threads)
-
-    def _decode_each(
-        self, column: np.ndarray, field: Field, decode: Callable[[Any], Any], threads: concurrent.futures.Executor
-    ) -> Column:
-        import tensorflow as tf
-
-        numbers = {file: i for i, file in enumerate(dict.fromkeys(column.tolist()))}
-        number_of = np.array([numbers[file] for file in column.tolist()], np.int64)
-        files = tf.constant(list(numbers), tf.string)
-        bounds = [*range(0, len(numbers), _FILES), len(numbers)]
-
-        def decode_part(first: int, end: int) -> Any:
-            try:
-                return decode(files[first:end])
-            except tf.errors.OpError as e:
-                number, why = _first_failure(files, first, end, decode, e)
-                row = int(np.flatnonzero(number_of == number)[0])
-                raise DamagedImageError(row, f"cannot be decoded: {why}") from e
-
-        images = threads.map(decode_part, bounds[:-1], bounds[1:])
-        if not field.is_fixed:
-            parts = [Ragged(np.array(pixels), np.array(shapes)) for pixels, shapes in images]
-            return take(concatenate(parts), number_of)
-        # Each goes to its places at once: images are large.
-        out = np.empty((len(column), *(d for d in field.shape if d is not None)), field.dtype)
-        order = np.argsort(number_of, kind="stable")
-        cuts = np.searchsorted(number_of[order], bounds).tolist()
-        for first, (a, b), part in zip(bounds, itertools.pairwise(cuts), images, strict=False):
-            out[order[a:b]] = np.asarray(part)[number_of[order[a:b]] - first]
-        return out
+        return decode_column(column, self._fields[path], threads, _REMEDY)
 
 
-def _first_failure(files: Any, first: int, end: int, decode: Callable[[Any], Any], error: Any) -> tuple[int, str]:
-    """Which of some files cannot be decoded, and why."""
-    import tensorflow as tf
-
-    for number in range(first, end):
-        try:
-            decode(files[number : number + 1])
-        except tf.errors.OpError as e:
-            return number, one_line(e)
-    return first, one_line(error)
-
-
-def _function(field: Field, path: str) -> Callable[[Any], Any]:
-    try:
-        import tensorflow as tf
-        import tensorflow_datasets as tfds
-    except ImportError as e:
-        raise KabukiError(
-            f"field {path!r} holds image files, which TensorFlow and TFDS decode ({e}); "
-            "install them, or name the fields to read by `fields`"
-        ) from e
-    from kabuki_rlds.formats.rlds.pipeline import ImageField, decode_all
-
-    decode = tfds.features.Image(shape=field.shape[-3:], dtype=field.dtype).decode_example
-    if field.is_list_of_images:
-        return decode
-    images = ImageField(path, field.shape, field.dtype, decode)
-    build = tf.function(lambda files: decode_all(images, files), autograph=False)
-    # Built here, once: threads are to call it.
-    function: Callable[[Any], Any] = build.get_concrete_function(tf.TensorSpec([None], tf.string))
-    return function
-
-
-def decode_files(column: Column, field: Field, decode: Decode, remedy: str = "") -> Column:
-    """Decodes a column of image files, or of lists of them.
+def decode_column(
+    column: Column,
+    field: Field,
+    threads: concurrent.futures.Executor | None = None,
+    remedy: str = "",
+) -> Column:
+    """Decodes a column of image files, or of lists of them. A file that occurs several times is decoded once.
 
     Args:
       column: the files.
       field: what they decode to.
-      decode: decodes one.
-      remedy: what to do where the images of a row are no array; by default, to keep the image files.
+      threads: decode; None is the thread of the caller.
+      remedy: what to do if the images of a row differ in size; by default, to keep the image files.
 
     Raises:
       DamagedImageError: a file is damaged, or of another size than the field states.
+      KabukiError: the images of one row differ in size, or TensorFlow is needed and not installed.
+    """
+    files = (column if isinstance(column, np.ndarray) else column.values).tolist()
+    check_files(files, field.shape, decodes=True)
+    rows_of: dict[bytes, list[int]] = {}
+    for row, file in enumerate(files):
+        rows_of.setdefault(file, []).append(row)
+    shape = field.shape[-3:]
+    # Where all images are of one size, each goes to its place at once: they are large.
+    fixed = None if None in shape else np.empty((len(files), *(d or 0 for d in shape)), field.dtype)
+    images: list[np.ndarray] = [] if fixed is not None else [np.empty(0)] * len(files)
+
+    def decode(part: list[tuple[bytes, list[int]]]) -> None:
+        for file, rows in part:
+            try:
+                image = decode_file(file, shape, field.dtype)
+            except UndecodableImageError as e:
+                raise DamagedImageError(rows[0], f"cannot be decoded: {e}") from e
+            for row in rows:
+                (images if fixed is None else fixed)[row] = image
+
+    different = list(rows_of.items())
+    parts = [different[start : start + _FILES] for start in range(0, len(different), _FILES)]
+    for _ in (map if threads is None else threads.map)(decode, parts):
+        pass
+    if fixed is not None and field.is_fixed:
+        return fixed.reshape(len(column), *(d or 0 for d in field.shape))
+    flat = np.concatenate([np.empty(0, field.dtype), *(each.reshape(-1) for each in images)])
+    sizes = [image.shape for image in images] if fixed is None else [fixed.shape[1:]] * len(files)
+    return Ragged(flat if fixed is None else fixed.reshape(-1), _shapes(sizes, column, field, remedy))
+
+
+def _shapes(sizes: list[tuple[int, ...]], column: Column, field: Field, remedy: str) -> np.ndarray:
+    """The shape of each row, by the sizes of all its images: int64, (rows, dimensions).
+
+    Raises:
       KabukiError: the images of one row differ in size.
     """
-    import tensorflow as tf
-
-    files = column if isinstance(column, np.ndarray) else column.values
+    if not field.is_list_of_images:
+        return np.array(sizes, np.int64).reshape(len(column), len(field.shape))
     counts = column.shapes[:, 0].tolist() if isinstance(column, Ragged) else [1] * len(column)
-    check_files(files.tolist(), field.shape, decodes=True)
-    images = []
-    for number, file in enumerate(files):
-        try:
-            images.append(decode(file).numpy())
-        except tf.errors.OpError as e:
-            raise DamagedImageError(number, f"cannot be decoded: {one_line(e)}") from e
-    rows, shapes = [], []
+    shapes = []
     at = 0
     for count in counts:
-        row = images[at : at + count]
+        of_row = sizes[at : at + count]
         at += count
-        if len({image.shape for image in row}) > 1:
-            sizes = ", ".join(sorted({str(image.shape) for image in row}))
+        if len(set(of_row)) > 1:
+            found = ", ".join(sorted({str(size) for size in of_row}))
             remedy = remedy or f"{argument('images', 'encoded')} keeps the image files"
-            raise KabukiError(f"images of differing sizes in one row, {sizes}, are no array; {remedy}")
-        size = row[0].shape if row else tuple(d or 0 for d in field.shape[-3:])
-        shapes.append((count, *size) if field.is_list_of_images else size)
-        rows += [image.reshape(-1) for image in row]
-    flat = np.concatenate([np.empty(0, field.dtype), *rows])
-    if field.is_fixed:
-        return flat.reshape(len(column), *(d for d in field.shape if d is not None))
-    return Ragged(flat, np.array(shapes, np.int64).reshape(len(column), len(field.shape)))
+            raise KabukiError(f"images of differing sizes in one row, {found}, are no array; {remedy}")
+        shapes.append((count, *(of_row[0] if of_row else (d or 0 for d in field.shape[-3:]))))
+    return np.array(shapes, np.int64).reshape(len(column), len(field.shape))

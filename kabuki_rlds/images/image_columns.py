@@ -11,7 +11,7 @@ import numpy as np
 
 from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.errors import DamagedDataError, KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, MissingDependencyError
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 
@@ -33,9 +33,6 @@ class ImageColumns:
     Attributes:
       fields: path to field, as they are served.
       decoded: the paths of the fields that are decoded.
-
-    Raises:
-      KabukiError: there are images to decode, and no TensorFlow.
     """
 
     def __init__(
@@ -82,6 +79,8 @@ class ImageColumns:
             row = int(np.searchsorted(column.splits, e.number, "right")) - 1
             number = e.number - int(column.splits[row])
             raise _damaged(path, place(row), f"image {number} {e.problem}") from e
+        except MissingDependencyError as e:
+            raise MissingDependencyError(f"{self._label}: field {path!r}: {e}") from e
         except KabukiError as e:
             raise KabukiError(f"{self._label}: field {path!r}: {e}") from e
         if field.file_format and formats - {field.file_format} and path not in self._mixed:

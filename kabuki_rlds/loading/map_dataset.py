@@ -19,7 +19,7 @@ from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, REWARD
 from kabuki_rlds.data.schema import Field, Schema, is_within
-from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
+from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, MissingDependencyError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.loading.open_dataset import StoredEpisode
@@ -225,6 +225,8 @@ class MapDataset:
     def _decoded(self, table: Table, images: ImageDecoder, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
         try:
             return images.decode(table.take(paths, rows), table.threads)
+        except MissingDependencyError:
+            raise
         except KabukiError:
             # Many rows were decoded at once. One by one, the damaged one can be named.
             for row in np.unique(rows).tolist():

@@ -752,19 +752,6 @@ def test_numpy_batches_do_not_import_tensorflow(file: Path) -> None:
     assert int(done.stdout) == sum(max(n - 1, 0) for n in _lengths(file))
 
 
-def test_images_without_a_decoder_are_rejected(converted: Any) -> None:
-    code = (
-        "import sys; sys.modules['tensorflow'] = None; from kabuki_rlds.loading import load_steps; "
-        f"path = {str(converted('oxe_style', 'encoded'))!r}; "
-        "print(len(next(iter(load_steps(path, 4, fields='action', as_numpy=True)))['action'])); "
-        "next(iter(load_steps(path, 4, as_numpy=True)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout == "4\n"
-    last = done.stderr.splitlines()[-1]
-    assert "KabukiError: field 'observation/image' holds image files, which TensorFlow and TFDS decode" in last
-
-
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])
 def test_a_damaged_image_is_reported(image_format: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
@@ -816,18 +803,13 @@ def test_a_file_with_changed_fields_is_rejected(change: dict[str, Any], tmp_path
 def test_an_image_in_several_windows_is_decoded_once(converted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = converted("oxe_style", "encoded")
     decoded = []
-    make_decoder = decode._function
+    decode_file = decode.decode_file
 
-    def counting(field: Any, name: str) -> Any:
-        decode_files = make_decoder(field, name)
+    def counting(file: bytes, *how: Any) -> Any:
+        decoded.append(file)
+        return decode_file(file, *how)
 
-        def counted(files: tf.Tensor) -> Any:
-            decoded.extend(files.numpy().tolist())
-            return decode_files(files)
-
-        return counted
-
-    monkeypatch.setattr(decode, "_function", counting)
+    monkeypatch.setattr(decode, "decode_file", counting)
     (batch,) = load_windows(path, 100, 3, fields=["observation/image", "reward"], as_numpy=True)
     rows = set(map(bytes, batch["observation"]["image"].reshape(-1, *batch["observation"]["image"].shape[2:])))
     assert batch["mask"].size > len(rows)

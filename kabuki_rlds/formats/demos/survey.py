@@ -11,7 +11,7 @@ from typing import Any
 from kabuki_rlds.data.schema import Field, Info
 from kabuki_rlds.data.skipped_episodes import skipped_for
 from kabuki_rlds.data.source import Skipped
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, MissingDependencyError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.demos.assumptions import Assumptions, inapplicable
 from kabuki_rlds.formats.demos.block_builder import metadata_field
@@ -133,7 +133,7 @@ class Survey:
             with reading_as(self._layout, path):
                 yield
         except KabukiError as e:
-            if not self._skip_bad or len(self.paths) == 1:
+            if not self._skip_bad or len(self.paths) == 1 or isinstance(e, MissingDependencyError):
                 raise
             self.paths.remove(path)
             self._damaged_files.append(skipped_for(path, 0, e))

@@ -18,8 +18,8 @@ from kabuki_rlds.errors import KabukiError, one_line
 from kabuki_rlds.files import signals
 from kabuki_rlds.files.placeholders import INSTEAD, placeholder
 from kabuki_rlds.formats.rlds.example_decoder import ExampleField
-from kabuki_rlds.formats.rlds.pipeline import ImageField
 from kabuki_rlds.formats.rlds.shards import Damage, ShardSlice, survey
+from kabuki_rlds.images.decode_file import decode_file
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -48,7 +48,7 @@ class BadRecords:
         file_format: str,
         decode: Callable[[Sequence[bytes]], None],
         fields: Sequence[ExampleField],
-        images: Mapping[str, ImageField],
+        images: Mapping[str, ExampleField],
     ):
         self._file_format = file_format
         self._decode = decode
@@ -199,7 +199,7 @@ class BadRecords:
         for path, image in self._images.items():
             for number, file in enumerate(features[image.key].bytes_list.value):
                 try:
-                    tf.ensure_shape(image.decode(tf.constant(file)), image.shape)
+                    decode_file(file, image.field.shape, image.field.dtype)
                 except Exception as e:
                     return f"field {path!r}: row {number} cannot be decoded: {one_line(e)}"
         return one_line(error)

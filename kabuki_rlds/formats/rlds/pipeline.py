@@ -1,8 +1,8 @@
 """The `tf.data` pipeline that reads shards and parses batches of episodes.
 
 One call of `tf.io.parse_example` parses many episodes, and nothing runs once per step.
-TensorFlow decodes images in parallel, in windows of steps, so memory use does not grow
-with the length of an episode.
+Threads decode images in windows of steps, so memory use does not grow with the length of
+an episode.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import DamagedDataError
-from kabuki_rlds.formats.rlds.example_decoder import FeatureLists, ListType
+from kabuki_rlds.formats.rlds.example_decoder import ExampleField, FeatureLists, ListType
 from kabuki_rlds.formats.rlds.shards import ShardSlice, read_records
-from kabuki_rlds.images.damage import DamagedImageError, check_files
+from kabuki_rlds.images.damage import DamagedImageError
+from kabuki_rlds.images.decode import decode_column
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -46,8 +47,7 @@ class Element:
       num_bytes: bytes of the batch's records.
       records: the serialized examples as `bytes` objects. Empty unless the pipeline has `keep_records`.
       lists: key to the lists of the examples.
-      images: path to the decoded images of the window: an array (steps, height, width, channels), or
-        (flat pixels, shapes) if the sizes may differ.
+      images: path to the decoded images of the window.
     """
 
     shard: int
@@ -55,24 +55,7 @@ class Element:
     num_bytes: int
     records: np.ndarray
     lists: dict[str, FeatureLists]
-    images: dict[str, np.ndarray | tuple[np.ndarray, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageField:
-    """An image field that the pipeline decodes.
-
-    Attributes:
-      key: key of the field in the example.
-      shape: (height, width, channels). None marks a dimension that varies.
-      dtype: dtype of the pixels.
-      decode: a graph function from a scalar string to the image, from the TFDS feature.
-    """
-
-    key: str
-    shape: tuple[int | None, ...]
-    dtype: np.dtype
-    decode: Callable[[tf.Tensor], tf.Tensor]
+    images: dict[str, Column]
 
 
 def window_rows(images: Sequence[Field]) -> int:
@@ -91,7 +74,7 @@ class Pipeline:
     Args:
       file_format: "tfrecord" or "array_record".
       keys: keys of the examples to parse, with their list types.
-      images: path to the image fields to decode.
+      images: path to the image fields to decode, with one image per step.
       window: number of steps whose images are decoded at once.
       keep_records: include the serialized examples in the elements.
     """
@@ -101,7 +84,7 @@ class Pipeline:
         *,
         file_format: str,
         keys: Mapping[str, ListType],
-        images: Mapping[str, ImageField],
+        images: Mapping[str, ExampleField],
         window: int,
         keep_records: bool,
     ):
@@ -129,14 +112,7 @@ class Pipeline:
             num_bytes = tf.reduce_sum(tf.cast(tf.strings.length(records), tf.int64))
             return num_bytes, records if keep_records else records[:0], lists, files
 
-        files_spec = {key: tf.TensorSpec([None], tf.string) for key in image_keys}
-
-        @tf.function(input_signature=[files_spec, tf.TensorSpec([], tf.int64)], autograph=False)
-        def decode(files: dict[str, tf.Tensor], row: tf.Tensor) -> Any:
-            part = {key: values[row : row + window] for key, values in files.items()}
-            return {path: decode_all(image, part[image.key]) for path, image in images.items()}
-
-        self._parse, self._decode = parse.get_concrete_function(), decode.get_concrete_function()
+        self._parse = parse.get_concrete_function()
 
     def read(self, shards: Sequence[ShardSlice], batch: int) -> Iterator[Element]:
         """Yields the elements of shards, in order, with up to `batch` episodes each."""
@@ -172,7 +148,7 @@ class Pipeline:
                     steps = len(next(iter(files.values())))
                     for row in range(0, max(steps, 1), self._window):
                         head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
-                        ahead.append((head, pool.submit(self._decode_window, tensors, files, row)))
+                        ahead.append((head, pool.submit(self._decode_window, files, row)))
                         if len(ahead) > _DECODERS:
                             yield _finished(*ahead.popleft())
                 while ahead:
@@ -180,25 +156,23 @@ class Pipeline:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _decode_window(self, tensors: dict[str, tf.Tensor], files: dict[str, np.ndarray], row: int) -> Any:
-        """Checks and decodes one window of images.
+    def _decode_window(self, files: dict[str, np.ndarray], row: int) -> dict[str, Column]:
+        """Decodes one window of images.
 
         Args:
-          tensors: key to the image files of a batch.
-          files: the same files as NumPy arrays, which are faster to slice than tensors.
+          files: key to the image files of a batch.
           row: first row of the window.
 
         Raises:
           DamagedDataError: an image file is damaged or too large.
         """
-        import tensorflow as tf
-
+        images = {}
         for path, image in self._images.items():
             try:
-                check_files(files[image.key][row : row + self._window].tolist(), image.shape, decodes=True)
+                images[path] = decode_column(files[image.key][row : row + self._window], image.field)
             except DamagedImageError as e:
                 raise DamagedDataError(f"field {path!r}: row {row + e.number} {e.problem}", field=path) from e
-        return self._decode(tensors, tf.constant(row, tf.int64))
+        return images
 
     def decode(self, examples: Sequence[bytes]) -> Iterator[Element]:
         """Yields the elements of serialized examples, like `read` does for shards."""
@@ -215,7 +189,7 @@ class Pipeline:
         import tensorflow as tf
 
         num_bytes, kept, lists, files = self._parse(tf.constant(examples, tf.string))
-        images = self._decode_window(files, _numpy(files), 0) if files and decode else {}
+        images = self._decode_window(_numpy(files), 0) if files and decode else {}
         return _element(0, True, num_bytes, kept, lists, images)
 
 
@@ -232,30 +206,5 @@ def _finished(head: tuple[Any, ...], images: concurrent.futures.Future[Any]) -> 
 def _element(shard: Any, first: bool, num_bytes: Any, records: Any, lists: Any, images: Any) -> Element:
     """Returns an element with NumPy arrays. Numeric arrays share memory with the tensors."""
     # `np.asarray` does not copy, unlike `Tensor.numpy()`.
-    pixels = {
-        path: (np.asarray(image[0]), np.asarray(image[1])) if isinstance(image, (tuple, list)) else np.asarray(image)
-        for path, image in images.items()
-    }
     arrays = {key: FeatureLists(np.asarray(values), np.asarray(splits)) for key, (values, splits) in lists.items()}
-    return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, pixels)
-
-
-def decode_all(image: ImageField, files: tf.Tensor) -> Any:
-    """Decodes a vector of image files. Returns an array, or (flat pixels, shapes) if the image size is unknown."""
-    import tensorflow as tf
-
-    def decode(file: tf.Tensor) -> tf.Tensor:
-        # TFDS does not check the shape of a decoded image.
-        return tf.ensure_shape(image.decode(file), image.shape)
-
-    def decode_flat(file: tf.Tensor) -> Any:
-        pixels = decode(file)
-        return tf.reshape(pixels, [-1]), tf.shape(pixels, out_type=tf.int64)
-
-    each = functools.partial(tf.map_fn, elems=files)
-    dtype = tf.as_dtype(image.dtype)
-    if None not in image.shape:
-        return each(decode, fn_output_signature=tf.TensorSpec(image.shape, dtype))
-    flat = tf.RaggedTensorSpec([None], dtype, ragged_rank=0)
-    pixels, shapes = each(decode_flat, fn_output_signature=(flat, tf.TensorSpec([len(image.shape)], tf.int64)))
-    return pixels.flat_values, shapes
+    return Element(int(shard), first, int(num_bytes), np.asarray(records), arrays, images)

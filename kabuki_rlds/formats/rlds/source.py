@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Ragged, row_splits
+from kabuki_rlds.data.block import Block, Column, row_splits
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
 from kabuki_rlds.data.source import Origin, Size
@@ -26,7 +26,7 @@ from kabuki_rlds.formats.rlds.example_decoder import ExampleField
 from kabuki_rlds.formats.rlds.shards import ShardSlice, first_records
 from kabuki_rlds.formats.rlds.stored_last_rows import StoredLastRows
 from kabuki_rlds.images.damage import DamagedImageError, check_files
-from kabuki_rlds.images.decode import Decode, decode_files
+from kabuki_rlds.images.decode import decode_column
 
 #: The size limits of a batch of records: about so many bytes, and at most so many episodes.
 _BATCH_BYTES = 4 << 20
@@ -97,23 +97,20 @@ class RldsSource:
         self._fallback = tfds_fallback.TfdsReader(
             [leaf for leaf in self._leaves if leaf.example_field is None], info.features
         )
-        # The pipeline decodes step fields with one image per step. `_decoders` are for the other image fields, which
-        # have few images.
-        self._images: dict[str, pipeline.ImageField] = {}
-        self._decoders: dict[tuple[bool, str], Decode] = {}
+        # The pipeline decodes step fields with one image per step. The other image fields have few images.
+        self._images: dict[str, ExampleField] = {}
+        self._images_in_lists: set[tuple[bool, str]] = set()
         steps: dict[str, Field] = {}
         metadata: dict[str, Field] = {}
         for leaf in self._leaves:
             field = leaf.field
             if field.kind == "image" and leaf.example_field is not None:
-                decode = leaf.feature.decode_example
                 if self._image_mode == "encoded":
                     field = dataclasses.replace(field, encoded=True)
                 elif leaf.in_steps and not field.is_list_of_images:
-                    key = leaf.example_field.key
-                    self._images[leaf.path] = pipeline.ImageField(key, field.shape, field.dtype, decode)
+                    self._images[leaf.path] = leaf.example_field
                 else:
-                    self._decoders[leaf.in_steps, leaf.path] = decode
+                    self._images_in_lists.add((leaf.in_steps, leaf.path))
             (steps if leaf.in_steps else metadata)[leaf.path] = field
         self.schema = Schema(
             steps, metadata, json.dumps(info.features.to_json(), sort_keys=True), dataset_dir.description(info)
@@ -334,10 +331,9 @@ class RldsSource:
         column = field.column(element.lists, rows)
         if field.field.kind != "image":
             return column
-        decode = self._decoders.get((field.in_steps, field.path))
         try:
-            if decode is not None:
-                return decode_files(column, field.field, decode)
+            if (field.in_steps, field.path) in self._images_in_lists:
+                return decode_column(column, field.field)
             files = column if isinstance(column, np.ndarray) else column.values
             check_files(files.tolist(), field.field.shape)
         except DamagedImageError as e:
@@ -351,7 +347,7 @@ class RldsSource:
 
     def _window(self, element: pipeline.Element, batch: _Batch, row: int) -> Block:
         """Returns the block of the steps from `row` on whose images the element has. Without images, all steps."""
-        images = {path: _pixels(element.images[path]) for path in self._images}
+        images = {path: element.images[path] for path in self._images}
         stop = row + len(next(iter(images.values()))) if images else batch.num_steps
         steps: dict[str, Column] = {}
         for path in self.schema.steps:
@@ -399,7 +395,3 @@ class _Batch:
     @property
     def num_episodes(self) -> int:
         return len(self.starts) - 1
-
-
-def _pixels(images: np.ndarray | tuple[np.ndarray, np.ndarray]) -> np.ndarray | Ragged:
-    return images if isinstance(images, np.ndarray) else Ragged(*images)
