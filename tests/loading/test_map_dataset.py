@@ -183,7 +183,7 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path: Path) -> None:
     for index in (13, -14):
         with pytest.raises(IndexError, match=f"index {index} is out of range for 13 samples"):
             ds[index]
-    with pytest.raises(TypeError, match="an index is an integer"):
+    with pytest.raises(TypeError, match="an index must be an integer"):
         ds["0"]  # type: ignore[index]
     assert ds.__getitems__([]) == []
     assert "13 samples, 4 episodes" in repr(ds)
