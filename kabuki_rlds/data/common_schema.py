@@ -24,10 +24,10 @@ _log = logging.getLogger("kabuki_rlds")
 
 
 class Mismatch(NamedTuple):
-    """A field of a source that does not fit the other sources.
+    """A field whose type or shape differs from that in the other sources, or that some sources do not have.
 
     Attributes:
-      source: the label of the source.
+      source: the label of a source that does not match.
       path: the path of the field.
       why: the message.
     """
@@ -71,7 +71,7 @@ def can_hold(wide: Field, field: Field) -> bool:
 
 
 def common_schema(schemas: Sequence[Schema], labels: Sequence[str]) -> Schema:
-    """The schema that holds the rows of all sources. Its other contents are those of the first schema.
+    """A schema that can hold the rows of all sources. Its info and the order of its fields come from the first schema.
 
     Args:
       schemas: the schema of each source.

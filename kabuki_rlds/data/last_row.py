@@ -13,10 +13,12 @@ dataset:
 4. Rule 4: if `discount` is 0 on the row before the last row of all terminated episodes, last
    rows are observations.
 5. The data: if rule 4 is broken, and last rows have nonzero rewards, or actions that are not
-   zero, not NaN and not copies of the previous row, last rows are steps.
+   zero, not NaN and not copies of the previous row, last rows are steps. They are also steps if
+   `is_last` is false on all of them.
+6. RLDS's definition: last rows are observations.
 
-If the evidence conflicts, last rows count as steps and a warning says so: a step that is taken
-for padding would be lost.
+If 4 and 5 conflict, last rows are steps, because a step that is taken for padding would be lost.
+A warning reports evidence against the decision.
 """
 
 from __future__ import annotations

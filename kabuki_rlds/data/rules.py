@@ -266,6 +266,6 @@ class RuleChecker:
             return
         found = self._found if found is None else found
         named, count = found.setdefault((rule, field, message), ([], 0))
-        # Two calls may note the same rule, and their rows may overlap in order, so sort.
+        # Two calls may note the same rule with interleaved rows, so sort.
         named = sorted([*named, *(rows[:_ROWS_NAMED] + first_row).tolist()])[:_ROWS_NAMED]
         found[rule, field, message] = (named, count + len(rows))

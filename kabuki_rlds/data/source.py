@@ -17,14 +17,14 @@ from kabuki_rlds.errors import KabukiError
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where episodes came from: one entry of a Kabuki file's `sources`.
+    """The origin of some episodes: an entry of the file attribute `sources`.
 
     Attributes:
-      path: the folder or file that was read.
-      name: the dataset's name and version, where it has one.
+      path: the folder or file that the episodes were read from.
+      name: name and version of the dataset; "" if it has none.
       split: the split that was read.
-      format: "rlds", "envlogger", "kabuki", or the name of a layout of others.
-      via: the Kabuki files that the episodes passed through on the way, newest first.
+      format: "rlds", "envlogger", "kabuki", or the name of a third-party layout.
+      via: the intermediate Kabuki files, newest first.
     """
 
     path: str
@@ -38,10 +38,10 @@ class Origin:
 
     @classmethod
     def from_json(cls, entry: Any) -> Origin:
-        """An entry of `sources`.
+        """Parses an entry of `sources`.
 
         Raises:
-          ValueError: it is none.
+          ValueError: the entry is malformed.
         """
         texts = dict(entry) if isinstance(entry, dict) else {}
         via = texts.pop("via", [])
@@ -49,19 +49,20 @@ class Origin:
         if not ("path" in texts and texts.keys() <= known and isinstance(via, list)):
             raise ValueError(f"not a dict of {', '.join(sorted(known))}")
         if not all(isinstance(text, str) for text in (*texts.values(), *via)):
-            raise ValueError("what is in it is no text")
+            raise ValueError("a value is not a string")
         return cls(**texts, via=tuple(via))
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much a source holds.
+    """The size of a source.
 
     Attributes:
-      steps: number of steps; exact where `is_exact`, else estimated from a sample.
-      num_bytes: bytes that the source takes on disk.
-      sample: some of its steps, to see how large they are, None where it has none.
-      image_fields: the step fields that are decoded from image files as they are read.
+      steps: the number of steps.
+      is_exact: whether `steps` is exact. If not, it is estimated from a sample.
+      num_bytes: the size of the source on disk in bytes.
+      sample: some of its steps, to estimate the size of the others; None if it has no steps.
+      image_fields: the step fields whose encoded images are decoded while reading.
     """
 
     steps: int
@@ -73,13 +74,13 @@ class Size:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """Damaged episodes that were left out.
+    """Consecutive episodes that were skipped because they are damaged or empty.
 
     Attributes:
-      path: the file in which they are, or should be.
-      record: the number of the first of them there, from 0.
-      count: how many they are.
-      why: what is wrong with them.
+      path: the file of the episodes.
+      record: the index of the first skipped episode in the file, from 0.
+      count: the number of skipped episodes.
+      why: the reason.
     """
 
     path: str
@@ -97,10 +98,10 @@ class Skipped:
 
     @classmethod
     def from_json(cls, entry: Any) -> Skipped:
-        """An entry of `skipped`.
+        """Parses an entry of the file attribute `skipped`.
 
         Raises:
-          ValueError: it is none.
+          ValueError: the entry is malformed.
         """
         known = {"path": str, "record": int, "count": int, "why": str}
         if not isinstance(entry, dict) or entry.keys() != known.keys():
@@ -115,14 +116,13 @@ class Source(Protocol):
     """A dataset to read.
 
     Attributes:
-      schema: its fields.
-      origins: where its episodes come from.
-      num_episodes: how many episodes it says it has.
-      label: what to call it in a message.
-      skipped: the episodes that it leaves out, or that were left out before; not counted in `num_episodes`.
-      files: the files that must not change while it is read.
-      last_rows: whether the last row of each episode is a step, where the source states it or its layout fixes it;
-        None where neither does.
+      schema: the step fields and episode fields.
+      origins: the origins of its episodes.
+      num_episodes: the number of episodes that the source states, without the skipped ones.
+      label: the name of the source for messages.
+      skipped: the episodes that are skipped, or that were skipped when the source was written.
+      files: the files that must not change while the source is read.
+      last_rows: whether the last row of each episode is a step; None if neither the source nor its layout defines it.
     """
 
     schema: Schema
@@ -134,53 +134,50 @@ class Source(Protocol):
     last_rows: LastRows | None
 
     def size(self) -> Size:
-        """Looks at a sample of the source."""
+        """The size of the source. May read a sample of it."""
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
         """Yields all steps in order, in constant memory.
 
         Args:
-          only: the step fields that are needed; a source may leave out the others, and the metadata.
+          only: paths of the needed step fields; a source may omit the other fields and the metadata. None means all.
 
         Raises:
-          KabukiError: what was read is not what the source says it holds.
+          KabukiError: the source is damaged, or its content differs from what it states.
         """
 
     def piece(self, first: int, stop: int) -> Source:
-        """The episodes `first` to `stop` as a source of their own, which lives as long as this one is open."""
+        """A source with the episodes `first` to `stop`. It can be used until this source is closed."""
 
     def name_of(self, episode: int) -> str:
-        """What to call an episode in a message: its file, and its place there."""
+        """The name of an episode for messages: its file and its position in the file."""
 
     def pieces(self, num_bytes: int) -> Sequence[Source]:
-        """The same episodes in order, as sources of about so many bytes each where it can be cut."""
+        """Divides the source into sources of about `num_bytes` each, in order. May return the whole source."""
 
     def close(self) -> None:
-        """Closes what it holds open."""
+        """Closes the files."""
 
 
 class Sink(Protocol):
-    """A dataset that is being written.
-
-    It is a context manager: without `commit`, nothing of it remains.
-    """
+    """A dataset to write. It is a context manager: without `commit`, the partial output is discarded."""
 
     def write(self, block: Block) -> None:
         """Appends the steps of a block.
 
         Raises:
-          KabukiError: they cannot be stored.
+          KabukiError: the steps cannot be stored.
         """
 
     def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
-        """Completes the dataset and gives it its name.
+        """Completes the dataset and moves it to its destination.
 
         Args:
           last_rows: whether the last row of each episode is a step.
           violations: the rules that the steps break.
 
         Raises:
-          KabukiError: it cannot be written, or another process has made it in the meantime.
+          KabukiError: the dataset cannot be written, or the destination was created in the meantime.
         """
 
     def __enter__(self) -> Self: ...
@@ -191,24 +188,24 @@ class Sink(Protocol):
 
 
 class Fingerprints:
-    """The sizes of the files of some sources, and when each was last written to, as they are now."""
+    """The sizes and modification times of the files of sources, to detect changes while they are read."""
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = sources
         self._files = {path: stamp(path) for source in sources for path in source.files}
 
     def check(self) -> None:
-        """Holds them against what the files are by now.
+        """Checks that no file has changed.
 
         Raises:
-          KabukiError: one has changed.
+          KabukiError: a file has changed.
         """
         for path, before in self._files.items():
             if stamp(path) != before:
-                raise KabukiError(f"{path}: changed while it was read; run again when nothing writes to it")
+                raise KabukiError(f"{path}: changed while it was read; run again when no other program writes to it")
 
     def to_json(self) -> dict[str, Any]:
-        """What the sources are, to tell them again."""
+        """The origins and files of the sources, to recognize the same sources later."""
         return {
             "sources": [[origin.to_json() for origin in source.origins] for source in self._sources],
             "files": {os.path.abspath(path): stamp for path, stamp in self._files.items()},
@@ -216,7 +213,7 @@ class Fingerprints:
 
 
 def stamp(path: str) -> list[int] | None:
-    """Size, and nanoseconds of the last change; None where the file is gone."""
+    """[size in bytes, modification time in nanoseconds] of a file; None if it does not exist."""
     try:
         status = os.stat(path)
     except FileNotFoundError:

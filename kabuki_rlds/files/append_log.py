@@ -1,9 +1,9 @@
-"""A file of records that only grows: what `append` has returned from, no end of the process loses.
+"""A log of records. A record is safe when `append` returns, even if the process is killed later.
 
 A process that is killed leaves at most one incomplete record, at the end.
 
-While the last record is replaced, its old content is kept in a file beside the log, from
-which `repair` restores it: where the record begins (8 bytes), and the record.
+While the last record is replaced, its old content is kept in a second file, from which
+`repair` restores it. That file holds the offset of the record (8 bytes) and the record.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _START = struct.Struct("<Q")
 
 
 def kept_path(path: pathlib.Path) -> pathlib.Path:
-    """Where the last record of a log is kept while it is replaced."""
+    """The path of the file with the old content of the last record, which exists while the record is replaced."""
     return path.with_name(f"{path.name}.kept")
 
 
 def repair(path: pathlib.Path) -> int:
-    """Cuts off the bytes at the end of a log that are not a complete record, and returns their number.
+    """Removes an incomplete record from the end of a log. Returns the number of removed bytes.
 
-    A record that was about to be replaced is restored first.
+    First restores the last record if a process was killed while it replaced the record.
     """
     _restore(path)
     size = Scan(path).size
@@ -64,11 +64,11 @@ class AppendLog:
       path: the file. An existing one is emptied.
 
     Attributes:
-      size: bytes that it holds.
-      records: how many records it holds.
+      size: the size of the file in bytes.
+      records: the number of records.
 
     Raises:
-      KabukiError: it cannot be made.
+      KabukiError: the file cannot be created.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -78,10 +78,11 @@ class AppendLog:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
 
     def append(self, data: bytes) -> int:
-        """Adds a record, and returns where it begins.
+        """Appends a record and returns its offset.
 
         Raises:
-          KabukiError: the disk is full, or the like; the records before are as they were.
+          KabukiError: the record cannot be written, for example because the disk is full. The earlier records are
+            not changed.
         """
         start = self.size
         try:
@@ -96,12 +97,12 @@ class AppendLog:
         return start
 
     def replace(self, start: int, data: bytes) -> None:
-        """Writes a record in the place of the last, which begins at `start`.
+        """Replaces the last record, whose offset is `start`.
 
-        However the process ends, one of the two is there.
+        If the process is killed, the log holds either the old or the new record.
 
         Raises:
-          KabukiError: the disk is full, or the like; the record is as it was.
+          KabukiError: the record cannot be written, for example because the disk is full. The old record is kept.
         """
         before = os.pread(self._file, self.size - start, start)
         kept = kept_path(self.path)
@@ -110,7 +111,7 @@ class AppendLog:
             try:
                 self._write(framed(data), start)
             except OSError:
-                # Its place is still there.
+                # The disk space of the old record is still allocated.
                 self._write(before, start)
                 raise
         except OSError as e:
@@ -121,13 +122,13 @@ class AppendLog:
         kept.unlink()
 
     def take_back(self, start: int) -> None:
-        """Removes the last record, which begins at `start`."""
+        """Removes the last record, whose offset is `start`."""
         os.ftruncate(self._file, start)
         self.size = start
         self.records -= 1
 
     def sync(self) -> None:
-        """Waits until what it holds is on the disk."""
+        """Waits until all records are on the disk (`fsync`)."""
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -137,7 +138,7 @@ class AppendLog:
     def _write(self, data: bytes, at: int) -> None:
         rest = memoryview(data)
         while rest:
-            # At a place of its own, and not where the last write ended: it may have been interrupted.
+            # Write at an explicit offset: an interrupted write may have moved the file position.
             written = os.pwrite(self._file, rest, at)
             at += written
             rest = rest[written:]

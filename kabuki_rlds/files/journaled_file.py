@@ -1,15 +1,15 @@
-"""A file that is changed in place: however the process ends, it is the old file or the new one.
+"""Changes a file in place and atomically: after a kill, the file has the old or the new content.
 
-What is written beyond the old end goes to the file at once. What is written before it is
-kept in memory. `commit` writes that to a journal beside the file, `<name>.journal`, then
-to the file, then removes the journal. The journal is a file of records (`files.records`):
+Writes beyond the old end go to the file immediately. Writes before it are kept in memory.
+`commit` writes these to a journal, `<name>.journal`, then to the file, then deletes the
+journal. The journal is a file of records (`files.records`):
 
 1. The size of the file before the change, and the checksum of its first page.
-2. With `commit`: the size after the change, the checksum of the first page then, and the
-   new content of each changed page, the first page last.
+2. Written by `commit`: the size after the change, the checksum of the new first page, and
+   the new content of each changed page. The first page comes last.
 
-If the process is killed before the second record is complete, the file is the old one with
-unused bytes at its end. If it is killed later, the pages are written again: `recover`.
+If the process is killed before the second record is complete, the file has the old content
+and unused bytes at its end. If it is killed later, `recover` writes the pages again.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ def journal_path(path: pathlib.Path) -> pathlib.Path:
 
 
 class JournaledFile(io.RawIOBase):
-    """An existing file that is changed, as the Python file object that `h5py.File` accepts.
+    """An existing file opened for atomic changes, as a Python file object that `h5py.File` accepts.
 
-    Without `commit`, the file remains as it was.
+    Without `commit`, the file is not changed.
 
     Args:
       path: the file.
 
     Raises:
-      KabukiError: it cannot be written, or another program has it open.
+      KabukiError: the file cannot be written, or another program has it open.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -55,7 +55,7 @@ class JournaledFile(io.RawIOBase):
         self._at = 0
         with disk.writing(path):
             self._file = os.open(path, os.O_RDWR)
-        # The HDF5 library locks what it reads, too.
+        # The HDF5 library also locks files that it only reads.
         locks.lock(self._file, path, "another program has this file open; close it there, then run again")
         self._journal: AppendLog | None = None
         try:
@@ -75,10 +75,10 @@ class JournaledFile(io.RawIOBase):
         return self._file
 
     def reserve(self, start: int, nbytes: int) -> None:
-        """Makes sure that the disk holds `nbytes` more from `start` on.
+        """Reserves `nbytes` of disk space from offset `start` on.
 
         Raises:
-          KabukiError: it does not.
+          KabukiError: the disk does not have the space.
         """
         disk.reserve(self._file, start, nbytes, self.destination)
 
@@ -116,7 +116,7 @@ class JournaledFile(io.RawIOBase):
                 self._hold(start, view[:inside])
             _write(self._file, view[inside:], start + inside)
         except OSError as e:
-            # HDF5 ends the process if it cannot write: `commit` raises the error.
+            # Do not raise here: HDF5 ends the process on a write error. `commit` raises the error.
             self._error = self._error or e
         self._at = end
         self._size = max(self._size, end)
@@ -131,7 +131,7 @@ class JournaledFile(io.RawIOBase):
         return self._size
 
     def flush(self) -> None:
-        """Nothing is buffered that must be written before `commit`."""
+        """Does nothing: `commit` writes the buffered pages."""
 
     def readable(self) -> bool:
         return True
@@ -157,10 +157,10 @@ class JournaledFile(io.RawIOBase):
     # --- the end ---
 
     def commit(self) -> None:
-        """Makes the change permanent. It is on the disk when this returns.
+        """Applies the changes, waits until they are on the disk, and closes the file.
 
         Raises:
-          KabukiError: the disk does not take it; the file is as it was.
+          KabukiError: writing failed. The file is not changed.
         """
         assert self._journal is not None
         with disk.writing(self.destination):
@@ -181,7 +181,7 @@ class JournaledFile(io.RawIOBase):
         return b"".join(made)
 
     def abort(self) -> None:
-        """Closes the file: as it was, unless `commit` was called."""
+        """Closes the file, without the changes if `commit` was not called."""
         if self._file < 0:
             return
         try:
@@ -194,10 +194,11 @@ class JournaledFile(io.RawIOBase):
 
 
 def recover(path: pathlib.Path) -> None:
-    """Completes or undoes a change of a file whose process was killed.
+    """Completes or undoes the changes of a process that was killed. Does nothing if there is no journal.
 
     Raises:
-      KabukiError: the change must be completed, and the file cannot be written or another program has it open.
+      KabukiError: the change must be completed, but the file cannot be written, another program has it open, or the
+    journal does not match the file.
     """
     journal = journal_path(path)
     if not journal.exists():
@@ -233,11 +234,11 @@ def _recover(path: pathlib.Path, file: int) -> None:
     if not journal.exists():
         return
     strange = KabukiError(
-        f"{journal}: belongs to another state of {path.name}; if that file was replaced, remove the journal"
+        f"{journal}: does not match the content of {path.name}; if that file was replaced, delete the journal"
     )
     with disk.writing(path):
         size = os.fstat(file).st_size
-        # The journal of a stranger could fill the memory.
+        # Limit the size: a hostile journal could exhaust the memory.
         if journal.is_symlink() or not journal.is_file() or journal.stat().st_size > 2 * size + _PAGE:
             raise strange
         found = list(records.read(journal))
@@ -248,7 +249,7 @@ def _recover(path: pathlib.Path, file: int) -> None:
                 pages = list(_pages(found[1])) if len(found) > 1 else []
             except struct.error:
                 raise strange from None
-            # Else another file is in its place by now.
+            # If neither checksum matches, the file was replaced.
             if records.checksum(os.pread(file, _PAGE, 0)) not in (first, new_first) or new_size > size:
                 raise strange
             for at, content in pages:

@@ -1,8 +1,9 @@
-"""Records in a file: each is its length, a checksum of the length, its data, and a checksum of the data.
+"""Reads and frames records in the TFRecord format.
 
-This is the format of TFRecord files (source: TensorFlow's `record_writer.h`). The length
-has 8 bytes, the lowest first. A checksum is CRC-32C, rotated and offset. TensorFlow
-computes it only in its own writer, which can neither append to a file nor remove a record.
+A record is its length (8 bytes, little-endian), a checksum of the length, the data, and a
+checksum of the data. A checksum is CRC-32C, rotated and offset. (Source: TensorFlow's
+`record_writer.h`.) TensorFlow's writer is not used, because it can neither append to an
+existing file nor remove a record.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import BinaryIO
 
 import google_crc32c
 
-#: What stands before the data of a record, and after it.
+#: The bytes before the data of a record (length, checksum of the length), and after it (checksum of the data).
 HEAD = struct.Struct("<QI")
 FOOT = struct.Struct("<I")
 #: Bytes that the format adds to each record.
@@ -26,7 +27,7 @@ _MASK_DELTA = 0xA282EAD8
 
 
 def checksum(data: bytes) -> int:
-    """The checksum of some bytes as records hold it."""
+    """The checksum of the data in the form that records store."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
@@ -43,7 +44,7 @@ def is_whole(record: bytes) -> bool:
 
 
 def read(path: pathlib.Path) -> Iterator[bytes]:
-    """The data of each record of a file, up to the first that is damaged or cut short."""
+    """Yields the data of each record of a file, up to the first damaged or truncated one."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         while (length := _next_length(file, size)) is not None:
@@ -57,10 +58,10 @@ class Scan:
     """Counts the records of a file by their lengths, without reading the data.
 
     Attributes:
-      records: number of complete records.
-      num_bytes: bytes of their data.
-      end: where the last of them ends. The bytes after it are not a complete record.
-      size: size of the file.
+      records: the number of complete records.
+      num_bytes: the total size of their data in bytes.
+      end: the offset of the end of the last complete record. Bytes after it are an incomplete record.
+      size: the size of the file in bytes.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -74,7 +75,7 @@ class Scan:
 
 
 def _next_length(file: BinaryIO, size: int) -> int | None:
-    """Reads the head of a record; None if no complete record follows."""
+    """Reads the length of the next record; None if no complete record follows."""
     head = file.read(HEAD.size)
     if len(head) < HEAD.size:
         return None

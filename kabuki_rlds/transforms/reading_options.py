@@ -74,17 +74,17 @@ class ReadingOptions:
         images: Literal["arrays", "encoded"] = "arrays",
         skip_bad: bool = False,
     ) -> Iterator[list[Source]]:
-        """Opens datasets, and closes them at the end of the `with`: see `formats.open.open_sources`.
+        """Opens datasets with `open_sources`, without the recipe applied. Closes them at the end of the `with`.
 
         Args:
-          paths: as in `convert`.
-          split: a split of the recipe, if it makes any; else as in `convert`. None is the only one there is.
-          data_dir: as in `convert`.
-          images: likewise.
-          skip_bad: leave out damaged episodes.
+          paths: as for `convert`.
+          split: a split of the recipe, if it makes splits; else as for `convert`. None means the only split.
+          data_dir: as for `convert`.
+          images: as for `convert`.
+          skip_bad: whether to skip damaged episodes.
 
         Raises:
-          KabukiError: a dataset cannot be opened, or the recipe makes several splits and none is named.
+          KabukiError: a dataset cannot be opened, or `split` is None and the recipe makes several splits.
         """
         with contextlib.ExitStack() as stack:
             opened = open_sources(

@@ -32,13 +32,13 @@ _AnySource = TypeVar("_AnySource", bound=Source)
 
 @dataclasses.dataclass(frozen=True)
 class Transferred:
-    """What a sink holds after a transfer.
+    """The result of a transfer.
 
     Attributes:
-      num_steps: number of steps.
-      num_episodes: number of episodes.
+      num_steps: the number of written steps.
+      num_episodes: the number of written episodes.
       last_rows: whether the last row of each episode is a step, and why.
-      nan_actions: the rows whose action has a NaN, by field.
+      nan_actions: one entry for each action field that has NaN.
       violations: the rules that the steps break; empty if they were not checked.
     """
 
@@ -65,23 +65,23 @@ def transfer(
     check_rules: bool = False,
     read: Callable[[_AnySource], Iterator[Block]] | None = None,
 ) -> Transferred:
-    """Writes all blocks of some sources to a sink, in order, and commits it.
+    """Writes all blocks of the sources to a sink, in order, and commits the sink.
 
-    If an episode's last row is not known to be a step or an observation, the values decide it on the way.
+    If a source does not state whether last rows are steps, this is decided from the values during the transfer.
 
     Args:
       sources: the sources, with the fields of `schema`.
-      sink: takes the blocks. The caller has entered its `with`.
+      sink: the destination. The caller must have entered its `with`.
       schema: the common schema of the sources.
-      fingerprints: the state of the sources' files, as it was when they were opened.
-      bar: counts the steps.
-      label: names the result in warnings.
-      check_rules: check the rules on flags and discounts (see `data.rules`).
-      read: gives the blocks of a source; by default `source.blocks()`.
+      fingerprints: the state of the sources' files when they were opened.
+      bar: the progress bar, which counts steps.
+      label: the name of the result for warnings.
+      check_rules: whether to check the rules on flags and discounts (see `data.rules`).
+      read: returns the blocks of a source; by default `source.blocks()`.
 
     Raises:
-      KabukiError: a source cannot be read, holds another number of episodes than it says, or changed; or the sink
-        cannot store a value.
+      KabukiError: a source cannot be read, has a different number of episodes than it states, or was changed during
+        the transfer; or the sink cannot store a value.
     """
     checker = RuleChecker() if check_rules else None
     nan = NanActionCounter(schema.steps)
@@ -137,6 +137,6 @@ def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) 
 
 
 def _checkable(column: Column) -> np.ndarray | None:
-    """A column of one real number a row, which the rules on values speak of; else None, and rule 2 is broken."""
+    """The column with shape (rows,) if it has one real number per row. Else None: then rule 2 is broken."""
     values = one_per_row(column)
     return values if values is not None and is_flag_or_number(values.dtype) else None

@@ -255,7 +255,7 @@ def _first_failing_row(
 
 
 def source_for_evidence(source: Source, recipe: Recipe) -> Source:
-    """The source to decide from whether last rows are steps (see `kabuki_rlds.data.last_row`).
+    """The source whose values decide whether last rows are steps (see `kabuki_rlds.data.last_row`).
 
     A recipe may overwrite fields that the decision needs: a constant discount breaks rule 4. So this applies only the
     entries of the recipe that make a required field which the source does not have, for example by a rename.
