@@ -208,7 +208,7 @@ def recover(path: pathlib.Path) -> None:
         locks.lock(file, path, "another program has it open; close it there, then run again")
     except (OSError, KabukiError) as e:
         if not _is_whole(journal):
-            # The file is the old one, with unused bytes at its end.
+            # No recovery is needed to read the file: it has the old content, and unused bytes at its end.
             return
         if isinstance(e, KabukiError):
             raise

@@ -27,7 +27,7 @@ from kabuki_rlds.loading.samples import blanked
 from kabuki_rlds.loading.table import Table
 from kabuki_rlds.loading.table_episodes import Episodes
 
-#: Steps relative to the step that an index names, or seconds if they are floats.
+#: Steps relative to the step of an index; floats are seconds.
 Offsets: TypeAlias = Iterable[int] | Iterable[float]
 Pad: TypeAlias = Literal["edge", "zero"]
 
@@ -36,9 +36,9 @@ STEP_INDEX = "step_index"
 EPISODE_METADATA = "episode_metadata"
 _IS_PAD = "_is_pad"
 
-#: Fields that a last row without an action does not have (rule 3).
+#: Fields whose values in a last row without an action are padding (rule 3).
 _WITH_ACTION = (ACTION, REWARD, DISCOUNT)
-#: An offset in seconds may differ from a whole number of steps by this part of a step.
+#: Tolerance for offsets in seconds: the largest distance from an integer number of steps, in steps.
 _STEP_TOLERANCE = 1e-3
 _FARTHEST = 1 << 40
 
@@ -47,12 +47,12 @@ _log = logging.getLogger("kabuki_rlds")
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Fields that are read at the same offsets and are valid in the same rows.
+    """A group of fields with the same offsets and the same valid rows.
 
     Attributes:
-      offsets: int64, (offsets,), or None for the step itself, without an axis of its own.
+      offsets: int64, (offsets,). None means that only the step itself is read, without an axis for offsets.
       needs_action: whether only rows with an action are valid.
-      paths: the fields.
+      paths: paths of the fields.
     """
 
     offsets: np.ndarray | None
@@ -69,7 +69,7 @@ class _Window:
 
 
 class _OpenTable:
-    """The table of some files, opened once in each process that reads from it."""
+    """Opens the table of some files on first use, once in each process."""
 
     def __init__(self, paths: Sequence[str], stored: Mapping[str, Field], metadata: Sequence[str], last_row: Any):
         self.paths, self.stored, self.metadata, self.last_row = paths, stored, metadata, last_row
@@ -80,7 +80,7 @@ class _OpenTable:
         self._opened: tuple[int, Table, ImageDecoder, dict[str, Column]] | None = None
 
     def get(self) -> tuple[Table, ImageDecoder, dict[str, Column]]:
-        """The table, the decoder of its images, and the requested metadata of all episodes."""
+        """(table, decoder of its images, requested metadata of all episodes)."""
         opened = self._opened
         if opened is None or opened[0] != os.getpid():
             with self._lock:
@@ -112,22 +112,22 @@ class _OpenTable:
 
 
 class MapDataset:
-    """Samples by index: `len(ds)`, `ds[i]`, `ds[-1]`, and many at once by `ds.__getitems__([3, 1, 4])`.
+    """Random access to samples: `len(ds)`, `ds[i]`, `ds[-1]`, and several at once with `ds.__getitems__([3, 1, 4])`.
 
-    `kabuki_rlds.dataset` makes one. It satisfies PyTorch's map-style `Dataset` and Grain's random-access source. It can
-    be pickled, passed to forked or spawned workers, and used by several threads. Each process opens the files when it
-    reads its first sample.
+    Created by `kabuki_rlds.dataset`. It can be used as PyTorch's map-style `Dataset` and as Grain's random-access
+    source. It can be pickled, passed to forked or spawned workers, and used by several threads. Each process opens the
+    files when it reads its first sample.
 
-    An index is a row with an action. An item is a nested dict, as RLDS steps are:
+    There is a sample for each row with an action. A sample is a nested dict with the structure of an RLDS step:
 
-        item["observation"]["image"]    the row, or (offsets, *shape of a row) if the field has offsets
-        item["action_is_pad"]           bool, (offsets,): the offset leaves the episode. If `pad` is set.
-        item["episode_index"]           int64, from 0, over all files
-        item["step_index"]              int64, from 0 within the episode
-        item["episode_metadata"]        a nested dict of the metadata that was asked for
+        item["observation"]["image"]    (*row shape), or (offsets, *row shape) if the field has offsets
+        item["action_is_pad"]           bool, (offsets,): whether the row is outside of the episode. Only with `pad`.
+        item["episode_index"]           int64: index of the episode, from 0, over all files
+        item["step_index"]              int64: index of the step in its episode, from 0
+        item["episode_metadata"]        nested dict of the requested metadata
 
     Attributes:
-      fields: path to field of the step fields in an item, without their offsets. Images are decoded.
+      fields: path to field, for the step fields of a sample, without the axis for offsets. Images are decoded.
     """
 
     def __init__(
@@ -159,13 +159,13 @@ class MapDataset:
         return self.__getitems__([position])[0]
 
     def __getitems__(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
-        """The samples of several indices. Each chunk of a file is read once for all of them."""
+        """Reads the samples with the given indices. Each chunk of a file is read at most once."""
         if not len(indices):
             return []
         columns = self._columns(self._positions(indices))
         return [unflatten({path: column[i] for path, column in columns.items()}) for i in range(len(indices))]
 
-    #: Grain asks for several items by this name.
+    #: The name that Grain uses to read several items.
     _getitems = __getitems__
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -178,7 +178,7 @@ class MapDataset:
     def _positions(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         found = np.asarray(indices)
         if found.dtype.kind not in "iu" or found.ndim != 1:
-            raise TypeError(f"indices are a list of integers, not {indices!r}")
+            raise TypeError(f"indices must be a list of integers, not {indices!r}")
         wrong = np.flatnonzero((found < -self._count) | (found >= self._count))
         if len(wrong):
             raise IndexError(f"index {found[wrong[0]]} is out of range for {self._count} samples")
@@ -186,7 +186,7 @@ class MapDataset:
         return start + (found.astype(np.int64) % self._count) * step
 
     def _columns(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """Path to the values of some samples: (samples, …)."""
+        """Path to the values of the samples at the given positions: (samples, …)."""
         which = np.searchsorted(self._splits, positions, side="right") - 1
         anchors = positions + self._shift[which]
         episodes = self._episodes[which]
@@ -228,7 +228,7 @@ class MapDataset:
         except MissingDependencyError:
             raise
         except KabukiError:
-            # Many rows were decoded at once. One by one, the damaged one can be named.
+            # Decode the rows one by one, to name the damaged one.
             for row in np.unique(rows).tolist():
                 self._check_row(table, images, paths, row)
             raise
@@ -247,26 +247,26 @@ class MapDataset:
 
     @property
     def episodes(self) -> EpisodeList:
-        """The whole episodes of this dataset: `ds.episodes[0].steps["observation"]`."""
+        """The complete episodes of this dataset: `ds.episodes[0].steps["observation"]`."""
         return EpisodeList(self)
 
     def split(
         self, fraction: float, *, seed: int = 0, by: Literal["episode"] = "episode"
     ) -> tuple[MapDataset, MapDataset]:
-        """Two datasets without a common episode, for training and validation.
+        """Splits the episodes randomly into two datasets, for example for training and validation.
 
         Args:
-          fraction: the part of the episodes that the first one gets, between 0 and 1. Each gets at least one.
-          seed: of the random choice. The same seed gives the same split.
-          by: "episode". Steps of one episode resemble each other, so they are not split.
+          fraction: the fraction of episodes in the first dataset, between 0 and 1. Both get at least one episode.
+          seed: the random seed. The same seed gives the same split.
+          by: "episode", the only option: steps of the same episode are similar, so they stay together.
 
         Raises:
           InvalidArgumentError: the fraction is not between 0 and 1, or there are fewer than two episodes.
         """
         if by != "episode":
-            raise InvalidArgumentError(f"by is {by!r}; it can only be 'episode'")
+            raise InvalidArgumentError(f"by is {by!r}, expected 'episode'")
         if not 0 < fraction < 1:
-            raise InvalidArgumentError(f"fraction is {fraction}; it is between 0 and 1")
+            raise InvalidArgumentError(f"fraction is {fraction}, expected a number between 0 and 1")
         count = len(self._episodes)
         if count < 2:
             raise InvalidArgumentError(f"a dataset with {count} episodes cannot be split by episode")
@@ -280,15 +280,15 @@ class MapDataset:
         return MapDataset(self._files, self._windows, self._pad, self._episodes[episodes], self._numbers[episodes])
 
     def shard(self, rank: int, world: int) -> MapDataset:
-        """Every `world`-th sample from sample `rank` on, for one of `world` processes.
+        """The samples for process `rank` of `world` processes: every `world`-th sample, starting at sample `rank`.
 
-        The shards of all ranks have each sample once. Their lengths differ by one at the most.
+        Each sample is in exactly one shard. The lengths of the shards differ by at most one.
 
         Raises:
-          InvalidArgumentError: `rank` is not from 0 to `world` - 1.
+          InvalidArgumentError: `rank` is not between 0 and `world` - 1.
         """
         if not (isinstance(world, numbers.Integral) and isinstance(rank, numbers.Integral) and 0 <= rank < world):
-            raise InvalidArgumentError(f"rank is {rank} and world is {world}; rank is from 0 to world - 1")
+            raise InvalidArgumentError(f"rank is {rank} and world is {world}; expected 0 <= rank < world")
         start, step = self._stride
         return MapDataset(
             self._files,
@@ -305,7 +305,7 @@ class MapDataset:
 
 
 class EpisodeList(Sequence[StoredEpisode]):
-    """The episodes of a `MapDataset`, each read when it is asked for."""
+    """The episodes of a `MapDataset`. An episode is read when it is accessed."""
 
     def __init__(self, dataset: MapDataset):
         self._dataset = dataset
@@ -358,25 +358,25 @@ def dataset(
     Args:
       paths: a Kabuki file, or several with the same fields.
       fields: the step fields to read, by path (`observation/image`) or by group (`observation`). None reads all.
-      offsets: path or group of fields to the offsets at which they are read, relative to the step of the index.
-        Integers are steps. Floats are seconds, if the files have the attribute `rate_hz`. A field without
-        offsets is read at the step alone.
-      pad: what stands for a row outside of the episode. "edge" repeats the first or the last valid row, "zero" is
-        zeros. None leaves out the indices with such a row. The valid rows of `action`, `reward` and `discount` are
-        those with an action; of the other fields, all rows of the episode.
-      episode_metadata: the metadata of the episode to add to each item, by path or by group.
-      last_row: whether the last row of each episode is a "step" or only an "observation". By default, the files
-        state it.
+      offsets: path of a field or group to the offsets at which it is read, relative to the step of the sample.
+        Integers are steps. Floats are seconds; the files must then have the attribute `rate_hz`. A field without
+        offsets is read only at the step itself.
+      pad: how to fill rows outside of the episode: "edge" repeats the first or last valid row, "zero" uses zeros.
+        None skips samples with such rows. The valid rows of `action`, `reward` and `discount` are the rows with an
+        action; those of other fields are all rows of the episode.
+      episode_metadata: the episode fields to add to each sample, by path or by group.
+      last_row: whether the last row of each episode is a "step" or only an "observation". None takes what the files
+        state, and "observation" if they state nothing.
 
     Raises:
-      InvalidArgumentError: an argument has a wrong value, or no episode is long enough for the offsets.
-      KabukiError: a file cannot be read, lacks a field, or does not fit the first one.
+      InvalidArgumentError: an argument is invalid, or no episode is long enough for the offsets.
+      KabukiError: a file cannot be read, does not have a field, or its fields differ from those of the first file.
     """
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
-        raise InvalidArgumentError("paths is empty; name one file at least")
+        raise InvalidArgumentError("paths is empty; give at least one file")
     if pad not in (None, "edge", "zero"):
-        raise InvalidArgumentError(f"pad is {pad!r}; it is 'edge', 'zero' or None")
+        raise InvalidArgumentError(f"pad is {pad!r}, expected 'edge', 'zero' or None")
     check_choice(last_row)
     names = [os.path.abspath(local_path(file)) for file in files]
     with Table(names, lambda schema, path: schema.select(fields, path), None, last_row) as table:
@@ -394,14 +394,14 @@ def dataset(
     if not len(made) and table.episodes.num_actions.any():
         reach = max(int(window.steps.max() - min(window.steps.min(), 0)) for window in windows)
         raise InvalidArgumentError(
-            f"offsets: they span {reach + 1} rows, and the longest episode of {names[0]} has "
-            f"{int(table.episodes.lengths.max())}, so no sample fits; pad='edge' or pad='zero' fills the missing rows"
+            f"offsets: they span {reach + 1} rows, but the longest episode of {names[0]} has "
+            f"{int(table.episodes.lengths.max())}, so there are no samples; pad='edge' or pad='zero' fills missing rows"
         )
     return made
 
 
 def _anchors(windows: Sequence[_Window], pad: Pad | None, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """The row of the first sample of each episode, and how many samples it has: int64."""
+    """(row of the first sample, number of samples) of each episode: int64, (episodes,) each."""
     first, end = episodes.starts, episodes.action_ends
     if pad is None:
         for window in windows:
@@ -411,7 +411,7 @@ def _anchors(windows: Sequence[_Window], pad: Pad | None, episodes: Episodes) ->
 
 
 def _windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[_Window]:
-    """The fields of a table by their offsets and their valid rows."""
+    """Groups the fields of a table by offsets and valid rows."""
     rate = functools.cache(lambda: table.rate_hz)
     steps = {name: _steps(name, chosen, rate, label) for name, chosen in offsets.items()}
     for name in steps:
@@ -421,7 +421,7 @@ def _windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[_
             )
     groups: dict[tuple[tuple[int, ...] | None, bool], list[str]] = {}
     for path in table.stored:
-        # The longest name is the closest: a field before its group.
+        # Offsets of a field take precedence over those of its group: the longest name is the most specific.
         names = [name for name in steps if is_within(path, name)]
         chosen = steps[max(names, key=len)] if names else None
         needs_action = any(is_within(path, name) for name in _WITH_ACTION)
@@ -433,10 +433,10 @@ def _windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[_
 
 
 def _steps(name: str, offsets: Offsets, rate: Any, label: str) -> tuple[int, ...]:
-    """Offsets as whole steps."""
+    """Converts offsets to steps."""
     chosen = list(offsets)
     if not chosen:
-        raise InvalidArgumentError(f"offsets: {name!r} has none; leave it out to read the step itself")
+        raise InvalidArgumentError(f"offsets: {name!r} has no offsets; remove it to read only the step itself")
     if all(isinstance(offset, numbers.Integral) for offset in chosen):
         steps = np.array([int(offset) for offset in chosen], object)
     elif all(isinstance(offset, numbers.Real) and np.isfinite(float(offset)) for offset in chosen):
@@ -450,8 +450,8 @@ def _steps(name: str, offsets: Offsets, rate: Any, label: str) -> tuple[int, ...
         wrong = np.flatnonzero(np.abs(exact - steps) > _STEP_TOLERANCE)
         if len(wrong):
             raise InvalidArgumentError(
-                f"offsets: {chosen[wrong[0]]} s of {name!r} is {exact[wrong[0]]:g} steps at {hertz:g} Hz; an offset is "
-                "a whole number of steps"
+                f"offsets: {chosen[wrong[0]]} s of {name!r} is {exact[wrong[0]]:g} steps at {hertz:g} Hz; an offset "
+                "must be an integer number of steps"
             )
     else:
         raise InvalidArgumentError(f"offsets: {name!r} has {chosen!r}; give integers (steps) or floats (seconds)")
@@ -465,6 +465,6 @@ def _check_names(windows: Sequence[_Window], stored: Mapping[str, Field]) -> Non
         for path in window.paths if window.offsets is not None else ():
             if path + _IS_PAD in stored:
                 raise InvalidArgumentError(
-                    f"fields: {path + _IS_PAD!r} is a field of the file and the name of the padding of {path!r}; leave "
-                    "one of them out"
+                    f"fields: the field {path + _IS_PAD!r} of the file has the name of the padding mask of {path!r}; "
+                    "deselect one of the two fields"
                 )

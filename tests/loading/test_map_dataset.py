@@ -1,4 +1,4 @@
-"""`kabuki_rlds.dataset`: samples by index, held against plain loops over the file with h5py."""
+"""`kabuki_rlds.dataset`: samples by index, compared with plain loops over the file in h5py."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ OFFSETS = st.lists(st.integers(-6, 6), min_size=1, max_size=4)
     last_is_step=st.booleans(),
     data=st.data(),
 )
-def test_samples_are_those_of_a_loop(
+def test_samples_equal_a_plain_loop(
     offsets: dict[str, list[int]],
     pad: Any,
     last_is_step: bool,
@@ -105,7 +105,7 @@ def test_samples_are_those_of_a_loop(
     dataset.close()
 
 
-def test_items_are_nested_as_rlds_steps_and_have_the_metadata_asked_for(converted: Any, dataset: Any) -> None:
+def test_samples_are_nested_like_rlds_steps_with_requested_metadata(converted: Any, dataset: Any) -> None:
     file = converted("every_kind", "encoded")
     with kabuki_rlds.open(file) as opened:
         episodes = list(opened)
@@ -145,7 +145,7 @@ def test_episodes_of_several_files_are_concatenated(tmp_path: Path) -> None:
         assert np.array_equal(item["observation"], same["observation"]) and item["reward"] == same["reward"]
 
 
-def test_offsets_in_seconds_are_steps_at_the_rate_of_the_file(tmp_path: Path) -> None:
+def test_offsets_in_seconds_are_converted_with_rate_hz(tmp_path: Path) -> None:
     file = _file(tmp_path / "f.hdf5", rate_hz=20.0)
     seconds = kabuki_rlds.dataset(file, offsets={"action": [-0.05, 0.0, 0.1]}, pad="zero")
     steps = kabuki_rlds.dataset(file, offsets={"action": [-1, 0, 2]}, pad="zero")
@@ -154,7 +154,7 @@ def test_offsets_in_seconds_are_steps_at_the_rate_of_the_file(tmp_path: Path) ->
     for rate in (0, -1.0, "20"):
         with pytest.raises(KabukiError, match=f"rate_hz is .*{rate}.*, not a number of steps per second"):
             kabuki_rlds.dataset(_file(tmp_path / "wrong.hdf5", rate_hz=rate), offsets={"action": [0.05]})
-    with pytest.raises(InvalidArgumentError, match=r"0\.03 s of 'action' is 0\.6 steps at 20 Hz; an offset is a whole"):
+    with pytest.raises(InvalidArgumentError, match=r"0\.03 s of 'action' is 0\.6 steps at 20 Hz; an offset must be"):
         kabuki_rlds.dataset(file, offsets={"action": [0.03]})
 
 
@@ -163,16 +163,16 @@ def test_offsets_in_seconds_are_steps_at_the_rate_of_the_file(tmp_path: Path) ->
     [
         ({"offsets": {"action": [0.5]}}, "'action' has offsets in seconds, but .* has no attribute rate_hz"),
         ({"offsets": {"depth": [0]}}, "has no step field 'depth' among those that are read"),
-        ({"offsets": {"action": []}}, "offsets: 'action' has none"),
+        ({"offsets": {"action": []}}, "offsets: 'action' has no offsets"),
         ({"offsets": {"action": [0, "1"]}}, r"offsets: 'action' has \[0, '1'\]; give integers"),
         ({"offsets": {"action": [1 << 50]}}, "more than 1,099,511,627,776 steps"),
-        ({"offsets": {"action": range(20)}}, "they span 20 rows, and the longest episode .* has 9"),
+        ({"offsets": {"action": range(20)}}, "they span 20 rows, but the longest episode .* has 9"),
         ({"pad": "mirror"}, "pad is 'mirror'"),
         ({"fields": "depth"}, "depth"),
         ({"episode_metadata": "weather"}, "weather"),
     ],
 )
-def test_wrong_arguments_are_named(options: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_arguments_are_rejected(options: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(KabukiError, match=message):
         kabuki_rlds.dataset(_file(tmp_path / "f.hdf5"), **options)
 
@@ -189,7 +189,7 @@ def test_an_index_out_of_range_is_an_index_error(tmp_path: Path) -> None:
     assert "13 samples, 4 episodes" in repr(ds)
 
 
-def test_the_parts_of_a_split_have_each_episode_once(tmp_path: Path) -> None:
+def test_split_puts_each_episode_in_one_part(tmp_path: Path) -> None:
     lengths = [2 + i % 5 for i in range(40)]
     ds = kabuki_rlds.dataset(_file(tmp_path / "f.hdf5", lengths))
     train, held_out = ds.split(0.75, seed=3)
@@ -203,7 +203,7 @@ def test_the_parts_of_a_split_have_each_episode_once(tmp_path: Path) -> None:
             ds.split(fraction)
 
 
-def test_shards_have_each_sample_once(tmp_path: Path) -> None:
+def test_each_sample_is_in_one_shard(tmp_path: Path) -> None:
     ds = kabuki_rlds.dataset(_file(tmp_path / "f.hdf5"))
     key = lambda item: (int(item["episode_index"]), int(item["step_index"]))  # noqa: E731
     shards = [[key(item) for item in ds.shard(rank, 4)] for rank in range(4)]
@@ -214,7 +214,7 @@ def test_shards_have_each_sample_once(tmp_path: Path) -> None:
         ds.shard(4, 4)
 
 
-def test_episodes_are_whole(tmp_path: Path) -> None:
+def test_episodes_returns_complete_episodes(tmp_path: Path) -> None:
     file = _file(tmp_path / "f.hdf5")
     ds = kabuki_rlds.dataset(file, episode_metadata="seed")
     assert len(ds.episodes) == 4 and [episode.num_steps for episode in ds.episodes] == list(LENGTHS)
@@ -246,7 +246,7 @@ def test_threads_read_the_same_samples(converted: Any) -> None:
             _assert_equal(got, want)
 
 
-def test_a_damaged_frame_is_named_by_file_episode_and_row(converted: Any, tmp_path: Path) -> None:
+def test_a_damaged_image_is_reported_with_file_episode_and_row(converted: Any, tmp_path: Path) -> None:
     file = tmp_path / "f.hdf5"
     file.write_bytes(converted("oxe_style", "encoded").read_bytes())
     with h5py.File(file, "r+") as opened:

@@ -1,4 +1,4 @@
-"""`kabuki_rlds.open`: any source, by the index of its episodes."""
+"""`kabuki_rlds.open`: random access to the episodes of any source."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", ["plain", "array_record", "every_kind", "oxe_style", "no_steps"])
-def test_episodes_of_rlds_are_those_that_tfds_reads(name: str, dataset: Any, expected: Any) -> None:
+def test_rlds_episodes_equal_those_of_tfds(name: str, dataset: Any, expected: Any) -> None:
     want = expected(name)
     with kabuki_rlds.open(dataset(name)) as opened:
         assert len(opened) == len(want.lengths)
@@ -67,7 +67,7 @@ def _sources(tmp_path: Path, dataset: Any) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", ["rlds", "kabuki", "by hand", "robomimic", "minari", "d4rl"])
-def test_an_index_gives_the_episode_that_iteration_gives(kind: str, tmp_path: Path, dataset: Any) -> None:
+def test_indexing_and_iterating_give_the_same_episodes(kind: str, tmp_path: Path, dataset: Any) -> None:
     with kabuki_rlds.open(_sources(tmp_path, dataset)[kind]) as opened:
         every = list(opened)
         assert len(every) == len(opened) >= 3
@@ -104,7 +104,7 @@ def test_episodes_may_be_read_while_others_are_iterated(tmp_path: Path) -> None:
             assert seen == lengths
 
 
-def test_images_are_decoded_and_required_fields_derived(tmp_path: Path, dataset: Any) -> None:
+def test_images_are_decoded_and_required_fields_are_derived(tmp_path: Path, dataset: Any) -> None:
     sources = _sources(tmp_path, dataset)
     with kabuki_rlds.open(sources["kabuki"]) as opened:
         images = {path: value for path, value in _flat(opened[0].steps).items() if "image" in path}
@@ -116,14 +116,14 @@ def test_images_are_decoded_and_required_fields_derived(tmp_path: Path, dataset:
         assert "observation/eef_pos" in opened.schema.steps
 
 
-def test_a_source_without_rewards_is_opened_without_them(tmp_path: Path) -> None:
+def test_a_source_without_rewards_can_be_opened(tmp_path: Path) -> None:
     source = layout_files.robosuite(tmp_path / "demo.hdf5", {1: 4, 2: 3})
     with kabuki_rlds.open(source) as opened:
         assert "reward" not in opened[0].steps
         assert [episode.last_is_step for episode in opened] == [True, True]
 
 
-def test_several_sources_follow_each_other(tmp_path: Path) -> None:
+def test_several_sources_are_concatenated(tmp_path: Path) -> None:
     paths = [handmade.write(tmp_path / f"{i}.hdf5", handmade.fields([i + 2, 3], [True, False])) for i in range(3)]
     with kabuki_rlds.open(paths) as opened:
         assert [episode.num_steps for episode in opened] == [2, 3, 3, 3, 4, 3]
@@ -133,7 +133,7 @@ def test_several_sources_follow_each_other(tmp_path: Path) -> None:
         kabuki_rlds.open([paths[0], other])
 
 
-def test_episodes_stay_valid_when_the_source_is_closed(tmp_path: Path) -> None:
+def test_episodes_stay_valid_after_the_source_is_closed(tmp_path: Path) -> None:
     path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with kabuki_rlds.open(path) as opened:
         episode = opened[1]
