@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
@@ -308,3 +309,26 @@ def test_every_message_that_troubleshooting_lists_is_in_the_code():
     messages = re.findall(r"^\| `(.+?)` \|", tables, re.MULTILINE)
     assert len(messages) > 10
     assert [message for message in messages if message not in code] == []
+
+
+def test_every_name_in_the_architecture_exists():
+    text = (ROOT / "docs/architecture.md").read_text()
+    package = ROOT / "kabuki_rlds"
+    tops = {path.stem for path in package.iterdir() if path.name != "__init__.py"}
+    names = {name for name in re.findall(r"`([\w.]+)`", text) if name.partition(".")[0] in tops and "." in name}
+    assert len(names) > 60
+    assert [name for name in sorted(names) if not _exists(name)] == []
+
+
+def _exists(name: str) -> bool:
+    """Whether a dotted name of the package is a module, or something in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(["kabuki_rlds", *parts[:count]]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False
