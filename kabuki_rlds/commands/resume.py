@@ -137,7 +137,7 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
     with contextlib.ExitStack() as stack:
         try:
             stored = stack.enter_context(KabukiSource(path))
-            stored.check_whole()
+            stored.check_complete()
         except KabukiError as e:
             raise KabukiError(f"{e}; {_anew()}") from e
         misfit = "; ".join(each.why for each in differences(part.schema, stored.schema, "this conversion", "the part"))

@@ -216,7 +216,7 @@ def _open_kabuki(path: pathlib.Path, options: DemoOptions) -> KabukiSource:
     except KabukiError as e:
         raise registry.unknown_format(path, e) from e
     try:
-        file.check_whole()
+        file.check_complete()
         left_out = file.left_out()
         if left_out:
             more = f" and {len(left_out) - _LISTED:,} more" if len(left_out) > _LISTED else ""

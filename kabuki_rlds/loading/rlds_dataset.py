@@ -73,7 +73,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
     def groups() -> Iterator[Any]:
         for path, (own, count) in zip(paths, files, strict=True):
             with KabukiSource(path, quiet=True) as source:
-                source.check_whole()
+                source.check_complete()
                 if source.num_episodes != count or differences(own, source.schema, "", ""):
                     raise KabukiError(f"{path}: was changed since it was loaded; load it again")
                 blocks = (fit_block(block, schema) for block in source.blocks(steps.signature, with_metadata=True))
@@ -123,7 +123,7 @@ def _schemas_of(paths: Sequence[str]) -> tuple[Schema, list[tuple[Schema, int]]]
     files = []
     for path in paths:
         with KabukiSource(path) as source:
-            source.check_whole()
+            source.check_complete()
             files.append((source.schema, source.num_episodes))
     return common_schema([schema for schema, _ in files], paths), files
 

@@ -96,7 +96,7 @@ class Table:
 
     def _open(self, path: str, quiet: bool) -> KabukiSource:
         source = self._stack.enter_context(KabukiSource(path, quiet=quiet))
-        source.check_whole()
+        source.check_complete()
         return source
 
     def _reader(self, source: KabukiSource, path: str) -> ColumnReader | ReturnReader:

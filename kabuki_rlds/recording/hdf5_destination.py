@@ -257,7 +257,7 @@ class Hdf5Destination:
 
     def _look(self) -> Schema:
         with KabukiSource(self._path, quiet=True) as source:
-            source.check_whole()
+            source.check_complete()
             check_appendable(source)
             return source.schema
 

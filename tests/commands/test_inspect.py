@@ -222,10 +222,10 @@ def test_a_description_of_nothing_but_space_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("datasets", "message"),
     [
-        ({}, "holds no datasets"),
-        ({"a": np.float32(1)}, "'a' is a single value"),
-        ({"a": np.zeros(3), "is_first": np.ones(4, bool)}, "all fields of the steps are as long"),
-        ({"a": np.zeros(3)}, "says where episodes begin"),
+        ({}, "has no datasets"),
+        ({"a": np.float32(1)}, "'a': is a single value"),
+        ({"a": np.zeros(3), "is_first": np.ones(4, bool)}, "all step fields must have the same number of rows"),
+        ({"a": np.zeros(3)}, "cannot find the episodes"),
         ({"a": np.zeros(3), "episodes/start": [1, 2]}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": [0, 4]}, "episodes/start is not an ascending list"),
         ({"a": np.zeros(3), "episodes/start": [0, 2, 1]}, "episodes/start is not an ascending list"),

@@ -153,7 +153,7 @@ def test_chunks_are_compatible_with_the_hdf5_library_both_ways(array, more):
 
 def test_a_chunk_larger_than_its_stated_size_is_rejected():
     packed = chunks.pack([np.zeros(1 << 20)], 1 << 20, deflate=True)
-    with pytest.raises(ValueError, match="a chunk holds"):
+    with pytest.raises(ValueError, match="a chunk has"):
         chunks.unpack(packed, 1000, 8, shuffled=True, deflated=True)
 
 

@@ -49,7 +49,11 @@ def test_text_attributes_of_fixed_length_are_text(tmp_path):
 
 @pytest.mark.parametrize(
     ("attribute", "value", "message"),
-    [("complete", False, "not complete"), ("num_steps", 5, "says num_steps 5, but holds 4"), ("num_episodes", 2, "2")],
+    [
+        ("complete", False, "not complete"),
+        ("num_steps", 5, "the attribute num_steps is 5, but the file has 4"),
+        ("num_episodes", 2, "2"),
+    ],
 )
 def test_a_file_that_is_not_what_it_says_is_refused(tmp_path, attribute, value, message):
     file = write(tmp_path / "in.hdf5", steps(4))

@@ -464,7 +464,7 @@ def test_image_files_without_a_decoder_are_kept_as_bytes_with_a_warning(tmp_path
     gifs = [_saved(Image.fromarray(each), "GIF") for each in pixels(5)]
     source = aloha(tmp_path / "episode_0.hdf5", gifs, FORMS["strings padded with NULs"])
     convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
-    assert "observations/images/top holds image files (GIF) of a kind that TFDS does not decode" in caplog.text
+    assert "observations/images/top: has image files that TFDS cannot decode (GIF)" in caplog.text
     (batch,) = kabuki_rlds.load_steps(tmp_path / "k.hdf5", 9, keep_last=True, as_numpy=True)
     assert batch["observation"]["images"]["top"].tolist() == gifs
 
@@ -476,7 +476,7 @@ def test_image_files_truncated_by_variable_length_strings_are_reported(tmp_path,
         group.create_dataset(name, data=np.array(files, object), dtype=h5py.string_dtype())
 
     convert(aloha(tmp_path / "episode_0.hdf5", cut, store), tmp_path / "k.hdf5", fill={"reward": 0})
-    assert "observations/images/top holds only the first bytes of image files" in caplog.text
+    assert "observations/images/top: has only the first bytes of image files" in caplog.text
 
 
 def test_opaque_values_are_bytes(tmp_path):

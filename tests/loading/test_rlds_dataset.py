@@ -473,7 +473,7 @@ def test_an_incomplete_file_is_rejected(dataset, converted, tmp_path):
     broken = tmp_path / "broken.hdf5"
     for attribute, value, message in (
         ("complete", False, "not complete"),
-        ("num_steps", 3, "says num_steps 3, but holds 139"),
+        ("num_steps", 3, "the attribute num_steps is 3, but the file has 139"),
         ("features", "{}", r"broken\.hdf5: attribute 'features'"),
     ):
         broken.write_bytes(converted("plain").read_bytes())

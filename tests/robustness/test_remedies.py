@@ -285,7 +285,9 @@ def test_fields_of_rlds_whose_names_a_file_cannot_hold_are_renamed_by_a_recipe(t
     source = datasets.write(made, tmp_path)
     for renamed in ("", "  task_episodes: {from: episodes}\n"):
         (tmp_path / "r.yaml").write_text(f"steps:\n  reward:\n{renamed}")
-        with pytest.raises(KabukiError, match=r"keeps '(episodes|companion)' for itself; a recipe can give the field"):
+        with pytest.raises(
+            KabukiError, match=r"reserves the name '(episodes|companion)'; rename the field with a recipe"
+        ):
             convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")
     (tmp_path / "r.yaml").write_text("steps:\n  task_episodes: {from: episodes}\n  mate: {from: companion}\n")
     convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml")

@@ -1,9 +1,8 @@
-"""Chunks of HDF5 datasets, filtered outside the HDF5 library.
+"""Compresses and decompresses chunks of HDF5 datasets outside the HDF5 library.
 
-HDF5 filters one chunk at a time under a global lock. Here chunks are shuffled and
-deflated in threads, by ISA-L, and handed to HDF5 as they are to stand in the file.
-What comes out is what HDF5's own shuffle and gzip filters write and read, so that
-any HDF5 reader reads it.
+HDF5 filters one chunk at a time, under a global lock. This module shuffles and deflates
+chunks in threads, with ISA-L, and passes the result to HDF5. The result is the same format
+that HDF5's shuffle and gzip filters use, so any HDF5 reader can read it.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from isal import isal_zlib
 
 Compression = Literal["gzip", "lzf", "none"]
 
-#: ISA-L's levels are 0 to 3; 1 deflates floats as small as 3 does, at twice the speed.
+#: ISA-L has levels 0 to 3. Level 1 compresses floats as well as level 3, at twice the speed.
 _LEVEL = 1
-#: What was written is sent on to the disk whenever it is this much.
+#: The file is synced to the disk whenever so many bytes were written.
 _SYNC_BYTES = 32 << 20
-#: Chunks that wait for a thread or for the disk hold no more than this.
+#: The limit for chunks in memory that wait for a thread or for the disk.
 _PENDING_BYTES = 32 << 20
 
 
 def create_properties(chunk: tuple[int, ...], itemsize: int, compression: Compression) -> h5py.h5p.PropDCID:
-    """The creation properties of a chunked dataset with only filters that HDF5 itself has."""
+    """Returns the creation properties of a chunked dataset. All filters are built into HDF5."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk(chunk)
     properties.set_fill_time(h5py.h5d.FILL_TIME_IFSET)
@@ -44,12 +43,12 @@ def create_properties(chunk: tuple[int, ...], itemsize: int, compression: Compre
 
 
 def pack(pieces: Sequence[np.ndarray], rows: int, *, deflate: bool) -> bytes | np.ndarray:
-    """One chunk as it stands in the file.
+    """Returns the stored bytes of one chunk.
 
     Args:
       pieces: consecutive rows of one dtype and row shape.
-      rows: rows in a chunk; what `pieces` lack is filled with zeros.
-      deflate: shuffle and deflate; else the bytes as they are.
+      rows: rows in a chunk. Missing rows are filled with zeros.
+      deflate: shuffle and deflate. Otherwise the bytes are stored unchanged.
     """
     have = sum(map(len, pieces))
     if have < rows:
@@ -65,40 +64,39 @@ def pack(pieces: Sequence[np.ndarray], rows: int, *, deflate: bool) -> bytes | n
 
 
 def unpack(stored: bytes, nbytes: int, itemsize: int, *, shuffled: bool, deflated: bool) -> np.ndarray:
-    """The bytes of a chunk: the inverse of `pack`, as uint8.
+    """Returns the bytes of a stored chunk: uint8, (nbytes,). The inverse of `pack`.
 
     Raises:
-      ValueError: the chunk does not hold `nbytes` bytes.
+      ValueError: the chunk is damaged, or does not have `nbytes` bytes.
     """
     if deflated:
         inflater = isal_zlib.decompressobj()
         try:
-            # One byte more than is due is asked for, so that a chunk cannot claim all memory.
+            # The limit protects the memory. One byte more than expected detects chunks that are too large.
             stored = inflater.decompress(stored, nbytes + 1)
-        except isal_zlib.IsalError as e:  # type: ignore[misc]  # its stub hides that it is an exception
+        except isal_zlib.IsalError as e:  # type: ignore[misc]  # the stub does not declare it as an exception
             raise ValueError(f"a compressed chunk is damaged ({e})") from e
         if not inflater.eof and len(stored) <= nbytes:
-            # Its checksum stands at its end.
-            raise ValueError("a compressed chunk is cut short")
+            # The checksum at the end is missing.
+            raise ValueError("a compressed chunk is truncated")
     if len(stored) != nbytes:
-        raise ValueError(f"a chunk holds {len(stored)} bytes where {nbytes} should be")
+        raise ValueError(f"a chunk has {len(stored)} bytes, expected {nbytes}")
     raw = np.frombuffer(stored, np.uint8)
     if shuffled and itemsize > 1:
         shuffled_bytes = raw.reshape(itemsize, -1)
         elements = np.empty(shuffled_bytes.shape[::-1], np.uint8)
         for i, nth_bytes in enumerate(shuffled_bytes):
-            # One by one takes a quarter of the time that a copy of the transposed array does.
+            # This loop takes a quarter of the time of copying the transposed array.
             elements[:, i] = nth_bytes
         raw = elements.reshape(-1)
     return raw
 
 
 class ChunkPool:
-    """Packs chunks in threads and writes them to their datasets, in the order they came.
+    """Packs chunks in threads, and writes them to their datasets in the order of the calls.
 
     Args:
-      file: descriptor of the file that holds the datasets. What was written is sent
-        on to the disk meanwhile, so that little is left to wait for at the end.
+      file: descriptor of the HDF5 file. The pool syncs it to the disk during writing, so that the final sync is short.
     """
 
     def __init__(self, file: int) -> None:
@@ -115,7 +113,15 @@ class ChunkPool:
     def write(
         self, dataset: h5py.h5d.DatasetID, row: int, pieces: Sequence[np.ndarray], rows: int, *, deflate: bool
     ) -> None:
-        """Takes the chunk whose first row is `row`; the dataset must already reach that far."""
+        """Queues one chunk. The dataset must already extend to the end of the chunk's rows.
+
+        Args:
+          dataset: the dataset.
+          row: first row of the chunk.
+          pieces: as for `pack`.
+          rows: as for `pack`.
+          deflate: as for `pack`.
+        """
         if not deflate:
             self._write(dataset, row, pack(pieces, rows, deflate=False))
             return
@@ -127,18 +133,18 @@ class ChunkPool:
 
     @property
     def pending_bytes(self) -> int:
-        """What is queued, not yet compressed."""
+        """The bytes of the queued chunks before compression."""
         return self._pending_bytes
 
     def drain(self) -> None:
-        """Writes all that is queued."""
+        """Writes all queued chunks, and waits for the running sync."""
         while self._pending:
             self._write_oldest()
         if self._sync is not None:
             self._sync.result()
 
     def close(self) -> None:
-        """Drops what is still queued, and ends the threads."""
+        """Discards queued chunks, and stops the threads."""
         self._pending.clear()
         self._executor.shutdown(cancel_futures=True)
 
@@ -152,7 +158,7 @@ class ChunkPool:
         self._unsynced += len(chunk)
         if self._unsynced > _SYNC_BYTES and (self._sync is None or self._sync.done()):
             if self._sync is not None:
-                # The system tells of a failure once.
+                # Raises the error of a failed sync. The operating system reports such an error only once.
                 self._sync.result()
             self._unsynced = 0
             self._sync = self._executor.submit(os.fdatasync, self._file)

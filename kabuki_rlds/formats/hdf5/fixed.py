@@ -1,4 +1,4 @@
-"""Columns whose rows all have one shape: an HDF5 dataset (rows, *shape)."""
+"""Writes and reads columns whose rows all have the same shape, as HDF5 datasets (rows, *shape)."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
 from kabuki_rlds.formats.hdf5.chunk_positions import ChunkPositions, chunk_positions
 
-#: Chunks that are read ahead of the threads that unpack them.
+#: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
-#: Rows of this size are read one by one from uncompressed chunks; smaller ones with their chunk.
+#: In uncompressed chunks, rows of at least so many bytes are read without the rest of their chunk.
 _LARGE_ROW_BYTES = 4096
 
-#: (shuffled, deflated) of the chunks that `chunks.pack` makes.
+#: (shuffled, deflated) of the chunks that `chunks.pack` can write.
 _OWN_FILTERS = ((False, False), (True, True))
 
 _Unpacked: TypeAlias = "concurrent.futures.Future[np.ndarray]"
 
 
 class FixedWriter:
-    """Appends rows to a dataset, which is created if the file does not have it.
+    """Appends rows to a dataset. Creates the dataset if it does not exist.
 
     Args:
       file: the file to write to.
       path: path of the dataset.
-      field: what its rows are.
+      field: dtype and shape of its rows.
       compression: the filter of the chunks of a new dataset.
       pool: packs and writes the chunks.
     """
@@ -65,13 +65,13 @@ class FixedWriter:
             self._dataset = _create(file, path, self._type, space, properties)
 
     def _open(self, dataset: h5py.Dataset) -> None:
-        """Begins with the rows of the last chunk, if it is not full."""
+        """Opens an existing dataset, and loads the rows of its last chunk if the chunk is not full."""
         self._rows = len(dataset)
         if not dataset.chunks:
-            # Without elements: `close` creates it again.
+            # The rows have no elements. `close` creates the dataset again with the new number of rows.
             del self._file[self._path]
             return
-        # A flag may be stored as another type than the field has.
+        # The stored type of a flag may differ from the type of the field.
         stored = layout.element_dtype(dataset)
         self._dtype = stored if stored == BFLOAT16 else stored.newbyteorder("<")
         self._type = layout.element_type(stored)
@@ -87,7 +87,11 @@ class FixedWriter:
             self._pieces = [rows.astype(self._dtype, copy=False)]
 
     def write(self, column: np.ndarray) -> None:
-        """Appends rows: (rows, *shape) of the field's dtype."""
+        """Appends rows.
+
+        Args:
+          column: the rows: (rows, *shape) of the field's dtype.
+        """
         self._rows += len(column)
         if self._dataset is None or not len(column):
             return
@@ -114,9 +118,10 @@ class FixedWriter:
         self._buffered = self._chunk_rows - room
 
     def close(self) -> None:
-        """Writes what is left of the last chunk."""
+        """Writes the last, incomplete chunk."""
         if self._dataset is None:
-            # HDF5 has no chunks of no bytes, so a column without elements is made when its rows are known.
+            # HDF5 does not allow chunks of 0 bytes. Therefore a dataset without elements is not chunked, and is created
+            # when the number of rows is known.
             _create(self._file, self._path, self._type, h5py.h5s.create_simple((self._rows, *self._shape)), None)
             return
         self._dataset.set_extent((self._rows, *self._shape))
@@ -135,37 +140,41 @@ class FixedWriter:
 
 
 class FixedReader:
-    """Reads rows of a dataset, whoever wrote it.
+    """Reads rows of a dataset from any writer.
 
-    Chunks that only HDF5's own shuffle and gzip filters went over are unpacked in
-    threads; all else is read by the HDF5 library.
+    Unpacks chunks in threads if they have no filters other than shuffle and gzip. Otherwise
+    the HDF5 library reads the rows.
 
     Args:
       dataset: the dataset.
       executor: the threads.
-      dtype: the type to give rows in; None is that of the dataset.
+      dtype: dtype of the returned rows. None uses the dtype of the dataset.
     """
 
     def __init__(self, dataset: h5py.Dataset, executor: concurrent.futures.Executor, dtype: np.dtype | None = None):
         self._dataset = dataset
         self._executor = executor
         self._dtype = layout.element_dtype(dataset)
-        self._given = self._dtype if dtype is None else dtype
+        self._output_dtype = self._dtype if dtype is None else dtype
         self._shape: tuple[int, ...] = dataset.shape[1:]
         self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
-        # Threads that unpack must not ask h5py for it: HDF5 then fails to read a good chunk now and then.
+        # Stored here, because the threads must not call h5py: HDF5 would then occasionally fail to read intact chunks.
         self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
         self._recent: tuple[int, _Unpacked] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop`, (stop - start, *shape), in the native byte order."""
-        # One chunk alone is unpacked sooner than a thread is woken.
+        """Returns the rows `start` to `stop`: (stop - start, *shape), in native byte order.
+
+        Raises:
+          OSError, ValueError, RuntimeError: a chunk is damaged.
+        """
+        # Unpacking a single chunk takes less time than starting a thread.
         is_one = stop <= start - start % self._run_rows + self._run_rows
-        return self._begin(start, stop, self._unpacked if is_one else self._in_a_thread)()
+        return self._begin(start, stop, self._unpack_now if is_one else self._unpack_in_thread)()
 
     def begin(self, start: int, stop: int) -> Callable[[], np.ndarray]:
-        """Begins to read rows, so that several columns are unpacked at once; what it returns waits for them."""
-        return self._begin(start, stop, self._in_a_thread)
+        """Starts reading rows in threads. Returns a function that waits for the rows and returns them."""
+        return self._begin(start, stop, self._unpack_in_thread)
 
     def _begin(self, start: int, stop: int, unpack: Callable[[bytes], _Unpacked]) -> Callable[[], np.ndarray]:
         if self._filters is None or start >= stop:
@@ -183,25 +192,28 @@ class FixedReader:
         def finish() -> np.ndarray:
             parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
             joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return joined.astype(self._given, copy=False)
+            return joined.astype(self._output_dtype, copy=False)
 
         return finish
 
-    def _in_a_thread(self, stored: bytes) -> _Unpacked:
+    def _unpack_in_thread(self, stored: bytes) -> _Unpacked:
         return self._executor.submit(self._unpack, stored)
 
-    def _unpacked(self, stored: bytes) -> _Unpacked:
+    def _unpack_now(self, stored: bytes) -> _Unpacked:
         done: _Unpacked = concurrent.futures.Future()
         done.set_result(self._unpack(stored))
         return done
 
     def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
-        """Puts row `rows[i]` at `out[places[i]]`, reading each chunk once.
+        """Copies row `rows[i]` to `out[places[i]]`. Reads each chunk once.
 
         Args:
-          out: (at least rows, *shape) of the field's dtype.
-          rows: numbers of rows, ascending, int64.
-          places: where each goes, int64.
+          out: the destination: (any, *shape) of the field's dtype.
+          rows: row numbers, ascending: int64, (count,).
+          places: indices in `out`: int64, (count,).
+
+        Raises:
+          OSError, ValueError, RuntimeError: a chunk is damaged.
         """
         if not out.size:
             return
@@ -238,15 +250,15 @@ class FixedReader:
     def _take_single_rows(
         self, positions: ChunkPositions, out: np.ndarray, rows: np.ndarray, places: np.ndarray
     ) -> None:
-        """Reads rows of uncompressed chunks to their places, without the other rows of the chunks."""
+        """Reads single rows of uncompressed chunks, without the other rows of the chunks. Arguments as `take_into`."""
         nbytes = self._row_nbytes
         chunk = rows // self.run_rows
         wrong = positions.sizes[chunk] != self.run_rows * nbytes
         if wrong.any():
             size = int(positions.sizes[chunk[wrong][0]])
-            raise ValueError(f"a chunk holds {size} bytes where {self.run_rows * nbytes} should be")
+            raise ValueError(f"a chunk has {size} bytes, expected {self.run_rows * nbytes}")
         offsets = positions.offsets[chunk] + (rows - chunk * self.run_rows) * nbytes
-        # Runs of rows that follow each other both in the file and in `out`. Each is one read.
+        # Rows that are adjacent both in the file and in `out` are read together.
         cuts = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(places) != 1)) + 1
         first, end = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(rows)]])
         runs = list(zip(offsets[first].tolist(), places[first].tolist(), (end - first).tolist(), strict=True))
@@ -261,7 +273,7 @@ class FixedReader:
 
     @property
     def run_rows(self) -> int:
-        """How many rows are read at once, where any of them is wanted: those of a chunk."""
+        """The number of rows that are read together if one of them is requested: the rows of a chunk."""
         return self._run_rows
 
     @property
@@ -269,14 +281,14 @@ class FixedReader:
         return math.prod(self._shape) * self._dtype.itemsize
 
     def _stored(self, offset: int) -> bytes | None:
-        """The chunk whose first row is `offset` as it is stored, or None where the HDF5 library must read it."""
+        """Returns the stored bytes of the chunk whose first row is `offset`, or None if only HDF5 can read it."""
         try:
-            skipped, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
+            skipped_filters, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
         except RuntimeError:
-            # What is wrong with it, if anything is, the library says when it reads it itself.
+            # HDF5 itself raises a clear error when it reads the chunk.
             return None
-        # A filter that was left out for this chunk HDF5 knows how to undo.
-        return None if skipped else stored
+        # HDF5 handles chunks for which filters were skipped.
+        return None if skipped_filters else stored
 
     def _place(self, read: Callable[[], bytes], out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         out[places] = self._unpack(read())[rows]
@@ -299,11 +311,11 @@ class FixedReader:
                 self._dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, mtype=stored_type)
             return rows.view(BFLOAT16)
         found = _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
-        return found.astype(self._given, copy=False)
+        return found.astype(self._output_dtype, copy=False)
 
 
 def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
-    """(shuffled, deflated) where chunks can be unpacked here, else None."""
+    """Returns (shuffled, deflated) if `chunks.unpack` can read the chunks of a dataset, else None."""
     if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape[1:]:
         return None
     if not _is_native(dataset):
@@ -322,24 +334,24 @@ def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
 
 
 def _is_native(dataset: h5py.Dataset) -> bool:
-    """Whether the bytes of an element are those that NumPy has."""
+    """Returns whether the stored bytes of an element are the same as NumPy's."""
     dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
     if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
         stored = stored.get_super()
-    # It may have fewer bits than fill its bytes, or another exponent than a float of IEEE's.
+    # An HDF5 integer may use only part of its bits, and a float may have a nonstandard exponent.
     native: bool = stored.equal(layout.element_type(dtype))
     return native
 
 
 def _check_booleans(rows: np.ndarray) -> np.ndarray:
-    """Refuses bytes that stand for neither, which NumPy would count as more than one."""
+    """Returns `rows`. Raises `ValueError` if a boolean is stored as a byte other than 0 and 1."""
     if rows.dtype.kind == "b" and rows.size and rows.view(np.uint8).max() > 1:
-        raise ValueError("they hold what is neither true nor false")
+        raise ValueError("a boolean is neither 0 nor 1")
     return rows
 
 
 def _as_stored(rows: np.ndarray) -> np.ndarray:
-    """h5py takes no array of bfloat16, but the same bytes under another name."""
+    """Returns bfloat16 rows as uint16, because h5py does not accept bfloat16 arrays. Returns other rows unchanged."""
     return rows.view(np.uint16) if rows.dtype == BFLOAT16 else rows
 
 

@@ -1,4 +1,4 @@
-"""Columns of image files, in any form that `image_files` knows."""
+"""Reads columns of image files, in all forms that `image_files` supports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 
-#: Rows that are read at once where only some of them are wanted, in a dataset without chunks.
+#: The number of rows of a dataset without chunks that are read together if one of them is requested.
 _RUN_ROWS = 64
 
 
 class ImageFileReader(VariableReader):
-    """Reads the files of a dataset as `bytes` objects, (rows,); or as lists of them if a row holds several."""
+    """Reads image files as `bytes` objects, (rows,). If a row has several files, as ragged rows of `bytes` objects."""
 
     def __init__(self, dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor):
         super().__init__(dataset, field)
@@ -26,7 +26,7 @@ class ImageFileReader(VariableReader):
         assert form is not None
         self._form = form
         self._files_per_row = image_files.files_per_row(dataset, form)
-        # Its chunks are unpacked in threads.
+        # `FixedReader` unpacks the chunks in threads.
         self._padded = FixedReader(dataset, executor) if form == "padded" and dataset.dtype.kind in "iu" else None
         if form != "lists":
             self.run_rows = int(dataset.chunks[0]) if dataset.chunks else _RUN_ROWS

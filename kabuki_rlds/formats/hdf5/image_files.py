@@ -1,20 +1,20 @@
-"""Finds image files in the datasets of other writers, and reads them.
+"""Detects and reads image files in the datasets of other writers.
 
-HDF5 has no type for a file, so writers choose one of several. A row is
+HDF5 has no type for files, so writers store an image file in one of four forms:
 
-    lists    bytes of variable length
-    strings  a string of fixed length, padded with NULs
-    opaque   an opaque value, padded likewise
-    padded   a row of an array of bytes (rows, longest file), padded likewise
+    lists    a variable-length row of bytes
+    strings  a fixed-length string, padded with NULs
+    opaque   an opaque value, padded with NULs
+    padded   a row of a byte array (rows, length of the longest file), padded with NULs
 
-All but the last can have several files in a row: (rows, files), as many in each.
+All forms except the last may have several files per row: shape (rows, files).
 
-PNG and JPEG files do not end with a NUL, so the padding can be told from the file. Strings of
-variable length cannot hold one: they end at the first NUL, and all image files have some.
+PNG and JPEG files do not end with a NUL, so the padding can be removed. Variable-length
+strings cannot store image files, because they end at the first NUL.
 
-No attribute tells which datasets these are. Some rows are read, spread over the dataset:
-it holds image files if most of those that are not empty begin with the header of a PNG or
-JPEG file. The others are then damaged files, and reported when they are read.
+No attribute marks these datasets. `content_of` reads a sample of rows: the dataset has
+image files if most nonempty rows begin with a PNG or JPEG header. Other rows are then
+treated as damaged files, and are reported when they are read.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ _log = logging.getLogger("kabuki_rlds")
 
 Form: TypeAlias = Literal["lists", "strings", "opaque", "padded"]
 
-#: No PNG or JPEG file is shorter, and no longer one is looked for: a damaged type may state gigabytes a row.
+#: The accepted file sizes. PNG and JPEG files have at least 64 bytes, and a damaged type may declare gigabytes per row.
 _SHORTEST_FILE = 64
 _LONGEST_FILE = 1 << 28
-#: Into so many parts a dataset is cut, and a row read at each cut.
+#: The sample has the first and the last row, and rows at equal distances that divide the dataset into so many parts.
 _SAMPLE_PARTS = 4
-#: Rows that are read at once to find one that is not empty take about this much, and are no more than:
+#: The search for a nonempty row reads batches of about so many bytes, and at most so many rows.
 _SEARCH_BYTES = 1 << 20
 _SEARCH_ROWS = 256
 
-#: What image files begin with.
+#: The first bytes of PNG and JPEG files.
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 
 _T = TypeVar("_T")
@@ -55,11 +55,11 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class ImageFileForm:
-    """What a dataset of bytes holds.
+    """The result of `content_of`.
 
     Attributes:
-      field: of the image files, None if it holds something else.
-      is_blank: no row holds anything but NULs, so it may be a column of image files that are all missing.
+      field: the field of the image files, or None if the dataset has none.
+      is_blank: whether all rows are empty or NULs. The dataset may then be a column of missing image files.
     """
 
     field: Field | None = None
@@ -67,9 +67,9 @@ class ImageFileForm:
 
 
 def form_of(dataset: h5py.Dataset) -> Form | None:
-    """How a dataset could hold image files, by its type and shape alone; None if it cannot."""
+    """Returns the form in which a dataset could store image files, from its type and shape, or None if it cannot."""
     dtype = _dtype_of(dataset)
-    # Most datasets hold numbers of several bytes, and asking h5py takes long.
+    # A fast check first: the calls to h5py below are slow, and most datasets have numbers of several bytes.
     if dtype is None or dtype.kind in "bfc" or (dtype.kind in "iu" and dtype.itemsize > 1):
         return None
     shape = dataset.shape
@@ -78,7 +78,7 @@ def form_of(dataset: h5py.Dataset) -> Form | None:
     if dtype.itemsize * math.prod(shape[1:]) > _LONGEST_FILE:
         return None
     element = h5py.check_vlen_dtype(dtype)
-    # All dimensions of a row but one are 1: OpenCV gives a file as (n, 1).
+    # All dimensions of a row except one must be 1. (OpenCV returns a file as (n, 1).)
     longest = max(shape[1:], default=1)
     if math.prod(shape[1:]) != longest:
         return None
@@ -90,7 +90,7 @@ def form_of(dataset: h5py.Dataset) -> Form | None:
 
 
 def files_per_row(dataset: h5py.Dataset, form: Form) -> int:
-    """How many files a row of a dataset in such a form holds."""
+    """Returns the number of files in a row."""
     return 1 if form == "padded" else math.prod(dataset.shape[1:])
 
 
@@ -98,13 +98,13 @@ def _dtype_of(dataset: h5py.Dataset) -> np.dtype | None:
     try:
         dtype: np.dtype = dataset.dtype
     except TypeError:
-        # Of a type that NumPy does not have.
+        # The type has no NumPy equivalent.
         return None
     return dtype
 
 
 def is_opaque(dtype: np.dtype) -> bool:
-    """Whether values are bytes of no stated meaning."""
+    """Returns whether values have an opaque HDF5 type."""
     return dtype.kind == "V" and dtype.names is None and dtype.subdtype is None
 
 
@@ -113,7 +113,7 @@ def _is_byte(dtype: np.dtype) -> bool:
 
 
 def content_of(dataset: h5py.Dataset) -> ImageFileForm:
-    """Looks at some rows of a dataset to find out whether it holds image files. Rows that cannot be read hold none."""
+    """Reads a sample of rows to detect image files. If rows cannot be read, the result has no image files."""
     form = form_of(dataset)
     try:
         if form is None:
@@ -123,21 +123,21 @@ def content_of(dataset: h5py.Dataset) -> ImageFileForm:
             return ImageFileForm()
         files = _sample(dataset, form)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):
-        # Whoever reads the rows reports it.
+        # The error is reported when the rows are read.
         return ImageFileForm()
     if not files:
         return ImageFileForm(is_blank=True)
     headers = [(file, header) for file in files if (header := header_of(file)) is not None]
     decodable = [(file, header) for file, header in headers if header.bits is not None]
     if 2 * len(decodable) > len(files):
-        # A damaged header may state any size.
-        whole = [header for file, header in decodable if damage_of(file) is None]
-        field = _field_of(whole or [header for _, header in decodable])
+        # Prefer intact files, because a damaged header may state any size.
+        intact = [header for file, header in decodable if damage_of(file) is None]
+        field = _field_of(intact or [header for _, header in decodable])
         files_in_row = files_per_row(dataset, form)
         return ImageFileForm(
             field if files_in_row == 1 else dataclasses.replace(field, shape=(files_in_row, *field.shape))
         )
-    # Text may begin as a BMP file does.
+    # No warning about BMP, because text may begin like a BMP file ("BM").
     if 2 * len(headers) > len(files) and all(header.file_format != "bmp" for _, header in headers):
         _warn_of_undecodable(dataset.file.filename, dataset.name, headers[0][1].file_format)
     return ImageFileForm()
@@ -155,19 +155,19 @@ def _field_of(headers: Sequence[ImageHeader]) -> Field:
 
 
 def _common(values: Iterable[_T]) -> _T | None:
-    """The one value of all, None if they differ."""
+    """Returns the common value, or None if the values differ."""
     first, *others = set(values)
     return None if others else first
 
 
 def _sample(dataset: h5py.Dataset, form: Form) -> list[bytes]:
-    """Some rows that are not empty, spread over a dataset."""
+    """Returns the nonempty files of some rows that are spread over a dataset."""
     last = len(dataset) - 1
     rows = sorted({last * part // _SAMPLE_PARTS for part in range(_SAMPLE_PARTS + 1)})
     files = [file for row in rows for file in read_files(dataset, form, row, row + 1) if file.strip(b"\0")]
     if files:
         return files
-    # Perhaps they are all among the others.
+    # All sampled rows are empty: search for the first nonempty row.
     row_nbytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
     step = max(1, min(_SEARCH_ROWS, _SEARCH_BYTES // row_nbytes))
     for start in range(0, len(dataset), step):
@@ -179,10 +179,10 @@ def _sample(dataset: h5py.Dataset, form: Form) -> list[bytes]:
 
 
 def read_files(dataset: h5py.Dataset, form: Form, start: int, stop: int) -> list[bytes]:
-    """The files of some rows, end to end, without padding.
+    """Returns the files of the rows `start` to `stop`, without padding.
 
     Raises:
-      OSError, RuntimeError, ValueError: they cannot be read.
+      OSError, RuntimeError, ValueError: the rows cannot be read.
     """
     if form == "lists":
         check_lengths(dataset, start, stop)
@@ -196,12 +196,16 @@ def read_files(dataset: h5py.Dataset, form: Form, start: int, stop: int) -> list
 
 
 def unpadded(rows: np.ndarray, pad: bytes = b"\0") -> list[bytes]:
-    """The bytes of each row of an array, without the padding at its end."""
+    """Returns the bytes of each row of an array, without the padding at the end."""
     return [row.tobytes().rstrip(pad) for row in rows]
 
 
 def _raw(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """Rows of strings or opaque values as they are stored: HDF5 would end some kinds of strings at their first NUL."""
+    """Returns the stored bytes of strings or opaque values, because HDF5 cuts some strings at the first NUL.
+
+    Returns:
+      an array of void values: (rows, *shape).
+    """
     rows = np.empty((stop - start, *dataset.shape[1:]), f"V{dataset.dtype.itemsize}")
     if rows.size:
         space = dataset.id.get_space()
@@ -211,7 +215,7 @@ def _raw(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
 
 
 def _warn_of_cut_files(dataset: h5py.Dataset) -> None:
-    """Warns of strings of variable length that image files were written to: HDF5 keeps what is before the first NUL."""
+    """Warns if image files were written as variable-length strings, which HDF5 cuts at the first NUL."""
     dtype = _dtype_of(dataset)
     if dtype is None or dtype.kind != "O" or h5py.check_string_dtype(dtype) is None or dataset.ndim != 1:
         return
@@ -222,20 +226,20 @@ def _warn_of_cut_files(dataset: h5py.Dataset) -> None:
     if isinstance(text, bytes) and text.startswith(_SIGNATURES):
         _warn(
             dataset.file.filename,
-            f"{dataset.name[1:]} holds only the first bytes of image files, since HDF5 strings of variable length end "
-            "at a NUL; the images are lost. Write them again as uint8 of variable length",
+            f"{dataset.name[1:]}: has only the first bytes of image files, because variable-length HDF5 strings end at "
+            "the first NUL; the images are lost. Write them again as variable-length uint8",
         )
 
 
 def _warn_of_undecodable(path: str, name: str, file_format: str) -> None:
     _warn(
         path,
-        f"{name[1:]} holds image files ({file_format.upper()}) of a kind that TFDS does not decode; they are kept as "
-        "bytes, not as images",
+        f"{name[1:]}: has image files that TFDS cannot decode ({file_format.upper()}); they are kept as bytes, not as "
+        "images",
     )
 
 
 @functools.cache
 def _warn(path: str, message: str) -> None:
-    # Once, although a file is opened several times.
+    # Cached: one warning per file, even if it is opened several times.
     _log.warning("%s: %s", path, message)

@@ -1,18 +1,17 @@
-"""How a schema is laid out in an HDF5 file: names, types and attributes.
+"""The layout of a schema in a Kabuki HDF5 file: paths, types and attributes.
 
-A field of the steps is the dataset at its path; a field of the episodes stands
-under `episodes/metadata/`. What a dataset cannot say by its type and shape is in
-its attributes:
+A step field is the dataset at its path. An episode field is under `episodes/metadata/`.
+Attributes state what the type and the shape of a dataset do not:
 
     kind          "text", "label" or "image"; absent for numbers
-    class_names   the names of a label's classes
-    shape         shape of one row where the dataset is of variable length; -1 varies
-    nested        how many leading dimensions of `shape` are lists of lists
-    encoded       true where rows are the bytes of image files
-    dtype         what those decode to, or the type of elements that are stored as bytes
-    file_format   "png" or "jpeg": of image files, or of those that images were decoded from
-    derived       how the column was made, where the source had none
-    companion     path of a group that holds what is missing to read the rows exactly
+    class_names   class names of a label
+    shape         shape of one row of a variable-length dataset; -1 marks a dimension that varies
+    nested        number of leading dimensions of `shape` that are nested lists
+    encoded       true if rows are the bytes of image files
+    dtype         dtype of the decoded images, or of elements that are stored as bytes
+    file_format   "png" or "jpeg": the format of the image files, or of the files that images were decoded from
+    derived       how the column was computed, if the source did not have it
+    companion     path of a group with the data that is needed to read the rows exactly
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ _log = logging.getLogger("kabuki_rlds")
 
 FORMAT = "kabuki"
 FORMAT_VERSION = "1.1"
-#: The versions that can be read.
+#: The versions that this package can read.
 FORMAT_VERSIONS = ("1.0", FORMAT_VERSION)
 
 EPISODES = "episodes"
 METADATA = "episodes/metadata"
 COMPANION = "companion"
 
-#: Names at the root that are not fields of the steps.
+#: Names at the root that are not step fields.
 RESERVED = (EPISODES, COMPANION)
 
-#: The attributes that the format knows, of the root and of a field.
-_ABOUT_THE_FILE = ("format", "format_version", "num_steps", "num_episodes", "complete", "features", "name", "version")
-_ABOUT_THE_DATA = (
+#: The attributes that the format defines, for the root and for fields.
+_FILE_ATTRIBUTES = ("format", "format_version", "num_steps", "num_episodes", "complete", "features", "name", "version")
+_DATA_ATTRIBUTES = (
     "description",
     "citation",
     "homepage",
@@ -60,46 +59,48 @@ _ABOUT_THE_DATA = (
     "notes",
     "rate_hz",
 )
-ROOT_ATTRIBUTES = (*_ABOUT_THE_FILE, *_ABOUT_THE_DATA)
-_ABOUT_A_FIELD = ("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format")
-FIELD_ATTRIBUTES = (*_ABOUT_A_FIELD, *DIMENSION_SCALES)
+ROOT_ATTRIBUTES = (*_FILE_ATTRIBUTES, *_DATA_ATTRIBUTES)
+_OWN_FIELD_ATTRIBUTES = (
+    *("kind", "class_names", "shape", "nested", "encoded", "dtype", "derived", "companion", "file_format"),
+)
+FIELD_ATTRIBUTES = (*_OWN_FIELD_ATTRIBUTES, *DIMENSION_SCALES)
 
-#: Of these, the ones that say what a row is.
-_DESCRIBES = frozenset(("kind", "class_names", "shape", "nested", "encoded", "dtype", "companion"))
+#: The field attributes that describe a row. A dataset with one of them is not searched for image files.
+_ROW_ATTRIBUTES = frozenset(("kind", "class_names", "shape", "nested", "encoded", "dtype", "companion"))
 
-#: One chunk of a dataset is about this large: small enough to read one episode or
-#: one step at little cost, large enough to compress well and to stream.
+#: The approximate size of a chunk: small enough to read one episode or one step at
+#: little cost, large enough to compress well and to stream.
 CHUNK_BYTES = 256 << 10
 _MAX_CHUNK_ROWS = 1 << 16
-#: Rows in a chunk of variable length, of which the dataset itself holds 16 bytes each.
+#: Rows in a chunk of a variable-length dataset. The chunk stores a reference of 16 bytes for each.
 VARIABLE_CHUNK_ROWS = 1024
 
 
-#: An attribute holds 64 KiB at the most, and each text of it takes 16 bytes there.
+#: HDF5 limits attributes to 64 KiB, and each string takes 16 bytes. More class names go to the companion.
 _MAX_ATTRIBUTE_NAMES = 4000
 
 
 def chunk_rows(row_nbytes: int) -> int:
-    """Rows in a chunk: a power of two, so that chunks of all columns align."""
+    """Returns the number of rows in a chunk: a power of two, so that the chunks of all columns align."""
     rows = max(1, min(_MAX_CHUNK_ROWS, CHUNK_BYTES // max(row_nbytes, 1)))
     return 1 << (rows.bit_length() - 1)
 
 
 def variable_chunk_rows(texts: int) -> int:
-    """Rows in a chunk of text, where so many texts are in a row."""
+    """Returns the number of rows in a chunk of a text dataset with `texts` texts per row."""
     return max(1, VARIABLE_CHUNK_ROWS // (1 << max(texts - 1, 0).bit_length()))
 
 
 def long_class_names(field: Field) -> tuple[str, ...] | None:
-    """The names of a label's classes where they are too many for an attribute, and are a companion."""
+    """Returns the class names of a label if they are too many for an attribute, else None."""
     return field.names if field.names is not None and len(field.names) > _MAX_ATTRIBUTE_NAMES else None
 
 
 def element_type(dtype: np.dtype) -> h5py.h5t.TypeID:
-    """The HDF5 type of a dtype, little-endian.
+    """Returns the little-endian HDF5 type of a dtype.
 
-    bfloat16 is the custom float of HDF5 with its 8 bits of exponent and 7 of
-    mantissa, which any HDF5 reader converts to float32 by itself.
+    bfloat16 is stored as a custom HDF5 float with 8 bits of exponent and 7 bits of
+    mantissa, which the HDF5 library converts to float32 when it reads.
     """
     if dtype == BFLOAT16:
         bfloat16 = h5py.h5t.IEEE_F32LE.copy()
@@ -112,7 +113,7 @@ def element_type(dtype: np.dtype) -> h5py.h5t.TypeID:
 
 
 def element_dtype(dataset: h5py.Dataset) -> np.dtype:
-    """The native dtype of a dataset's elements, or of those of its rows of variable length."""
+    """Returns the native dtype of a dataset's elements. For a variable-length dataset, of the elements of its rows."""
     hdf5_type = dataset.id.get_type()
     if isinstance(hdf5_type, h5py.h5t.TypeVlenID):
         hdf5_type = hdf5_type.get_super()
@@ -120,13 +121,13 @@ def element_dtype(dataset: h5py.Dataset) -> np.dtype:
         return BFLOAT16
     dtype = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
     if h5py.check_enum_dtype(dtype) is not None:
-        # The numbers alone: h5py would write their names along.
+        # Without the metadata of the enumeration, which h5py would write too.
         dtype = np.dtype(dtype.str)
     return BYTES if h5py.check_string_dtype(dataset.dtype) else np.dtype(dtype).newbyteorder("=")
 
 
 def stored_row_nbytes(dataset: h5py.Dataset) -> int | None:
-    """Bytes of a row as HDF5 gives it; None where rows differ in size."""
+    """Returns the bytes of a row as HDF5 reads it, or None if the size of rows varies."""
     kind = dataset.id.get_type()
     if isinstance(kind, h5py.h5t.TypeVlenID) or (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
         return None
@@ -140,49 +141,49 @@ def _is_bfloat16(hdf5_type: h5py.h5t.TypeID) -> bool:
 
 
 def check_path(path: str) -> None:
-    """Refuses a path that HDF5 cannot hold under its own name.
+    """Checks that HDF5 can store a field at a path.
 
     Raises:
-      KabukiError: the path has a component that HDF5 reads as something else.
+      SchemaMismatchError: the path has an empty component, the component ".", or a NUL.
     """
     parts = path.split("/")
     if any(part in ("", ".") for part in parts) or "\0" in path:
         raise SchemaMismatchError(
-            f"field {path!r}: HDF5 cannot hold a field of this name; a recipe can give it another", fields=(path,)
+            f"field {path!r}: HDF5 does not allow this name; rename the field with a recipe", fields=(path,)
         )
 
 
 def check_step_path(path: str) -> None:
-    """As `check_path`, and keeps step fields off the names that the format uses.
+    """Checks the path of a step field, including the names that the format reserves.
 
     Raises:
-      KabukiError: the name cannot be used.
+      SchemaMismatchError: HDF5 or the format does not allow the path.
     """
     check_path(path)
     if path.split("/")[0] in RESERVED:
         raise SchemaMismatchError(
-            f"step field {path!r}: the Kabuki format keeps {path.split('/')[0]!r} for itself; a recipe can give the "
-            "field another name",
+            f"step field {path!r}: the Kabuki format reserves the name {path.split('/')[0]!r}; rename the field with "
+            "a recipe",
             fields=(path,),
         )
 
 
 def attribute(item: h5py.HLObject, name: str, default: object = None) -> object:
-    """What an attribute says, None where that is nothing.
+    """Returns the value of an attribute, `default` if there is no such attribute, or None if it is empty.
 
-    An array of one element, as other writers have a single value, is its element.
+    For an array of one element, returns the element: some writers store single values in this form.
     """
     return _single(Attributes(item).get(name, default))
 
 
 def text_attribute(item: h5py.HLObject, name: str, default: str = "") -> str:
-    """An attribute as text. Files of other writers may have it as an HDF5 string of fixed length, `bytes` to h5py."""
+    """Returns an attribute as text, also if it is a fixed-length HDF5 string, which h5py reads as `bytes`."""
     value = attribute(item, name)
     return default if value is None else _as_text(value)
 
 
 def flag_attribute(item: h5py.HLObject, name: str, default: bool) -> bool:
-    """An attribute as a boolean. What is no single number is false."""
+    """Returns an attribute as a boolean. A value that is not a single number is false."""
     return _is_true(attribute(item, name, default))
 
 
@@ -201,39 +202,39 @@ def _as_text(value: object) -> str:
     value = _single(value)
     if value is None:
         return ""
-    # h5py gives what is no UTF-8 as surrogates, which cannot be written again.
+    # h5py reads invalid UTF-8 as surrogates, which cannot be written.
     raw = value if isinstance(value, bytes) else str(value).encode(errors="surrogateescape")
     return raw.decode(errors="replace")
 
 
 def holds_integers(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset holds integers."""
+    """Returns whether the elements of a dataset are integers."""
     try:
         return dataset.dtype.kind in "iu"
     except TypeError:
-        # Of a type that NumPy does not have.
+        # The type has no NumPy equivalent.
         return False
 
 
-def check_no_clash(paths: Collection[str]) -> None:
-    """Refuses a field that stands at the name of a group: TFDS allows `a` beside `a/b`, HDF5 does not.
+def check_no_conflicts(paths: Collection[str]) -> None:
+    """Checks that no path is both a field and a group. TFDS allows the fields `a` and `a/b` together, HDF5 does not.
 
     Raises:
-      KabukiError: there is such a field.
+      SchemaMismatchError: there is such a path.
     """
     for path in paths:
         parts = path.split("/")
         for i in range(1, len(parts)):
             if "/".join(parts[:i]) in paths:
                 raise SchemaMismatchError(
-                    f"field {path!r}: HDF5 cannot hold it beside the field {'/'.join(parts[:i])!r}; "
-                    "a recipe can rename one of them",
+                    f"field {path!r}: conflicts with the field {'/'.join(parts[:i])!r}, because an HDF5 path cannot be "
+                    "both a field and a group; rename one with a recipe",
                     fields=(path,),
                 )
 
 
 def field_attributes(field: Field) -> dict[str, Any]:
-    """The attributes that say what a dataset's type and shape do not."""
+    """Returns the attributes of a field's dataset."""
     attributes: dict[str, Any] = {}
     if field.kind != "array":
         attributes["kind"] = field.kind
@@ -254,18 +255,18 @@ def field_attributes(field: Field) -> dict[str, Any]:
 
 
 def read_field(dataset: h5py.Dataset) -> Field:
-    """What a dataset holds, by its type, its shape and, where it has them, its attributes.
+    """Returns the field that a dataset stores, from its type, its shape and its attributes.
 
-    Image files are found by their content too, unless attributes or the format of the file describe the dataset.
+    A dataset without describing attributes, in a file that is not a Kabuki file, is also searched for image files.
 
     Raises:
-      KabukiError: the type is not one that a field can have.
+      DamagedDataError: a field cannot have this type, or the attributes contradict it.
     """
     try:
         field = _read_field(dataset)
     except (TypeError, ValueError, KeyError, OSError, RuntimeError) as e:
         raise DamagedDataError(
-            f"dataset {dataset.name!r} has a type or attributes that make no sense: {e}",
+            f"dataset {dataset.name!r}: invalid type or attributes: {e}",
             file=dataset.file.filename,
             field=dataset.name[1:],
         ) from e
@@ -274,11 +275,11 @@ def read_field(dataset: h5py.Dataset) -> Field:
 
 
 def _read_field(dataset: h5py.Dataset) -> Field:
-    # To ask for one that is not there takes longer than all the rest.
+    # Counting attributes is much faster than looking up one that does not exist.
     attributes: Mapping[str, Any] = Attributes(dataset) if h5py.h5a.get_num_attrs(dataset.id) else {}
     if _is_true(attributes.get("encoded", False)):
         return _read_encoded_field(dataset, attributes)
-    if not _DESCRIBES.intersection(attributes) and text_attribute(dataset.file, "format") != FORMAT:
+    if not _ROW_ATTRIBUTES.intersection(attributes) and text_attribute(dataset.file, "format") != FORMAT:
         found = image_files.content_of(dataset).field
         if found is not None:
             return found
@@ -286,8 +287,8 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
     if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
         raise DamagedDataError(
-            f"dataset {dataset.name!r} has the type {dtype}, which is no field's; "
-            "numbers, booleans, text and variable-length arrays of them can be read",
+            f"dataset {dataset.name!r}: has the type {dtype}, expected numbers, booleans, text, or variable-length "
+            "arrays of these; delete or convert the dataset",
             file=dataset.file.filename,
             field=dataset.name[1:],
         )
@@ -296,30 +297,30 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     stored = dtype
     if variable:
         if dataset.ndim > 1:
-            raise ValueError(f"a row is {dataset.shape[1:]} arrays of variable length, where it can be one")
-        shape = _stated_shape(attributes) or (None,)
+            raise ValueError(f"a row has {dataset.shape[1:]} variable-length arrays, expected one")
+        shape = _shape_attribute(attributes) or (None,)
         name = _as_text(attributes.get("dtype", dtype.name))
         dtype = BYTES if name == "text" else BFLOAT16 if name == "bfloat16" else np.dtype(name)
     kind = _as_text(attributes.get("kind", "text" if dtype == BYTES else "array"))
-    # What the type of the elements does not allow says nothing of them.
+    # A kind that the element type does not allow is ignored.
     if kind not in ("array", "text", "label", "image") or (kind == "text" and dtype != BYTES):
         kind = "array"
     nested = int(attributes.get("nested", 0))
     if nested and not (variable and 2 <= nested <= len(shape) and None not in shape[nested:]):
-        raise ValueError(f"rows of {shape} are not lists of lists, {nested} deep")
+        raise ValueError(f"`nested` is {nested}, which does not fit the row shape {shape}")
     if variable:
         if None not in shape and not nested:
-            raise ValueError(f"rows of variable length whose shape is {shape}, in which no dimension varies")
+            raise ValueError(f"the rows have variable length, but no dimension of `shape` {shape} varies")
         if stored != (np.uint8 if dtype == BYTES else dtype):
-            raise ValueError(f"{stored} is stored, where the attribute `dtype` says {name}")
+            raise ValueError(f"the stored type is {stored}, but the attribute `dtype` is {name}")
     names = _names(dataset, attributes)
     enumerated = h5py.check_enum_dtype(h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype)
     if enumerated is not None and kind == "array":
-        # An enumeration of HDF5 names its values, as a label does its classes.
+        # An HDF5 enumeration with the values 0, 1, 2, … is a label.
         if sorted(enumerated.values()) == list(range(len(enumerated))):
             kind, names = "label", sorted(enumerated, key=lambda name: enumerated[name])
         else:
-            _tell_of_names(dataset.file.filename, dataset.name.rpartition("/")[2])
+            _warn_of_enumeration(dataset.file.filename, dataset.name.rpartition("/")[2])
     return Field(
         dtype=dtype,
         shape=shape,
@@ -332,18 +333,18 @@ def _read_field(dataset: h5py.Dataset) -> Field:
 
 
 def _read_encoded_field(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Field:
-    """What a dataset holds whose attribute `encoded` says that its rows are image files."""
+    """Returns the field of a dataset whose attribute `encoded` is true."""
     form = image_files.form_of(dataset)
-    shape = _stated_shape(attributes)
+    shape = _shape_attribute(attributes)
     dtype = np.dtype(_as_text(attributes.get("dtype", "uint8")))
     if shape is None and (found := image_files.content_of(dataset).field) is not None:
         shape, dtype = found.shape, found.dtype
     is_image = _as_text(attributes.get("kind", "")) == "image"
-    if form is None or not is_image or shape is None or not _has_files(dtype, shape):
-        raise ValueError(f"there are no image files of {dtype} {shape or ''}")
+    if form is None or not is_image or shape is None or not _is_decoded_image(dtype, shape):
+        raise ValueError(f"`encoded` is true, but {dtype} {shape or ''} is not a type of decoded images")
     has_several = image_files.files_per_row(dataset, form) > 1
     if has_several != (len(shape) > 3 and "companion" not in attributes):
-        raise ValueError(f"rows of {dataset.shape[1:]} are not image files of {shape}")
+        raise ValueError(f"rows of shape {dataset.shape[1:]} do not fit image files of shape {shape}")
     names = _names(dataset, attributes)
     return Field(
         dtype=dtype,
@@ -356,13 +357,13 @@ def _read_encoded_field(dataset: h5py.Dataset, attributes: Mapping[str, Any]) ->
     )
 
 
-def _stated_shape(attributes: Mapping[str, Any]) -> tuple[int | None, ...] | None:
+def _shape_attribute(attributes: Mapping[str, Any]) -> tuple[int | None, ...] | None:
     stated = attributes.get("shape")
     return None if stated is None else tuple(None if d < 0 else int(d) for d in np.atleast_1d(stated))
 
 
 def _names(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Sequence[Any] | None:
-    """The names of the classes of a label, by the attribute or the companion; None where there are none."""
+    """Returns the class names of a label, from the attribute or the companion, or None if there are none."""
     names = attributes.get("class_names")
     if names is None and "companion" in attributes:
         companion = dataset.file.get(f"{_as_text(attributes['companion'])}/class_names")
@@ -373,7 +374,7 @@ def _names(dataset: h5py.Dataset, attributes: Mapping[str, Any]) -> Sequence[Any
     if texts.size > MAX_CLASSES:
         raise ValueError(f"class_names has {texts.size:,} names, expected at most {MAX_CLASSES:,}")
     if texts.ndim > 1 or texts.dtype.kind not in "OSU":
-        raise ValueError("class_names are no list of texts")
+        raise ValueError("class_names is not a list of texts")
     return texts.tolist()
 
 
@@ -383,20 +384,20 @@ def _companion_names(companion: h5py.Dataset) -> np.ndarray:
             f"{companion.name} has the shape {companion.shape}, expected (classes,) and at most {MAX_CLASSES:,}"
         )
     if reason := types.unreadable_reason(companion.id.get_type()):
-        raise ValueError(f"the type of {companion.name} has {reason}, expected text")
+        raise ValueError(f"the type of {companion.name} contains {reason}, expected text")
     vlen_lengths.check_lengths(companion, 0, len(companion))
     names: np.ndarray = companion[:]
     return names
 
 
 @functools.cache
-def _tell_of_names(path: str, name: str) -> None:
-    # Once for all the episodes of a file, each of which may have such a dataset.
-    _log.warning("%s: %r: its values have names, which are left out since they do not count from 0", path, name)
+def _warn_of_enumeration(path: str, name: str) -> None:
+    # Cached: one warning per file, even if each episode has such a dataset.
+    _log.warning("%s: %r: the names of the enumeration are ignored, because its values are not 0, 1, 2, …", path, name)
 
 
-def _has_files(dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
-    """Whether TFDS has image files that decode to such an array, or to a list of such."""
+def _is_decoded_image(dtype: np.dtype, shape: tuple[int | None, ...]) -> bool:
+    """Returns whether TFDS can decode image files to such an array, or to a list of such arrays."""
     channels = shape[-1] if len(shape) >= 3 else -1
     if dtype == np.float32:
         return channels == 1

@@ -72,8 +72,8 @@ class KabukiSink:
             layout.check_step_path(path)
         for path in schema.metadata:
             layout.check_path(path)
-        layout.check_no_clash(schema.steps)
-        layout.check_no_clash(schema.metadata)
+        layout.check_no_conflicts(schema.steps)
+        layout.check_no_conflicts(schema.metadata)
         self._staged: StagedFile | JournaledFile
         self._staged = staged = StagedFile(destination, overwrite=overwrite)
         self._pool = ChunkPool(self._staged.fileno())

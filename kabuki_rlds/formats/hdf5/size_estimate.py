@@ -1,4 +1,4 @@
-"""How large a conversion's file will be, and whether the disk can hold it."""
+"""Estimates the size of a converted file, and checks the free disk space."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from kabuki_rlds.formats.hdf5.chunks import Compression, pack
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: Where decoded images make a file this many times its source, it is said beforehand.
+#: `check` warns if decoded images take so many times the size of the source.
 _MUCH_LARGER = 3
 
 
 def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *, copies: int = 1) -> int:
-    """Says how large the file will be, and refuses where the disk cannot hold it.
+    """Logs the estimated size of a file, and checks that the disk has enough space.
 
     Args:
-      sizes: of the sources.
-      dest: the file to make.
-      compression: of the file.
-      copies: how many times its data will be on the disk at the most.
+      sizes: sizes of the sources.
+      dest: the file that will be written.
+      compression: compression of the file.
+      copies: the maximum number of copies of the data that are on the disk at the same time.
 
     Returns:
-      How many steps there will be, or about that many.
+      the number of steps, which may be an estimate.
 
     Raises:
-      KabukiError: the disk has not the room.
+      KabukiError: the disk does not have enough space.
     """
     steps = sum(size.steps for size in sizes)
     on_disk = sum(size.num_bytes for size in sizes)
@@ -82,7 +82,7 @@ def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *
 
 
 def _ratio(column: Column, compression: Compression) -> float:
-    """How small a column becomes, by a part of it."""
+    """Returns compressed size / size of a column, estimated from about 1 MiB of it."""
     if compression == "none" or not isinstance(column, np.ndarray) or column.dtype == object or not column.size:
         return 1.0
     part = column[: max(1, (1 << 20) * len(column) // max(column.nbytes, 1))]

@@ -1,4 +1,4 @@
-"""A Kabuki HDF5 file, whoever wrote it, read as blocks of steps."""
+"""Reads a Kabuki HDF5 file from any writer, in blocks of steps."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _Entry = TypeVar("_Entry")
 
 ColumnReader: TypeAlias = FixedReader | VariableReader
 
-#: What a reader raises where a file is damaged, or holds a thing of another type than there should be.
+#: The errors that a reader raises for damaged files and unexpected types.
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
-#: A block takes about this many bytes, and has no more rows than:
+#: The size limits of a block: about so many bytes, and at most so many rows.
 _BLOCK_BYTES = 16 << 20
 _BLOCK_ROWS = 1 << 16
 
@@ -51,18 +51,17 @@ _BLOCK_ROWS = 1 << 16
 class KabukiSource:
     """The steps of a Kabuki HDF5 file.
 
-    Nothing but the step fields is needed: an index of episodes, features and
-    attributes are used where they are there.
+    Only the step fields are required. The index of episodes, features and attributes are
+    used if they exist.
 
     Args:
       path: the file.
-      images: how image files are read that the file does not describe as such, so that they were found by their
-        content. Those that it does describe are read as they are.
-      quiet: do not warn of attributes that are not read, because the file was opened for the same purpose before.
+      images: how to read image files that were detected by their content: "arrays" decodes them, "encoded" keeps the
+        bytes. Image files with the attribute `encoded` are always kept.
+      quiet: do not warn about unreadable attributes, because an earlier open already did.
 
     Raises:
-      KabukiError: the file cannot be opened, or its datasets are not those of one
-        run of steps.
+      KabukiError: the file cannot be opened, or its datasets are damaged or do not fit each other.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class KabukiSource:
     def _open(self) -> None:
         self.step_datasets = step_datasets(self.file)
         if not self.step_datasets:
-            raise DamagedDataError("holds no datasets, so no steps", file=self.path)
+            raise DamagedDataError("has no datasets, so it has no steps", file=self.path)
         self.metadata_datasets = metadata_datasets(self.file)
         self.num_steps = _common_length(self.path, self.step_datasets)
         info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
@@ -95,7 +94,7 @@ class KabukiSource:
         info["environment"] = self._json_attribute("environment")
         self._fields = {path: layout.read_field(dataset) for path, dataset in self.step_datasets.items()}
         if not features:
-            # Features state how a flag of an RLDS dataset was stored.
+            # With features, the flags keep the type that they had in the RLDS dataset.
             self._fields |= {name: Field(np.dtype(bool)) for name in rules.FLAGS if self._holds_booleans(name)}
         self._metadata = {path: layout.read_field(dataset) for path, dataset in self.metadata_datasets.items()}
         self._images = self._image_columns(self._fields, self.step_datasets)
@@ -108,7 +107,7 @@ class KabukiSource:
             rows = dataset.shape[0] if dataset.shape else "no"
             if rows != self.num_episodes:
                 raise DamagedDataError(
-                    f"{dataset.name} has {rows} rows where there are {self.num_episodes} episodes", file=self.path
+                    f"{dataset.name}: has {rows} rows, expected {self.num_episodes} (one per episode)", file=self.path
                 )
         self._read_origins()
         self.last_rows = self._stated_last_rows()
@@ -116,14 +115,14 @@ class KabukiSource:
         self.notes = self._entries("notes", rules.Violation.from_json)
 
     def _holds_booleans(self, name: str) -> bool:
-        """Whether a flag is stored as integers or as a bit field, as PyTables and Julia do, which are all 0 or 1."""
+        """Returns whether a flag is stored as integers that are all 0 or 1, as PyTables and Julia do."""
         field = self._fields.get(name)
         if field is None or not rules.is_flag(field) or field.dtype == bool:
             return False
         try:
             values = np.asarray(self.step_datasets[name][:])
         except READ_ERRORS:
-            # Reading the rows reports it.
+            # The error is reported when the rows are read.
             return False
         return bool(((values == 0) | (values == 1)).all())
 
@@ -140,17 +139,17 @@ class KabukiSource:
         return ImageColumns(fields, self.path, decode=by_content if self._decodes else (), like_headers=by_content)
 
     def _json_attribute(self, name: str) -> str:
-        """An attribute that holds JSON; nothing, and a warning, where it does not."""
+        """Returns the text of a JSON attribute. Warns and returns "" if it is not valid JSON."""
         text = layout.text_attribute(self.file, name)
         try:
             json.loads(text or "null")
         except (ValueError, RecursionError):
-            _log.warning("%s: the attribute %r is no JSON, and passed over", self.path, name)
+            _log.warning("%s: the attribute %r is ignored: not JSON", self.path, name)
             return ""
         return text
 
     def _starts(self) -> np.ndarray:
-        """The row at which each episode begins, from the index or else from the flags."""
+        """Returns the first row of each episode, from the index or else from the flags: int64, (episodes,)."""
         index = self.file.get(f"{layout.EPISODES}/start")
         if isinstance(index, h5py.Dataset):
             if index.ndim != 1 or not layout.holds_integers(index):
@@ -161,17 +160,19 @@ class KabukiSource:
                 starts = index[:].astype(np.int64)
             except READ_ERRORS as e:
                 raise DamagedDataError(f"episodes/start cannot be read: {e}", file=self.path) from e
-            # Not by their differences, which may be too large for an integer.
+            # Compare instead of subtracting, because differences of hostile values may overflow int64.
             if len(starts) and (starts[0] != 0 or (starts[1:] < starts[:-1]).any() or starts[-1] > self.num_steps):
                 raise DamagedDataError(
                     "episodes/start is not an ascending list of rows that begins at 0", file=self.path
                 )
             if not len(starts) and self.num_steps:
-                raise DamagedDataError(f"episodes/start is empty but there are {self.num_steps} steps", file=self.path)
+                raise DamagedDataError(
+                    f"episodes/start is empty, but the file has {self.num_steps} steps", file=self.path
+                )
             return starts
         for name, shift in ((rules.IS_FIRST, 0), (rules.IS_LAST, 1)):
             field = self.schema.steps.get(name)
-            # Any text would be taken for true.
+            # Only numbers: NumPy converts any nonempty text to True.
             if field is not None and field.shape in ((), (1,)) and rules.is_flag_or_number(field.dtype):
                 try:
                     flags = np.asarray(self.step_datasets[name][:]).reshape(-1).astype(bool)
@@ -181,16 +182,14 @@ class KabukiSource:
                 if self.num_steps:
                     begins[0] = True
                 return np.flatnonzero(begins).astype(np.int64)
-        raise DamagedDataError(
-            "neither is_first nor is_last nor an index of episodes says where episodes begin", file=self.path
-        )
+        raise DamagedDataError("cannot find the episodes: add is_first, is_last or episodes/start", file=self.path)
 
     def _entries(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
-        """What an attribute that is a list in JSON names; nothing, and a warning, where it is none."""
+        """Returns the entries of an attribute that is a JSON list. Warns and returns [] if it is malformed."""
         try:
             return entries(layout.text_attribute(self.file, name), of_json)
         except ValueError as e:
-            _log.warning("%s: the attribute %r is %s, and passed over", self.path, name, e)
+            _log.warning("%s: the attribute %r is ignored: %s", self.path, name, e)
             return []
 
     def _read_origins(self) -> None:
@@ -212,18 +211,20 @@ class KabukiSource:
             if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
                 self.origins, self._origin_of = origins, origin_of
 
-    def check_whole(self) -> None:
-        """Holds the file against what it says of itself, where it says so.
+    def check_complete(self) -> None:
+        """Checks the attributes `complete`, `num_steps`, `num_episodes` and the episode lengths, if they exist.
 
         Raises:
-          KabukiError: it was never finished, or holds another number of steps or episodes.
+          DamagedDataError: the file is incomplete, or a number differs from its contents.
         """
         if not layout.flag_attribute(self.file, "complete", True):
-            raise DamagedDataError("says that it is not complete; make it again", file=self.path)
+            raise DamagedDataError(
+                "the file is not complete (attribute `complete` is false); write it again", file=self.path
+            )
         for name, count in (("num_steps", self.num_steps), ("num_episodes", self.num_episodes)):
             stated = layout.attribute(self.file, name, count)
-            if not np.array_equal(stated, count):  # type: ignore[arg-type]  # whatever it is
-                raise DamagedDataError(f"says {name} {stated}, but holds {count}", file=self.path)
+            if not np.array_equal(stated, count):  # type: ignore[arg-type]  # an attribute may have any type
+                raise DamagedDataError(f"the attribute {name} is {stated}, but the file has {count}", file=self.path)
         lengths = self.file.get(f"{layout.EPISODES}/length")
         if not isinstance(lengths, h5py.Dataset):
             return
@@ -232,10 +233,10 @@ class KabukiSource:
         except READ_ERRORS as e:
             raise DamagedDataError(f"episodes/length cannot be read: {e}", file=self.path) from e
         if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
-            raise DamagedDataError("episodes/length does not fit episodes/start", file=self.path)
+            raise DamagedDataError("episodes/length does not match episodes/start", file=self.path)
 
     def left_out(self) -> list[str]:
-        """What stands in the file, and is none of its steps, episodes or attributes by the format."""
+        """Returns descriptions of the contents that are not part of the format, and that a conversion leaves out."""
         found = []
         for name, known in (
             (layout.EPISODES, ("start", "length", "source", "metadata", stored_last_rows.NAME)),
@@ -261,11 +262,11 @@ class KabukiSource:
         return Size(steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None, *, with_metadata: bool = False) -> Iterator[Block]:
-        """All steps in order, with image files checked, and decoded if arrays are wanted.
+        """Yields all steps in order. Checks image files, and decodes them if the source reads them as arrays.
 
         Args:
-          only: the step fields to read, with image files as they are; None is all.
-          with_metadata: read the metadata too if `only` is given.
+          only: the step fields to read. Their image files are neither checked nor decoded. None reads all fields.
+          with_metadata: read the episode fields too if `only` is given.
         """
         readers = {path: self.reader(path) for path in self.step_datasets if only is None or path in only}
         metadata = {
@@ -284,7 +285,7 @@ class KabukiSource:
             yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes, self._origin_of[first:end])
 
     def _spans(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
-        """(first row, one after the last, first episode that begins in them, one after the last) of each block."""
+        """Yields (first row, end row, first episode, end episode) of each block. Episodes count where they begin."""
         for first, end in runs(self._taken) if len(self._taken) else [(0, 0)]:
             begin, stop = self.row_of(first) if first < end else 0, self.row_of(end) if first < end else 0
             bounds = [*range(begin, stop, rows), stop] if begin < stop else [begin, stop]
@@ -304,18 +305,18 @@ class KabukiSource:
         count = min(-(-size // num_bytes), self.num_episodes)
         if count < 2:
             return [self]
-        # At the episodes that are nearest to so many rows.
+        # Cut at the episodes that are nearest to equal numbers of rows.
         rows = np.linspace(0, starts[-1], count + 1)[1:-1]
         cuts = np.unique(np.searchsorted(starts[:-1], rows))
         bounds = [0, *cuts[(cuts > 0) & (cuts < self.num_episodes)], self.num_episodes]
         return [self.piece(first, end) for first, end in itertools.pairwise(bounds)]
 
     def piece(self, first: int, end: int) -> KabukiSource:
-        """The episodes `first` to `end`; see `select`."""
+        """Returns a source of the episodes `first` to `end`. See `select`."""
         return self.select(np.arange(first, min(end, self.num_episodes)))
 
     def select(self, episodes: np.ndarray) -> KabukiSource:
-        """The episodes of these numbers, in this order, as a source that can be read while this one is open."""
+        """Returns a source of the given episodes, in this order. It can be read while this source is open."""
         selected = copy.copy(self)
         selected._taken = self._taken[episodes]
         selected.num_episodes = len(episodes)
@@ -323,14 +324,14 @@ class KabukiSource:
         return selected
 
     def of_split(self, split: str) -> KabukiSource:
-        """The episodes of a part of the file, which is one split; see `formats.split`.
+        """Returns a source of the episodes of a split. The file is one split, which may be sliced: see `split_syntax`.
 
         Raises:
-          SplitError: the file has no such part.
+          SplitError: the file has no such split.
         """
         whole = np.arange(self.num_episodes)
         names = {origin.split for origin in self.origins}
-        # The split that all episodes came from names the file too.
+        # If all episodes came from one split, its name is a valid name for the whole file.
         named = names if len(names) == 1 and all(re.fullmatch(r"[\w-]+", name) for name in names) else set()
         return self.select(select_episodes(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
 
@@ -342,23 +343,23 @@ class KabukiSource:
 
     @property
     def lengths(self) -> np.ndarray:
-        """How many rows each of the episodes has that are read: int64, (episodes,)."""
+        """The number of rows of each selected episode: int64, (num_episodes,)."""
         return (self.ends - self.starts)[self._taken]
 
     @property
     def ends(self) -> np.ndarray:
-        """The row after the last of each episode: int64, (episodes,)."""
+        """The end row of each episode of the file: int64, (episodes in the file,)."""
         return np.append(self.starts[1:], self.num_steps)[: len(self.starts)]
 
     def row_of(self, episode: int) -> int:
-        """The row at which an episode begins, or the end."""
+        """Returns the first row of an episode, or the number of steps for the episode after the last."""
         return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
 
     def reader(self, path: str) -> ColumnReader:
-        """Reads the rows of a step field.
+        """Returns a reader for the rows of a step field.
 
         Raises:
-          KabukiError: the dataset is malformed.
+          DamagedDataError: the dataset is malformed.
         """
         return self._reader(self.step_datasets[path], self._fields[path])
 
@@ -386,7 +387,7 @@ class KabukiSource:
         known = sum(size or 0 for size in sizes)
         known += sum(self._images.fields[path].row_nbytes or 0 for path in self._images.decoded if path in paths)
         if None in sizes:
-            # What varies is stored as it is, so the file's size bounds it.
+            # Variable-length rows are stored uncompressed, so the file size is an upper bound.
             known += self.file.id.get_filesize() // max(self.num_steps, 1)
         rows = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // max(known, 1)))
         return 1 << (rows.bit_length() - 1)
@@ -405,14 +406,14 @@ class KabukiSource:
 
 
 def entries(text: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
-    """The entries of a list in JSON.
+    """Returns the entries of a JSON list.
 
     Args:
-      text: the JSON; an empty list where it is empty.
-      of_json: makes an entry.
+      text: the JSON. An empty text is an empty list.
+      of_json: converts a JSON value to an entry.
 
     Raises:
-      ValueError: it is no such list, and why.
+      ValueError: the text is not JSON or not a list, or an entry is malformed. The message says which.
     """
     try:
         stated = json.loads(text or "[]")
@@ -425,51 +426,68 @@ def entries(text: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
         try:
             found.append(of_json(entry))
         except ValueError as e:
-            raise ValueError(f"a list whose entry {i} is wrong: {e}") from e
+            raise ValueError(f"entry {i}: {e}") from e
     return found
 
 
-def step_datasets(file: h5py.File, lost: list[str] | None = None) -> dict[str, h5py.Dataset]:
-    """Path to dataset of each field of the steps.
+def step_datasets(file: h5py.File, dangling: list[str] | None = None) -> dict[str, h5py.Dataset]:
+    """Returns path to dataset, for all step fields.
 
     Args:
       file: the file.
-      lost: takes the paths of links that lead nowhere.
+      dangling: the paths of dangling links are appended to this list.
 
     Raises:
-      KabukiError: there is a link that leads nowhere, and no `lost`.
+      DamagedDataError: there is a dangling link, and `dangling` is None.
     """
-    nowhere: list[str] = []
-    found = datasets_in(file, nowhere, skip=layout.RESERVED)
-    if nowhere and lost is None:
-        raise DamagedDataError(f"{nowhere[0]!r} is a link that leads nowhere", file=file.filename)
-    if lost is not None:
-        lost += nowhere
+    found_dangling: list[str] = []
+    found = datasets_in(file, found_dangling, skip=layout.RESERVED)
+    if found_dangling and dangling is None:
+        raise DamagedDataError(
+            f"{found_dangling[0]!r}: dangling link (its target does not exist); delete the link", file=file.filename
+        )
+    if dangling is not None:
+        dangling += found_dangling
     return found
 
 
 def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Path to dataset of each field of the episodes."""
+    """Returns path to dataset, for all episode fields."""
     metadata = file.get(layout.METADATA)
     return datasets_in(metadata, []) if isinstance(metadata, h5py.Group) else {}
 
 
 def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
-    """Reads the rows of a dataset that holds such a field."""
+    """Returns a reader for the rows of a dataset.
+
+    Args:
+      dataset: the dataset.
+      field: the field that the dataset stores.
+      executor: threads that unpack chunks.
+    """
     if field.is_fixed and field.dtype != BYTES:
         return FixedReader(dataset, executor, field.dtype)
-    # Lists of any length have a companion.
+    # `VariableReader` reads lists of images of variable length, which have a companion.
     if field.encoded and not (field.is_list_of_images and "companion" in Attributes(dataset)):
         return ImageFileReader(dataset, field, executor)
     return VariableReader(dataset, field)
 
 
 def datasets_in(
-    group: h5py.Group, lost: list[str], prefix: str = "", skip: Sequence[str] = (), above: tuple[h5py.Group, ...] = ()
+    group: h5py.Group,
+    dangling: list[str],
+    prefix: str = "",
+    skip: Sequence[str] = (),
+    above: tuple[h5py.Group, ...] = (),
 ) -> dict[str, h5py.Dataset]:
-    """Path to dataset, of all that stands in a group, in the order of their names.
+    """Returns path to dataset, for all datasets in a group and its subgroups, sorted by name.
 
-    `lost` takes the links that lead nowhere. A group within itself is passed over.
+    Args:
+      group: the group.
+      dangling: the paths of dangling links are appended to this list.
+      prefix: prefix of the paths.
+      skip: names in `group` to skip.
+      above: the groups that contain `group`. Links to them are skipped.
     """
     above = (*above, group)
     found: dict[str, h5py.Dataset] = {}
@@ -478,11 +496,11 @@ def datasets_in(
             continue
         item = group.get(name)
         if item is None:
-            lost.append(prefix + name)
+            dangling.append(prefix + name)
         elif isinstance(item, h5py.Dataset):
             found[prefix + name] = item
         elif isinstance(item, h5py.Group) and item not in above:
-            found |= datasets_in(item, lost, f"{prefix}{name}/", above=above)
+            found |= datasets_in(item, dangling, f"{prefix}{name}/", above=above)
     return found
 
 
@@ -491,14 +509,18 @@ def _common_length(path: str, datasets: dict[str, h5py.Dataset]) -> int:
     for name, length in lengths.items():
         if length is None:
             raise DamagedDataError(
-                f"dataset {name!r} is a single value, and no field of the steps", file=path, field=name
+                f"dataset {name!r}: is a single value, expected one row per step; delete the dataset",
+                file=path,
+                field=name,
             )
     length = next(iter(lengths.values()))
     for name, other in lengths.items():
         if other != length:
             first = next(iter(lengths))
             raise DamagedDataError(
-                f"{name!r} has {other} rows but {first!r} has {length}; all fields of the steps are as long", file=path
+                f"{name!r} has {other} rows, but {first!r} has {length}; all step fields must have "
+                "the same number of rows",
+                file=path,
             )
     assert length is not None
     return length

@@ -1,4 +1,4 @@
-"""`episodes/last_is_step` of a Kabuki file: whether the last row of each episode is a step (rule 3)."""
+"""Reads and writes `episodes/last_is_step`: whether the last row of each episode is a step (rule 3)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ PATH = f"{layout.EPISODES}/{NAME}"
 
 
 def stated(file: h5py.File, num_episodes: int) -> LastRows | None:
-    """What a file states; None if it does not. A file of format 1.1 without the dataset states false everywhere.
+    """Returns the flags that a file states, or None if a file of format 1.0 has no such dataset.
+
+    In a file of format 1.1 without the dataset, all flags are false.
 
     Raises:
-      ValueError: the dataset is not one flag an episode.
-      OSError: it cannot be read.
+      ValueError: the dataset does not have one flag per episode.
+      OSError: the dataset cannot be read.
     """
     dataset = file.get(PATH)
     if dataset is None:
@@ -35,12 +37,15 @@ def stated(file: h5py.File, num_episodes: int) -> LastRows | None:
 
 
 def write(file: h5py.File, is_step: np.ndarray) -> None:
-    """Writes the dataset: bool, (episodes,)."""
+    """Writes the flags: bool, (episodes,)."""
     file.create_dataset(PATH, data=is_step, dtype=bool, chunks=True if len(is_step) else None, maxshape=(None,))
 
 
 def append(file: h5py.File, is_step: np.ndarray) -> None:
-    """Adds the flags of more episodes, bool, (episodes,), if the file has the dataset or one of them is true."""
+    """Appends the flags of new episodes: bool, (episodes,).
+
+    If the file has no dataset, it is created only if one of the new flags is true.
+    """
     if PATH in file:
         before = file[PATH][:].astype(bool)
         del file[PATH]

@@ -1,4 +1,4 @@
-"""Warns of a file that does not say whether its last rows are steps, if they carry rewards (rule 3)."""
+"""Warns if last rows carry rewards and the file does not state whether last rows are steps (rule 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger("kabuki_rlds")
 
 
 def warn_if_unstated(source: KabukiSource) -> None:
-    """Warns, once a process, of a file that does not say what its last rows are, if they carry rewards."""
+    """Warns once per file if last rows carry rewards and the file does not state whether last rows are steps."""
     if source.last_rows is not None:
         return
     count = _rewarded(source)
@@ -36,7 +36,7 @@ def _warn(path: str, count: int, num_episodes: int) -> None:
 
 
 def _rewarded(source: KabukiSource) -> int:
-    """How many last rows carry a reward that is neither zero nor NaN; 0 if they cannot be read."""
+    """Returns the number of last rows whose reward is neither zero nor NaN. Returns 0 if they cannot be read."""
     field = source.schema.steps.get(REWARD)
     if field is None or not field.is_fixed or not is_number(field.dtype):
         return 0
@@ -47,6 +47,6 @@ def _rewarded(source: KabukiSource) -> int:
         assert isinstance(reader, FixedReader)
         reader.take_into(rewards, last, np.arange(len(last)))
     except (KabukiError, OSError, ValueError, RuntimeError):
-        # Whoever reads the column reports the damage, with its rows.
+        # The damage is reported when the column is read.
         return 0
     return int(np.count_nonzero(carries_value(rewards)))

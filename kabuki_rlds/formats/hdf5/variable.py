@@ -1,15 +1,16 @@
-"""Columns whose rows differ in size: text, ragged arrays, encoded images, lists of lists.
+"""Writes and reads columns whose rows vary in size: text, ragged arrays, encoded images, nested lists.
 
-Text is a dataset of HDF5 strings. All else is a dataset (rows,) of HDF5's variable
-length type, a row's elements flat. What is needed beyond that stands in companions
-under `/companion/<path>`:
+A text column is a dataset of HDF5 strings. Other columns are a dataset (rows,) of HDF5's
+variable-length type, with the flattened elements of each row. Further data that is needed
+to read the rows is stored under `/companion/<path>`:
 
-    exact_row, exact_bytes   the texts that hold a NUL, at which HDF5 strings end: their
-                             index in the flattened column, and all of their bytes
-    shape                    shape of each row, (rows, rank), where its length alone
-                             does not tell it
-    lengths_1, lengths_2, …  for lists in lists, the lengths of the inner lists of a row,
-                             level by level; for lists of text, the last is the bytes of each
+    exact_row, exact_bytes   the texts that contain a NUL, where HDF5 strings end: their
+                             index in the flattened column, and all their bytes
+    shape                    shape of each row, (rows, rank), if it does not follow from
+                             the number of elements
+    lengths_1, lengths_2, …  for nested lists, the lengths of the inner lists of each row,
+                             level by level; for lists of texts, the last level is the
+                             number of bytes of each text
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_lengths
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)
 
-#: To read a row that is not wanted costs so much less than to begin to read anew.
+#: Gaps of up to so many rows are read too, because that is faster than a second read.
 _GAP_ROWS = 16
 
 
 class CompanionError(ValueError):
-    """What belongs to a dataset, to read its rows, is missing or says of other rows: rule 9."""
+    """The companion of a dataset is missing, or does not match its rows (rule 9)."""
 
 
 class TextWriter:
-    """Appends texts: `bytes` objects, (rows, *shape)."""
+    """Appends texts to a dataset. Creates the dataset if it does not exist."""
 
     def __init__(self, file: h5py.File, path: str, field: Field):
         self._file = file
@@ -53,7 +54,7 @@ class TextWriter:
             self._path,
             (0, *self._shape),
             h5py.string_dtype(),
-            maxshape=(None, *(d or None for d in self._shape)),  # no fixed extent is smaller than a chunk
+            maxshape=(None, *(d or None for d in self._shape)),  # HDF5 requires fixed extents >= the chunk extents
             chunks=(layout.variable_chunk_rows(math.prod(self._shape)), *(d or 1 for d in self._shape)),
             compression="gzip",
             compression_opts=1,
@@ -89,7 +90,7 @@ class TextWriter:
 
 
 class ImageFileWriter:
-    """Appends image files: `bytes` objects, (rows,)."""
+    """Appends encoded image files, one per row, to a dataset."""
 
     def __init__(self, file: h5py.File, path: str):
         self._dataset = _RaggedDataset(file, path, _UINT8)
@@ -103,7 +104,7 @@ class ImageFileWriter:
 
 
 class RaggedWriter:
-    """Appends rows that are arrays of varying shape, of numbers, of texts or of image files."""
+    """Appends ragged rows (arrays of varying shape) of numbers, texts or image files."""
 
     def __init__(self, file: h5py.File, path: str, field: Field):
         self._is_bytes = field.dtype == BYTES or field.encoded
@@ -132,7 +133,7 @@ class RaggedWriter:
 
 
 class NestedWriter:
-    """Appends rows that are lists of lists."""
+    """Appends rows that are nested lists."""
 
     def __init__(self, file: h5py.File, path: str, field: Field):
         self._is_text = field.dtype == BYTES
@@ -162,12 +163,20 @@ class NestedWriter:
 
 
 class VariableReader:
-    """Reads rows of a dataset of text or of variable length; `file_reader` those that are one image file each."""
+    """Reads rows of a text dataset or a variable-length dataset. For image files, see `ImageFileReader`.
+
+    Args:
+      dataset: the dataset.
+      field: the field that the dataset stores.
+
+    Raises:
+      CompanionError: the companion is missing or does not match the dataset.
+    """
 
     def __init__(self, dataset: h5py.Dataset, field: Field):
         self._dataset = dataset
         self._field = field
-        #: How many rows are read at once at the most, where only some are wanted.
+        #: `take` reads at most so many rows at once.
         self.run_rows = layout.variable_chunk_rows(math.prod(dataset.shape[1:]))
         self._companion: h5py.Group | None = None
         path = layout.text_attribute(dataset, "companion")
@@ -178,17 +187,20 @@ class VariableReader:
             self._companion = companion
         self._exact_rows: np.ndarray | None = None
         if self._companion is not None and h5py.check_string_dtype(dataset.dtype):
-            self._exact_rows = _exact_rows(self._of_companion("exact_row"), self._of_companion("exact_bytes"), dataset)
+            self._exact_rows = _exact_rows(
+                self._companion_dataset("exact_row"), self._companion_dataset("exact_bytes"), dataset
+            )
 
     def read(self, start: int, stop: int) -> Column:
-        """Rows `start` to `stop`.
+        """Returns the rows `start` to `stop`.
 
         Raises:
-          CompanionError: its companion says of other elements than there are.
+          CompanionError: the companion does not match the rows.
+          OSError, ValueError, RuntimeError: the rows are damaged.
         """
         column = self._read(start, stop)
         if not isinstance(column, np.ndarray) and not column.is_consistent:
-            raise CompanionError("the shapes or the lengths of its rows are not those of their elements")
+            raise CompanionError("the stored shapes or lengths do not match the number of elements")
         return column
 
     def _read(self, start: int, stop: int) -> Column:
@@ -200,29 +212,33 @@ class VariableReader:
         if field.dtype == BYTES or field.encoded:
             sizes, counts = levels[-1]
             if (sizes < 0).any() or sizes.sum() != len(values):
-                raise CompanionError("the sizes of its texts or files are not those of their bytes")
+                raise CompanionError("the stored sizes of texts or files do not match the number of bytes")
             values = _split(values, sizes)
         if field.encoded:
             return Ragged(values, counts[:, None])
         if field.nested:
             item = tuple(d for d in field.shape[field.nested :] if d is not None)
             lengths = [lengths for lengths, _ in levels[: field.nested - 1]]
-            # Counted by the lists, since items without elements leave nothing to count.
+            # The number of items comes from the lengths, because items may have zero elements.
             items = int(lengths[-1].sum())
             if items < 0 or items * math.prod(item) != len(values):
-                raise CompanionError("the lengths of its lists are not those of their elements")
+                raise CompanionError("the stored lengths of lists do not match the number of elements")
             return Nested(values.reshape(items, *item), (levels[0][1], *lengths))
         if self._companion is not None and "shape" in self._companion:
-            shapes = self._of_companion("shape")
+            shapes = self._companion_dataset("shape")
             if not layout.holds_integers(shapes) or shapes.shape[1:] != (len(field.shape),):
-                raise CompanionError(f"the shapes in its companion are no {len(field.shape)} integers a row")
+                raise CompanionError(f"{shapes.name} must have {len(field.shape)} integers per row")
             return Ragged(values, shapes[start:stop].astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
         return Ragged(values, np.column_stack(columns).astype(np.int64))
 
     def take(self, rows: np.ndarray) -> Column:
-        """The rows of the given numbers: at least one, ascending, int64."""
+        """Returns the given rows.
+
+        Args:
+          rows: row numbers, ascending, at least one: int64, (count,).
+        """
         apart = (np.diff(rows) > _GAP_ROWS) | (np.diff(rows // self.run_rows) > 0)
         parts = []
         for a, b in itertools.pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]):
@@ -235,14 +251,13 @@ class VariableReader:
         return max(self._field.nested - 1, 0) + (self._field.dtype == BYTES or self._field.encoded)
 
     def _level(self, i: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The lengths of the lists of one level, end to end, and how many each row has."""
-        dataset = self._of_companion(f"lengths_{i}")
+        """Returns the lengths of all lists of one level, concatenated, and the number of lists in each row."""
+        dataset = self._companion_dataset(f"lengths_{i}")
         if not _is_ragged(dataset) or h5py.check_vlen_dtype(dataset.dtype).kind not in "iu":
-            raise CompanionError(f"{dataset.name} does not hold rows of integers, of variable length")
+            raise CompanionError(f"{dataset.name} must have variable-length rows of integers")
         return _read_ragged(dataset, start, stop, _INT64)
 
-    def _of_companion(self, name: str) -> h5py.Dataset:
-        """What a companion says of each row."""
+    def _companion_dataset(self, name: str) -> h5py.Dataset:
         found = None if self._companion is None else self._companion.get(name)
         if not isinstance(found, h5py.Dataset) or not found.ndim:
             raise CompanionError(f"{name} in its companion is missing")
@@ -254,21 +269,21 @@ class VariableReader:
         rows = np.asarray(self._dataset[start:stop])
         if rows.dtype != object:
             texts = np.empty(rows.size, object)
-            # An opaque value as `bytes` has no NULs left out at its end.
+            # `tobytes` keeps the NULs at the end of an opaque value.
             texts[:] = [value.tobytes() if isinstance(value, np.void) else value for value in rows.reshape(-1)]
             rows = texts.reshape(rows.shape)
         if self._exact_rows is not None:
             size = int(np.prod(self._dataset.shape[1:]))
             first, end = np.searchsorted(self._exact_rows, [start * size, stop * size])
             flat = rows.reshape(-1)
-            exact = self._of_companion("exact_bytes")[first:end]
+            exact = self._companion_dataset("exact_bytes")[first:end]
             for row, value in zip(self._exact_rows[first:end], exact, strict=True):
                 flat[row - start * size] = value.tobytes()
         return rows
 
 
 class _RaggedDataset:
-    """A dataset of variable-length rows that grows. It is created if the file does not have it."""
+    """Appends variable-length rows to a dataset. Creates the dataset if it does not exist."""
 
     def __init__(self, file: h5py.File, path: str, element: np.dtype):
         self._itemsize = element.itemsize
@@ -287,15 +302,23 @@ class _RaggedDataset:
         return h5py.Dataset(h5py.h5d.create(parent.id, name.encode(), self._type, space, properties))
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
-        """Appends rows of `counts` elements each, which stand end to end in `values`."""
+        """Appends rows.
+
+        Args:
+          values: the elements of all rows, concatenated.
+          counts: number of elements of each row: int64, (rows,).
+
+        Raises:
+          KabukiError: the sum of `counts` is not the number of elements.
+        """
         start, self._rows = self._rows, self._rows + len(counts)
         if not len(counts):
             return
         if (counts < 0).any() or counts.sum() != len(values):
-            # HDF5 is told where the elements are in memory, and would read what lies behind them.
-            raise KabukiError(f"{self._dataset.name}: the lengths of its rows are not those of their elements")
+            # HDF5 gets pointers to the elements, and would read beyond the array.
+            raise KabukiError(f"{self._dataset.name}: the lengths of the rows do not match the number of elements")
         values = np.ascontiguousarray(values)
-        # HDF5's own form of such rows: (number of elements, where they stand in memory).
+        # The in-memory form of HDF5's variable-length rows: (number of elements, pointer to the elements).
         pointers = np.empty((len(counts), 2), np.uint64)
         pointers[:, 0] = counts
         pointers[:, 1] = values.ctypes.data + (np.cumsum(counts) - counts) * self._itemsize
@@ -303,7 +326,7 @@ class _RaggedDataset:
 
 
 class _Appended:
-    """A small dataset of int64 that grows, (rows,) or (rows, width). It is created if the file does not have it."""
+    """Appends int64 rows to a dataset, (rows,) or (rows, width). Creates the dataset if it does not exist."""
 
     def __init__(self, file: h5py.File, path: str, width: int | None = None):
         shape = () if width is None else (width,)
@@ -335,7 +358,7 @@ def _append(dataset: h5py.Dataset, start: int, rows: np.ndarray, memory_type: h5
 
 
 def row_companions(field: Field) -> list[str]:
-    """The companions of a field that have a row for each of its rows."""
+    """Returns the names of the companion datasets that have one row per row of the field."""
     is_bytes = field.dtype == BYTES or field.encoded
     if field.is_fixed or (field.encoded and not field.is_list_of_images):
         return []
@@ -345,17 +368,17 @@ def row_companions(field: Field) -> list[str]:
 
 
 def _needs_shape(field: Field) -> bool:
-    """Whether the number of elements of a row does not tell its shape."""
+    """Returns whether the shape of a row does not follow from its number of elements."""
     return field.shape.count(None) > 1 or 0 in field.shape
 
 
 def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """(elements of the rows end to end, number of elements of each row)."""
+    """Reads variable-length rows. Returns (elements of all rows, concatenated; number of elements of each row)."""
     check_lengths(dataset, start, stop)
     rows = dataset[start:stop]
     counts = np.fromiter(map(len, rows), np.int64, len(rows))
     element = _UINT8 if dtype == BYTES else dtype
-    # HDF5 gives bfloat16 as float32, of which it is the upper half.
+    # h5py reads bfloat16 as float32, which represents every bfloat16 exactly.
     flat = np.concatenate([np.empty(0, np.float32 if dtype == BFLOAT16 else element), *rows])
     return flat.astype(element, copy=False), counts
 
@@ -365,16 +388,25 @@ def _is_ragged(dataset: h5py.Dataset) -> bool:
 
 
 def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -> np.ndarray:
-    """Which of a dataset's texts have a NUL, once it is held against how many such there are, and all of the texts."""
+    """Reads and checks the indices of the texts that contain a NUL: int64, ascending.
+
+    Args:
+      row: the companion `exact_row`.
+      texts: the companion `exact_bytes`.
+      dataset: the text dataset.
+
+    Raises:
+      CompanionError: the companions do not match each other or the dataset.
+    """
     if row.ndim == 1 and layout.holds_integers(row) and _is_ragged(texts) and len(row) == len(texts):
         rows = row[:].astype(np.int64)
         if not len(rows) or (rows[0] >= 0 and rows[-1] < dataset.size and (rows[1:] > rows[:-1]).all()):
             return rows
-    raise CompanionError("exact_row and exact_bytes in its companion do not fit its rows")
+    raise CompanionError("exact_row and exact_bytes in its companion do not match its rows")
 
 
 def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The sum of each run of `counts` values."""
+    """Returns the sum of each group of consecutive values. Group i has `counts[i]` values."""
     totals = row_splits(values)
     ends = np.cumsum(counts)
     return totals[ends] - totals[ends - counts]
@@ -385,7 +417,7 @@ def _bytes_of(texts: list[bytes]) -> np.ndarray:
 
 
 def _split(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Byte strings of the given sizes out of bytes that stand end to end."""
+    """Splits concatenated bytes into byte strings of the given sizes."""
     joined = values.astype(np.uint8, copy=False).tobytes()
     ends = np.cumsum(sizes).tolist()
     texts = np.empty(len(ends), object)

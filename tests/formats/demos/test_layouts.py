@@ -292,7 +292,7 @@ def test_next_obs_that_are_others_are_told_of(tmp_path):
         ("next_obs/eef_pos", 1.0, r"next_obs/eef_pos has no rows"),
         ("dones", np.array([b"no"] * 4), r"demo_1/dones is of type \|S2, and no flag"),
         ("actions", np.zeros((0, 7)), r"demo_1.*"),
-        ("obs/eef_pos", np.zeros(4, [("x", "f4")]), r"obs/eef_pos' has the type .* which is no field's"),
+        ("obs/eef_pos", np.zeros(4, [("x", "f4")]), r"obs/eef_pos': has the type .*, expected numbers"),
         ("states", 3.0, r"demo_1/states: no rows, where there are 4 actions"),
         ("actions", np.zeros((4, 7, 2)), r"'action' is float64 \(7,\) in .*demo_0, but float64 \(7, 2\) in .*demo_1"),
     ],
