@@ -238,7 +238,7 @@ def test_a_description_of_nothing_but_space_is_none(tmp_path):
         ({"a": np.zeros(3), "episodes/start": np.array([], int)}, "episodes/start is empty"),
         ({"a": np.zeros(3), "episodes/start": [0], "episodes/metadata/b": np.zeros(2)}, "has 2 rows"),
         ({"a": np.zeros(3), "episodes/start": [0], "episodes/metadata/b": np.float64(2)}, "b"),
-        ({"a": np.zeros(3, [("b", "i4")]), "episodes/start": [0]}, "is no field's"),
+        ({"a": np.zeros(3, [("b", "i4")]), "episodes/start": [0]}, "expected numbers"),
     ],
 )
 def test_a_file_that_holds_no_steps_is_refused_with_the_reason(datasets, message, tmp_path):

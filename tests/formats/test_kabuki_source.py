@@ -128,7 +128,7 @@ def test_more_class_names_than_an_attribute_holds(tmp_path):
 @pytest.mark.parametrize("paths", [("a", "a/b"), ("a/b/c", "a/b")])
 def test_a_field_within_another_is_refused(tmp_path, paths):
     schema = Schema({path: Field(np.dtype(np.int64)) for path in paths}, {})
-    with pytest.raises(kabuki_rlds.KabukiError, match="beside the field"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="cannot be both a field and a group"):
         KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 

@@ -54,8 +54,8 @@ HDF5 = {
         edited(discount=None, is_terminal=None),
         "neither 'is_terminal' nor 'discount'",
     ),
-    "lengths that do not fit": (edited(episodes__length=np.array([3, 2, 3])), "episodes/length does not fit"),
-    "lengths of two columns": (edited(episodes__length=np.ones((3, 2), int)), "episodes/length does not fit"),
+    "lengths that do not fit": (edited(episodes__length=np.array([3, 2, 3])), "episodes/length does not match"),
+    "lengths of two columns": (edited(episodes__length=np.ones((3, 2), int)), "episodes/length does not match"),
     "starts that are a table": (
         edited(episodes__start=np.ones((3, 2), int)),
         "episodes/start is not an ascending list",
@@ -142,8 +142,8 @@ def test_an_assumption_that_is_of_no_file_is_said(made, tmp_path):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("a//b", "cannot hold a field of this name"),
-        ("a/.", "cannot hold"),
+        ("a//b", "HDF5 does not allow this name"),
+        ("a/.", "HDF5 does not allow"),
         ("episodes/x", "reserves the name 'episodes'"),
     ],
 )

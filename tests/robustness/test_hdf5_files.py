@@ -195,7 +195,7 @@ def test_variable_length_rows_of_rank_2_are_rejected(tmp_path):
     file = kabuki_file(tmp_path / "f.hdf5")
     with h5py.File(file, "r+") as opened:
         opened.create_dataset("more", (8, 3), h5py.vlen_dtype("f4"))
-    with pytest.raises(KabukiError, match=r"f.hdf5: dataset '/more' .*variable length"):
+    with pytest.raises(KabukiError, match=r"f.hdf5: dataset '/more': .*variable-length"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
 
 

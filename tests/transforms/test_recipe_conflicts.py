@@ -95,7 +95,7 @@ def test_a_path_that_is_field_and_group_is_rejected_with_a_working_remedy(source
             "r.yaml:2: reward/task: .* 'reward', .*give this field another name",
         ),
         ("steps:\n  episodes: {constant: 1}\n", "r.yaml:2: episodes: .*reserves the name 'episodes'"),
-        ("steps:\n  a/./b: {constant: 1}\n", "r.yaml:2: a/./b: .*cannot hold a field of this name"),
+        ("steps:\n  a/./b: {constant: 1}\n", "r.yaml:2: a/./b: .*HDF5 does not allow this name"),
         ("steps:\n  action/: {constant: 1}\n", "r.yaml:2: 'action/' is not the path of a field"),
         ("episode:\n  /seed: {from: seed}\n", "r.yaml:2: '/seed' is not the path of a field"),
         ("episode:\n  seed/first: {constant: 1}\n", "r.yaml:2: seed/first: a file cannot hold both"),

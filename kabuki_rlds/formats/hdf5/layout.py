@@ -341,7 +341,7 @@ def _read_encoded_field(dataset: h5py.Dataset, attributes: Mapping[str, Any]) ->
         shape, dtype = found.shape, found.dtype
     is_image = _as_text(attributes.get("kind", "")) == "image"
     if form is None or not is_image or shape is None or not _is_decoded_image(dtype, shape):
-        raise ValueError(f"`encoded` is true, but {dtype} {shape or ''} is not a type of decoded images")
+        raise ValueError(f"`encoded` is true, but the rows are not image files of dtype {dtype} and shape {shape}")
     has_several = image_files.files_per_row(dataset, form) > 1
     if has_several != (len(shape) > 3 and "companion" not in attributes):
         raise ValueError(f"rows of shape {dataset.shape[1:]} do not fit image files of shape {shape}")
