@@ -25,9 +25,8 @@ import numpy as np
 
 from kabuki_rlds.data.block import Block, Column, Ragged
 from kabuki_rlds.data.common_schema import check_equal
-from kabuki_rlds.data.rules import DISCOUNT, FLAGS, RuleChecker, one_per_row
 from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
-from kabuki_rlds.data.source import Origin, Source
+from kabuki_rlds.data.source import Fingerprints, Origin, Source
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.extras import require
 from kabuki_rlds.files import append_log, disk, journaled_file, locks, signals
@@ -40,6 +39,7 @@ from kabuki_rlds.formats.hdf5.appending_sink import AppendingSink, check_appenda
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.images.encode import image_files
+from kabuki_rlds.transforms.transfer import progress_bar, transfer
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -219,15 +219,9 @@ class Hdf5Destination:
 
     def _add(self, source: Source) -> None:
         """Appends the episodes of a source to the file."""
-        checker = RuleChecker()
-        with signals.held_back(), self._sink(source) as sink:
-            for block in source.blocks():
-                signals.check()
-                is_first, is_last, is_terminal = (np.asarray(block.steps[name]).astype(bool) for name in FLAGS)
-                discount = one_per_row(block.steps.get(DISCOUNT))
-                checker.check(is_first, is_last, is_terminal, discount, np.zeros(block.num_steps, bool))
-                sink.write(block)
-            sink.commit(source.last_rows, checker.finish())
+        label = os.fspath(self._path)
+        with signals.held_back(), self._sink(source) as sink, progress_bar(0, label, False) as bar:
+            transfer([source], sink, source.schema, Fingerprints([source]), bar, label=label, check_rules=True)
 
     @contextlib.contextmanager
     def _sink(self, source: Source) -> Iterator[KabukiSink]:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data.block import Block
-from kabuki_rlds.data.rules import Violation
+from kabuki_rlds.data.rules import REQUIRED, Violation, has_field
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.data.source import Origin, Skipped
 from kabuki_rlds.errors import KabukiError
@@ -111,6 +111,9 @@ def check_appendable(source: KabukiSource) -> None:
 
 def _obstacles(source: KabukiSource) -> Iterator[str]:
     file = source.file
+    for name in REQUIRED:
+        if not has_field(source.schema.steps, name):
+            yield f"it has no {name!r}"
     for name in _INDEX:
         index = file.get(f"{layout.EPISODES}/{name}")
         if not isinstance(index, h5py.Dataset) or index.shape != (source.num_episodes,):
