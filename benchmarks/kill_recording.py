@@ -148,8 +148,8 @@ def main() -> None:
         good = True
         if arguments.hdf5:
             copy = pathlib.Path(work) / "converted.hdf5"
-            left = [each for each in (path, path.with_name(f"{path.name}.recording")) if each.exists()]
-            kabuki_rlds.convert(left, copy)
+            folder = path.with_name(f"{path.name}.recording")
+            kabuki_rlds.convert([path, folder] if (folder / "episodes.log").exists() else path, copy)
             good = check("converted as it was left", copy, reported)
             Logger(path).close()
             good &= check("after one more recording", path, reported)

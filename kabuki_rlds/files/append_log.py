@@ -15,7 +15,7 @@ import struct
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import disk, records
-from kabuki_rlds.files.records import FRAME, Scan, framed
+from kabuki_rlds.files.records import FRAME, Buffer, Scan, frame
 
 _START = struct.Struct("<Q")
 
@@ -77,8 +77,8 @@ class AppendLog:
         with disk.writing(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
 
-    def append(self, data: bytes) -> int:
-        """Appends a record and returns its offset.
+    def append(self, *parts: Buffer) -> int:
+        """Appends a record of data, which may be in several parts, and returns its offset.
 
         Raises:
           KabukiError: the record cannot be written, for example because the disk is full. The earlier records are
@@ -86,7 +86,8 @@ class AppendLog:
         """
         start = self.size
         try:
-            self._write(framed(data), start)
+            for piece in frame(parts):
+                self._write(piece, self.size)
         except OSError as e:
             os.ftruncate(self._file, start)
             self.size = start
@@ -96,7 +97,7 @@ class AppendLog:
         self.records += 1
         return start
 
-    def replace(self, start: int, data: bytes) -> None:
+    def replace(self, start: int, *parts: Buffer) -> None:
         """Replaces the last record, whose offset is `start`.
 
         If the process is killed, the log holds either the old or the new record.
@@ -109,7 +110,7 @@ class AppendLog:
         try:
             kept.write_bytes(_START.pack(start) + before)
             try:
-                self._write(framed(data), start)
+                self._write(b"".join(frame(parts)), start)
             except OSError:
                 # The disk space of the old record is still allocated.
                 self._write(before, start)

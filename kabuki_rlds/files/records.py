@@ -11,10 +11,13 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, TypeAlias
 
 import google_crc32c
+
+#: Bytes, or a contiguous array of bytes.
+Buffer: TypeAlias = Any
 
 #: The bytes before the data of a record (length, checksum of the length), and after it (checksum of the data).
 HEAD = struct.Struct("<QI")
@@ -24,18 +27,36 @@ FRAME = HEAD.size + FOOT.size
 
 _LENGTH = struct.Struct("<Q")
 _MASK_DELTA = 0xA282EAD8
+#: Large data are framed in pieces of about so many bytes.
+_PIECE = 1 << 20
 
 
 def checksum(data: bytes) -> int:
     """The checksum of the data in the form that records store."""
-    crc: int = google_crc32c.value(data)
-    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
+    return _masked(google_crc32c.value(data))
 
 
 def framed(data: bytes) -> bytes:
     """A record of the data."""
-    length = _LENGTH.pack(len(data))
-    return b"".join((length, FOOT.pack(checksum(length)), data, FOOT.pack(checksum(data))))
+    return b"".join(frame([data]))
+
+
+def frame(parts: Sequence[Buffer]) -> Iterator[bytes]:
+    """A record of data in several parts. It is yielded in pieces, so that large data is not copied as a whole."""
+    views = [memoryview(part).cast("B") for part in parts if len(part)]
+    length = _LENGTH.pack(sum(map(len, views)))
+    head = length + FOOT.pack(checksum(length))
+    crc = 0
+    waiting = [head]
+    for view in views:
+        for at in range(0, len(view), _PIECE):
+            piece = bytes(view[at : at + _PIECE])
+            crc = google_crc32c.extend(crc, piece)
+            waiting.append(piece)
+            if sum(map(len, waiting)) >= _PIECE:
+                yield b"".join(waiting)
+                waiting = []
+    yield b"".join([*waiting, FOOT.pack(_masked(crc))])
 
 
 def is_whole(record: bytes) -> bool:
@@ -72,6 +93,10 @@ class Scan:
                 self.records += 1
                 self.num_bytes += length
                 self.end = file.seek(length + FOOT.size, os.SEEK_CUR)
+
+
+def _masked(crc: int) -> int:
+    return ((crc >> 15 | crc << 17) + _MASK_DELTA) & 0xFFFFFFFF
 
 
 def _next_length(file: BinaryIO, size: int) -> int | None:

@@ -70,7 +70,9 @@ class ArrayColumn:
         return {self._path: self._rows[:rows]}
 
     def _grow(self) -> None:
-        self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        rows = np.zeros((2 * len(self._rows), *self._shape), self._dtype)
+        rows[: len(self._rows)] = self._rows
+        self._rows = rows
 
     def _fitted(self, value: Any) -> np.ndarray:
         array = exact(value, self._dtype, self._path)

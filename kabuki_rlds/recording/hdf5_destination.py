@@ -19,7 +19,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -122,12 +122,12 @@ class Hdf5Destination:
         if self._log is None:
             self._begin_log(None)
         assert self._log is not None
-        self._last = self._log.append(self._packed(episode))
+        self._last = self._log.append(*self._packed(episode))
         self.num_written += 1
 
     def replace_last(self, episode: Block) -> None:
         assert self._log is not None and self._last is not None, "one was appended"
-        self._log.replace(self._last, self._packed(episode))
+        self._log.replace(self._last, *self._packed(episode))
 
     def remove_last(self) -> None:
         assert self._log is not None and self._last is not None, "one was appended"
@@ -165,7 +165,7 @@ class Hdf5Destination:
         log = AppendLog(new)
         try:
             log.append(codec.Head(self._schema, self._origin, self._num_in_file()).pack())
-            self._last = None if episode is None else log.append(self._packed(episode))
+            self._last = None if episode is None else log.append(*self._packed(episode))
             os.replace(new, self._log_path)
         except BaseException:
             log.close()
@@ -174,8 +174,8 @@ class Hdf5Destination:
         log.path = self._log_path
         self._log = log
 
-    def _packed(self, episode: Block) -> bytes:
-        """The record of an episode, with image files where the file has them."""
+    def _packed(self, episode: Block) -> list[Any]:
+        """The parts of the record of an episode, with image files where the file has them."""
         assert self._schema is not None
         steps, metadata = (
             {path: _encoded(column, fields[path]) for path, column in columns.items() if path in fields}

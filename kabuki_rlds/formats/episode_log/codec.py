@@ -97,17 +97,16 @@ class Head:
         return cls(schema, Origin.from_json(stated["origin"]), int(stated["num_before"]))
 
 
-def pack_episode(block: Block, schema: Schema) -> bytes:
-    """The record of a block that is one episode. Columns that the schema does not have are left out."""
+def pack_episode(block: Block, schema: Schema) -> list[Any]:
+    """The parts of the record of a block that is one episode. Columns that the schema does not have are left out."""
     arrays: list[np.ndarray] = []
     for columns, fields in ((block.steps, schema.steps), (block.metadata, schema.metadata)):
         for path in fields:
             _pack(columns[path], arrays)
     header = [block.num_steps, *([_name(array.dtype), *array.shape] for array in arrays)]
     text = json.dumps(header).encode()
-    # Without a copy of each array.
     raw = (np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays)
-    return b"".join([_LENGTH.pack(len(text)), text, *raw])  # type: ignore[list-item]  # an array of bytes is a buffer
+    return [_LENGTH.pack(len(text)) + text, *raw]
 
 
 def unpack_episode(record: bytes, schema: Schema) -> Block:
