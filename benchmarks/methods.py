@@ -184,7 +184,7 @@ def build_tfds(folder: pathlib.Path, target: pathlib.Path, episodes: int | None)
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import registered
 
-    from kabuki_rlds.commands.build import open_splits
+    from kabuki_rlds.commands.opened_splits import open_splits
 
     tfds.disable_progress_bar()
 

@@ -19,7 +19,7 @@ from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
 from kabuki_rlds.arguments import warn_deprecated
 from kabuki_rlds.commands import beam_writer
-from kabuki_rlds.commands.build import OpenedSplits, open_splits, paths_of
+from kabuki_rlds.commands.opened_splits import OpenedSplits, open_splits, paths_of
 from kabuki_rlds.data.last_row import joined
 from kabuki_rlds.errors import InvalidArgumentError
 from kabuki_rlds.formats.hdf5.source import KabukiSource

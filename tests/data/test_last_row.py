@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.cli.main import main
-from kabuki_rlds.commands.build import open_splits
 from kabuki_rlds.commands.export import export
+from kabuki_rlds.commands.opened_splits import open_splits
 from kabuki_rlds.formats.rlds.dataset_info import shard_template
 from kabuki_rlds.transforms.transfer import progress_bar
 from tests import datasets, layout_files

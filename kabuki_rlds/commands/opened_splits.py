@@ -1,0 +1,244 @@
+"""Opens the sources of the splits of an RLDS dataset, and writes each split."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tqdm import tqdm
+
+from kabuki_rlds.arguments import argument
+from kabuki_rlds.data.common_schema import common_schema, fit_block, with_common_shapes
+from kabuki_rlds.data.schema import Schema
+from kabuki_rlds.data.source import Fingerprints, Size, Source
+from kabuki_rlds.data.units import format_bytes
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SchemaMismatchError
+from kabuki_rlds.files.paths import StrPath, path_list
+from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.transforms.reading_options import ReadingOptions
+from kabuki_rlds.transforms.required_fields import decide_last_rows
+from kabuki_rlds.transforms.transfer import Transferred, transfer
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    from kabuki_rlds.formats.rlds.infer_features import ImageFormat
+
+#: One file or several in order, all of the split `train`; or those of each split.
+Files: TypeAlias = StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]]
+
+_log = logging.getLogger("kabuki_rlds")
+
+_SPLIT = re.compile(r"\w[\w-]*")
+
+
+class OpenedSplits:
+    """The opened sources of the splits of one dataset. Their fields fit each other.
+
+    Attributes:
+      sources: split to its sources, in order.
+      schema: the common schema of all sources.
+      features: the TFDS features of the dataset.
+      fingerprints: the state of the sources' files when they were opened.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[Source]], encode: ImageFormat | None):
+        self.sources = sources
+        self._encode = encode
+        every = [each for of_split in sources.values() for each in of_split]
+        self.fingerprints = Fingerprints(every)
+        self.schema, self.features = _common(every, encode)
+        self._sizes = {split: [self._size(source) for source in of_split] for split, of_split in sources.items()}
+
+    def _size(self, source: Source) -> Size:
+        size = source.size()
+        return size if size.sample is None else dataclasses.replace(size, sample=fit_block(size.sample, self.schema))
+
+    @property
+    def first(self) -> Source:
+        """The source that gives the dataset its name, version and description."""
+        return next(iter(self.sources.values()))[0]
+
+    def num_episodes(self, split: str) -> int:
+        return sum(source.num_episodes for source in self.sources[split])
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps of all splits, or an estimate."""
+        return sum(size.steps for sizes in self._sizes.values() for size in sizes)
+
+    def check_disk(self, folder: pathlib.Path) -> None:
+        """Checks that the disk has space for the records.
+
+        Raises:
+          KabukiError: it has not.
+        """
+        needed, free = sum(self._num_bytes.values()), shutil.disk_usage(folder).free
+        if needed > free:
+            raise KabukiError(
+                f"{folder}: needs about {format_bytes(needed)}, but the disk has {format_bytes(free)} free"
+            )
+
+    def warn_of_loss(self) -> None:
+        """Warns of images that were decoded from JPEG files and are encoded as JPEG again."""
+        from kabuki_rlds.formats.rlds.infer_features import images_encoded_again
+
+        again = images_encoded_again(self.first.schema, self.features) if self._encode is None else []
+        if again:
+            _log.warning(
+                "encoded as JPEG again, as their original files were, which changes pixels a little: %s; "
+                "%s keeps them as they are",
+                ", ".join(again),
+                argument("encode", "png"),
+            )
+
+    def write(
+        self,
+        split: str,
+        template: tfds.core.ShardedFileTemplate,
+        bar: tqdm[Any],
+        *,
+        limit: int | None = None,
+        shard_config: Any = None,
+    ) -> tuple[tfds.core.SplitInfo, Transferred]:
+        """Writes the shards of a split.
+
+        Args:
+          split: the split.
+          template: names the shards.
+          bar: counts the steps.
+          limit: the maximum number of episodes.
+          shard_config: TFDS's `ShardConfig`, None for its defaults.
+
+        Returns:
+          What TFDS keeps of the split, and what was written.
+
+        Raises:
+          KabukiError: a source cannot be read, or a value cannot be stored.
+        """
+        from kabuki_rlds.formats.rlds.sink import SplitSink, shard_lengths
+
+        sources = self.sources[split] if limit is None else _first_episodes(self.sources[split], limit)
+        taken = sum(source.num_episodes for source in sources)
+        num_bytes = self._num_bytes[split] * taken // max(self.num_episodes(split), 1)
+        with SplitSink(template, self.features, shard_lengths(taken, num_bytes, shard_config)) as sink:
+            moved = transfer(sources, sink, self.schema, self.fingerprints, bar, label=f"split {split}")
+        return sink.info, moved
+
+    @functools.cached_property
+    def _num_bytes(self) -> dict[str, int]:
+        """An estimate of the bytes of the records of each split."""
+        from kabuki_rlds.formats.rlds.sink import estimated_bytes
+
+        return {split: estimated_bytes(sizes, self.features) for split, sizes in self._sizes.items()}
+
+
+@contextlib.contextmanager
+def open_splits(
+    files: Files,
+    encode: ImageFormat | None = None,
+    reading: ReadingOptions | None = None,
+    skip_bad: bool = False,
+    *,
+    split: str | None = None,
+    data_dir: StrPath | None = None,
+) -> Iterator[OpenedSplits]:
+    """Opens the files of a dataset, and closes them at the end of the `with`.
+
+    Args:
+      files: as in `build`.
+      encode: likewise.
+      reading: how they are read.
+      skip_bad: leave out damaged episodes.
+      split: as in `build`.
+      data_dir: likewise.
+
+    Raises:
+      KabukiError: a file cannot be opened, the name of a split is not allowed, or the fields of files differ.
+    """
+    reading = reading or ReadingOptions()
+    by_split = paths_of(files)
+    if reading.splits and isinstance(files, Mapping):
+        raise InvalidArgumentError(
+            f"the recipe makes the splits {', '.join(reading.splits)}, and so do the sources ({', '.join(by_split)}); "
+            "name them in one place: give the sources without a split, or remove `split` from the recipe"
+        )
+    if reading.splits:
+        if split is not None and split not in reading.splits:
+            names = ", ".join(reading.splits)
+            raise InvalidArgumentError(f"{argument('split')}: the recipe makes no split {split!r}, but {names}")
+        (paths,) = by_split.values()
+        by_split = dict.fromkeys(reading.splits if split is None else [split], paths)
+    with contextlib.ExitStack() as stack:
+        sources: dict[str, list[Source]] = {}
+        for name, paths in by_split.items():
+            taken = name if reading.splits else split
+            opened = stack.enter_context(
+                reading.open(paths, split=taken, data_dir=data_dir, images="encoded", skip_bad=skip_bad)
+            )
+            # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
+            bare = reading.recipe is None and not reading.fill
+            sources[name] = [
+                source if bare and isinstance(source, KabukiSource) else reading.complete(source) for source in opened
+            ]
+        yield OpenedSplits(sources, encode)
+
+
+def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
+    """The first episodes of some sources. The whole of each source decides whether last rows are steps."""
+    found = []
+    for source in sources:
+        taken = min(source.num_episodes, limit)
+        limit -= taken
+        if taken:
+            source.last_rows = source.last_rows or decide_last_rows(source)
+            found.append(source.piece(0, taken))
+    return found
+
+
+def paths_of(files: Files) -> dict[str, list[StrPath]]:
+    """The files of each split.
+
+    Raises:
+      KabukiError: there are none, or the name of a split is not allowed.
+    """
+    named = files if isinstance(files, Mapping) else {"train": files}
+    paths = {split: path_list(f) for split, f in named.items()}
+    for split in paths:
+        if not _SPLIT.fullmatch(split) or split.lower() == "all":
+            raise InvalidArgumentError(
+                f"{split!r} cannot be the name of a split: letters, digits, _ and -, and not 'all'"
+            )
+        if not paths[split]:
+            raise InvalidArgumentError(f"split {split!r}: no file to build it from")
+    if not paths:
+        raise InvalidArgumentError("no file to build from")
+    return paths
+
+
+def _common(sources: Sequence[Source], encode: ImageFormat | None) -> tuple[Schema, tfds.features.FeaturesDict]:
+    """The common schema of all sources, and the features of the dataset."""
+    from kabuki_rlds.formats.rlds.infer_features import features_of
+
+    schemas = [source.schema for source in sources]
+    common = common_schema(schemas, [source.label for source in sources])
+    made = []
+    for source in sources:
+        try:
+            made.append(features_of(with_common_shapes(source.schema, common, schemas), encode))
+        except KabukiError as e:
+            raise e.within(source.label) from e
+    for source, features in zip(sources[1:], made[1:], strict=True):
+        if features.to_json() != made[0].to_json():
+            raise SchemaMismatchError(
+                f"{source.label} does not fit {sources[0].label}: their fields are the same, but not their attributes "
+                "'features', which say how TFDS stores them"
+            )
+    return common, made[0]
