@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
-from kabuki_rlds.cli.source_options import (
-    add_assume,
-    add_data_dir,
-    add_fill,
-    add_skip_bad_episodes,
-    add_split,
-)
+from kabuki_rlds.cli import source_options
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.data.units import format_bytes
 from kabuki_rlds.errors import printable
@@ -44,10 +37,7 @@ def add(commands: Commands, common: Parser) -> None:
         metavar="NAME[/CONFIG]",
         help="name of the dataset (default: what the first file says, or else is called)",
     )
-    add_split(command)
-    add_data_dir(command)
-    add_assume(command)
-    add_fill(command)
+    source_options.add_reading_options(command)
     command.add_argument(
         "--file-format",
         choices=["tfrecord", "array_record"],
@@ -61,9 +51,7 @@ def add(commands: Commands, common: Parser) -> None:
         "png if these are not known)",
     )
     command.add_argument("--images", choices=["png", "jpeg"], help=argparse.SUPPRESS)
-    add_skip_bad_episodes(command)
-    command.add_argument("--overwrite", action="store_true", help="replace the dataset if it is there")
-    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    source_options.add_writing_options(command, "the dataset")
     command.set_defaults(run=run, fail=command.error)
 
 
@@ -91,18 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
         files if named else files["train"],
         arguments.out,
         name=arguments.name,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
         file_format=arguments.file_format,
         encode=arguments.encode,
         images=arguments.images,
-        recipe=arguments.recipe,
-        assume=dict(arguments.assume),
-        last_row=arguments.last_row,
-        fill=dict(arguments.fill),
-        skip_bad_episodes=arguments.skip_bad_episodes,
-        overwrite=arguments.overwrite,
-        progress=sys.stderr.isatty() and not arguments.quiet,
+        **source_options.reading_arguments(arguments),
+        **source_options.writing_arguments(arguments),
     )
     if not arguments.quiet:
         splits = ", ".join(f"{split} {episodes:,}" for split, episodes in result.splits.items())

@@ -6,14 +6,7 @@ import argparse
 import os
 import sys
 
-from kabuki_rlds.cli.source_options import (
-    add_assume,
-    add_data_dir,
-    add_fill,
-    add_skip_bad_episodes,
-    add_split,
-    folder_among,
-)
+from kabuki_rlds.cli import source_options
 from kabuki_rlds.cli.terminal import PROG, Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.convert import convert
 from kabuki_rlds.data.schema import LEFT_OUT
@@ -40,8 +33,7 @@ def add(commands: Commands, common: Parser) -> None:
         "(a file, a folder, 'data/*.hdf5'); several are stitched in this order",
     )
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
-    add_split(command)
-    add_data_dir(command)
+    source_options.add_reading_options(command)
     command.add_argument(
         "--images",
         choices=["arrays", "encoded"],
@@ -54,46 +46,35 @@ def add(commands: Commands, common: Parser) -> None:
         default="gzip",
         help="gzip is read by any HDF5 library, lzf by h5py alone (default: gzip)",
     )
-    add_assume(command)
-    add_fill(command)
     command.add_argument(
         "--conform",
         action="store_true",
         help="change discounts and flags that break the rules on how episodes end; without it they are kept",
     )
-    add_skip_bad_episodes(command)
     command.add_argument(
         "--resume",
         action="store_true",
         help="keep what is done in DEST.hdf5.parts until the end, and go on from what an earlier call with the same "
         "sources and options left there; the file is the same as if nothing had happened",
     )
-    command.add_argument("--overwrite", action="store_true", help="replace DEST.hdf5 if it is there")
-    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    source_options.add_writing_options(command, "DEST.hdf5")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    with_tensorflow = folder_among(arguments.sources, arguments.data_dir)
+    with_tensorflow = source_options.folder_among(arguments.sources, arguments.data_dir)
     if with_tensorflow and (arguments.overwrite or not os.path.lexists(local_path(arguments.dest))):
         import_tensorflow()
     result = convert(
         arguments.sources,
         arguments.dest,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
         images=arguments.images,
         compression=arguments.compression,
-        fill=dict(arguments.fill),
-        recipe=arguments.recipe,
-        assume=dict(arguments.assume),
-        last_row=arguments.last_row,
         conform=arguments.conform,
-        skip_bad_episodes=arguments.skip_bad_episodes,
         resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        progress=sys.stderr.isatty() and not arguments.quiet,
+        **source_options.reading_arguments(arguments),
+        **source_options.writing_arguments(arguments),
     )
     for violation in result.warnings:
         remedy = "" if violation.rule == 2 else ", --conform changes it"

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from kabuki_rlds.cli.source_options import (
-    add_assume,
-    add_data_dir,
-    add_fill,
-    add_skip_bad_episodes,
-    add_split,
-    folder_among,
-)
+from kabuki_rlds.cli import source_options
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.errors import printable
 
@@ -30,19 +22,14 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
     command.add_argument("dest", metavar="DEST", help="the HDF5 file to write; for Minari the folder, NAME-vVERSION")
     command.add_argument("--to", choices=["robomimic", "minari", "d4rl"], required=True, help="the layout")
-    add_split(command)
-    add_data_dir(command)
-    add_assume(command)
-    add_fill(command)
-    add_skip_bad_episodes(command)
-    command.add_argument("--overwrite", action="store_true", help="replace DEST if it is there")
-    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+    source_options.add_reading_options(command)
+    source_options.add_writing_options(command, "DEST")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    if folder_among([arguments.source], arguments.data_dir):
+    if source_options.folder_among([arguments.source], arguments.data_dir):
         import_tensorflow()
     from kabuki_rlds.commands.export import export
 
@@ -50,15 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.source,
         arguments.dest,
         arguments.to,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
-        recipe=arguments.recipe,
-        assume=dict(arguments.assume),
-        last_row=arguments.last_row,
-        fill=dict(arguments.fill),
-        skip_bad_episodes=arguments.skip_bad_episodes,
-        overwrite=arguments.overwrite,
-        progress=sys.stderr.isatty() and not arguments.quiet,
+        **source_options.reading_arguments(arguments),
+        **source_options.writing_arguments(arguments),
     )
     if not arguments.quiet:
         print(f"last rows: {result.last_rows}")

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from kabuki_rlds.data.last_row import CHOICES
 from kabuki_rlds.data.rules import FILLABLE
 from kabuki_rlds.formats.locate import locate
 
 
-def add_split(command: argparse.ArgumentParser) -> None:
-    """Adds `--split`."""
+def add_reading_options(command: argparse.ArgumentParser) -> None:
+    """Adds the options that define how sources are read: `--split`, `--data-dir`, and those of `add_assume`."""
     command.add_argument(
         "--split",
         help="split of each source, or a part of it, like train[:10%%], train[17:18] or train+test: of TFDS datasets "
         "(default: train), of a Kabuki file, a log or demonstrations, which are train, or a mask of "
         "demonstrations (default: all)",
     )
-
-
-def add_data_dir(command: argparse.ArgumentParser) -> None:
-    """Adds `--data-dir`."""
     command.add_argument(
         "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
     )
+    add_assume(command)
 
 
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
@@ -52,8 +51,13 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
     )
 
 
-def add_fill(command: argparse.ArgumentParser) -> None:
-    """Adds the one that says what stands for a field that is lacking."""
+def add_writing_options(command: argparse.ArgumentParser, destination: str) -> None:
+    """Adds the options of commands that write a dataset.
+
+    Args:
+      command: the parser of the command.
+      destination: what the command writes, for the help.
+    """
     command.add_argument(
         "--fill",
         metavar="FIELD=VALUE",
@@ -62,16 +66,35 @@ def add_fill(command: argparse.ArgumentParser) -> None:
         default=[],
         help="a constant for a required field that a source lacks, like reward=0",
     )
-
-
-def add_skip_bad_episodes(command: argparse.ArgumentParser) -> None:
-    """Adds the one that says what becomes of damaged episodes."""
     command.add_argument(
         "--skip-bad-episodes",
         action="store_true",
         help="leave out the episodes that are damaged, and the damaged files among several, report which they are, and "
         "go on with the rest; without it the first of them is an error",
     )
+    command.add_argument("--overwrite", action="store_true", help=f"replace {destination} if it is there")
+    command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+
+
+def reading_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `add_reading_options` as arguments of the Python functions."""
+    return {
+        "split": arguments.split,
+        "data_dir": arguments.data_dir,
+        "recipe": arguments.recipe,
+        "assume": dict(arguments.assume),
+        "last_row": arguments.last_row,
+    }
+
+
+def writing_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `add_writing_options` as arguments of the Python functions."""
+    return {
+        "fill": dict(arguments.fill),
+        "skip_bad_episodes": arguments.skip_bad_episodes,
+        "overwrite": arguments.overwrite,
+        "progress": sys.stderr.isatty() and not arguments.quiet,
+    }
 
 
 def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.source_options import add_assume, folder_among
+from kabuki_rlds.cli.source_options import add_assume, folder_among, reading_arguments
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.compare import compare
 from kabuki_rlds.commands.validate import examine
@@ -61,12 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     differences = compare(
         arguments.file,
         arguments.against,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
-        recipe=arguments.recipe,
-        assume=dict(arguments.assume),
-        last_row=arguments.last_row,
         conform=arguments.conform,
+        **reading_arguments(arguments),
     )
     for difference in differences:
         print(printable(f"{arguments.file}: differs from its source: {difference}"))

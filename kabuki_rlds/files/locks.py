@@ -36,28 +36,22 @@ def is_locked(path: StrPath) -> bool:
         opened = os.open(path, os.O_RDONLY)
     except OSError:
         return False
-    try:
-        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        # The file system does not support locks.
-        return False
-    finally:
-        os.close(opened)
-    return False
+    return not _can_lock(opened, fcntl.LOCK_SH)
 
 
 def can_lock(path: StrPath) -> bool:
     """Whether no other program has a file locked, as the HDF5 library locks a file that it reads or writes."""
-    opened = os.open(path, os.O_RDONLY)
+    return _can_lock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
+
+
+def _can_lock(descriptor: int, operation: int) -> bool:
+    """Tries to lock an open file, and closes it. Returns True if the file system does not support locks."""
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        # The file system has no locks.
         return True
     finally:
-        os.close(opened)
+        os.close(descriptor)
     return True
