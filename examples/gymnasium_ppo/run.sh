@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Trains and records, converts, validates, inspects and plots, in an environment that is
-# set up the first time. Everything goes into output/, beside this script.
+# Trains and records, converts, validates, inspects and plots, in a virtual environment that is
+# created in the first run. All output goes to output/ in the folder of this script.
 #
-#   run.sh [STEPS]             PYTHON says which Python to take
+#   run.sh [STEPS]             PYTHON is the path of the interpreter
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# A pyenv shim may stand on PATH with no Python behind it, so each is run.
+# A pyenv shim on the PATH may have no Python behind it, so try to run each candidate.
 first() {
   for python in "$@"; do
     if "$python" -c '' >/dev/null 2>&1; then echo "$python"; return; fi
@@ -15,16 +15,16 @@ first() {
 pyenvs=$(pyenv root 2>/dev/null || true)/versions
 python=${PYTHON:-$(first python3.11 python3.12 python3.13 "$pyenvs"/3.1[123]*/bin/python3)}
 if [ -z "$python" ]; then
-  echo 'kabuki_rlds needs Python 3.11 or newer: say PYTHON=/path/to/python3.11' >&2
+  echo 'kabuki_rlds needs Python 3.11 or newer: set PYTHON=/path/to/python3.11' >&2
   exit 1
 fi
 
-# Created again when its requirements change.
+# Recreate the environment when its requirements change.
 stamp=.venv/installed
 if [ ! -f "$stamp" ] || [ -n "$(find requirements.txt ../../setup.cfg ../../constraints.txt -newer "$stamp")" ]; then
-  echo '== setting up .venv: once, a few minutes'
+  echo '== setting up .venv (only once, a few minutes)'
   "$python" -m venv --clear .venv
-  # PyTorch by itself first, or what needs it may pick another.
+  # Install PyTorch first: the other packages could select another version.
   .venv/bin/python -m pip install --disable-pip-version-check --no-compile "$(grep ^torch requirements.txt)"
   .venv/bin/python -m pip install --disable-pip-version-check --no-compile -c ../../constraints.txt -r requirements.txt -e ../..
   touch "$stamp"

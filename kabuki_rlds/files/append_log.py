@@ -92,7 +92,7 @@ class AppendLog:
             os.ftruncate(self._file, start)
             self.size = start
             raise KabukiError(
-                f"{self.path}: the episode cannot be written ({_reason(e)}); those before it are safe, this one is lost"
+                f"{self.path}: the episode cannot be written ({_reason(e)}) and is lost; the earlier episodes are safe"
             ) from e
         self.records += 1
         return start
@@ -118,7 +118,7 @@ class AppendLog:
         except OSError as e:
             kept.unlink(missing_ok=True)
             raise KabukiError(
-                f"{self.path}: the episode cannot be written anew ({_reason(e)}); it stays as it was"
+                f"{self.path}: the episode cannot be replaced ({_reason(e)}); its old content is kept"
             ) from e
         kept.unlink()
 

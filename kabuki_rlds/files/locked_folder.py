@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes to."""
+"""A folder with a lock, so that only one process at a time writes to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kabuki_rlds.files import locks
 
 
 class LockedFolder:
-    """Creates a folder, with those above it, and locks it.
+    """Creates a folder and its missing parents, and locks it.
 
     Args:
       path: the folder.
 
     Raises:
-      KabukiError: it cannot be created, or another process has locked it.
+      KabukiError: the folder cannot be created, or another process has locked it.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -27,20 +27,20 @@ class LockedFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             self.remove_created()
-            raise KabukiError(f"{path}: cannot be made ({e.strerror})") from e
+            raise KabukiError(f"{path}: cannot be created ({e.strerror})") from e
         self._lock = self._locked()
 
     def sync(self) -> None:
-        """Waits until the names in the folder are on the disk."""
+        """Waits until the entries of the folder are on the disk (`fsync`)."""
         os.fsync(self._lock)
 
     @property
     def is_locked(self) -> bool:
-        """Whether it is still locked by this object."""
+        """Whether this object still holds the lock."""
         return self._lock >= 0
 
     def unlock(self) -> None:
-        """Lets other processes write to it."""
+        """Releases the lock."""
         if self.is_locked:
             lock, self._lock = self._lock, -1
             os.close(lock)
@@ -48,7 +48,7 @@ class LockedFolder:
     def remove_created(self) -> None:
         """Removes the folders that were created, if they are empty."""
         for folder in self._created:
-            # It was not created after all, or others use it by now.
+            # `rmdir` fails if the folder was not created, or if another process has written to it.
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
@@ -58,7 +58,7 @@ class LockedFolder:
             lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             raise KabukiError(ended) from None
-        locks.lock(lock, self.path, "another process records there; wait for it, or name another")
+        locks.lock(lock, self.path, "another process records there; wait until it ends, or choose another destination")
         if not self.path.exists() or not os.path.samestat(os.stat(self.path), os.fstat(lock)):
             os.close(lock)
             raise KabukiError(ended)

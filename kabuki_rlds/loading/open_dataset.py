@@ -158,9 +158,7 @@ class OpenDataset(Sequence[StoredEpisode]):
                     last,
                 )
         if number != stop:
-            raise DamagedDataError(
-                f"states {stop - first} episodes, but only {number - first} were found", file=source.label
-            )
+            raise DamagedDataError(f"states {stop - first} episodes, but {number - first} were read", file=source.label)
 
     def close(self) -> None:
         """Closes the files. Episodes that were read stay valid."""

@@ -106,7 +106,7 @@ def transfer(
             bar.update(block.num_steps)
         if num_episodes != source.num_episodes:
             raise DamagedDataError(
-                f"says {source.num_episodes} episodes, but {num_episodes} were read", file=source.label
+                f"states {source.num_episodes} episodes, but {num_episodes} were read", file=source.label
             )
         first_origin += len(source.origins)
         decided.append(source.last_rows or evidence.decide(num_episodes))

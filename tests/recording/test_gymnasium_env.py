@@ -631,10 +631,10 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").touch()
     long = "x" * 300
     for path, message in (
-        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b/1.0.0: cannot be made (Not a directory)"),
-        (tmp_path / "file" / "x.hdf5", f"{tmp_path}/file/x.hdf5.recording: cannot be made (Not a directory)"),
+        (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b/1.0.0: cannot be created (Not a directory)"),
+        (tmp_path / "file" / "x.hdf5", f"{tmp_path}/file/x.hdf5.recording: cannot be created (Not a directory)"),
         # The folder above it can be made, and does not stay.
-        (tmp_path / "new" / long, f"{tmp_path}/new/{long}/1.0.0: cannot be made (File name too long)"),
+        (tmp_path / "new" / long, f"{tmp_path}/new/{long}/1.0.0: cannot be created (File name too long)"),
         (tmp_path / long, f"{tmp_path}/{long}: nothing can be recorded there (File name too long)"),
         (tmp_path / f"{long}.h5", f"{tmp_path}/{long}.h5: nothing can be recorded there (File name too long)"),
     ):

@@ -210,7 +210,7 @@ def test_a_source_that_yields_another_number_of_episodes_than_it_states(make, gi
         "build": lambda: kabuki_rlds.build(file, tmp_path / "out", name="x"),
         "export": lambda: export(file, tmp_path / "out.hdf5", "d4rl"),
     }
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"says 3 episodes, but {given} were"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"states 3 episodes, but {given} were"):
         making[make]()
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 

@@ -195,7 +195,8 @@ def test_a_full_disk_loses_one_episode_and_says_so(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "pwrite", full)
             with pytest.raises(
-                KabukiError, match=r"x-train.recording: .* \(the disk is full\); those before it are safe"
+                KabukiError,
+                match=r"x-train.recording: .* \(the disk is full\) and is lost; the earlier episodes are safe",
             ):
                 log(logger, [1])
         log(logger, [2])
@@ -517,7 +518,7 @@ def test_an_episode_that_cannot_be_written_anew_stays(tmp_path, monkeypatch):
                 return write(file, data, at)
 
             patched.setattr(os, "pwrite", full)
-            with pytest.raises(KabukiError, match=r"cannot be written anew \(the disk is full\); it stays as it was"):
+            with pytest.raises(KabukiError, match=r"cannot be replaced \(the disk is full\); its old content is kept"):
                 logger.set_episode_metadata({"place": "another, of which there is more"})
         log(logger, [2], metadata={"place": "c"})
     assert numbers(folder) == [0, 1, 2]
