@@ -150,13 +150,14 @@ class Evidence:
         # The last two rows of the previous blocks: they are needed if an episode ends with a block.
         self._tail: dict[str, np.ndarray] = {}
         self._tail_begins = np.zeros(0, bool)
-        self._ends = 0
-        self._terminated = 0
-        self._zero_before = 0
-        self._rewarded = 0
-        self._acted = 0
-        self._like_steps = 0
-        self._unflagged = 0
+        # Numbers of episodes:
+        self._ends = 0  # that have ended
+        self._terminated = 0  # whose last row is terminal
+        self._zero_discount_before = 0  # of these, with discount 0 on the row before the last one
+        self._with_reward = 0  # whose last row has a nonzero reward
+        self._with_action = 0  # whose last row has an action that is not zero, NaN or a copy
+        self._step_like = 0  # whose last row has such a reward or action
+        self._without_is_last = 0  # whose last row does not have is_last
 
     @property
     def fields(self) -> list[str]:
@@ -167,7 +168,7 @@ class Evidence:
         """Counts the evidence in the next block."""
         if not block.num_steps:
             return
-        columns = {path: _plain(block.steps[path]) for path in self.fields}
+        columns = {path: _as_array(block.steps[path]) for path in self.fields}
         begins = block.begins[:-1]
         # A row is the last of its episode if the next row begins an episode. Row -1 is the last row of the
         # previous block.
@@ -186,16 +187,16 @@ class Evidence:
             # The last row of the source also ends an episode.
             self._count({path: column[:0] for path, column in self._tail.items()}, np.zeros(0, bool), np.array([-1]))
             self._tail_begins = np.zeros(0, bool)
-        is_step, reason, conflict = self._verdict()
+        is_step, reason, conflict = self._decision()
         return LastRows.of_all(is_step, num_episodes, reason, conflict)
 
-    def _verdict(self) -> tuple[bool, str, str]:
-        broken = self._terminated - self._zero_before
+    def _decision(self) -> tuple[bool, str, str]:
+        broken = self._terminated - self._zero_discount_before
         data = (
-            f"{self._like_steps:,} of {self._ends:,} last rows look like steps: {self._rewarded:,} have a reward, "
-            f"{self._acted:,} have an action"
+            f"{self._step_like:,} of {self._ends:,} last rows look like steps: {self._with_reward:,} have a reward, "
+            f"{self._with_action:,} have an action"
         )
-        if self._ends and self._unflagged == self._ends:
+        if self._ends and self._without_is_last == self._ends:
             return True, "is_last is false on the last row of every episode, so it marks no observation", ""
         if self._terminated and not broken:
             return (
@@ -203,7 +204,7 @@ class Evidence:
                 f"rule 4: discount is 0 before the last row of all {self._terminated:,} terminated episodes",
                 "",
             )
-        if not self._like_steps:
+        if not self._step_like:
             return False, f"the data: none of {self._ends:,} last rows has a new action or a nonzero reward", ""
         if not self._terminated:
             # Without terminated episodes rule 4 does not apply, so RLDS's definition does.
@@ -211,12 +212,12 @@ class Evidence:
             return False, f"rule 4 cannot be checked: {why}", data
         reason = f"the data: {data}; rule 4 is broken in {broken:,} of {self._terminated:,} terminated episodes"
         conflict = ""
-        if self._zero_before:
+        if self._zero_discount_before:
             conflict = (
-                f"discount is 0 before the last row of {self._zero_before:,} terminated episodes, "
+                f"discount is 0 before the last row of {self._zero_discount_before:,} terminated episodes, "
                 "as if that row were an observation"
             )
-        elif 2 * self._like_steps < self._ends:
+        elif 2 * self._step_like < self._ends:
             conflict = f"only {data}"
         return True, reason, conflict
 
@@ -225,40 +226,40 @@ class Evidence:
         if not len(last):
             return
         tail_begins = np.concatenate([np.zeros(2 - len(self._tail_begins), bool), self._tail_begins])
-        is_alone = _at(begins, tail_begins, last)
+        is_alone = _rows_at(begins, tail_begins, last)
 
         def rows(path: str, at: np.ndarray) -> np.ndarray:
             tail = self._tail.get(path, columns[path][:0])
             padding = np.zeros((2 - len(tail), *tail.shape[1:]), tail.dtype)
-            return _at(columns[path], np.concatenate([padding, tail]), at)
+            return _rows_at(columns[path], np.concatenate([padding, tail]), at)
 
         self._ends += len(last)
         before = np.maximum(last - 1, -2)
         if IS_LAST in self._others:
-            self._unflagged += int(np.count_nonzero(~rows(IS_LAST, last).astype(bool).reshape(-1)))
+            self._without_is_last += int(np.count_nonzero(~rows(IS_LAST, last).astype(bool).reshape(-1)))
         if IS_TERMINAL in self._others and DISCOUNT in self._others:
             terminated = rows(IS_TERMINAL, last).astype(bool).reshape(-1) & ~is_alone
             self._terminated += int(np.count_nonzero(terminated))
-            self._zero_before += int(np.count_nonzero(terminated & (rows(DISCOUNT, before).reshape(-1) == 0)))
+            self._zero_discount_before += int(np.count_nonzero(terminated & (rows(DISCOUNT, before).reshape(-1) == 0)))
         like = np.zeros(len(last), bool)
         if REWARD in self._others:
             like = carries_value(rows(REWARD, last))
-            self._rewarded += int(np.count_nonzero(like))
+            self._with_reward += int(np.count_nonzero(like))
         acted = np.zeros(len(last), bool)
         for path in self._actions:
             action, previous = rows(path, last), rows(path, before)
             is_copy = ~is_alone & ~_any((action != previous) & ~((action != action) & (previous != previous)))
             acted |= carries_value(action) & ~is_copy
-        self._acted += int(np.count_nonzero(acted))
-        self._like_steps += int(np.count_nonzero(like | acted))
+        self._with_action += int(np.count_nonzero(acted))
+        self._step_like += int(np.count_nonzero(like | acted))
 
 
-def _plain(column: Column) -> np.ndarray:
+def _as_array(column: Column) -> np.ndarray:
     assert isinstance(column, np.ndarray), "the field has a fixed shape"
     return column
 
 
-def _at(column: np.ndarray, tail: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _rows_at(column: np.ndarray, tail: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The given rows of a column. Rows -1 and -2 are taken from `tail`, which has two rows."""
     inside = rows >= 0
     found = np.empty((len(rows), *column.shape[1:]), column.dtype)

@@ -61,19 +61,19 @@ class NanActionCounter:
         self._last: dict[str, list[np.ndarray]] = {path: [] for path in self.fields}
         #: (row index, episode index) of the last row of the previous block, if it has NaN. Only the next block
         #: shows whether this row is the last of its episode.
-        self._open: dict[str, np.ndarray] = {}
+        self._pending: dict[str, np.ndarray] = {}
 
     def observe(self, block: Block) -> None:
         """Counts the rows of the next block."""
         if block.num_steps and self.fields:
             begins = block.begins[:-1]
-            self._settle(ends=bool(begins[0]))
+            self._count_pending(ends=bool(begins[0]))
             episode_of = self._episodes + block.episode_of
             for path in self.fields:
                 rows = np.flatnonzero(_has_nan(block.steps[path]))
                 number = np.stack([rows + self._rows, episode_of[rows]], axis=1)
                 if len(rows) and rows[-1] == block.num_steps - 1:
-                    self._open[path] = number[-1:]
+                    self._pending[path] = number[-1:]
                     rows, number = rows[:-1], number[:-1]
                 is_last = begins[rows + 1]
                 self._last[path].append(number[is_last])
@@ -87,7 +87,7 @@ class NanActionCounter:
         Args:
           last_is_step: whether the last row of each episode is a step: bool, (episodes,).
         """
-        self._settle(ends=True)
+        self._count_pending(ends=True)
         found = []
         for path in self.fields:
             last = np.concatenate([np.zeros((0, 2), np.int64), *self._last.pop(path, [])])
@@ -96,13 +96,13 @@ class NanActionCounter:
                 found.append(NanRows(path, self._counts[path], tuple(sorted(self._first[path])[:_NAMED])))
         return found
 
-    def _settle(self, ends: bool) -> None:
-        for path, number in self._open.items():
+    def _count_pending(self, ends: bool) -> None:
+        for path, number in self._pending.items():
             if ends:
                 self._last[path].append(number)
             else:
                 self._count(path, number[:, 0])
-        self._open = {}
+        self._pending = {}
 
     def _count(self, path: str, rows: np.ndarray) -> None:
         self._counts[path] += len(rows)

@@ -67,7 +67,7 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
         )
     episodes = splits.get(found["name"])
     if episodes is None:
-        have = ", ".join(f"{name} ({_counted(each)})" for name, each in splits.items() if name != ALL)
+        have = ", ".join(f"{name} ({_num_episodes(each)})" for name, each in splits.items() if name != ALL)
         raise SplitError(f"{label}: has no split {found['name']!r}; the splits are {have}")
     if found["start"] is None:
         return episodes
@@ -88,7 +88,7 @@ def _part(text: str, split: str, splits: Mapping[str, np.ndarray], label: str) -
     return episodes[start:stop]
 
 
-def _counted(episodes: np.ndarray) -> str:
+def _num_episodes(episodes: np.ndarray) -> str:
     return "1 episode" if len(episodes) == 1 else f"{len(episodes):,} episodes"
 
 

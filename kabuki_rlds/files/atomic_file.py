@@ -60,7 +60,7 @@ class StagedFile:
             why = "it is a symbolic link" if e.errno == errno.ELOOP else e.strerror
             raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
         locks.lock(lock, self.destination, "another process is writing this file; wait until it ends")
-        if not self._is(lock):
+        if not self._is_locked_file(lock):
             os.close(lock)
             raise KabukiError(
                 f"{self.destination}: another process has just written this file; run again to replace it"
@@ -101,12 +101,12 @@ class StagedFile:
         """Removes the partial file if it was not committed."""
         if self._lock < 0:
             return
-        if self._is(self._lock):
+        if self._is_locked_file(self._lock):
             self.partial.unlink()
         os.close(self._lock)
         self._lock = -1
 
-    def _is(self, lock: int) -> bool:
+    def _is_locked_file(self, lock: int) -> bool:
         """Whether the partial file is still the one that was locked."""
         try:
             return os.path.samestat(os.stat(self.partial), os.fstat(lock))

@@ -69,7 +69,7 @@ class StagedFolder:
         lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         locks.lock(lock, self.destination, "another process is writing this dataset; wait until it ends")
         self._lock = lock
-        if not self._is_there():
+        if not self._is_locked_folder():
             raise KabukiError(
                 f"{self.destination}: another process has just written this dataset; run again to replace it"
             )
@@ -110,7 +110,7 @@ class StagedFolder:
     def abort(self) -> None:
         """Removes the partial folder and the parent folders created for it, if it was not committed."""
         if self._lock >= 0:
-            if self._is_there():
+            if self._is_locked_folder():
                 shutil.rmtree(self.partial)
             os.close(self._lock)
             self._lock = -1
@@ -130,7 +130,7 @@ class StagedFolder:
     ) -> None:
         self.abort()
 
-    def _is_there(self) -> bool:
+    def _is_locked_folder(self) -> bool:
         """Whether the partial folder is still the one that was locked."""
         try:
             return os.path.samestat(os.stat(self.partial), os.fstat(self._lock))
