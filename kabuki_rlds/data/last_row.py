@@ -152,7 +152,7 @@ class Evidence:
         self._tail_begins = np.zeros(0, bool)
         # Numbers of episodes:
         self._ends = 0  # that have ended
-        self._terminated = 0  # whose last row is terminal
+        self._terminated = 0  # whose last row is terminal, except episodes of one row
         self._zero_discount_before = 0  # of these, with discount 0 on the row before the last one
         self._with_reward = 0  # whose last row has a nonzero reward
         self._with_action = 0  # whose last row has an action that is not zero, NaN or a copy
