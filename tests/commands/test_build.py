@@ -1,7 +1,7 @@
-"""RLDS -> HDF5 -> RLDS gives equal features and values; and files made by hand become RLDS datasets.
+"""RLDS -> HDF5 -> RLDS gives equal features and values, and handmade files become RLDS datasets.
 
-The judge is TFDS: what it decodes from a dataset that was built. Of datasets that it
-cannot read, it is the records, which are held against those that TFDS wrote.
+The tests compare the values that TFDS decodes. For datasets that TFDS cannot read, they compare the records with those
+that TFDS wrote.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def build_again(
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_records_come_back_to_the_bit(name, dataset, converted, expected, tmp_path):
+def test_round_trip_gives_identical_records(name, dataset, converted, expected, tmp_path):
     built = build_again(name, "encoded", converted, dataset, tmp_path)
     assert built.splits == {"train": len(expected(name).lengths)}
     assert built.num_steps == sum(expected(name).lengths)
@@ -119,7 +119,7 @@ def module_expected(folder: Path, split: str = "train") -> expected.Expected:
     return expected.read(folder, split)
 
 
-def test_class_names_come_back(converted, tmp_path):
+def test_class_names_round_trip(converted, tmp_path):
     features = features_of(kabuki_rlds.build(converted("every_kind"), tmp_path).path)
     assert features["steps"]["action"]["gripper"].names == ["open", "close", "stay put"]
     assert features["task"].names == ["reach", "grasp"]
@@ -128,7 +128,7 @@ def test_class_names_come_back(converted, tmp_path):
     assert steps["segments_of_any_size"].names == ["0", "1", "2", "3", "4"]
 
 
-def test_all_the_rest_that_a_dataset_says_comes_back(dataset, converted, tmp_path):
+def test_description_citation_and_metadata_round_trip(dataset, converted, tmp_path):
     built = kabuki_rlds.build(converted("with_config"), tmp_path)
     assert built.path == tmp_path / "with_config" / "medium" / "1.0.0"
     want, got = (tfds.builder_from_directory(folder).info for folder in (dataset("with_config"), built.path))
@@ -137,7 +137,7 @@ def test_all_the_rest_that_a_dataset_says_comes_back(dataset, converted, tmp_pat
     assert built.num_bytes == sum(file.stat().st_size for file in built.path.iterdir())
 
 
-def test_metadata_and_version_are_those_of_the_file(tmp_path):
+def test_metadata_and_version_come_from_the_file(tmp_path):
     specs = {"environment": {"name": "Hopper-v5", "dt": 0.008}, "seeds": [1, 2]}
     root = {"environment": json.dumps(specs), "version": "2.1.0", "name": "not a name of TFDS"}
     file = handmade.write(tmp_path / "my hopper-2.hdf5", handmade.fields(), root)
@@ -147,7 +147,7 @@ def test_metadata_and_version_are_those_of_the_file(tmp_path):
     assert dict(tfds.builder_from_directory(built.path).info.metadata) == specs | ours
 
 
-def test_a_column_that_somebody_added_is_there(converted, tmp_path):
+def test_column_added_by_hand_is_built(converted, tmp_path):
     file = tmp_path / "plain.hdf5"
     shutil.copy(converted("plain"), file)
     values = np.random.default_rng(0).standard_normal((139, 2))
@@ -159,7 +159,7 @@ def test_a_column_that_somebody_added_is_there(converted, tmp_path):
     assert "agent" in got.episodes
 
 
-# --- files made by hand ---
+# --- handmade files ---
 
 
 def by_hand() -> dict[str, Any]:
@@ -194,7 +194,7 @@ def hand_file(tmp_path_factory) -> Path:
     return handmade.write(tmp_path_factory.mktemp("hand") / "by_hand.hdf5", by_hand())
 
 
-def test_a_file_made_by_hand_becomes_a_dataset(hand_file, tmp_path):
+def test_handmade_file_becomes_a_dataset(hand_file, tmp_path):
     built = kabuki_rlds.build(hand_file, tmp_path)
     assert built.path == tmp_path / "by_hand" / "1.0.0"
     got = module_expected(built.path)
@@ -209,7 +209,7 @@ def test_a_file_made_by_hand_becomes_a_dataset(hand_file, tmp_path):
         assert got.steps.keys() == by_hand().keys()
 
 
-def test_fields_get_features_that_hold_them(hand_file, tmp_path):
+def test_features_are_derived_from_dtype_and_shape(hand_file, tmp_path):
     steps = features_of(kabuki_rlds.build(hand_file, tmp_path).path)["steps"].feature
     observation = steps["observation"]
     assert isinstance(observation["camera"], tff.Image) and observation["camera"].encoding_format == "png"
@@ -221,7 +221,7 @@ def test_fields_get_features_that_hold_them(hand_file, tmp_path):
     assert observation["count"].to_json_content().encoding == "none"
 
 
-def test_the_names_that_hdf5_gives_values_are_those_of_classes(tmp_path, caplog):
+def test_hdf5_enumeration_becomes_class_names(tmp_path, caplog):
     phases = np.arange(8, dtype=np.int8) % 3
     counted = h5py.enum_dtype({"reach": 0, "lift": 2, "grasp": 1}, "i1")
     flags = h5py.enum_dtype({"none": 0, "slip": 4}, "u2")
@@ -248,7 +248,7 @@ def test_the_names_that_hdf5_gives_values_are_those_of_classes(tmp_path, caplog)
         assert [value.tolist() for value in got["phases"]] == [row.tolist() for row in rows]
 
 
-def test_jpeg_is_what_the_user_may_ask_for(hand_file, converted, tmp_path):
+def test_images_jpeg_encodes_images_as_jpeg(hand_file, converted, tmp_path):
     built = kabuki_rlds.build(hand_file, tmp_path, encode="jpeg")
     assert features_of(built.path)["steps"]["observation"]["camera"].encoding_format == "jpeg"
     file = records(built.path)[0].features.feature["steps/observation/camera"].bytes_list.value[0]
@@ -290,7 +290,7 @@ def columns(draw: st.DrawFn) -> tuple[list[int], dict[str, np.ndarray]]:
 
 @given(columns())
 @settings(max_examples=8)
-def test_any_bits_come_back(tmp_path_factory, drawn):
+def test_arbitrary_columns_round_trip(tmp_path_factory, drawn):
     lengths, made = drawn
     folder = tmp_path_factory.mktemp("bits")
     stored = {
@@ -310,7 +310,7 @@ def test_any_bits_come_back(tmp_path_factory, drawn):
             assert np.stack(rows).tobytes() == values.tobytes(), name
 
 
-def test_an_episode_of_many_blocks_is_one_record(tmp_path):
+def test_episode_of_many_blocks_is_one_record(tmp_path):
     # A block has 65,536 rows at the most.
     lengths = (5, 150_000, 1, 70_000)
     file = handmade.write(tmp_path / "long.hdf5", handmade.fields(lengths, (True,) * 4))
@@ -338,7 +338,7 @@ def test_several_files_are_splits_and_are_stitched(dataset, tmp_path):
         assert same(values, want[0].steps[path] + want[1].steps[path])
 
 
-def test_a_field_that_one_of_two_sources_had_is_kept(dataset, tmp_path):
+def test_field_of_one_of_two_sources_is_kept(dataset, tmp_path):
     # The first, whose features the file has, had no discount.
     sources = [dataset("no_discount"), dataset("plain")]
     file = kabuki_rlds.convert(sources, tmp_path / "both.hdf5").path
@@ -347,7 +347,7 @@ def test_a_field_that_one_of_two_sources_had_is_kept(dataset, tmp_path):
         assert np.array_equal(np.stack(got.steps["discount"]), f["discount"][:])
 
 
-def test_an_empty_file_is_an_empty_split(dataset, tmp_path):
+def test_empty_file_becomes_an_empty_split(dataset, tmp_path):
     nothing = kabuki_rlds.convert(dataset("empty_split"), tmp_path / "nothing.hdf5", split="nothing").path
     train = kabuki_rlds.convert(dataset("empty_split"), tmp_path / "train.hdf5").path
     built = kabuki_rlds.build({"train": train, "nothing": nothing}, tmp_path)
@@ -382,7 +382,7 @@ def config(path: Any, name: str = "plain", **more: Any) -> str:
     return json.dumps({"name": name, "path": path, **more})
 
 
-def test_tfds_builds_in_a_process_of_its_own(converted, dataset, expected, tmp_path):
+def test_tfds_build_works_in_a_new_process(converted, dataset, expected, tmp_path):
     pytest.importorskip("mlcroissant", reason="the tfds command needs the extra `build`")
     command = ["-m", "tensorflow_datasets.scripts.cli.main", "build", str(BUILDER)]
     options = ["--config", config(str(converted("plain"))), "--data_dir", str(tmp_path), "--file_format=array_record"]
@@ -400,7 +400,7 @@ def test_tfds_builds_in_a_process_of_its_own(converted, dataset, expected, tmp_p
     assert_same(module_expected(folder), expected("plain"))
 
 
-def test_tfds_options_do_what_they_do(converted, dataset, expected, tmp_path, monkeypatch):
+def test_tfds_build_options_work(converted, dataset, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(converted("plain").parent)
     files = config({"train": ["./plain-arrays.hdf5"], "test": "plain-arrays.hdf5"}, version="3.0.0")
     options = ("--config", files, "--data_dir", tmp_path)
@@ -419,14 +419,14 @@ def test_tfds_options_do_what_they_do(converted, dataset, expected, tmp_path, mo
     assert_same(module_expected(folder, "test"), expected("plain"))
 
 
-def test_more_shards_than_episodes_are_refused(hand_file, tmp_path):
+def test_more_shards_than_episodes_are_rejected(hand_file, tmp_path):
     with pytest.raises(KabukiError, match="3 episodes cannot fill 4 shards; request fewer shards"):
         run_tfds("--config", config(str(hand_file)), "--data_dir", tmp_path, "--num_shards=4")
     assert not list(tmp_path.rglob("*tfrecord*"))
 
 
 @pytest.mark.parametrize("beam", [False, True])
-def test_a_file_that_changes_while_tfds_builds_of_it_is_said(beam, tmp_path, monkeypatch):
+def test_file_that_changes_during_tfds_build_is_rejected(beam, tmp_path, monkeypatch):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     if beam:
         apache_beam = pytest.importorskip("apache_beam", reason="needs the extra `build`")
@@ -450,7 +450,7 @@ def info_of(folder: Path) -> tfds.core.DatasetInfo:
     return tfds.builder_from_directory(folder).info
 
 
-def test_beam_gives_the_same_dataset(converted, tmp_path):
+def test_beam_builds_the_same_dataset(converted, tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra `build`")
     files = config({"train": [str(converted("oxe_style"))] * 2, "test": str(converted("oxe_style"))}, "kinds")
     for folder, options in (
@@ -467,7 +467,7 @@ def test_beam_gives_the_same_dataset(converted, tmp_path):
     assert len(info_of(beam).splits["train"].shard_lengths) == 2
 
 
-def test_beam_shares_the_episodes_among_processes(tmp_path, hand_file):
+def test_beam_divides_episodes_among_processes(tmp_path, hand_file):
     pytest.importorskip("apache_beam", reason="needs the extra `build`")
     lengths = (200,) * 30
     file = handmade.write(tmp_path / "many.hdf5", handmade.fields(lengths, (True,) * 30))
@@ -479,7 +479,7 @@ def test_beam_shares_the_episodes_among_processes(tmp_path, hand_file):
     assert np.array_equal(np.concatenate(actions), np.arange(sum(lengths)))
 
 
-def test_beam_that_finds_fewer_episodes_than_there_were_says_so(tmp_path, monkeypatch):
+def test_beam_rejects_a_file_that_lost_episodes(tmp_path, monkeypatch):
     beam = pytest.importorskip("apache_beam", reason="needs the extra `build`")
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     shorter = handmade.write(tmp_path / "shorter.hdf5", handmade.fields((3, 1), (True, False)))
@@ -498,7 +498,7 @@ def test_beam_that_finds_fewer_episodes_than_there_were_says_so(tmp_path, monkey
     assert not list((tmp_path / "data").rglob("*tfrecord*"))
 
 
-def test_beam_reads_kabuki_files_alone(tmp_path):
+def test_beam_accepts_only_kabuki_files(tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra `build`")
     file = layout_files.d4rl(tmp_path / "d4rl.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
     options = ("--config", config(str(file), "hopper"), "--data_dir", tmp_path / "data")
@@ -509,7 +509,7 @@ def test_beam_reads_kabuki_files_alone(tmp_path):
     assert len(records(tmp_path / "data" / "kabuki_hdf5" / "hopper" / "1.0.0")) == 1
 
 
-def test_ranges_hold_every_episode_once(tmp_path):
+def test_ranges_contain_every_episode_once(tmp_path):
     from kabuki_rlds.commands.beam_writer import ranges
     from kabuki_rlds.formats.hdf5.source import KabukiSource
 
@@ -523,7 +523,7 @@ def test_ranges_hold_every_episode_once(tmp_path):
         assert all(r.key - r.first in (0, 12) and r.stop <= 12 for r in found)
 
 
-# --- refusals ---
+# --- rejected files and arguments ---
 
 
 def broken(tmp_path: Path, converted: Any, change: Any) -> Path:
@@ -595,7 +595,7 @@ def no_class(f: h5py.File) -> None:
         (lambda f: f.attrs.update(complete=False), "not complete"),
     ],
 )
-def test_what_cannot_be_kept_is_refused_and_named(change, message, converted, tmp_path):
+def test_fields_that_contradict_their_features_are_rejected(change, message, converted, tmp_path):
     file = broken(tmp_path, converted, change)
     with pytest.raises(KabukiError, match=message) as e:
         kabuki_rlds.build(file, tmp_path / "data")
@@ -626,7 +626,7 @@ def other_pairs(f: h5py.File) -> None:
         ),
     ],
 )
-def test_rows_that_are_not_of_the_shape_that_is_said_are_refused(change, message, converted, tmp_path):
+def test_rows_with_a_wrong_shape_are_rejected(change, message, converted, tmp_path):
     file = tmp_path / "broken.hdf5"
     shutil.copy(converted("every_kind"), file)
     with h5py.File(file, "a") as f:
@@ -654,7 +654,7 @@ def sounds() -> handmade.Stored:
         ),
     ],
 )
-def test_what_tfds_itself_cannot_keep_is_refused(feature, column, message, tmp_path):
+def test_values_that_tfds_cannot_encode_are_rejected(feature, column, message, tmp_path):
     features = tff.FeaturesDict({"steps": tff.Dataset({"more": feature})})
     attributes = {"features": json.dumps(features.to_json())}
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | {"more": column}, attributes)
@@ -664,7 +664,7 @@ def test_what_tfds_itself_cannot_keep_is_refused(feature, column, message, tmp_p
     assert not (tmp_path / "data").exists()
 
 
-def test_types_that_no_feature_holds_are_refused(tmp_path):
+def test_dtypes_without_a_tfds_feature_are_rejected(tmp_path):
     file = handmade.write(tmp_path / "c.hdf5", handmade.fields() | {"waves": np.zeros(8, np.complex64)})
     with pytest.raises(KabukiError, match="field 'waves': TFDS cannot read back any feature for complex64"):
         kabuki_rlds.build(file, tmp_path / "data")
@@ -681,20 +681,20 @@ def test_types_that_no_feature_holds_are_refused(tmp_path):
         ({"file_format": "parquet"}, "shards in the format 'parquet' cannot be written"),
     ],
 )
-def test_wrong_arguments_are_refused(options, message, hand_file, tmp_path):
+def test_wrong_arguments_are_rejected(options, message, hand_file, tmp_path):
     with pytest.raises(KabukiError, match=message):
         kabuki_rlds.build(**({"files": hand_file, "data_dir": tmp_path / "data"} | options))
     assert not (tmp_path / "data").exists()
 
 
-# --- whole or not at all ---
+# --- atomic output ---
 
 
 def state(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_dataset_is_replaced_only_if_asked(hand_file, converted, tmp_path):
+def test_existing_dataset_is_replaced_only_with_overwrite(hand_file, converted, tmp_path):
     first = kabuki_rlds.build(hand_file, tmp_path, name="x")
     before = state(tmp_path)
     with pytest.raises(KabukiError, match="already there; overwrite=True replaces it"):
@@ -708,7 +708,7 @@ def test_a_dataset_is_replaced_only_if_asked(hand_file, converted, tmp_path):
     assert len(records(first.path)) == 10
 
 
-def test_a_folder_that_is_no_dataset_is_never_replaced(hand_file, tmp_path):
+def test_folder_that_is_not_a_dataset_is_never_replaced(hand_file, tmp_path):
     mine = tmp_path / "x" / "1.0.0" / "thesis.tex"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -717,7 +717,7 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(hand_file, tmp_path):
     assert list(state(tmp_path)) == ["x/1.0.0/thesis.tex"]
 
 
-def test_an_error_midway_leaves_the_old_dataset(hand_file, tmp_path):
+def test_error_during_build_keeps_the_old_dataset(hand_file, tmp_path):
     kabuki_rlds.build(hand_file, tmp_path / "data", name="x")
     before = state(tmp_path / "data")
     n = 100_000
@@ -734,14 +734,14 @@ def test_an_error_midway_leaves_the_old_dataset(hand_file, tmp_path):
     assert [folder.name for folder in (tmp_path / "data").iterdir()] == ["x"]
 
 
-def test_a_result_larger_than_the_disk_is_rejected_before_writing(hand_file, tmp_path, monkeypatch):
+def test_dataset_larger_than_the_disk_is_rejected_before_writing(hand_file, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 990, 10))
     with pytest.raises(KabukiError, match=r"data.*: needs about .*, but the disk has 10 bytes free"):
         kabuki_rlds.build(hand_file, tmp_path / "data", name="x")
     assert not (tmp_path / "data").exists()
 
 
-def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file, tmp_path):
+def test_second_writer_is_rejected_and_files_of_a_killed_one_are_removed(hand_file, tmp_path):
     from kabuki_rlds.files.atomic_folder import StagedFolder
 
     folder = tmp_path / "x" / "1.0.0"
@@ -765,7 +765,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_cleaned_up_after(hand_file,
     assert len(records(built.path)) == 3
 
 
-def test_a_signal_leaves_no_output_and_prints_one_line(tmp_path):
+def test_signal_leaves_no_output_and_prints_one_line(tmp_path):
     file = handmade.slow(tmp_path / "slow.hdf5", 20_000_000)
     command = [sys.executable, "-m", "kabuki_rlds.cli", "build", str(file), "--out", str(tmp_path / "data")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -779,10 +779,10 @@ def test_a_signal_leaves_no_output_and_prints_one_line(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-# --- the command ---
+# --- command line ---
 
 
-def test_the_command_builds_in_one_line(hand_file, converted, tmp_path, capsys):
+def test_command_line_builds_a_dataset(hand_file, converted, tmp_path, capsys):
     odd = tmp_path / "lr=3.hdf5"
     shutil.copy(hand_file, odd)
     arguments = ["build", f"train={hand_file}", str(odd), f"val={odd}", "--out", str(tmp_path), "--name", "mine"]
@@ -804,7 +804,7 @@ def test_the_command_builds_in_one_line(hand_file, converted, tmp_path, capsys):
     assert len(records(folder, "val")) == 3
 
 
-def test_bfloat16_made_by_hand_is_kept(tmp_path, converted):
+def test_handmade_bfloat16_is_kept(tmp_path, converted):
     # h5py has no name for the type, so the file is one that was converted, with all that RLDS knew of it taken out.
     file = tmp_path / "kinds.hdf5"
     shutil.copy(converted("every_kind"), file)

@@ -1,4 +1,4 @@
-"""`validate` on files made by hand: a valid one, then one for each way to break a rule."""
+"""`validate` on handmade files: valid files, and one file for each way to violate a rule."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def broken(path) -> list[tuple]:
 # --- valid files ---
 
 
-def test_fields_alone_make_a_valid_file(tmp_path):
+def test_file_with_only_step_fields_is_valid(tmp_path):
     assert kabuki_rlds.validate(handmade.write(tmp_path / "f.hdf5", handmade.fields())) == []
 
 
-def test_an_index_and_attributes_that_agree_are_valid(tmp_path):
+def test_consistent_index_and_attributes_are_valid(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes())
     assert kabuki_rlds.validate(file) == []
 
@@ -46,12 +46,12 @@ def test_observation_and_action_may_be_groups(tmp_path):
     assert kabuki_rlds.validate(handmade.write(tmp_path / "f.hdf5", fields)) == []
 
 
-def test_an_empty_file_of_all_fields_is_valid(tmp_path):
+def test_empty_file_is_valid(tmp_path):
     datasets = handmade.fields((), ()) | handmade.index(())
     assert kabuki_rlds.validate(handmade.write(tmp_path / "f.hdf5", datasets, handmade.attributes(()))) == []
 
 
-def test_an_episode_may_have_no_steps_in_the_index(tmp_path):
+def test_index_may_contain_empty_episodes(tmp_path):
     index = handmade.index((0, 3, 0, 1, 4, 0))
     assert kabuki_rlds.validate(handmade.write(tmp_path / "f.hdf5", handmade.fields() | index)) == []
 
@@ -69,24 +69,24 @@ def test_an_episode_may_have_no_steps_in_the_index(tmp_path):
     ],
     ids=["big-endian", "fixed text", "text", "vlen", "fletcher32", "zero size", "complex"],
 )
-def test_any_type_that_h5py_writes_can_be_a_field(values, tmp_path):
+def test_fields_may_have_any_common_hdf5_type(values, tmp_path):
     assert broken(handmade.write(tmp_path / "f.hdf5", handmade.fields() | {"more": values})) == []
 
 
-def test_the_discount_may_be_of_shape_1_and_any_number_between(tmp_path):
+def test_discount_may_have_shape_1_and_values_between_0_and_1(tmp_path):
     fields = handmade.fields()
     fields["discount"] = np.where(fields["discount"] == 1, 0.99, 0)[:, None]
     assert broken(handmade.write(tmp_path / "f.hdf5", fields)) == []
 
 
-def test_padding_may_hold_any_discount(tmp_path):
+def test_discount_of_padding_rows_may_be_any_value(tmp_path):
     fields = handmade.fields()
     for value in (0, 1, np.nan):
         fields["discount"][fields["is_last"]] = value
         assert broken(handmade.write(tmp_path / "f.hdf5", fields)) == []
 
 
-# What these hold breaks rule 4 at the source: is_terminal at the end, and discount 1 before it.
+# These datasets violate rule 4: a terminal row follows a discount of 1.
 NOT_VALID_AT_THE_SOURCE = {"image_lists", "oxe_style", "every_kind", "uncovered"}
 
 
@@ -104,7 +104,7 @@ def converted(dataset, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", datasets.READ_BY_TFDS)
-def test_converted_files_are_valid_but_for_what_the_source_breaks(name, converted):
+def test_converted_files_are_valid_except_for_violations_of_the_source(name, converted):
     result = converted(name, "arrays")
     # The file notes what it keeps of that.
     assert kabuki_rlds.validate(result.path) == []
@@ -120,7 +120,7 @@ def test_converted_files_are_valid_but_for_what_the_source_breaks(name, converte
                 f.attrs["notes"] = notes
 
 
-# --- a rule broken, and that rule alone ---
+# --- violations of a single rule ---
 
 
 def edited(**changes) -> dict:
@@ -144,15 +144,18 @@ RULES_1_AND_2 = {
     ),
     "a step field beyond the standard ones is short": (edited(more=np.zeros(1)), (1, "more", (), 0)),
     "a dataset is a scalar": (edited(more=np.float32(3)), (1, "more", (), 0)),
-    "a dataset is empty space": (edited(more=h5py.Empty("f4")), (1, "more", (), 0)),
+    "a dataset has a null dataspace": (edited(more=h5py.Empty("f4")), (1, "more", (), 0)),
     "a dataset is compound": (edited(more=np.zeros(8, [("a", "i4")])), (1, "more", (), 0)),
     "a dataset is opaque": (edited(more=np.zeros(8, "V3")), (1, "more", (), 0)),
-    "a dataset is of references": (edited(more=Stored([h5py.Reference()] * 8, {"dtype": h5py.ref_dtype})), (1, "more")),
+    "a dataset has references": (edited(more=Stored([h5py.Reference()] * 8, {"dtype": h5py.ref_dtype})), (1, "more")),
     **{f"no {name}": (edited(**{name: None}), (2, name, (), 0)) for name in handmade.fields()},
     "is_first is 2": (edited(is_first=handmade.fields()["is_first"] * np.uint8(2)), (2, "is_first")),
-    "is_last is of floats": (edited(is_last=handmade.fields()["is_last"].astype(np.float32)), (2, "is_last")),
-    "is_terminal is a column": (edited(is_terminal=handmade.fields()["is_terminal"][:, None]), (2, "is_terminal")),
-    "is_terminal is two columns": (edited(is_terminal=np.zeros((8, 2), bool)), (2, "is_terminal")),
+    "is_last has floats": (edited(is_last=handmade.fields()["is_last"].astype(np.float32)), (2, "is_last")),
+    "is_terminal has shape (rows, 1)": (
+        edited(is_terminal=handmade.fields()["is_terminal"][:, None]),
+        (2, "is_terminal"),
+    ),
+    "is_terminal has shape (rows, 2)": (edited(is_terminal=np.zeros((8, 2), bool)), (2, "is_terminal")),
     "is_last is text": (edited(is_last=np.array([b"yes"] * 8)), (2, "is_last")),
     "is_first is a group": (
         edited(is_first=None) | {"is_first/now": handmade.fields()["is_first"]},
@@ -160,26 +163,26 @@ RULES_1_AND_2 = {
     ),
     "the reward is a group": (edited(reward=None) | {"reward/a": np.zeros(8)}, (2, "reward")),
     "the discount is text": (edited(discount=np.array([b"1"] * 8)), (2, "discount")),
-    "the discount is two columns": (edited(discount=np.ones((8, 2))), (2, "discount")),
+    "the discount has shape (rows, 2)": (edited(discount=np.ones((8, 2))), (2, "discount")),
     "the discount is boolean": (edited(discount=handmade.fields()["discount"].astype(bool)), (2, "discount")),
     "the discount is a group": (edited(discount=None) | {"discount/a": np.ones(8)}, (2, "discount")),
 }
 
 # Episodes end at rows 2, 3 and 7; those that end at 2 and 7 are terminal.
 RULES_4_AND_5 = {
-    "no discount 0 before a terminal row": (put("discount", 1, 1), (4, "discount", (1,), 1)),
+    "a discount of 1 before a terminal row": (put("discount", 1, 1), (4, "discount", (1,), 1)),
     "a discount of nearly 0 before a terminal row": (put("discount", 6, 1e-30), (4, "discount", (6,), 1)),
-    "a discount that is not a number before a terminal row": (put("discount", 6, np.nan), (4, "discount", (6,), 1)),
+    "a NaN discount before a terminal row": (put("discount", 6, np.nan), (4, "discount", (6,), 1)),
     "discount 0 with no terminal row after it": (put("discount", 4, 0), (4, "discount", (4,), 1)),
     "discount -0.0 with no terminal row after it": (put("discount", 5, -0.0), (4, "discount", (5,), 1)),
-    "discounts 0 before rows that do not end": (
+    "discounts of 0 before rows that are not last": (
         edited(discount=np.zeros(8, np.float32)),
         (4, "discount", (0, 4, 5), 3),
     ),
-    "the first row does not begin": (put("is_first", 0, False), (5, "is_first", (0,), 1)),
-    "an episode does not begin": (put("is_first", 3, False), (5, "is_first", (3,), 1)),
-    "an episode begins in another": (put("is_first", 5, True), (5, "is_first", (5,), 1)),
-    "the last row does not end": (
+    "the first row is not is_first": (put("is_first", 0, False), (5, "is_first", (0,), 1)),
+    "no is_first after an is_last row": (put("is_first", 3, False), (5, "is_first", (3,), 1)),
+    "is_first inside an episode": (put("is_first", 5, True), (5, "is_first", (5,), 1)),
+    "the last row is not is_last": (
         edited(is_last=np.arange(8) < 4, is_first=np.arange(8) < 5, is_terminal=np.zeros(8, bool), discount=np.ones(8)),
         (5, "is_last", (7,), 1),
     ),
@@ -188,13 +191,13 @@ RULES_4_AND_5 = {
 
 
 @pytest.mark.parametrize("case", [*RULES_1_AND_2, *RULES_4_AND_5])
-def test_what_breaks_one_rule_of_the_fields_is_named(case, tmp_path):
+def test_violation_of_a_step_rule_is_reported_with_rows(case, tmp_path):
     fields, violation = (RULES_1_AND_2 | RULES_4_AND_5)[case]
     found = broken(handmade.write(tmp_path / "f.hdf5", fields))
     assert [v[: len(violation)] for v in found] == [violation]
 
 
-def test_only_the_first_rows_are_named_and_all_are_counted(tmp_path):
+def test_only_the_first_rows_are_listed_and_all_are_counted(tmp_path):
     fields = handmade.fields([1] * 1000, [False] * 1000)
     fields["is_first"][100:] = False
     file = handmade.write(tmp_path / "f.hdf5", fields)
@@ -202,7 +205,7 @@ def test_only_the_first_rows_are_named_and_all_are_counted(tmp_path):
     assert str(kabuki_rlds.validate(file)[0]).endswith("(900 rows: 100, 101, 102, 103, 104, …)")
 
 
-def test_several_broken_rules_come_in_order(tmp_path):
+def test_violations_are_sorted_by_rule(tmp_path):
     fields = edited(reward=None, more=np.zeros(3)) | {"discount": put("discount", 1, 1)["discount"]}
     file = handmade.write(tmp_path / "f.hdf5", fields, {"num_steps": 3})
     assert [rule for rule, *_ in broken(file)] == [1, 2, 4, 7]
@@ -213,8 +216,8 @@ INDEX = {
     "no start": ({"episodes/start": None}, "episodes/start"),
     "no length": ({"episodes/length": None}, "episodes/length"),
     "no source": ({"episodes/source": None}, "episodes/source"),
-    "start is of floats": ({"episodes/start": np.array([0.0, 3.0, 4.0])}, "episodes/start"),
-    "length is a column": ({"episodes/length": np.array(LENGTHS)[:, None]}, "episodes/length"),
+    "start has floats": ({"episodes/start": np.array([0.0, 3.0, 4.0])}, "episodes/start"),
+    "length has shape (episodes, 1)": ({"episodes/length": np.array(LENGTHS)[:, None]}, "episodes/length"),
     "source is a scalar": ({"episodes/source": np.int64(0)}, "episodes/source"),
     "length has too many rows": ({"episodes/length": np.array([3, 1, 4, 0])}, "episodes/length"),
     "source has too few rows": ({"episodes/source": np.zeros(2, int)}, "episodes/source"),
@@ -231,7 +234,7 @@ INDEX = {
         "episodes/start",
     ),
     "the lengths are too short": ({"episodes/length": np.array([3, 1, 3])}, "episodes/length"),
-    "lengths too large to be summed": (
+    "the sum of the lengths overflows int64": (
         {
             "episodes/start": (np.arange(5) << 62).astype(np.int64),
             "episodes/length": np.array([1 << 62] * 4 + [8]),
@@ -241,13 +244,13 @@ INDEX = {
         "episodes/start",
     ),
     "the lengths are too long": ({"episodes/length": np.array([3, 1, 5])}, "episodes/length"),
-    "a source is not among the sources": ({"episodes/source": np.array([0, 1, 0])}, "episodes/source"),
-    "a source is negative": ({"episodes/source": np.array([0, -1, 0])}, "episodes/source"),
+    "a source number is too large": ({"episodes/source": np.array([0, 1, 0])}, "episodes/source"),
+    "a source number is negative": ({"episodes/source": np.array([0, -1, 0])}, "episodes/source"),
 }
 
 
 @pytest.mark.parametrize("case", INDEX)
-def test_what_breaks_rule_6_is_named(case, tmp_path):
+def test_violation_of_rule_6_is_reported(case, tmp_path):
     changes, field = INDEX[case]
     found = {name: item for name, item in (handmade.index() | changes).items() if item is not None}
     if "episodes" in changes:
@@ -256,7 +259,7 @@ def test_what_breaks_rule_6_is_named(case, tmp_path):
     assert broken(file) == [(6, field, (), 0)]
 
 
-def test_an_index_that_begins_episodes_at_other_rows_names_them(tmp_path):
+def test_index_that_contradicts_is_first_is_reported_with_rows(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index((3, 2, 3)))
     assert broken(file) == [(6, "episodes/start", (4, 5), 2)]
 
@@ -267,33 +270,33 @@ ATTRIBUTES = {
     "not complete": {"complete": False},
     "too few steps": {"num_steps": 7},
     "too many episodes": {"num_episodes": 4},
-    "steps that are no number": {"num_steps": "many"},
-    "steps that are several numbers": {"num_steps": np.array([8, 8])},
-    "steps that are nothing": {"num_steps": h5py.Empty("i8")},
-    "complete is nothing": {"complete": h5py.Empty("i8")},
+    "num_steps is text": {"num_steps": "many"},
+    "num_steps is two numbers": {"num_steps": np.array([8, 8])},
+    "num_steps is empty": {"num_steps": h5py.Empty("i8")},
+    "complete is empty": {"complete": h5py.Empty("i8")},
     "complete is text": {"complete": "true"},
     "features that are not JSON": {"features": "{"},
     "sources that are not JSON": {"sources": "/a/path"},
-    "sources that are no list": {"sources": "3"},
-    "a source that is no dict": {"sources": '["/a/path"]'},
+    "sources that are not a list": {"sources": "3"},
+    "a source that is not an object": {"sources": '["/a/path"]'},
     "a source without a path": {"sources": '[{"path": "/a"}, {"name": "x"}]'},
-    "a source of which something unknown is said": {"sources": '[{"path": "/a", "size": "3"}]'},
-    "a source whose way is no list": {"sources": '[{"path": "/a", "via": "/b"}]'},
+    "a source with an unknown key": {"sources": '[{"path": "/a", "size": "3"}]'},
+    "a source whose via is not a list": {"sources": '[{"path": "/a", "via": "/b"}]'},
     "a source whose split is a number": {"sources": '[{"path": "/a", "split": 1}]'},
-    "what was left out without a reason": {"skipped": '[{"path": "/a", "record": 0, "count": 1}]'},
-    "what was left out of no number": {"skipped": '[{"path": "/a", "record": 0, "count": true, "why": "x"}]'},
+    "a skipped entry without a reason": {"skipped": '[{"path": "/a", "record": 0, "count": 1}]'},
+    "a skipped entry whose count is a boolean": {"skipped": '[{"path": "/a", "record": 0, "count": true, "why": "x"}]'},
     "an environment that is not JSON": {"environment": "Hopper-v5"},
 }
 
 
 @pytest.mark.parametrize("case", ATTRIBUTES)
-def test_what_breaks_rule_7_is_named(case, tmp_path):
+def test_violation_of_rule_7_is_reported(case, tmp_path):
     changes = ATTRIBUTES[case]
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes() | changes)
     assert broken(file) == [(7, next(iter(changes)), (), 0)]
 
 
-def test_a_single_value_may_be_an_array_of_one_and_a_text_nothing(tmp_path):
+def test_attribute_may_be_an_array_of_one_element_or_empty(tmp_path):
     root = handmade.attributes() | {"description": h5py.Empty("S1"), "environment": h5py.Empty("S1")}
     root |= {name: np.array([root[name]]) for name in ("num_steps", "num_episodes", "complete")}
     root["format"] = np.array(["kabuki"], h5py.string_dtype())
@@ -303,7 +306,7 @@ def test_a_single_value_may_be_an_array_of_one_and_a_text_nothing(tmp_path):
     assert (copy.num_steps, kabuki_rlds.inspect(copy.path).info.description) == (8, "")
 
 
-def test_the_number_of_episodes_is_checked_without_an_index_too(tmp_path):
+def test_num_episodes_is_checked_without_an_index(tmp_path):
     assert broken(handmade.write(tmp_path / "f.hdf5", handmade.fields(), {"num_episodes": 3})) == []
     file = handmade.write(tmp_path / "g.hdf5", handmade.fields(), {"num_episodes": 4})
     assert broken(file) == [(7, "num_episodes", (), 0)]
@@ -318,7 +321,7 @@ def test_the_number_of_episodes_is_checked_without_an_index_too(tmp_path):
         ("more", {"scaleoffset": 2}),
     ],
 )
-def test_a_filter_that_not_every_library_has_breaks_rule_8(path, options, tmp_path):
+def test_plugin_filter_violates_rule_8(path, options, tmp_path):
     length = 3 if path.startswith("episodes") else 8
     values = Stored(np.zeros(length, np.float32), {"chunks": (length,), **options})
     found = handmade.fields() | handmade.index()
@@ -327,10 +330,10 @@ def test_a_filter_that_not_every_library_has_breaks_rule_8(path, options, tmp_pa
     assert broken(handmade.write(tmp_path / "f.hdf5", found | {path: values})) == [(8, path, (), 0)]
 
 
-# --- files that are damaged, or made by someone who did not mean well ---
+# --- damaged and hostile files ---
 
 DAMAGED = {
-    "garbage": lambda rows: b"these bytes are no zlib stream",
+    "garbage": lambda rows: b"these bytes are not a zlib stream",
     "a flipped bit": handmade.gzip_with_a_flipped_bit,
     "half a stream": lambda rows: (stored := zlib.compress(rows.tobytes()))[: len(stored) // 2],
     "a stream without its checksum": lambda rows: zlib.compress(rows.tobytes())[:-4],
@@ -341,7 +344,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("path", ["observation", "discount", "is_last", "more"])
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_chunk_breaks_rule_1(path, damage, tmp_path):
+def test_damaged_chunk_violates_rule_1(path, damage, tmp_path):
     fields = handmade.fields([40, 60], [True, True])
     fields |= {"more": np.random.default_rng(0).integers(0, 99, 100)}
     rows = fields[path]
@@ -350,13 +353,13 @@ def test_a_damaged_chunk_breaks_rule_1(path, damage, tmp_path):
     assert broken(file) == [(1, path, (), 0)]
 
 
-def test_a_damaged_chunk_that_only_hdf5_can_unpack_breaks_rule_1(tmp_path):
+def test_damaged_chunk_read_by_hdf5_violates_rule_1(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", edited(reward=chunked(np.arange(8.0), fletcher32=True)))
     assert broken(handmade.put_chunk(file, "reward", b"none of this was ever packed")) == [(1, "reward", (), 0)]
 
 
 @pytest.mark.parametrize("path", ["episodes/start", "episodes/length", "episodes/source", "episodes/metadata/seed"])
-def test_a_damaged_chunk_of_the_index_breaks_rule_6(path, tmp_path):
+def test_damaged_chunk_of_the_index_violates_rule_6(path, tmp_path):
     index = handmade.index()
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | index | {path: chunked(index[path])})
     assert broken(handmade.put_chunk(file, path, b"no zlib stream")) == [(6, path, (), 0)]
@@ -370,31 +373,31 @@ LACKING = {
     "text without its lengths": {"dtype": "text", "shape": [-1]},
 }
 STRANGE = {
-    "another dtype than is stored": {"dtype": "int64"},
-    "a dtype that is no field's": {"dtype": "M8[s]"},
+    "a dtype other than the stored one": {"dtype": "int64"},
+    "a dtype that fields cannot have": {"dtype": "M8[s]"},
     "text stored as numbers": {"dtype": "text", "nested": 1},
-    "a shape in which nothing varies": {"shape": [0]},
-    "lists one deep": {"nested": 1},
-    "lists less than none deep": {"nested": -1},
-    "lists deeper than the shape": {"nested": 1 << 40},
-    "lists of items that vary": {"nested": 2, "shape": [-1, -1, -1]},
+    "a shape without a varying dimension": {"shape": [0]},
+    "nested is 1": {"nested": 1},
+    "nested is negative": {"nested": -1},
+    "nested is greater than the rank": {"nested": 1 << 40},
+    "nested lists of items that vary": {"nested": 2, "shape": [-1, -1, -1]},
     "class names that are numbers": {"class_names": [1, 2]},
-    "class names in a table": {"class_names": [[b"a"], [b"b"]]},
-    "a dtype that there is not": {"dtype": "float7"},
+    "class names of rank 2": {"class_names": [[b"a"], [b"b"]]},
+    "an unknown dtype": {"dtype": "float7"},
     "a shape that is text": {"shape": "three"},
-    "a shape that its rows have not": {"shape": [5]},
+    "a fixed shape for variable-length rows": {"shape": [5]},
     "nested is text": {"nested": "deep"},
 }
 
 
 @pytest.mark.parametrize("case", [*STRANGE, *LACKING])
-def test_attributes_that_make_no_sense_break_rule_1_and_without_a_companion_rule_9(case, tmp_path):
+def test_invalid_attributes_violate_rule_1_and_a_missing_companion_rule_9(case, tmp_path):
     rows = Stored([np.arange(i, dtype=np.uint8) for i in range(8)], VLEN, (STRANGE | LACKING)[case])
     file = handmade.write(tmp_path / "f.hdf5", edited(more=rows))
     assert [(v[:2]) for v in broken(file)] == [(9 if case in LACKING else 1, "more")]
 
 
-def test_a_link_that_leads_nowhere_breaks_rule_1(tmp_path):
+def test_dangling_link_violates_rule_1(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with h5py.File(file, "r+") as f:
         f["more"] = h5py.SoftLink("/nowhere")
@@ -402,7 +405,7 @@ def test_a_link_that_leads_nowhere_breaks_rule_1(tmp_path):
     assert [v[:2] for v in broken(file)] == [(1, "elsewhere"), (1, "more")]
 
 
-def test_a_group_that_holds_itself_does_not_hang(tmp_path):
+def test_group_that_contains_itself_does_not_hang_validate(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with h5py.File(file, "r+") as f:
         loop = f.create_group("loop")
@@ -412,7 +415,7 @@ def test_a_group_that_holds_itself_does_not_hang(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 100, 2000])
-def test_a_file_cut_short_is_refused_with_a_line(size, tmp_path):
+def test_truncated_file_is_rejected_in_one_line(size, tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes())
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(kabuki_rlds.KabukiError, match=r"not an HDF5 file|damaged or truncated"):
@@ -468,7 +471,7 @@ def as_loop(violations) -> dict:
 
 @given(columns())
 @settings(max_examples=60)
-def test_rules_4_and_5_are_those_of_a_loop_over_the_rows(tmp_path_factory, found):
+def test_rules_4_and_5_match_a_loop_over_rows(tmp_path_factory, found):
     names = ("is_first", "is_last", "is_terminal", "discount")
     n = len(found[0])
     fields = {"observation": np.zeros(n), "action": np.zeros(n), "reward": np.zeros(n)}
@@ -478,7 +481,7 @@ def test_rules_4_and_5_are_those_of_a_loop_over_the_rows(tmp_path_factory, found
 
 
 @given(columns(), st.lists(st.integers(0, 30), max_size=6), st.booleans())
-def test_rows_may_come_in_any_pieces(found, cuts, is_step):
+def test_result_does_not_depend_on_block_sizes(found, cuts, is_step):
     whole, pieces = RuleChecker(), RuleChecker()
     whole.check(*found)
     for start, stop in itertools.pairwise([0, *sorted(cuts), len(found[0])]):
@@ -499,7 +502,7 @@ def test_without_a_discount_only_rule_5_is_checked(found):
 @given(columns(), st.sampled_from([1, 0.5, np.nan]), st.integers(1, 40))
 @example([np.arange(3) == row for row in (0, 2, 2)] + [np.ones(3, np.float32)], np.nan, 2)
 @settings(max_examples=60)
-def test_whatever_is_broken_conform_mends_it_and_counts_the_rows(tmp_path_factory, found, discount, block_rows):
+def test_conform_fixes_all_violations_and_counts_the_rows(tmp_path_factory, found, discount, block_rows):
     names = ("is_first", "is_last", "is_terminal", "discount")
     n = len(found[0])
     found = [*found[:3], np.where(found[3] == 1, np.float32(discount), found[3])]
@@ -538,7 +541,7 @@ def test_h5dump_prints_the_numbers_that_h5py_reads(converted):
 
 
 @pytest.mark.parametrize(("name", "images"), [("every_kind", "arrays"), ("uncovered", "encoded")])
-def test_h5dump_knows_every_dataset_and_its_type(name, images, converted):
+def test_h5dump_lists_every_dataset_with_its_type(name, images, converted):
     path = converted(name, images).path
     lines = [line.split() for line in dumped("-n", path).splitlines()]
     listed = {words[-1] for words in lines if words[:1] == ["dataset"]}

@@ -1,4 +1,4 @@
-"""Errors that no other test reaches: each names what, and where."""
+"""Error messages that no other test covers: each says what is wrong, and where."""
 
 from __future__ import annotations
 
@@ -49,14 +49,17 @@ def garbled(values: np.ndarray) -> handmade.Stored:
 
 
 HDF5 = {
-    "a discount of several fields": (edited(discount=None, discount__a=np.ones(8)), "'discount' is a dict of fields"),
+    "a discount with several fields": (edited(discount=None, discount__a=np.ones(8)), "'discount' is a dict of fields"),
     "neither a terminal flag nor a discount": (
         edited(discount=None, is_terminal=None),
         "neither 'is_terminal' nor 'discount'",
     ),
-    "lengths that do not fit": (edited(episodes__length=np.array([3, 2, 3])), "episodes/length does not match"),
-    "lengths of two columns": (edited(episodes__length=np.ones((3, 2), int)), "episodes/length does not match"),
-    "starts that are a table": (
+    "lengths that contradict the starts": (
+        edited(episodes__length=np.array([3, 2, 3])),
+        "episodes/length does not match",
+    ),
+    "lengths of shape (episodes, 2)": (edited(episodes__length=np.ones((3, 2), int)), "episodes/length does not match"),
+    "starts of rank 2": (
         edited(episodes__start=np.ones((3, 2), int)),
         "episodes/start is not an ascending list",
     ),
@@ -64,7 +67,7 @@ HDF5 = {
 
 
 @pytest.mark.parametrize("case", HDF5)
-def test_a_kabuki_file_that_cannot_be_converted(case, tmp_path):
+def test_inconsistent_kabuki_file_is_rejected(case, tmp_path):
     fields, says = HDF5[case]
     file = handmade.write(tmp_path / "f.hdf5", fields)
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -73,7 +76,7 @@ def test_a_kabuki_file_that_cannot_be_converted(case, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["episodes/length", "episodes/source", "episodes/start", "is_first"])
-def test_damaged_numbers_of_the_index_are_named(name, tmp_path):
+def test_damaged_index_dataset_is_named(name, tmp_path):
     found = handmade.fields() | handmade.index()
     values = found[name]
     if name == "is_first":
@@ -87,7 +90,7 @@ def test_damaged_numbers_of_the_index_are_named(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sources", "skipped"])
-def test_an_attribute_that_makes_no_sense_is_told_of(name, tmp_path, caplog):
+def test_malformed_attribute_is_ignored_with_a_warning(name, tmp_path, caplog):
     attributes = {name: '[{"path": 3}]'}
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), attributes)
     kabuki_rlds.convert(file, tmp_path / "out.hdf5")
@@ -95,13 +98,13 @@ def test_an_attribute_that_makes_no_sense_is_told_of(name, tmp_path, caplog):
     assert kabuki_rlds.inspect(tmp_path / "out.hdf5").skipped == []
 
 
-def test_a_conform_that_cannot_be(tmp_path):
+def test_conform_rejects_several_discounts_per_step(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", edited(discount=np.ones((8, 2))))
     with pytest.raises(kabuki_rlds.KabukiError, match="'discount' does not have one value per step"):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5", conform=True)
 
 
-def test_a_link_that_leads_nowhere(tmp_path):
+def test_dangling_link_is_rejected(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with h5py.File(file, "r+") as f:
         f["more"] = h5py.SoftLink("/nowhere")
@@ -109,7 +112,7 @@ def test_a_link_that_leads_nowhere(tmp_path):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
 
 
-def test_a_companion_that_is_missing_is_named(tmp_path):
+def test_missing_companion_is_named(tmp_path):
     rows = np.empty(8, object)
     rows[:] = [np.arange(i) for i in range(8)]
     stored = handmade.Stored(rows, {"dtype": h5py.vlen_dtype("i8")}, {"companion": "/nowhere"})
@@ -120,19 +123,19 @@ def test_a_companion_that_is_missing_is_named(tmp_path):
         kabuki_rlds.convert(file, tmp_path / "out.hdf5")
 
 
-def test_a_pipe_is_no_file(tmp_path):
+def test_pipe_is_rejected(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(kabuki_rlds.KabukiError, match="not a regular file"):
         kabuki_rlds.validate(tmp_path / "pipe")
 
 
-def test_nothing_to_convert(tmp_path):
+def test_convert_without_sources_is_rejected(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match="no source to convert"):
         kabuki_rlds.convert([], tmp_path / "out.hdf5")
 
 
 @pytest.mark.parametrize("made", ["convert", "build"])
-def test_an_assumption_that_is_of_no_file_is_said(made, tmp_path):
+def test_assume_is_rejected_for_files_that_do_not_support_it(made, tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     with pytest.raises(kabuki_rlds.KabukiError, match="assume: dones: said of no file, since none is in a layout of"):
         getattr(kabuki_rlds, made)(file, tmp_path / "out.hdf5", assume={"dones": "reward"})
@@ -147,13 +150,13 @@ def test_an_assumption_that_is_of_no_file_is_said(made, tmp_path):
         ("episodes/x", "reserves the name 'episodes'"),
     ],
 )
-def test_names_that_hdf5_or_the_format_cannot_hold(path, says, tmp_path):
+def test_invalid_and_reserved_field_names_are_rejected(path, says, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
         KabukiSink(tmp_path / "out.hdf5", Schema({path: Field(np.dtype(int))}, {}), [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
+def test_sink_rejects_columns_of_different_lengths(tmp_path):
     """The writer's own check: HDF5 would read what lies behind them in memory."""
     fields = {"a": Field(np.dtype(int)), "b": Field(np.dtype(int), (None,))}
     good = Ragged(np.arange(3), np.array([[1], [2]]))
@@ -174,14 +177,14 @@ def test_rows_that_do_not_fit_each_other_are_not_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_field_of_more_dimensions_than_hdf5_has(tmp_path):
+def test_field_with_too_many_dimensions_for_hdf5_is_rejected(tmp_path):
     schema = Schema({"deep": Field(np.dtype(int), (1,) * 32)}, {})
     with pytest.raises(kabuki_rlds.KabukiError, match="field 'deep': HDF5 cannot hold int64"):
         KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_whose_groups_cannot_be_read_is_damaged(tmp_path):
+def test_unreadable_group_is_rejected(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     stored = file.read_bytes()
     # What a group of older files holds its links in.
@@ -193,7 +196,7 @@ def test_a_file_whose_groups_cannot_be_read_is_damaged(tmp_path):
 
 
 @pytest.mark.parametrize(("make", "given"), [("convert", 2), ("convert", 4), ("build", 2), ("build", 4), ("export", 2)])
-def test_a_source_that_yields_another_number_of_episodes_than_it_states(make, given, tmp_path, monkeypatch):
+def test_wrong_stated_number_of_episodes_is_rejected(make, given, tmp_path, monkeypatch):
     """A source does so if its file changes and keeps its size and time."""
     file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields((2, 2, 4)) | handmade.index((2, 2, 4)))
     blocks = KabukiSource.blocks
@@ -215,14 +218,14 @@ def test_a_source_that_yields_another_number_of_episodes_than_it_states(make, gi
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_several_datasets_are_not_exported_as_one(tmp_path):
+def test_export_rejects_several_datasets(tmp_path):
     for i in range(2):
         layout_files.d4rl(tmp_path / f"{i}.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
     with pytest.raises(kabuki_rlds.KabukiError, match="several datasets; `convert` makes one of them first"):
         export(tmp_path, tmp_path / "out.hdf5", "d4rl")
 
 
-def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch):
+def test_destination_written_by_another_process_is_rejected(tmp_path, monkeypatch):
     """Between the opening of a partial file or folder and its lock, whoever held that gave it its name."""
     file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields())
     lock = fcntl.flock
@@ -249,7 +252,7 @@ def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch):
         (["a\nb", "c"], r"TFDS cannot store the class name 'a\\nb'"),
     ],
 )
-def test_names_of_classes_that_are_none_of_tfds(names, says, tmp_path):
+def test_class_names_that_tfds_cannot_store_are_rejected(names, says, tmp_path):
     stored = np.array(names, h5py.string_dtype())
     label = handmade.Stored(np.arange(8) % 2, {}, {"kind": "label", "class_names": stored})
     file = handmade.write(tmp_path / "f.hdf5", edited(more=label))
@@ -266,17 +269,17 @@ def lists() -> handmade.Stored:
 
 LIST = {"more": tfds.features.Sequence({"a": np.int64})}
 NAMES = {
-    "within a list": (
+    "field inside a list": (
         {"features": json.dumps(tfds.features.FeaturesDict({"steps": tfds.features.Dataset(LIST)}).to_json())},
         {"more/a": lists(), "more/b": np.zeros(8, int)},
         "field 'more/b': in RLDS, 'more' cannot be both a field and a group; rename one",
     ),
-    "the steps": (
+    "episode field named steps": (
         {},
         {"episodes/metadata/steps": np.arange(3)},
         "episode field 'steps': RLDS reserves the name 'steps' for the steps",
     ),
-    "within the steps": (
+    "episode field below steps": (
         {},
         {"episodes/metadata/steps/more": np.arange(3)},
         "episode field 'steps/more': RLDS reserves",
@@ -285,7 +288,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_fields_that_have_no_place_in_a_dataset(case, tmp_path):
+def test_field_names_that_rlds_does_not_allow_are_rejected(case, tmp_path):
     attributes, more, says = NAMES[case]
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | more, attributes)
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: {says}"):
@@ -300,7 +303,7 @@ def test_fields_that_have_no_place_in_a_dataset(case, tmp_path):
         (("more/b", "more"), "recipe.yaml:4: more: a file cannot hold both 'more' and 'more/b'"),
     ],
 )
-def test_fields_of_a_recipe_that_are_within_one_another(fields, says, tmp_path):
+def test_recipe_field_inside_another_field_is_rejected(fields, says, tmp_path):
     file = layout_files.d4rl(tmp_path / "f.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("for: d4rl\nsteps:\n" + "".join(f"  {name}: {{from: action}}\n" for name in fields))
@@ -309,7 +312,7 @@ def test_fields_of_a_recipe_that_are_within_one_another(fields, says, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-def test_a_step_field_of_the_name_steps_is_one_like_others(tmp_path):
+def test_step_field_may_be_named_steps(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", edited(steps=np.arange(8)))
     built = kabuki_rlds.build(file, tmp_path / "d", name="x")
     (first, *_) = tfds.builder_from_directory(built.path).as_dataset(split="train")
@@ -326,18 +329,18 @@ RECORDED = {
     "unfinished": ({"unfinished": "maybe"}, "unfinished: 'maybe' is neither 'keep' nor 'drop'"),
     "a number for a text": ({"text": 3}, "field 'observation/text' does not fit the recording: it is .*, where all"),
     "a surrogate": ({"text": "\udcff"}, "field 'observation/text': a text that is no valid Unicode"),
-    "metadata of a field's name": ({"metadata": {"reward": 1}}, "step metadata 'reward': a field that every step has"),
+    "metadata named like a field": ({"metadata": {"reward": 1}}, "step metadata 'reward': a field that every step has"),
 }
 
 
 @pytest.mark.parametrize("case", RECORDED)
-def test_what_cannot_be_recorded(case, tmp_path):
+def test_invalid_recordings_are_rejected(case, tmp_path):
     options, says = RECORDED[case]
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
         recorded(tmp_path / "x", **options)
 
 
-def test_a_recording_that_cannot_become_its_file_is_safe_beside_it(tmp_path, monkeypatch):
+def test_recording_is_kept_if_its_conversion_fails(tmp_path, monkeypatch):
     def fails(*args: object, **options: object) -> None:
         raise kabuki_rlds.KabukiError("the disk is full")
 
@@ -357,7 +360,7 @@ def test_a_recording_that_cannot_become_its_file_is_safe_beside_it(tmp_path, mon
         (("--fill", "rewards=0"), "'rewards' is none of observation, action, reward, discount, is_terminal"),
     ],
 )
-def test_options_that_are_none(option, says, tmp_path, capsys):
+def test_invalid_options_are_rejected(option, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["convert", str(tmp_path / "in.hdf5"), str(tmp_path / "out.hdf5"), *option])
     assert ended.value.code == 2
@@ -365,14 +368,14 @@ def test_options_that_are_none(option, says, tmp_path, capsys):
     assert says in line
 
 
-def test_more_objects_than_a_file_may_have(tmp_path, monkeypatch):
+def test_file_with_too_many_objects_is_rejected(tmp_path, monkeypatch):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     monkeypatch.setattr(structure, "_MAX_OBJECTS", 6)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"f.hdf5: /: the file has more than 6 objects; file rejected"):
         kabuki_rlds.validate(file)
 
 
-def test_a_demo_without_what_it_shows_names_the_remedy(tmp_path, monkeypatch, capsys):
+def test_demo_without_mujoco_names_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert main(["demo", str(tmp_path / "demo")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -381,7 +384,10 @@ def test_a_demo_without_what_it_shows_names_the_remedy(tmp_path, monkeypatch, ca
 
 
 FEATURES = {
-    "a text": (tfds.features.Text(), "attribute 'features': is a Text, expected a FeaturesDict. Delete the attribute"),
+    "a text feature": (
+        tfds.features.Text(),
+        "attribute 'features': is a Text, expected a FeaturesDict. Delete the attribute",
+    ),
     "a tensor that TFDS cannot read back": (
         tfds.features.FeaturesDict(
             {"steps": tfds.features.Dataset({"more": tfds.features.Tensor(shape=(None, None), dtype=np.float32)})}
@@ -392,7 +398,7 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("case", FEATURES)
-def test_features_of_a_file_that_are_none_of_a_dataset(case, tmp_path):
+def test_features_attribute_that_is_not_rlds_is_rejected(case, tmp_path):
     features, says = FEATURES[case]
     attributes = {"features": json.dumps(features.to_json())}
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), attributes)
@@ -400,7 +406,7 @@ def test_features_of_a_file_that_are_none_of_a_dataset(case, tmp_path):
         kabuki_rlds.build(file, tmp_path / "d", name="x")
 
 
-def test_what_tfds_build_is_not_told(tmp_path):
+def test_invalid_tfds_build_config_is_rejected(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match="images: 'gif' is neither 'png' nor 'jpeg'"):
         KabukiConfig(name="x", encode="gif")
 
@@ -411,7 +417,7 @@ def test_what_tfds_build_is_not_told(tmp_path):
         Builder(data_dir=tmp_path, config="no_files", version="1.0.0").download_and_prepare()
 
 
-def test_entries_of_info_that_are_one_name(tmp_path):
+def test_info_must_be_a_list_of_names(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"info: give a list of names, \['time'\]"):
         kabuki_rlds.record(Endless(), tmp_path / "x", info="time")
 
@@ -427,7 +433,9 @@ def another_format(info: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "says"), [(no_split, "dataset_info.json: lists no splits"), (another_format, "'parquet' cannot be read")]
 )
-def test_a_dataset_that_cannot_be_read_at_all(change: Callable[[dict], None], says, dataset, tmp_path):
+def test_dataset_without_splits_or_of_another_format_is_rejected(
+    change: Callable[[dict], None], says, dataset, tmp_path
+):
     folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
     info = json.loads((folder / "dataset_info.json").read_text())
     change(info)
@@ -436,7 +444,7 @@ def test_a_dataset_that_cannot_be_read_at_all(change: Callable[[dict], None], sa
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
-def test_a_dataset_that_is_not_of_episodes_is_said(dataset, tmp_path):
+def test_dataset_without_steps_is_rejected(dataset, tmp_path):
     folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
     features = json.loads((folder / "features.json").read_text())
     inner = features["featuresDict"]["features"]
@@ -446,7 +454,7 @@ def test_a_dataset_that_is_not_of_episodes_is_said(dataset, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
-def test_a_dataset_whose_fields_say_of_no_step_is_said(dataset, tmp_path):
+def test_dataset_without_a_field_that_determines_steps_is_rejected(dataset, tmp_path):
     folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
     steps = tfds.features.Dataset({"nothing": tfds.features.Tensor(shape=(0,), dtype=np.float32)})
     (folder / "features.json").write_text(json.dumps(tfds.features.FeaturesDict({"steps": steps}).to_json()))
@@ -457,7 +465,7 @@ def test_a_dataset_whose_fields_say_of_no_step_is_said(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [tfds.features.Sequence, tfds.features.Dataset])
-def test_a_kind_of_feature_that_is_not_known_is_named(kind, dataset, tmp_path):
+def test_unsupported_feature_nesting_is_named(kind, dataset, tmp_path):
     folder = Path(shutil.copytree(dataset("plain"), tmp_path / "copy"))
     features = tfds.builder_from_directory(folder).info.features
     steps = tfds.features.Dataset(

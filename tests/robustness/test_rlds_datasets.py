@@ -1,4 +1,4 @@
-"""RLDS datasets that are damaged: what is wrong is said, and `skip_bad_episodes` converts the rest."""
+"""Damaged RLDS datasets: errors name the damage, and `skip_bad_episodes` converts the other episodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kabuki_rlds.files import records
 from kabuki_rlds.formats.rlds.shards import check_lengths
 from tests import datasets, tfrecords
 
-#: "plain" has its ten training episodes in three shards of these many.
+#: Training episodes of the dataset "plain", which has three shards.
 EPISODES = 10
 
 
@@ -56,17 +56,17 @@ def flip_length(folder: Path) -> None:
     tfrecords.flip(shard, tfrecords.read(shard)[1].start)
 
 
-def cut_short(folder: Path) -> None:
+def truncate_shard(folder: Path) -> None:
     shard = tfrecords.shards(folder)[1]
     shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start + 40])
 
 
-def cut_in_the_head(folder: Path) -> None:
+def truncate_header(folder: Path) -> None:
     shard = tfrecords.shards(folder)[1]
     shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start + 5])
 
 
-def cut_between_records(folder: Path) -> None:
+def remove_last_records(folder: Path) -> None:
     shard = tfrecords.shards(folder)[1]
     shard.write_bytes(shard.read_bytes()[: tfrecords.read(shard)[1].start])
 
@@ -79,8 +79,8 @@ def missing(folder: Path) -> None:
     tfrecords.shards(folder)[1].unlink()
 
 
-def a_length_beyond_all_memory(folder: Path) -> None:
-    # Its checksum is right, so TensorFlow would ask for as much.
+def huge_length(folder: Path) -> None:
+    # The checksum of the length is right, so TensorFlow would allocate this much memory.
     shard = tfrecords.shards(folder)[1]
     length = struct.pack("<Q", 1 << 50)
     head = length + struct.pack("<I", records.checksum(length))
@@ -105,9 +105,9 @@ class Case:
     """One way to damage the dataset.
 
     Attributes:
-      damage: does it, to the second shard.
-      says: what the error says, beside the shard.
-      lost: which episodes of that shard are lost.
+      damage: function that damages the second shard.
+      says: part of the expected message.
+      lost: the episodes of that shard that are lost.
     """
 
     damage: Callable[[Path], None]
@@ -120,20 +120,20 @@ CASES = {
     "a flipped bit": Case(flip_data, "record 1: the data is damaged (wrong checksum)", ONE),
     "a flipped bit of a checksum": Case(flip_checksum, "record 1: the data is damaged (wrong checksum)", ONE),
     "a flipped bit of a length": Case(flip_length, "the length of the record is damaged", REST),
-    "cut short": Case(cut_short, "the shard is truncated", REST),
-    "cut short in a head": Case(cut_in_the_head, "", REST),
-    "cut short between two records": Case(cut_between_records, "dataset_info.json", REST),
+    "a truncated shard": Case(truncate_shard, "the shard is truncated", REST),
+    "a truncated record header": Case(truncate_header, "", REST),
+    "missing records at the end": Case(remove_last_records, "dataset_info.json", REST),
     "an empty file": Case(empty, "dataset_info.json", ALL),
     "a missing file": Case(missing, "this shard is missing", ALL),
-    "a length beyond all memory": Case(a_length_beyond_all_memory, "the shard is truncated", REST),
+    "a huge record length": Case(huge_length, "the shard is truncated", REST),
     "no example": Case(no_example, "record 1: not a valid tf.train.Example", ONE),
     "integers for floats": Case(
         edited(lambda f: f["steps/reward"].int64_list.value.append(3)),
         "record 1: field 'reward': stored as int64_list, expected float_list by its feature",
         ONE,
     ),
-    "a reward too few": Case(edited(lambda f: f["steps/reward"].float_list.value.pop()), "'reward' has ", ONE),
-    "part of an observation": Case(
+    "a missing reward": Case(edited(lambda f: f["steps/reward"].float_list.value.pop()), "'reward' has ", ONE),
+    "an incomplete observation": Case(
         edited(lambda f: f["steps/observation/position"].float_list.value.pop()),
         "record 1: field 'observation/position': the number of elements is not a multiple of the item size 3",
         ONE,
@@ -147,7 +147,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_damaged_is_said_and_the_rest_converted(case, damaged, first_of, converted, tmp_path, caplog):
+def test_damage_is_reported_and_other_episodes_are_converted(case, damaged, first_of, converted, tmp_path, caplog):
     shard = tfrecords.shards(damaged)[1]
     CASES[case].damage(damaged)
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -175,7 +175,7 @@ def test_what_is_damaged_is_said_and_the_rest_converted(case, damaged, first_of,
             assert (new[field][:] == whole[field][:][rows]).all()
 
 
-def test_nothing_is_skipped_where_nothing_is_damaged(dataset, converted, tmp_path):
+def test_intact_datasets_have_no_skipped_episodes(dataset, converted, tmp_path):
     for name in ("plain", "every_kind", "oxe_style", "array_record", "uncovered"):
         result = kabuki_rlds.convert(dataset(name), tmp_path / f"{name}.hdf5", skip_bad_episodes=True)
         assert result.skipped == []
@@ -184,11 +184,11 @@ def test_nothing_is_skipped_where_nothing_is_damaged(dataset, converted, tmp_pat
             assert "skipped" not in file.attrs
 
 
-def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
+def test_damaged_array_record_is_skipped(dataset, tmp_path):
     folder = Path(shutil.copytree(dataset("array_record"), tmp_path / "copy" / "array_record" / "1.0.0"))
     shard = tfrecords.shards(folder)[1]
     stored = bytearray(shard.read_bytes())
-    # ArrayRecord fills its files up with zeros, of which none matters.
+    # ArrayRecord pads its files with zeros. Changing the padding would not be damage.
     data = [i for i, byte in enumerate(stored[100:-100]) if byte]
     stored[100 + data[len(data) // 2]] ^= 4
     shard.write_bytes(stored)
@@ -202,7 +202,7 @@ def test_a_damaged_array_record_is_skipped(dataset, tmp_path):
     assert result.num_episodes + sum(loss.count for loss in result.skipped) == EPISODES
 
 
-def test_the_first_record_is_looked_at_before_all_and_may_be_damaged(damaged, dataset, tmp_path):
+def test_damaged_first_record_is_reported(damaged, dataset, tmp_path):
     shard = tfrecords.shards(damaged)[0]
     tfrecords.flip(shard, 30)
     with pytest.raises(
@@ -217,16 +217,16 @@ def test_the_first_record_is_looked_at_before_all_and_may_be_damaged(damaged, da
     assert not (tmp_path / "out.hdf5").exists()
 
 
-def test_a_length_beyond_the_file_is_seen_before_tensorflow_reads_it(damaged):
-    """By itself, since it is done in a thread of TensorFlow's, into which coverage does not follow."""
-    a_length_beyond_all_memory(damaged)
+def test_check_lengths_rejects_a_record_longer_than_the_file(damaged):
+    """Calls `check_lengths` directly, because coverage does not measure TensorFlow's threads."""
+    huge_length(damaged)
     shard = tfrecords.shards(damaged)[1]
     check_lengths(str(shard), 1)
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{shard.name}: record 1: the shard is truncated"):
         check_lengths(str(shard), 2)
 
 
-def test_a_split_that_begins_behind_the_last_record_of_its_shard(damaged, tmp_path):
+def test_split_that_starts_after_the_last_stored_record_is_rejected(damaged, tmp_path):
     shard = tfrecords.shards(damaged)[0]
     tfrecords.write(shard, [tfrecords.read(shard)[0].data])
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -235,7 +235,7 @@ def test_a_split_that_begins_behind_the_last_record_of_its_shard(damaged, tmp_pa
     assert str(error.value).startswith(says)
 
 
-def test_damage_outside_of_the_split_is_none_of_it(damaged, first_of, tmp_path):
+def test_damage_outside_of_the_split_is_ignored(damaged, first_of, tmp_path):
     flip_data(damaged)
     bad = first_of[1] + 1
     for split, lost in ((f"train[:{bad}]", 0), (f"train[{bad + 1}:]", 0), (f"train[{bad}:{bad + 2}]", 1)):
@@ -246,7 +246,7 @@ def test_damage_outside_of_the_split_is_none_of_it(damaged, first_of, tmp_path):
         assert result.num_episodes == stated - lost
 
 
-def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
+def test_unlisted_shard_is_rejected_or_skipped(damaged, tmp_path, caplog):
     shards = tfrecords.shards(damaged)
     extra = shards[0].with_name("plain-train.tfrecord-00003-of-00004")
     shutil.copy(shards[0], extra)
@@ -259,7 +259,7 @@ def test_a_shard_too_many_is_said(damaged, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("count", ["1000000000000", "-5", "0", "9223372036854775807"])
-def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
+def test_wrong_episode_count_is_rejected(count, damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, count))
     with pytest.raises(kabuki_rlds.KabukiError):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
@@ -271,7 +271,7 @@ def test_counts_that_no_file_can_hold_are_refused(count, damaged, tmp_path):
         )
 
 
-def test_a_shard_of_less_than_no_episodes_is_named(damaged, tmp_path):
+def test_negative_episode_count_is_rejected(damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["1", "-5", "1"]))
     with pytest.raises(
         kabuki_rlds.KabukiError, match=r"dataset_info.json: split 'train': a shard has a negative number of episodes"
@@ -279,20 +279,20 @@ def test_a_shard_of_less_than_no_episodes_is_named(damaged, tmp_path):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
 
 
-def test_a_split_that_is_said_to_hold_nothing_and_does_is_refused(damaged, tmp_path):
+def test_episodes_in_a_split_listed_as_empty_are_an_error(damaged, tmp_path):
     tfrecords.edit_info(damaged, lambda train: train.update(shardLengths=["0", "0", "0"]))
     with pytest.raises(kabuki_rlds.KabukiError, match=r"has at least \d+ episodes, expected 0 by dataset_info.json"):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
 
 
-def test_more_episodes_than_were_said_are_no_loss(damaged, tmp_path, caplog):
+def test_unlisted_episodes_of_a_shard_are_converted_with_a_warning(damaged, tmp_path, caplog):
     tfrecords.edit_info(damaged, lambda train: train["shardLengths"].__setitem__(1, "1"))
     result = kabuki_rlds.convert(damaged, tmp_path / "out.hdf5", skip_bad_episodes=True)
     assert (result.num_episodes, result.skipped) == (EPISODES, [])
     assert "more episodes than dataset_info.json lists" in caplog.text
 
 
-def test_a_dataset_of_which_nothing_can_be_read(damaged, tmp_path):
+def test_dataset_without_readable_episodes_is_rejected(damaged, tmp_path):
     for shard in tfrecords.shards(damaged):
         shard.write_bytes(b"")
     with pytest.raises(kabuki_rlds.KabukiError, match=f"none of the {EPISODES} episodes can be read; the first: "):
@@ -300,7 +300,7 @@ def test_a_dataset_of_which_nothing_can_be_read(damaged, tmp_path):
     assert not (tmp_path / "out.hdf5").exists()
 
 
-def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
+def test_command_line_lists_skipped_episodes(damaged, tmp_path, capfd):
     flip_data(damaged)
     out = tmp_path / "out.hdf5"
     assert main(["convert", str(damaged), str(out), "--quiet", "--skip-bad-episodes"]) == 0
@@ -314,14 +314,14 @@ def test_the_command_says_what_was_left_out(damaged, tmp_path, capfd):
     assert "holds what its source holds, but for 1 damaged episodes that were left out" in capfd.readouterr().out
 
 
-def test_what_a_file_lacks_is_told_by_those_made_of_it(damaged, tmp_path):
+def test_stitched_files_keep_the_list_of_skipped_episodes(damaged, tmp_path):
     flip_data(damaged)
     first = kabuki_rlds.convert(damaged, tmp_path / "a.hdf5", skip_bad_episodes=True)
     second = kabuki_rlds.convert([first.path, first.path], tmp_path / "b.hdf5")
     assert second.skipped == [*first.skipped, *first.skipped]
 
 
-def test_a_source_that_was_mended_differs(damaged, dataset, tmp_path):
+def test_compare_reports_skipped_episodes_after_the_source_is_repaired(damaged, dataset, tmp_path):
     flip_data(damaged)
     result = kabuki_rlds.convert(damaged, tmp_path / "a.hdf5", skip_bad_episodes=True)
     (lost,) = kabuki_rlds.compare(result.path, dataset("plain"))
@@ -405,7 +405,7 @@ def put_image(folder: Path, file: bytes) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (None, None, 3)])
 @pytest.mark.parametrize("kind", BOMBS)
-def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
+def test_image_with_a_huge_stated_size_is_not_decoded(kind, shape, tmp_path):
     folder = datasets.write(with_pictures(shape), tmp_path)
     put_image(folder, BOMBS[kind](LARGE, LARGE))
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -434,7 +434,7 @@ def test_an_image_that_says_it_is_huge_is_not_decoded(kind, shape, tmp_path):
         "changed PNG", "truncated JPEG", "JPEG with zeros at the end",
     ],
 )  # fmt: skip
-def test_a_damaged_image_is_reported_with_episode_and_row(file, says, images, tmp_path):
+def test_damaged_image_is_reported_with_episode_and_row(file, says, images, tmp_path):
     folder = datasets.write(with_pictures(), tmp_path)
     put_image(folder, file)
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -444,7 +444,7 @@ def test_a_damaged_image_is_reported_with_episode_and_row(file, says, images, tm
     assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
-def test_an_image_that_does_not_decode_is_reported(tmp_path):
+def test_undecodable_image_is_reported(tmp_path):
     folder = datasets.write(with_pictures(), tmp_path)
     # Its chunks are whole, but its pixels are not compressed.
     put_image(folder, png(8, 8, b"no deflate stream"))
@@ -473,9 +473,9 @@ def tensor(shape: tuple[int | None, ...]) -> tuple[Any, np.ndarray]:
             "field 'observation/depth': the number of bytes of an item does not match its shape",
         ),
     ],
-    ids=["a bomb", "cut short", "no stream", "half a number", "a number too few"],
+    ids=["decompression bomb", "truncated", "not zlib", "half a number", "missing number"],
 )
-def test_an_encoded_tensor_that_is_not_what_it_should_be_is_refused(item, says, shape, tmp_path):
+def test_damaged_encoded_tensor_is_rejected(item, says, shape, tmp_path):
     folder = datasets.write(with_pictures(depth=tensor(shape)), tmp_path)
     (shard,) = folder.glob("*-train*")
     key = "steps/observation/depth/value" if shape == (None, None) else "steps/observation/depth"
@@ -487,7 +487,7 @@ def test_an_encoded_tensor_that_is_not_what_it_should_be_is_refused(item, says, 
     assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
-# --- lengths that lie: no memory is read that is none of the record's ---
+# --- wrong lengths: only memory of the record is read ---
 
 
 def lists(change: Callable[[list[int]], list[int]]) -> Callable[[Any], None]:
@@ -512,9 +512,9 @@ FILES = "steps/observation/pictures/ragged_flat_values"
         lambda lengths: [*lengths, 1],
         lambda lengths: [1 << 62] * len(lengths),
     ],
-    ids=["huge", "negative", "one more, one less", "too few", "too many", "a sum beyond 64 bits"],
+    ids=["huge", "negative", "shifted between lists", "too few", "too many", "sum overflows int64"],
 )
-def test_lengths_of_lists_that_lie_are_refused(change, tmp_path):
+def test_wrong_list_lengths_are_rejected(change, tmp_path):
     inner = tfds.features.Sequence(tfds.features.Sequence(np.float32))
     folder = datasets.write(with_pictures(boxes=(inner, [[1.0, 2.0], [3.0]])), tmp_path)
     (shard,) = folder.glob("*-train*")
@@ -526,7 +526,7 @@ def test_lengths_of_lists_that_lie_are_refused(change, tmp_path):
     assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
-def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
+def test_wrong_number_of_list_items_or_images_is_rejected(tmp_path):
     pictures = tfds.features.Sequence(tfds.features.Image(shape=(8, 8, 3)))
     recipe = with_pictures(pictures=(pictures, [np.zeros((8, 8, 3), np.uint8)] * 2))
     corners = tfds.features.Sequence(np.int16, length=4)
@@ -557,7 +557,7 @@ def test_lists_and_images_that_are_not_as_many_as_they_should_be(tmp_path):
         ("steps/depth/shape", "field 'depth': an episode has 9 dimensions, expected 8"),
     ],
 )
-def test_what_one_episode_has_too_many_and_the_next_too_few_does_not_go_to_the_next(key, says, tmp_path):
+def test_length_mismatch_across_episodes_is_rejected(key, says, tmp_path):
     recipe = with_pictures()
     steps = {
         "list": tfds.features.Sequence(np.int32),
@@ -614,7 +614,7 @@ def test_what_one_episode_has_too_many_and_the_next_too_few_does_not_go_to_the_n
     ],
     ids=["huge", "empty", "truncated", "not decodable"],
 )
-def test_an_image_in_lists_of_lists_that_is_none_is_refused(file, says, kind, tmp_path):
+def test_damaged_image_in_nested_lists_is_rejected(file, says, kind, tmp_path):
     image = tfds.features.Image(shape=(8, 8, 3))
     pictures = getattr(tfds.features, kind)(tfds.features.Sequence(image))
     folder = datasets.write(with_pictures(pictures=(pictures, [[np.zeros((8, 8, 3), np.uint8)]])), tmp_path)
@@ -628,7 +628,7 @@ def test_an_image_in_lists_of_lists_that_is_none_is_refused(file, says, kind, tm
     assert (result.num_episodes, result.skipped[0].record) == (2, 1)
 
 
-def test_what_tfds_decodes_to_another_shape_is_refused(tmp_path, monkeypatch):
+def test_wrong_shape_of_a_value_decoded_by_tfds_is_rejected(tmp_path, monkeypatch):
     folder = datasets.write(with_pictures(sound=(tfds.features.Audio(shape=(2,)), [1, 2])), tmp_path)
     decode = tfds.features.Audio.decode_example
     monkeypatch.setattr(tfds.features.Audio, "decode_example", lambda self, value: decode(self, value)[:, None])
@@ -638,7 +638,7 @@ def test_what_tfds_decodes_to_another_shape_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(1 << 32, 1 << 32), (-4, -3), (12,), (4, 4)])
-def test_shapes_of_tensors_that_lie_are_refused(shape, tmp_path):
+def test_wrong_stored_tensor_shape_is_rejected(shape, tmp_path):
     folder = datasets.write(with_pictures(depth=tensor((None, None))), tmp_path)
     (shard,) = folder.glob("*-train*")
 
@@ -651,7 +651,7 @@ def test_shapes_of_tensors_that_lie_are_refused(shape, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
-# --- datasets that strangers made ---
+# --- untrusted datasets ---
 
 
 def template(text: str) -> Callable[[dict[str, Any]], object]:
@@ -676,7 +676,7 @@ def test_shards_outside_of_the_folder_are_not_read(text, skip, damaged, tmp_path
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
-def test_a_description_of_absurd_size_is_not_read(name, damaged, tmp_path):
+def test_oversized_metadata_file_is_rejected(name, damaged, tmp_path):
     with open(damaged / name, "ab") as file:
         file.truncate(10 << 30)
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{name}: has .* bytes, more than the limit of 16,777,216"):
@@ -684,7 +684,7 @@ def test_a_description_of_absurd_size_is_not_read(name, damaged, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
-def test_a_description_without_end_is_refused(name, damaged, tmp_path):
+def test_deeply_nested_metadata_is_rejected(name, damaged, tmp_path):
     (damaged / name).write_text("[" * 200_000)
     with pytest.raises(kabuki_rlds.KabukiError):
         kabuki_rlds.convert(damaged, tmp_path / "out.hdf5")
@@ -698,7 +698,7 @@ def test_a_description_without_end_is_refused(name, damaged, tmp_path):
         ("7", 2, "field 'observation/more': a row of float32 .* expected 0 to 268,435,456"),
     ],
 )
-def test_features_of_absurd_size_are_refused(size, count, says, tmp_path):
+def test_oversized_feature_shape_is_rejected(size, count, says, tmp_path):
     more = tfds.features.Tensor(shape=(7, 7), dtype=np.float32)
     folder = datasets.write(with_pictures(more=(more, np.zeros((7, 7), np.float32))), tmp_path)
     text = (folder / "features.json").read_text()
@@ -708,7 +708,7 @@ def test_features_of_absurd_size_are_refused(size, count, says, tmp_path):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
-def test_nothing_of_a_stranger_is_imported(damaged, tmp_path, monkeypatch):
+def test_class_named_in_features_json_is_not_imported(damaged, tmp_path, monkeypatch):
     (tmp_path / "stranger.py").write_text("raise AssertionError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     features = json.loads((damaged / "features.json").read_text())
@@ -722,7 +722,7 @@ def test_nothing_of_a_stranger_is_imported(damaged, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["features.json", "plain-train.tfrecord-00002-of-00003"])
-def test_a_source_that_changes_while_it_is_read_is_said(name, damaged, tmp_path, monkeypatch):
+def test_source_that_changes_during_conversion_is_rejected(name, damaged, tmp_path, monkeypatch):
     from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     write = KabukiSink.write

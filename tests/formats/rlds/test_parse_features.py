@@ -1,4 +1,4 @@
-"""Features JSON of every form: TFDS's own classes are read as TFDS reads them, and no other class is imported."""
+"""Features JSON in every form: TFDS's own classes are parsed as TFDS parses them, and no other class is imported."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not [name for name in sys.modules if name.startswith(MODULE)]
 
 
-# --- the forms, each from a class, and what it holds: features by their names, one feature, or None for a leaf ---
+# --- the JSON forms: each builds JSON from a class and its content (name to feature, one feature, or None for a leaf) ---
 
 
 def _plain(inner: Any) -> Json:
@@ -136,7 +136,7 @@ def trees(leaf: st.SearchStrategy[Json], forms: tuple[Form, ...] = FORMS, depth:
 
 
 @given(inner=trees(st.deferred(lambda: st.sampled_from([form(TENSOR, None) for form in PROTOS]))), data=st.data())
-def test_features_are_those_that_tfds_parses(inner, data):
+def test_features_equal_those_parsed_by_tfds(inner, data):
     outer = data.draw(st.sampled_from(HOLDS_ALL))(DICT, {"x": inner})
     text = json.dumps(outer)
     try:
@@ -154,7 +154,7 @@ def test_features_are_those_that_tfds_parses(inner, data):
 @pytest.mark.parametrize("outer", FORMS)
 @pytest.mark.parametrize("inner", FORMS)
 @pytest.mark.parametrize("leaf", FORMS)
-def test_no_other_class_is_imported_however_it_is_nested(outer, inner, leaf):
+def test_unknown_class_is_not_imported_at_any_nesting(outer, inner, leaf):
     stranger = f"{MODULE}.X"
     for containers in ((DICT, SEQUENCE), (DICT, DATASET), (DICT, DICT), (DICT, stranger)):
         held = leaf(stranger if stranger not in containers else TENSOR, None)
@@ -180,14 +180,14 @@ def test_no_other_class_is_imported_however_it_is_nested(outer, inner, leaf):
         *(f" {TENSOR}", f"{TENSOR} ", TENSOR.upper(), f"{TENSOR}\0", TENSOR.replace("e", "\u0435"), f"./{TENSOR}"),
     ],
 )
-def test_a_class_is_taken_by_its_exact_name(name):
+def test_class_name_must_match_exactly(name):
     for form in FORMS:
         with pytest.raises(kabuki_rlds.KabukiError, match=r"^d/features.json: .*What to do$") as error:
             parse(legacy(DICT, {"x": form(name, None)}))
         assert "\n" not in str(error.value)
 
 
-def test_a_class_that_a_program_registers_is_not_taken():
+def test_class_registered_by_a_program_is_not_accepted():
     class Registered(tfds.features.Tensor):
         pass
 
@@ -198,7 +198,7 @@ def test_a_class_that_a_program_registers_is_not_taken():
 
 
 @pytest.mark.parametrize("recipe", [*datasets.READ_BY_TFDS, *datasets.NOT_READ_BY_TFDS])
-def test_features_of_each_kind_are_those_of_tfds(recipe):
+def test_each_feature_class_is_parsed_like_tfds_does(recipe):
     features = getattr(datasets, recipe)().features
     parsed = parse(features.to_json())
     assert parsed.to_json() == features.to_json()
@@ -237,7 +237,7 @@ LEGACY_LEAVES: dict[str, tuple[str, Json]] = {
 
 
 @pytest.mark.parametrize("case", LEGACY_LEAVES)
-def test_leaves_of_early_versions_are_those_of_tfds(case):
+def test_features_of_early_tfds_versions_are_parsed(case):
     name, content = LEGACY_LEAVES[case]
     value = {"type": f"{CORE}.{name}", "content": content}
     expected = tfds.features.FeatureConnector.from_json(json.loads(json.dumps(value)))
@@ -246,7 +246,7 @@ def test_leaves_of_early_versions_are_those_of_tfds(case):
     assert (parsed.to_json(), getattr(parsed, "names", None)) == (expected.to_json(), getattr(expected, "names", None))
 
 
-def test_descriptions_are_kept():
+def test_feature_documentation_is_kept():
     value = {**proto(TENSOR, None), "description": "the state", "valueRange": "0 to 1"}
     doc = parse(json_text(DICT, {"x": value}))["x"].doc
     assert (doc.desc, doc.value_range) == ("the state", "0 to 1")
@@ -285,7 +285,7 @@ def test_descriptions_are_kept():
         ),
     ],
 )
-def test_what_is_no_features_json_is_one_line(value, says):
+def test_invalid_features_json_is_rejected_in_one_line(value, says):
     with pytest.raises(kabuki_rlds.KabukiError) as error:
         parse_features.parse(value if isinstance(value, str) else json.dumps(value), "d/features.json", "What to do")
     assert says in str(error.value)
@@ -293,7 +293,7 @@ def test_what_is_no_features_json_is_one_line(value, says):
 
 
 @pytest.mark.parametrize("key", ["names_file", "labels"])
-def test_no_other_file_is_read_for_class_names(key, tmp_path):
+def test_class_names_are_not_read_from_other_files(key, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("what another file of this machine holds")
     cls = "class_label_feature.ClassLabel" if key == "names_file" else "labeled_image.LabeledImage"
@@ -332,7 +332,7 @@ def test_more_classes_than_the_limit_are_rejected(count, made, form):
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, "3", True, [3]])
-def test_a_number_of_classes_is_an_integer(count):
+def test_number_of_classes_must_be_a_valid_integer(count):
     with pytest.raises(kabuki_rlds.KabukiError, match="feature 'x'"):
         parse(legacy(DICT, {"x": label(count)}))
 
@@ -345,14 +345,14 @@ def test_more_features_than_the_limit_are_rejected(monkeypatch):
 
 
 @pytest.mark.parametrize("depth", [65, 500, 20_000])
-def test_deeper_features_than_the_limit_are_rejected(depth):
+def test_features_nested_deeper_than_the_limit_are_rejected(depth):
     tensor, opening = json.dumps(legacy(TENSOR, None)), f'{{"type": "{SEQUENCE}", "content": {{"length": 2, "feature": '
     text = f'{{"type": "{DICT}", "content": {{"x": {opening * depth}{tensor}{"}}" * depth}}}}}'
     with pytest.raises(kabuki_rlds.KabukiError, match=r"exceeds the nesting limit of 64 features|is not JSON"):
         parse_features.parse(text, "d/features.json", "What to do")
 
 
-def test_longer_json_than_the_limit_is_rejected():
+def test_json_longer_than_the_limit_is_rejected():
     with pytest.raises(kabuki_rlds.KabukiError, match="has 16,777,217 characters, more than the limit of 16,777,216"):
         parse_features.parse(" " * (1 + (16 << 20)), "d/features.json", "What to do")
 
@@ -418,7 +418,7 @@ MUST_REJECT = {"load", "load some fields", "build", "record", "tfds build"}
 
 @pytest.mark.parametrize("form", [*FORM_NAMES, "dataset_info"])
 @pytest.mark.parametrize("reader", OF_DATASETS)
-def test_nothing_imports_a_class_of_a_dataset(reader, form, features, dataset, converted, tmp_path):
+def test_no_function_imports_a_class_named_by_a_dataset(reader, form, features, dataset, converted, tmp_path):
     folder = tmp_path / "plain" / "1.0.0"
     shutil.copytree(dataset("plain"), folder)
     named = "features.json"
@@ -438,7 +438,7 @@ def test_nothing_imports_a_class_of_a_dataset(reader, form, features, dataset, c
 
 
 @pytest.mark.parametrize("command", ["convert", "validate", "build", "export"])
-def test_no_command_imports_a_class_of_a_dataset(command, features, dataset, converted, tmp_path, capsys):
+def test_no_command_imports_a_class_named_by_a_dataset(command, features, dataset, converted, tmp_path, capsys):
     folder = tmp_path / "plain" / "1.0.0"
     shutil.copytree(dataset("plain"), folder)
     (folder / "features.json").write_text(strangers_in(features)["text"])
@@ -455,7 +455,7 @@ def test_no_command_imports_a_class_of_a_dataset(command, features, dataset, con
 
 @pytest.mark.parametrize("form", FORM_NAMES)
 @pytest.mark.parametrize("reader", OF_FILES)
-def test_nothing_imports_a_class_of_a_file(reader, form, features, converted, tmp_path):
+def test_no_function_imports_a_class_named_by_a_file(reader, form, features, converted, tmp_path):
     file = tmp_path / "x.hdf5"
     shutil.copy(converted("plain"), file)
     with h5py.File(file, "r+") as f:
@@ -474,7 +474,7 @@ def test_nothing_imports_a_class_of_a_file(reader, form, features, converted, tm
     assert list(kabuki_rlds.load(file))
 
 
-def test_tfds_build_in_a_process_of_its_own_imports_no_class_of_a_file(features, converted, tmp_path):
+def test_tfds_build_imports_no_class_named_by_a_file(features, converted, tmp_path):
     pytest.importorskip("mlcroissant", reason="the tfds command needs the extra `build`")
     file = tmp_path / "x.hdf5"
     shutil.copy(converted("plain"), file)
@@ -488,7 +488,7 @@ def test_tfds_build_in_a_process_of_its_own_imports_no_class_of_a_file(features,
     assert "AssertionError" not in done.stderr
 
 
-def test_a_dataset_is_opened_as_tfds_opens_it(dataset, old_dataset):
+def test_dataset_info_equals_that_of_tfds(dataset, old_dataset):
     from kabuki_rlds.formats.rlds import dataset_dir
 
     for folder in (dataset("every_kind"), dataset("with_config"), dataset("in_order"), old_dataset):
@@ -501,7 +501,7 @@ def test_a_dataset_is_opened_as_tfds_opens_it(dataset, old_dataset):
         }
 
 
-# --- counts that a text file states ---
+# --- numbers of classes ---
 
 
 def with_label(folder: Path, num_classes: Any, named: bool = False) -> Path:
@@ -521,7 +521,7 @@ def with_label(folder: Path, num_classes: Any, named: bool = False) -> Path:
 
 
 @pytest.mark.parametrize("num_classes", [10_000_000, 3_000_000_000])
-def test_many_classes_are_one_line_and_no_memory(num_classes, tmp_path):
+def test_too_many_classes_are_rejected_without_allocating_memory(num_classes, tmp_path):
     folder = with_label(tmp_path, num_classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(kabuki_rlds.KabukiError) as error:
@@ -530,7 +530,7 @@ def test_many_classes_are_one_line_and_no_memory(num_classes, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
-def test_classes_without_names_get_none(tmp_path):
+def test_label_without_names_stays_without_names(tmp_path):
     folder = with_label(tmp_path, 1_000_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     file = kabuki_rlds.convert(folder, tmp_path / "out.hdf5").path
@@ -547,7 +547,7 @@ def test_classes_without_names_get_none(tmp_path):
     assert not list(built.glob("*.labels.txt"))
 
 
-def test_class_names_that_number_the_classes_are_no_difference(tmp_path):
+def test_numbered_class_names_equal_no_class_names(tmp_path):
     """As files of earlier versions have them for a label without names."""
     folder = with_label(tmp_path, 3)
     file = kabuki_rlds.convert(folder, tmp_path / "out.hdf5").path
@@ -561,7 +561,7 @@ def test_class_names_that_number_the_classes_are_no_difference(tmp_path):
     assert "label int64 of 4 classes, the source has label int64 of 3 classes" in str(difference)
 
 
-def test_names_of_classes_are_kept(tmp_path):
+def test_class_names_are_kept(tmp_path):
     folder = with_label(tmp_path, 3, named=True)
     file = kabuki_rlds.convert(folder, tmp_path / "out.hdf5").path
     with h5py.File(file) as f:
@@ -570,7 +570,7 @@ def test_names_of_classes_are_kept(tmp_path):
     assert tfds.builder_from_directory(built).info.features["steps"]["label"].names == ["a", "b", "c"]
 
 
-def test_different_numbers_of_classes_do_not_fit(tmp_path):
+def test_different_numbers_of_classes_are_rejected(tmp_path):
     folders = [with_label(tmp_path / "a", 3), with_label(tmp_path / "b", 4)]
     with pytest.raises(
         kabuki_rlds.KabukiError, match=r"'label' is label int64 of 3 classes in .*, but label int64 of 4"
@@ -578,7 +578,7 @@ def test_different_numbers_of_classes_do_not_fit(tmp_path):
         kabuki_rlds.convert(folders, tmp_path / "out.hdf5")
 
 
-def test_a_file_of_more_names_than_the_limit_is_rejected(tmp_path):
+def test_labels_file_with_more_names_than_the_limit_is_rejected(tmp_path):
     folder = with_label(tmp_path, 3)
     (folder / "steps-label.labels.txt").write_text("a\n" * 1_000_001)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"steps-label.labels.txt: names 1,000,001 classes, more than"):
@@ -613,7 +613,7 @@ def test_more_shards_than_the_limit_are_rejected(splits, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [[-1, 1 << 40], [-1, -1, 1 << 29], [1 << 62, -1]])
-def test_a_shape_in_hdf5_that_no_row_has_is_rejected(shape, tmp_path):
+def test_shape_attribute_larger_than_the_limit_is_rejected(shape, tmp_path):
     rows = np.empty(8, object)
     rows[:] = [np.zeros(0, np.float32)] * 8
     stored = handmade.Stored(rows, {"dtype": h5py.vlen_dtype("f4")}, {"shape": shape, "dtype": "float32"})
