@@ -52,7 +52,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert not [name for name in sys.modules if name.startswith(MODULE)]
 
 
-# --- the JSON forms: each builds JSON from a class and its content (name to feature, one feature, or None for a leaf) ---
+# --- JSON forms: each builds JSON from a class and its content (name to feature, one feature, or None for a leaf) ---
 
 
 def _plain(inner: Any) -> Json:
