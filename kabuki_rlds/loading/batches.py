@@ -3,7 +3,8 @@
 The rows of a batch are read in one of three ways:
 
 * in file order: consecutive rows are read in spans;
-* shuffled, if the columns fit in memory: the columns are loaded once;
+* shuffled, if the columns fit in memory: the columns are loaded once, and until then
+  each batch is read from the file;
 * shuffled, otherwise: the samples of many future batches are read together, so that
   each chunk of the file is read once for all of them.
 
@@ -18,6 +19,7 @@ import itertools
 import math
 import os
 import secrets
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -39,6 +41,8 @@ from kabuki_rlds.loading.table_episodes import Episodes
 
 #: To shuffle, columns up to this size are loaded into memory.
 HELD_BYTES = 1 << 30
+#: The first batch waits for columns up to this size. Larger ones are loaded while batches are served from the file.
+LOADED_FIRST_BYTES = 64 << 20
 #: Size of the samples that are read ahead in shuffled order. Half of them is served while the other half is read.
 LOOK_AHEAD_BYTES = 256 << 20
 #: Size of the rows that are read together in file order, and of the batches that are made together.
@@ -138,10 +142,8 @@ class Batches:
             for epoch in itertools.count() if self._epochs is None else range(self._epochs):
                 if self._shuffle:
                     order = Permutation(len(index), (seed, epoch))
-                    columns = self._hold(table)
-                    gathered = (
-                        self._on_disk(table, index, order) if columns is None else self._held_in(columns, index, order)
-                    )
+                    fits = table.row_nbytes * table.num_rows <= HELD_BYTES
+                    gathered = (self._in_memory if fits else self._on_disk)(table, index, order)
                 else:
                     gathered = self._in_order(table, index)
                 with contextlib.closing(gathered):
@@ -186,14 +188,28 @@ class Batches:
         rows = table.begin(first, end)
         return anchors, episodes, lambda: within(rows(), first)
 
-    def _held_in(self, columns: dict[str, Column], index: SampleIndex, order: Permutation) -> _Blocks:
-        take = within(columns)
-        for start, stop in _parts(len(index), self.batch_size * self.per_block):
-            yield self._samples.gather(take, *index.locate(order[start:stop]))
+    def _in_memory(self, table: Table, index: SampleIndex, order: Permutation) -> _Blocks:
+        stats = [os.stat(path) for path in self._paths]
+        version = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
+        held = self._held[1] if self._held is not None and self._held[0] == version else None
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(1, "kabuki-load") as thread:
+            try:
+                loading = None if held is not None else thread.submit(table.load, stop)
+                is_small = table.row_nbytes * table.num_rows <= LOADED_FIRST_BYTES
+                for start, end in _parts(len(index), self.batch_size * self.per_block):
+                    if loading is not None and (is_small or loading.done()):
+                        held, loading = loading.result(), None
+                        assert held is not None
+                        self._held = version, held
+                    take = table.take if held is None else within(held)
+                    yield self._samples.gather(take, *index.locate(order[start:end]))
+            finally:
+                stop.set()
 
     def _on_disk(self, table: Table, index: SampleIndex, order: Permutation) -> _Blocks:
         batches = LOOK_AHEAD_BYTES // 2 // (table.row_nbytes * self._samples.rows) // self.batch_size
-        parts = _parts(len(index), self.batch_size * max(batches, 1))
+        parts = _growing_parts(len(index), self.batch_size, max(batches, 1))
         pieces = (self._samples.gather(table.take, *index.locate(order[start:stop])) for start, stop in parts)
         rows = math.prod(self.lead)
         with contextlib.closing(_ahead(pieces)) as ahead:
@@ -202,18 +218,16 @@ class Batches:
                 for a, b in _parts(count, self.batch_size * self.per_block):
                     yield {path: column[a * rows : b * rows] for path, column in piece.items()}
 
-    def _hold(self, table: Table) -> dict[str, Column] | None:
-        """All columns, loaded into memory once; None if they are too large."""
-        if table.row_nbytes * table.num_rows > HELD_BYTES:
-            return None
-        stats = [os.stat(path) for path in self._paths]
-        version = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
-        if self._held is None or self._held[0] != version:
-            self._held = version, table.load()
-        return self._held[1]
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None, "_images": None}
+
+
+def _growing_parts(count: int, size: int, most: int) -> Iterator[tuple[int, int]]:
+    """Parts of 1, 2, 4, … times `size`, up to `most` times. The first parts are small, so that they are there soon."""
+    start, times = 0, 1
+    while start < count:
+        yield start, min(start + size * times, count)
+        start, times = start + size * times, min(2 * times, most)
 
 
 def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:

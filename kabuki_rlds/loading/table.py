@@ -10,6 +10,7 @@ import itertools
 import math
 import numbers
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -137,21 +138,32 @@ class Table:
         begun = {path: list(self._parts(path, start, stop)) for path in self.fields}
         return lambda: {path: concatenate([finish() for _, finish in parts]) for path, parts in begun.items()}
 
-    def load(self) -> dict[str, Column]:
-        """All rows of all fields."""
-        return {path: self._load(path, field) for path, field in self.fields.items()}
+    def load(self, stop: threading.Event) -> dict[str, Column] | None:
+        """All rows of all fields; None if `stop` was set meanwhile."""
+        columns = {}
+        for path, field in self.fields.items():
+            column = self._load(path, field, stop)
+            if column is None:
+                return None
+            columns[path] = column
+        return columns
 
-    def _load(self, path: str, field: Field) -> Column:
+    def _load(self, path: str, field: Field, stop: threading.Event) -> Column | None:
         step = max(1, _SPAN_BYTES // self.row_nbytes)
         spans = ((start, min(start + step, self.num_rows)) for start in range(0, self.num_rows, step))
-        begun = (part for span in spans for part in self._parts(path, *span))
+        begun = (
+            part
+            for span in itertools.takewhile(lambda _: not stop.is_set(), spans)
+            for part in self._parts(path, *span)
+        )
         parts = ((at, finish()) for at, finish in begun)
-        if not _is_fixed(field):
-            return concatenate([part for _, part in parts])
-        out = np.empty((self.num_rows, *(d for d in field.shape if d is not None)), field.dtype)
-        for at, part in parts:
-            out[at : at + len(part)] = part
-        return out
+        if _is_fixed(field):
+            out = np.empty((self.num_rows, *(d for d in field.shape if d is not None)), field.dtype)
+            for at, part in parts:
+                out[at : at + len(part)] = part
+            return None if stop.is_set() else out
+        columns = [part for _, part in parts]
+        return None if stop.is_set() else concatenate(columns)
 
     def _parts(self, path: str, start: int, stop: int) -> Iterator[tuple[int, Callable[[], Column]]]:
         """Starts to read the rows `start` to `stop` of a field.

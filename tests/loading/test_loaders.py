@@ -32,9 +32,11 @@ LOADERS = {
 }
 
 
-@pytest.fixture(params=["in memory", "on disk"])
+@pytest.fixture(params=["in memory", "while it is loaded", "on disk"])
 def shuffled_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with columns and order in memory, and with both too large for it."""
+    """Runs a test with columns in memory, with columns that are loaded while batches are served, and from disk."""
+    if request.param == "while it is loaded":
+        monkeypatch.setattr(batches, "LOADED_FIRST_BYTES", 0)
     if request.param == "on disk":
         monkeypatch.setattr(batches, "HELD_BYTES", 0)
         monkeypatch.setattr(batches, "LOOK_AHEAD_BYTES", 1 << 10)
@@ -393,6 +395,9 @@ def test_shuffling_from_disk_gives_the_same_order_as_from_memory(
     loader: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = _rows(LOADERS[loader](file, 4, shuffle=True, seed=3, epochs=2, as_numpy=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "LOADED_FIRST_BYTES", 0)
+        _assert_same(_rows(LOADERS[loader](file, 4, shuffle=True, seed=3, epochs=2, as_numpy=True)), held)
     monkeypatch.setattr(batches, "HELD_BYTES", 0)
     monkeypatch.setattr(batches, "LOOK_AHEAD_BYTES", 1 << 9)
     _assert_same(_rows(LOADERS[loader](file, 4, shuffle=True, seed=3, epochs=2, as_numpy=True)), held)

@@ -182,12 +182,14 @@ class FixedReader:
         rows = self._run_rows
         todo: list[tuple[int, _Unpacked]] = []
         for offset in range(start - start % rows, stop, rows):
-            if self._recent is None or self._recent[0] != offset:
+            # Another thread may replace it meanwhile.
+            recent = self._recent
+            if recent is None or recent[0] != offset:
                 stored = self._stored(offset)
                 if stored is None:
                     return functools.partial(self._read_by_hdf5, start, stop)
-                self._recent = (offset, unpack(stored))
-            todo.append(self._recent)
+                self._recent = recent = (offset, unpack(stored))
+            todo.append(recent)
 
         def finish() -> np.ndarray:
             parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
