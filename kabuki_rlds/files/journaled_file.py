@@ -249,14 +249,16 @@ def _recover(path: pathlib.Path, file: int) -> None:
                 pages = list(_pages(found[1])) if len(found) > 1 else []
             except struct.error:
                 raise strange from None
-            # If neither checksum matches, the file was replaced.
-            if records.checksum(os.pread(file, _PAGE, 0)) not in (first, new_first) or new_size > size:
+            # If neither checksum matches, another program replaced or changed the file.
+            matches = records.checksum(os.pread(file, _PAGE, 0)) in (first, new_first) and new_size <= size
+            if not matches and len(found) > 1:
                 raise strange
             for at, content in pages:
                 if at + len(content) <= old_size:
                     _write(file, memoryview(content), at)
-            os.ftruncate(file, new_size)
-            os.fsync(file)
+            if matches:
+                os.ftruncate(file, new_size)
+                os.fsync(file)
         journal.unlink()
         with contextlib.suppress(OSError):
             disk.sync(path.parent)
@@ -267,6 +269,8 @@ def _pages(record: bytes) -> Iterator[tuple[int, bytes]]:
     while at < len(record):
         page, size = _PAGE_HEAD.unpack_from(record, at)
         at += _PAGE_HEAD.size
+        if at + size > len(record):
+            raise struct.error("a page is cut short")
         yield page * _PAGE, record[at : at + size]
         at += size
 

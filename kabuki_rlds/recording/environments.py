@@ -62,8 +62,9 @@ def record(
       split: name of the split.
       info: which entries of Gymnasium's `info` become fields of the steps; True for all
         that the first step has. What `reset` does not give is empty in the first row.
-      images: how images are stored, uint8 arrays (height, width, 1, 3 or 4): as "png",
-        or as "jpeg", which is smaller and lossy; or path of a field to either.
+      images: how an RLDS dataset stores images, uint8 arrays (height, width, 1, 3 or 4): as "png",
+        or as "jpeg", which is smaller and lossy; or path of a field to either. A new HDF5 file
+        stores the pixels, and `build` stores these in this format.
       unfinished: "keep" writes an episode that was cut short, by `reset` or `close`,
         ending with `is_last` and not `is_terminal`; "drop" does not. One that has not
         gone beyond its reset is never written.

@@ -40,8 +40,9 @@ class Logger(OneStream):
         `runs/robot/1.0.0`), or a file that ends in `.hdf5` or `.h5`. What is there
         already is appended to.
       split: name of the split.
-      images: how images are stored, uint8 arrays (height, width, 1, 3 or 4): as "png",
-        or as "jpeg", which is smaller and lossy; or path of a field to either.
+      images: how an RLDS dataset stores images, uint8 arrays (height, width, 1, 3 or 4): as "png",
+        or as "jpeg", which is smaller and lossy; or path of a field to either. A new HDF5 file
+        stores the pixels, and `build` stores these in this format.
       unfinished: "keep" writes an episode that was cut short (by `close`, by the next
         `reset`, or by an error), ending with `is_last` and not `is_terminal`; "drop"
         does not. One that has not gone beyond its reset is never written.

@@ -49,6 +49,11 @@ def test_kills_at_random_times_leave_the_old_the_new_or_nothing(tmp_path):
     assert sum(count for what, count in found.items() if "killed" in what) == 8
 
 
+def test_kills_of_an_append_leave_the_old_or_the_new_file(tmp_path):
+    found = kills.search_appends(20, 7, tmp_path)
+    assert sum(count for what, count in found.items() if "killed" in what) == 20
+
+
 def test_the_watch_sees_a_crash_a_hang_and_a_file_that_is_opened(tmp_path, monkeypatch):
     """The searches would be worth nothing if they saw nothing."""
     secret = hdf5.secret_in(tmp_path)

@@ -27,7 +27,9 @@ from tqdm import tqdm
 
 from kabuki_rlds.cli.main import main as run_command
 from kabuki_rlds.commands import resume
+from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.formats.hdf5 import source
+from kabuki_rlds.formats.hdf5.appending_sink import AppendingSink
 from tests import handmade
 
 OLD = b"the old file, which need not be HDF5"
@@ -58,21 +60,10 @@ class Command:
         Returns:
           The exit code; None where it was killed.
         """
-        process = os.fork()
-        if not process:
-            os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-            os._exit(run_command(self.arguments))
-        ends = time.monotonic() + (LIMIT if seconds is None else seconds)
-        while time.monotonic() < ends:
-            ended, status = os.waitpid(process, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.0005)
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-        if seconds is None:
+        code = run_and_kill(lambda: run_command(self.arguments), LIMIT if seconds is None else seconds, self.said)
+        if code is None and seconds is None:
             raise AssertionError(f"{self.arguments}: hangs")
-        return None
+        return code
 
     def check(self, had_old: bool) -> str:
         """What there is at the destination: "old", "new" or "absent"."""
@@ -86,6 +77,32 @@ class Command:
             return "old"
         assert self.reads(self.dest), (self.arguments, "neither old nor new")
         return "new"
+
+
+def run_and_kill(action: Callable[[], int], seconds: float, said: Path) -> int | None:
+    """Runs an action in a process of its own, and kills that after so many seconds.
+
+    Args:
+      action: returns the exit code.
+      seconds: how long it may take.
+      said: the file for its stderr.
+
+    Returns:
+      The exit code; None where it was killed.
+    """
+    process = os.fork()
+    if not process:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os._exit(action())
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        ended, status = os.waitpid(process, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.0005)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return None
 
 
 def same(whole: Path) -> Callable[[Path], bool]:
@@ -190,6 +207,48 @@ def search(kills: int, seed: int, folder: Path) -> Counter[str]:
     return found
 
 
+def append(path: Path, more: Path) -> int:
+    """Appends the episodes of one file to another."""
+    with source.KabukiSource(path) as there:
+        schema = there.schema
+    with source.KabukiSource(more) as episodes, AppendingSink(path, schema, episodes.origins) as sink:
+        for block in episodes.blocks():
+            sink.write(block)
+        sink.commit(LastRows.of_all(False, episodes.num_episodes, ""))
+    return 0
+
+
+def search_appends(kills: int, seed: int, folder: Path) -> Counter[str]:
+    """Kills so many processes that append to a file, and counts whether the file is the old or the new one.
+
+    Raises:
+      AssertionError: it is neither.
+    """
+    rng = random.Random(seed)
+    source._BLOCK_ROWS = 1 << 13
+    more = handmade.write(folder / "in.hdf5", handmade.fields([1000] * 40, [True] * 40) | handmade.index([1000] * 40))
+    old, new, path = folder / "old.hdf5", folder / "new.hdf5", folder / "grows.hdf5"
+    assert run_command(["convert", str(more), str(old), "--quiet"]) == 0
+    shutil.copy(old, new)
+    append(new, more)
+    found: Counter[str] = Counter()
+    takes = 1.0
+    while found["killed, old"] + found["killed, new"] < kills:
+        shutil.copy(old, path)
+        begin = time.monotonic()
+        code = run_and_kill(lambda: append(path, more), rng.uniform(0.5, 1.1) * takes, folder / "err")
+        takes = max(time.monotonic() - begin, 0.01) if code is not None else takes
+        assert code in (None, 0), (folder / "err").read_text()
+        with source.KabukiSource(path) as there:
+            there.check_complete()
+        assert not path.with_name("grows.hdf5.journal").exists()
+        state = "old" if same(old)(path) else "new"
+        assert state == "old" or same(new)(path), "neither old nor new"
+        assert code is None or state == "new", "it ended, but did nothing"
+        found[f"{'killed' if code is None else 'ended'}, {state}"] += 1
+    return found
+
+
 def main() -> None:
     """Searches, and prints what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -198,6 +257,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = search(arguments.kills, arguments.seed, Path(folder))
+        (Path(folder) / "append").mkdir()
+        appends = search_appends(arguments.kills, arguments.seed, Path(folder) / "append")
+        found += Counter({f"append: {what}": count for what, count in appends.items()})
     for what, count in sorted(found.items()):
         print(f"{count:5} {what}")
 
