@@ -53,7 +53,7 @@ def test_comparison_options_require_against(tmp_path, capsys, option):
     assert f"{option.partition('=')[0]} applies to --against, which is not given" in capsys.readouterr().err
 
 
-# --- splits of what has none ---
+# --- splits of sources without splits ---
 
 
 @pytest.mark.parametrize("make", [_log, _kabuki])
@@ -79,7 +79,7 @@ def test_images_encoded_requires_encoded_images(tmp_path):
     says = r"images: the images of .* are stored as arrays \(observation/images/top\)"
     with pytest.raises(KabukiError, match=says) as e:
         convert(source, tmp_path / "out.hdf5", images="encoded", fill={"reward": 0})
-    # The recipe that the error suggests makes the files.
+    # The recipe suggested by the error encodes the images.
     (tmp_path / "r.yaml").write_text(re.findall("`(.*?)`", str(e.value))[0])
     convert(source, tmp_path / "out.hdf5", recipe=tmp_path / "r.yaml", fill={"reward": 0})
     with h5py.File(source) as theirs, h5py.File(tmp_path / "out.hdf5") as ours:
@@ -113,7 +113,7 @@ def test_assumptions_that_cannot_apply_are_rejected(tmp_path, make, assume, why)
     source = make(tmp_path / "in.hdf5")
     with pytest.raises(KabukiError, match=why):
         convert(source, tmp_path / "out.hdf5", assume=assume, fill={"reward": 0})
-    # A recipe may have it for other files.
+    # A recipe may contain the assumption for other files.
     if "instruction" not in assume and "says nothing" not in why:
         pairs = ", ".join(f"{name}: {value}" for name, value in assume.items())
         (tmp_path / "r.yaml").write_text(f"assume: {{{pairs}}}\n")
@@ -143,7 +143,7 @@ def test_an_assumption_may_apply_to_only_one_of_the_files(tmp_path):
         assert convert(folder, tmp_path / "out.hdf5", assume={"last_observation": "repeat"}).num_steps == 3 + 2 + 2 + 4
 
 
-# --- options that find nothing to do ---
+# --- options without effect ---
 
 
 def test_options_without_effect_are_accepted(tmp_path, dataset):

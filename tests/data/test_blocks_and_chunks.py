@@ -129,7 +129,7 @@ def test_columns_round_trip_through_hdf5_in_any_pieces(tmp_path_factory, data, r
             assert source.schema.steps == {"x": field}
             assert source.schema.metadata == {"m": meta_field}
             blocks = list(source.blocks())
-    # In rows of variable length HDF5 makes one NaN of all of bfloat16's.
+    # In rows of variable length, HDF5 converts all NaN values of bfloat16 to the same NaN.
     exact = isinstance(column, np.ndarray) or field.dtype != BFLOAT16
     assert_equal(concatenate([block.steps["x"] for block in blocks]), column, exact)
     exact = isinstance(meta, np.ndarray) or meta_field.dtype != BFLOAT16
@@ -157,7 +157,7 @@ def test_a_chunk_larger_than_its_stated_size_is_rejected():
         chunks.unpack(packed, 1000, 8, shuffled=True, deflated=True)
 
 
-# --- completion, against the rules said in a loop ---
+# --- required fields, compared with a plain implementation of the rules ---
 
 
 class _Steps:

@@ -126,7 +126,7 @@ def test_different_ranks_are_rejected(tmp_path):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5")
 
 
-# --- fields that only some have ---
+# --- fields that are missing in some sources ---
 
 
 def test_fields_missing_in_some_files_are_listed(tmp_path):
@@ -155,7 +155,7 @@ def test_fields_missing_in_some_demonstrations_are_listed(tmp_path):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5")
 
 
-# --- what may differ, with a warning ---
+# --- differences that are allowed with a warning ---
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_images_of_different_sizes_are_combined_with_a_warning(tmp_path, caplog,
         assert f["camera"].attrs["kind"] == "image"
         shape = f["companion/camera/shape"][4]
         np.testing.assert_array_equal(f["camera"][4].reshape(shape), high[1])
-    # The same without the file in between, and from files that are loaded together.
+    # Building directly, and loading the files together, give the same result.
     built = kabuki_rlds.build(paths, tmp_path / "data", name="mixed").path
     feature = tfds.builder_from_directory(built).info.features["steps"]["camera"]
     assert isinstance(feature, tfds.features.Image) and feature.shape == (None, None, 3)
@@ -233,7 +233,7 @@ def test_rlds_datasets_with_images_of_different_sizes_are_combined(tmp_path, cap
     assert kabuki_rlds.compare(result.path, folders) == []
     for got, want in zip(images_of(result.path, "camera"), [*picture(40, 50), *picture(64, 33)], strict=True):
         np.testing.assert_array_equal(got, want)
-    # The features are those of the source but for the size.
+    # The features equal those of the source except for the image size.
     built = kabuki_rlds.build(result.path, tmp_path / "data", name="x").path
     before = tfds.builder_from_directory(folders[0]).info.features["steps"]
     after = tfds.builder_from_directory(built).info.features["steps"]

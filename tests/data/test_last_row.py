@@ -113,7 +113,7 @@ def _flags(path: Path) -> list[bool]:
         return flags[:].tolist()
 
 
-#: Kinds of datasets: how each is written, whether its last rows are steps, and words of the reason.
+#: Name to (function that writes the dataset, whether its last rows are steps, part of the reason).
 KINDS: dict[str, tuple[Callable[[Path], Path], bool, str]] = {
     "rule 4, padding random": (_padded, False, "rule 4"),
     "rule 4, some truncated": (lambda f: _padded(f, terminal=[True, False, False, False, True]), False, "rule 4"),
@@ -459,7 +459,7 @@ def test_format_1_0_files_with_rewards_in_last_rows_warn_once(tmp_path: Path, ca
         kabuki_rlds.validate(file)
     said = [record.getMessage() for record in caplog.records if "last rows" in record.getMessage()]
     assert len(said) == 1 and "4 of 5" in said[0] and "last_row='step'" in said[0]
-    # The remedies work.
+    # The suggested options work.
     assert _steps(file, last_row="step")[0] == TOTAL
     assert main(["convert", str(file), str(tmp_path / "new.hdf5"), "--last-row", "step", "--quiet"]) == 0
     assert _steps(tmp_path / "new.hdf5")[0] == TOTAL
@@ -549,7 +549,7 @@ def test_is_terminal_is_derived_from_the_discount_of_a_last_step(tmp_path: Path)
     assert result.last_rows.is_step.all()
     with h5py.File(tmp_path / "k.hdf5") as f:
         assert np.flatnonzero(f["discount"][:] == 0).tolist() == (np.cumsum(LENGTHS) - 1).tolist()
-    # Nothing ends with is_last, so is_terminal is derived from where the episodes of the source end.
+    # is_last is never true, so is_terminal is derived at the ends of the source's episodes.
     assert kabuki_rlds.inspect(tmp_path / "k.hdf5").terminal == 5
 
 
@@ -558,7 +558,7 @@ def test_wrong_is_first_flags_do_not_shift_the_decision(value: bool, tmp_path: P
     steps = _renamed(_like_droid(tmp_path / "a", last_discount=0.0), tmp_path / "b", {}, is_first=value)
     result = kabuki_rlds.convert([_padded(tmp_path / "c"), steps], tmp_path / "k.hdf5")
     assert {w.rule for w in result.warnings} == {5, 6}
-    # The deviation is noted, and the index is right.
+    # The deviation is noted in the file, and the episode index is correct.
     assert kabuki_rlds.validate(tmp_path / "k.hdf5") == []
     with h5py.File(tmp_path / "k.hdf5", "a") as f:
         del f.attrs["notes"]

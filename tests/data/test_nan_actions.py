@@ -111,7 +111,7 @@ def test_nan_counts_do_not_depend_on_block_boundaries(cuts):
     dtypes = {"action": np.float64, "action/low": BFLOAT16, "action/none": np.int64}
     counter = NanActionCounter({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})
     action = np.arange(8.0)
-    # Rows 2 and 6 are the last of the episodes 0 and 2, which are steps; row 7 is that of episode 3, which is none.
+    # Rows 2, 6 and 7 are the last rows of episodes 0, 2 and 3. Only the last rows of episodes 0 and 2 are steps.
     action[[0, 2, 5, 6, 7]] = np.nan
     for begin, end in itertools.pairwise([0, *cuts, 8]):
         steps = {path: action[begin:end].astype(dtype) for path, dtype in dtypes.items() if dtype != np.int64}

@@ -64,7 +64,7 @@ def small(tmp_path) -> Path:
     return handmade.write(tmp_path / "small.hdf5", handmade.fields())
 
 
-# --- sources that turn out to be damaged ---
+# --- damaged sources ---
 
 
 @pytest.fixture(params=["plain", "array_record"])
@@ -96,7 +96,7 @@ def test_a_truncated_shard_is_rejected(damaged, dest):
 def test_a_shard_with_a_flipped_bit_is_rejected(damaged, dest):
     path = shard(damaged, 1)
     stored = bytearray(path.read_bytes())
-    # ArrayRecord fills its files up with zeros, of which none matters.
+    # ArrayRecord pads its files with zeros, so a flipped bit there has no effect.
     data = [i for i, byte in enumerate(stored[100:-100]) if byte]
     stored[100 + data[len(data) // 2]] ^= 4
     path.write_bytes(stored)
@@ -151,7 +151,7 @@ def test_a_damaged_second_source_leaves_no_output(damaged, dataset, dest):
 
 def test_a_damaged_kabuki_source_leaves_no_output(dest, tmp_path, monkeypatch):
 
-    # Else the sample that is looked at beforehand would find it.
+    # Without this, the sample for the size estimate would find the damage first.
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 1024)
     fields = handmade.fields([5000], [True])
     chunks = {"chunks": (1000,), "compression": "gzip"}

@@ -42,7 +42,7 @@ def decoded(files: Sequence[bytes]) -> np.ndarray:
     return np.stack([tf.io.decode_image(file).numpy() for file in files])
 
 
-# --- forms of storage ---
+# --- storage types ---
 
 
 def _strings(group: h5py.Group, name: str, files: Sequence[bytes], padding: int) -> None:
@@ -285,7 +285,7 @@ def test_images_of_a_file_without_attributes_are_decoded(tmp_path):
     np.testing.assert_array_equal([step["observation"] for step in steps], decoded(files))
 
 
-# --- depth and channels ---
+# --- bit depth and channels ---
 
 
 def _saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -354,7 +354,7 @@ def test_images_of_different_sizes_are_kept(tmp_path):
         np.testing.assert_array_equal(file[CAMERA][1], pixels(2)[1].reshape(-1))
 
 
-# --- what decides ---
+# --- detection ---
 
 
 BLACK = pngs(1)[0]
@@ -452,7 +452,7 @@ def test_text_and_numbers_are_not_detected_as_images(tmp_path):
 
 
 def test_a_column_with_few_images_is_found(tmp_path):
-    # No row that is looked at first holds one.
+    # None of the rows that are sampled first holds an image.
     files = [b""] * 400
     files[201], files[333] = pngs(2)
     source = aloha(tmp_path / "episode_0.hdf5", files)
@@ -497,7 +497,7 @@ def test_build_encodes_decoded_images_in_their_original_format(tmp_path, caplog)
         source = aloha(tmp_path / f"episode_{len(kind)}.hdf5", files)
         file = convert(source, tmp_path / f"{kind or 'mixed'}.hdf5", fill={"reward": 0}).path
         assert read(file)[1].get("file_format", "") == kind
-        # Once more through a Kabuki file.
+        # Also through a Kabuki file.
         again = convert(file, tmp_path / f"{kind or 'mixed'}2.hdf5").path
         assert read(again)[1] == read(file)[1]
         caplog.clear()
@@ -525,7 +525,7 @@ def test_images_of_mixed_formats_are_built_as_png(tmp_path):
     for sources in (stitched, files, [tmp_path / "episode_0.hdf5", tmp_path / "episode_1.hdf5"]):
         built = build(sources, tmp_path / "rlds", name="made", fill={"reward": 0}, overwrite=True)
         feature = tfds.builder_from_directory(built.path).info.features["steps"]["observation"]["images"]["top"]
-        # Files of both kinds stay as they are.
+        # Files of both formats are kept unchanged.
         assert feature.encoding_format == (None if len(str(sources)) > 200 or "episode_0" in str(sources) else "png")
 
 

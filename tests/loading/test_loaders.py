@@ -116,7 +116,7 @@ def _assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> N
             assert _same(mine[path], value), (path, mine[path], value)
 
 
-# --- steps, in order, of every kind of field
+# --- steps of all field types, in file order
 
 
 def _judge_steps(expected: Expected, keep_last: bool, last_is_step: Iterable[bool]) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _judge_steps(expected: Expected, keep_last: bool, last_is_step: Iterable[boo
 
 
 KINDS = ["plain", "one_step", "no_steps", "oxe_style", "every_kind", "uncovered", *datasets.NOT_READ_BY_TFDS]
-# The others are converted as files, or not at all.
+# The other datasets are converted with encoded images, or cannot be converted.
 ARRAYS = [name for name in KINDS if name not in ("mixed_images", "unencoded_ragged")]
 
 
@@ -176,7 +176,7 @@ EVERY_KIND = [("steps", "encoded"), ("transitions", "arrays"), ("windows", "enco
 @pytest.mark.parametrize(("loader", "images"), EVERY_KIND)
 def test_tensors_equal_numpy_arrays(loader: str, images: str, converted: Any) -> None:
     path = converted("every_kind", images)
-    # What the others hold comes as steps, and as many graphs are slow to build.
+    # Steps cover the other datasets. Building a graph for each of them is slow.
     fields = {"transitions": ["language_embedding"], "windows": ["observation/ragged", "observation/image", "reward"]}
     options = {"fields": fields.get(loader)} | ({"pad": True} if loader == "windows" else {})
     tensors = LOADERS[loader](path, 4, **options)
@@ -362,11 +362,11 @@ def test_memory_does_not_depend_on_n_step(shuffle: bool, shuffled_from: str, tmp
         assert sum(len(batch["reward"]) for batch in loaded) == 5998
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # An array of all terms would take 1500 * 500 * 8 bytes.
+    # An array with all terms of all returns would take 1500 * 500 * 8 bytes.
     assert peaks[1] < peaks[0] + (1 << 20)
 
 
-# --- the order
+# --- sample order
 
 
 @pytest.mark.parametrize("loader", LOADERS)
@@ -418,12 +418,12 @@ def test_computed_permutations_are_as_random_as_drawn_ones(monkeypatch: pytest.M
     monkeypatch.setattr(sample_order, "HELD_NUMBERS", 0)
     count, keys = 1000, 400
     found = np.array([sample_order.Permutation(count, (key,))[0:count] for key in range(keys)])
-    # Where a number goes: each tenth of the places is as likely as any other. 9 degrees of freedom for each number.
+    # A number is equally likely to be in each tenth of the order: a chi-squared test with 9 degrees of freedom each.
     places = np.argsort(found, axis=1)
     tenths = np.stack([((places * 10 // count) == i).sum(axis=0) for i in range(10)])
     statistic = ((tenths - keys / 10) ** 2 / (keys / 10)).sum(axis=0)
     assert abs(statistic.mean() - 9) < 0.5 and statistic.max() < 45
-    # Neighbours are no closer than two numbers drawn at random, a third of all apart.
+    # The mean distance of neighbours is that of two random numbers: a third of the range.
     apart = np.abs(np.diff(found, axis=1)).mean() / count
     assert abs(apart - 1 / 3) < 0.003
 
@@ -463,7 +463,7 @@ def test_an_iterator_can_be_passed_to_a_tf_function(file: Path) -> None:
     assert [reward(iterator).numpy().tolist() for _ in wanted] == wanted
     with pytest.raises(tf.errors.OutOfRangeError):
         reward(iterator)
-    # One that the function finds around it, and one of its own.
+    # One iterator comes from outside of the function, and one is created in it.
     around = iter(data)
     step = tf.function(lambda: next(around)["reward"])
     assert [step().numpy().tolist() for _ in range(2)] == wanted[:2]
@@ -473,7 +473,7 @@ def test_an_iterator_can_be_passed_to_a_tf_function(file: Path) -> None:
 
 
 def test_tensorflow_continues_an_iterator_after_a_python_loop(file: Path) -> None:
-    # In an order that no other reading has.
+    # A new shuffle order at each iteration, so a second iteration would give other batches.
     data = load_steps(file, 7, shuffle=True, epochs=2)
     iterator = iter(data)
     taken = [next(iterator)["reward"]]
@@ -761,7 +761,7 @@ def test_numpy_batches_do_not_import_tensorflow(file: Path) -> None:
 def test_a_damaged_image_is_reported(image_format: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3), np.uint8)
     whole = (tf.io.encode_png if image_format == "png" else tf.io.encode_jpeg)(pixels).numpy()
-    # Its header is right, which is looked at before TensorFlow gets it.
+    # The header of the image is intact: it is checked before TensorFlow decodes the image.
     files = np.empty(3, object)
     files[:] = [np.frombuffer(file, np.uint8) for file in (whole, whole[: len(whole) // 2], whole)]
     attributes = {"kind": "image", "encoded": True, "dtype": "uint8", "shape": np.array([64, 48, 3])}

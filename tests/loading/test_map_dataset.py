@@ -232,7 +232,7 @@ def _sum_of(ds: Any, indices: list[int]) -> float:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_the_same_samples(method: str, tmp_path: Path) -> None:
     ds = kabuki_rlds.dataset(_file(tmp_path / "f.hdf5"), offsets={"observation": [-1, 0]}, pad="edge")
-    want = _sum_of(ds, list(range(len(ds))))  # The files are open here too.
+    want = _sum_of(ds, list(range(len(ds))))  # This opens the files in the parent process, too.
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context(method)) as workers:
         parts = [list(range(i, len(ds), 2)) for i in range(2)]
         assert sum(workers.map(_sum_of, [ds, ds], parts)) == pytest.approx(want)

@@ -17,7 +17,7 @@ from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from tests import datasets, expected, handmade
 from tests.project.test_datasets import assert_same, same
 
-#: Has no form as arrays, and TFDS cannot read it.
+#: A dataset that cannot be stored as arrays and that TFDS cannot read.
 APART = ("mixed_images", "unencoded_ragged")
 WITH_IMAGES = ("oxe_style", "uncovered", "image_lists")
 
@@ -26,7 +26,7 @@ def by_tfds(folder: Path, split: str = "train") -> tf.data.Dataset:
     """The episodes read by TFDS, in the order of the shards."""
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        # TFDS makes no tf.data.Dataset of these; this is what it would do with each record.
+        # TFDS cannot read these as a tf.data.Dataset. Decode each record as TFDS would.
         source = tf.data.Dataset.from_generator(
             lambda: _array_records(folder, split), output_signature=tf.TensorSpec([], tf.string)
         )
@@ -246,7 +246,7 @@ def test_a_dataset_can_be_iterated_repeatedly(converted):
     assert equal(plain(episodes), first)
     assert equal(plain(episodes.repeat(2)), first + first)
     assert episodes.repeat(3).cardinality() == 30
-    at_once = list(zip(episodes, episodes, strict=True))  # Two readers of one file.
+    at_once = list(zip(episodes, episodes, strict=True))  # Two iterators read the same file.
     assert equal([plain(a) for a, _ in at_once], first) and equal([plain(b) for _, b in at_once], first)
 
 
@@ -292,7 +292,7 @@ def open_files(path: Path) -> int:
         try:
             found += os.path.samefile(f"/proc/self/fd/{descriptor}", path)
         except OSError:
-            continue  # It was closed in between.
+            continue  # The descriptor was closed in the meantime.
     return found
 
 
@@ -355,7 +355,7 @@ def test_an_unknown_field_or_none_is_rejected(fields, converted):
         kabuki_rlds.load(converted("plain"), fields=fields)
 
 
-# --- files made by hand, several files ---
+# --- files without features, several files ---
 
 
 def test_a_file_without_features_is_loaded(by_hand):
@@ -462,7 +462,7 @@ def test_relative_paths_refer_to_the_folder_at_the_call(by_hand, tmp_path, monke
     assert len(plain(episodes)) == len(handmade.LENGTHS)
 
 
-# --- files that are not whole ---
+# --- incomplete files ---
 
 
 def test_an_incomplete_file_is_rejected(dataset, converted, tmp_path):

@@ -34,7 +34,7 @@ def _recipe(tmp_path: Path, text: str) -> Path:
     return path
 
 
-# --- a field that is also the group of the fields that it is made from ---
+# --- a field and a group with the same path ---
 
 
 @pytest.mark.parametrize("rest", ["keep", "drop"])

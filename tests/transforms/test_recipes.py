@@ -154,7 +154,7 @@ drop: [states, attributes/model_file]
 
 
 def test_an_episode_field_can_become_a_step_field(tmp_path):
-    # Episodes that take several blocks, and blocks with several episodes.
+    # Some episodes take several blocks, and some blocks have several episodes.
     lengths = dict(enumerate([5000, 3, 1, 4, 9000, 2, 2]))
     source = layout_files.robomimic(tmp_path / "demo.hdf5", lengths)
     recipe = _recipe(tmp_path / "r.yaml", "steps: {name: {from: episode}}\n")
@@ -289,7 +289,7 @@ steps:
             decoded = tf.io.decode_png(file.tobytes(), dtype=tf.as_dtype(dtype)).numpy()
             np.testing.assert_array_equal(decoded, last[row, ..., ::-1])
         np.testing.assert_array_equal(ours["observation/pose"][:], np.arange(36.0).reshape(3, 4, 3).transpose(0, 2, 1))
-    # As RLDS, it is an image.
+    # In the RLDS dataset the field is an image.
     built = build(source, tmp_path / "rlds", name="first", recipe=recipe)
     feature = tfds.builder_from_directory(built.path).info.features["steps"]["observation"]["file"]
     assert (feature.shape, feature.np_dtype) == ((40, 32, 3), dtype)
@@ -304,7 +304,7 @@ def test_a_draft_transposes_channels_first_images(tmp_path, capsys):
     text = capsys.readouterr().out
     assert text.count("# transpose: [1, 2, 0]") == 1
     assert text.count("# rotate: 180") == 2
-    # The operations that it suggests fit their fields.
+    # The operations suggested by the draft match the types of their fields.
     wanted = re.sub("# (transpose|rotate|resize|encode)", r"\1", text)
     convert(source, tmp_path / "k.hdf5", recipe=_recipe(tmp_path / "r.yaml", wanted))
     with h5py.File(tmp_path / "k.hdf5") as file:
