@@ -499,7 +499,7 @@ def _sequence_fields(rng: np.random.Generator) -> Table:
         values = _values(rng, DTYPES[dtype])
         return _in_turn([values[:2], values[:0], values[2:3], values])
 
-    box = {"low": np.float32([0.5, 1]), "high": np.float32([2, 3]), "name": {"text": "wall"}}
+    box = {"low": np.array([0.5, 1], np.float32), "high": np.array([2, 3], np.float32), "name": {"text": "wall"}}
     return {
         **{
             dtype: Field(tff.Sequence(tff.Scalar(dtype=DTYPES[dtype])), numbers(dtype))
@@ -593,7 +593,7 @@ def uncovered() -> Recipe:
         ),
         "dataset": Field(
             tff.Dataset({"x": np.int32, "y": tff.Tensor(shape=(2,), dtype=np.float32)}),
-            _in_turn([[{"x": i, "y": np.float32([i, 0.5])} for i in range(n)] for n in (2, 1, 3)]),
+            _in_turn([[{"x": i, "y": np.array([i, 0.5], np.float32)} for i in range(n)] for n in (2, 1, 3)]),
         ),
         "dataset_of_lists_of_images": Field(
             tff.Dataset({"camera": tff.Sequence(tff.Image(shape=(3, 4, 1), encoding_format="png"))}),
@@ -613,7 +613,7 @@ def uncovered() -> Recipe:
         "optional": Field(tff.Tensor(shape=(), dtype=np.int32, optional=True), _in_turn([1, 2])),
         "bounded": Field(
             tff.Tensor(shape=(2,), dtype=np.float32, minimum=-1, maximum=1),
-            _in_turn([np.float32([-1, 1]), np.float32([0.5, 0])]),
+            _in_turn([np.array([-1, 1], np.float32), np.array([0.5, 0], np.float32)]),
         ),
     }
     metadata: Table = {
@@ -920,10 +920,10 @@ def _values(rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:
         extremes = np.array([info.max, info.min, info.max - 1, info.min + 1, 0, 1], dtype)
         others = rng.integers(info.min, info.max, 5, dtype, endpoint=True)
         return np.concatenate([extremes, others])
-    info = ml_dtypes.finfo(dtype)
+    limits_of = ml_dtypes.finfo(dtype)
     with np.errstate(over="ignore"):
         special = np.array([np.nan, np.inf, -np.inf, -0.0]).astype(dtype)
-    limits = np.array([info.smallest_subnormal, -info.tiny, info.max, info.eps], dtype)
+    limits = np.array([limits_of.smallest_subnormal, -limits_of.tiny, limits_of.max, limits_of.eps], dtype)
     return np.concatenate([special, limits, rng.standard_normal(3).astype(dtype)])
 
 

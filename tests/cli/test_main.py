@@ -225,7 +225,7 @@ def test_a_damaged_file_is_one_line_with_the_field(command, tmp_path, call):
     file = handmade.write(tmp_path / "f.hdf5", fields | {"reward": handmade.chunked(fields["reward"])})
     handmade.put_chunk(file, "reward", b"no zlib stream")
     arguments = [tmp_path / a if a.endswith("hdf5") else a.format(file) for a in command]
-    assert_fails(call(*arguments), file, "'reward'", "rows 0 to 7")
+    assert_fails(call(*arguments), file, "'reward'", "rows 0 to 7")  # type: ignore[arg-type]
 
 
 def test_a_source_that_is_not_hdf5_or_holds_no_dataset_is_one_line(tmp_path, call):

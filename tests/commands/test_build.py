@@ -270,7 +270,7 @@ def columns(draw: st.DrawFn) -> tuple[list[int], dict[str, np.ndarray]]:
     lengths = draw(_LENGTHS)
     shape = (sum(lengths), *draw(st.lists(st.integers(0, 3), max_size=2)))
     made = {}
-    for dtype in map(np.dtype, _KEPT):
+    for dtype in map(np.dtype, _KEPT):  # type: ignore[arg-type, var-annotated]
         size = int(np.prod(shape))
         if dtype.kind == "b":
             values = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool)

@@ -133,7 +133,7 @@ def test_lists_in_lists_of_arrays_of_unknown_shape_are_refused_by_name(tmp_path)
     rng = np.random.default_rng(0)
     item = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="zlib")
     items = tfds.features.Sequence(tfds.features.Sequence(item))
-    steps = datasets._standard_fields(rng) | {"words": datasets.Field(items, lambda: [[np.int32([1, 2])], []])}
+    steps = datasets._standard_fields(rng) | {"words": datasets.Field(items, lambda: [[np.int32([1, 2])], []])}  # type: ignore[arg-type, operator]
     folder = datasets.write(datasets._recipe_of_tables("lists", {"train": [2]}, steps, {}), tmp_path)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"1.0.0: field 'words': nested lists of arrays of unknown"):
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
@@ -312,7 +312,7 @@ def test_the_rules_hold_of_numbers_of_bfloat16_too(tmp_path):
     one = datasets.Field(
         tfds.features.Tensor(shape=(), dtype=tf.bfloat16, encoding="bytes"), lambda: np.array(1.5, ml_dtypes.bfloat16)
     )
-    steps = datasets._standard_fields(rng) | {"reward": one, "discount": one}
+    steps = datasets._standard_fields(rng) | {"reward": one, "discount": one}  # type: ignore[operator]
     recipe = datasets._recipe_of_tables("half", {"train": [3, 2]}, steps, {}, in_order=True)
     file = tmp_path / "out.hdf5"
     # The first episode is terminal, the second is not.
@@ -325,7 +325,7 @@ def test_the_rules_hold_of_numbers_of_bfloat16_too(tmp_path):
         assert kabuki_rlds.validate(file) == []
         with h5py.File(file) as f:
             assert f["discount"][:].tolist() == expected
-    assert kabuki_rlds.inspect(file).returns.max == 4.5
+    assert kabuki_rlds.inspect(file).returns.max == 4.5  # type: ignore[union-attr]
 
 
 # --- what is said before the work ---

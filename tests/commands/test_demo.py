@@ -120,7 +120,7 @@ class Praise(gymnasium.Env):
 def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, capsys):
     from kabuki_rlds.commands import demo
 
-    spec = gymnasium.envs.registration.EnvSpec("Hopper-v5", entry_point=Praise, disable_env_checker=True)
+    spec = gymnasium.envs.registration.EnvSpec("Hopper-v5", entry_point=Praise, disable_env_checker=True)  # type: ignore[arg-type]
     monkeypatch.setitem(gymnasium.registry, "Hopper-v5", spec)
     monkeypatch.setitem(sys.modules, "envlogger", None)
     monkeypatch.setattr(demo, "_STEPS", 10)

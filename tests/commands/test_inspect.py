@@ -60,16 +60,16 @@ def test_padding_is_no_part_of_a_return(tmp_path):
     fields = handmade.fields()
     fields["reward"][fields["is_last"]] = 1e9
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields))
-    assert dataclasses.astuple(summary.returns) == (0.0, (0.5 + 0 + 7.5) / 3, 7.5)
+    assert dataclasses.astuple(summary.returns) == (0.0, (0.5 + 0 + 7.5) / 3, 7.5)  # type: ignore[arg-type]
 
 
 def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 50, 30)
-    fields = handmade.fields(lengths, rng.random(30) < 0.5)
+    fields = handmade.fields(lengths, rng.random(30) < 0.5)  # type: ignore[arg-type]
     fields["reward"] = rng.standard_normal(sum(lengths))
-    file = handmade.write(tmp_path / "f.hdf5", fields | handmade.index(lengths))
+    file = handmade.write(tmp_path / "f.hdf5", fields | handmade.index(lengths))  # type: ignore[arg-type]
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 16)
     assert_agrees(file)
 
@@ -77,10 +77,10 @@ def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
 def test_episodes_without_steps_are_neither_terminal_nor_cut_short(dataset, tmp_path):
     kabuki_rlds.convert(dataset("no_steps"), tmp_path / "f.hdf5")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
-    assert (summary.num_episodes, summary.lengths.min, summary.lengths.max) == (6, 0, 3)
+    assert (summary.num_episodes, summary.lengths.min, summary.lengths.max) == (6, 0, 3)  # type: ignore[union-attr]
     with h5py.File(tmp_path / "f.hdf5") as f:
         assert summary.terminal == f["is_terminal"][:].sum()
-    assert summary.terminal + summary.truncated == 2
+    assert summary.terminal + summary.truncated == 2  # type: ignore[operator]
 
 
 def test_an_empty_split_has_no_lengths_and_no_returns(dataset, tmp_path):
@@ -108,7 +108,7 @@ def test_sizes_are_those_of_the_file_and_of_the_arrays(dataset, tmp_path):
                 assert column.memory_bytes is None
             else:
                 assert column.memory_bytes == f[column.path][:].nbytes
-                memory += column.memory_bytes
+                memory += column.memory_bytes  # type: ignore[operator]
     assert summary.memory_bytes == memory
 
 

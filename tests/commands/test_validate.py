@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -252,9 +252,9 @@ INDEX = {
 @pytest.mark.parametrize("case", INDEX)
 def test_violation_of_rule_6_is_reported(case, tmp_path):
     changes, field = INDEX[case]
-    found = {name: item for name, item in (handmade.index() | changes).items() if item is not None}
-    if "episodes" in changes:
-        found = changes
+    found = {name: item for name, item in (handmade.index() | changes).items() if item is not None}  # type: ignore[operator]
+    if "episodes" in changes:  # type: ignore[operator]
+        found = changes  # type: ignore[assignment]
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | found, {"sources": handmade.attributes()["sources"]})
     assert broken(file) == [(6, field, (), 0)]
 
@@ -292,8 +292,8 @@ ATTRIBUTES = {
 @pytest.mark.parametrize("case", ATTRIBUTES)
 def test_violation_of_rule_7_is_reported(case, tmp_path):
     changes = ATTRIBUTES[case]
-    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes() | changes)
-    assert broken(file) == [(7, next(iter(changes)), (), 0)]
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index(), handmade.attributes() | changes)  # type: ignore[operator]
+    assert broken(file) == [(7, next(iter(changes)), (), 0)]  # type: ignore[call-overload]
 
 
 def test_attribute_may_be_an_array_of_one_element_or_empty(tmp_path):
@@ -392,7 +392,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("case", [*STRANGE, *LACKING])
 def test_invalid_attributes_violate_rule_1_and_a_missing_companion_rule_9(case, tmp_path):
-    rows = Stored([np.arange(i, dtype=np.uint8) for i in range(8)], VLEN, (STRANGE | LACKING)[case])
+    rows = Stored([np.arange(i, dtype=np.uint8) for i in range(8)], VLEN, (STRANGE | LACKING)[case])  # type: ignore[arg-type]
     file = handmade.write(tmp_path / "f.hdf5", edited(more=rows))
     assert [(v[:2]) for v in broken(file)] == [(9 if case in LACKING else 1, "more")]
 
@@ -494,7 +494,7 @@ def test_result_does_not_depend_on_block_sizes(found, cuts, is_step):
 @given(columns())
 def test_without_a_discount_only_rule_5_is_checked(found):
     checker = RuleChecker()
-    checker.check(*found[:3], None)
+    checker.check(*found[:3], None)  # type: ignore[call-arg]
     want = {key: rows for key, rows in by_a_loop(*found).items() if key[0] == 5}
     assert as_loop(checker.finish()) == {key: (tuple(rows[:5]), len(rows)) for key, rows in want.items()}
 
@@ -513,7 +513,7 @@ def test_conform_fixes_all_violations_and_counts_the_rows(tmp_path_factory, foun
         patched.setattr("kabuki_rlds.formats.hdf5.source._BLOCK_ROWS", block_rows)
         result = kabuki_rlds.convert(file, folder / "mended.hdf5", conform=True, overwrite=True)
     assert kabuki_rlds.validate(folder / "mended.hdf5") == result.warnings == []
-    changed = {}
+    changed: dict[str, Any] = {}
     with h5py.File(folder / "mended.hdf5") as f:
         assert f["observation"][:].tolist() == list(range(n))
         for name, old in zip(names, found, strict=True):

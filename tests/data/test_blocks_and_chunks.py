@@ -42,20 +42,20 @@ def columns(draw: st.DrawFn, rows: int) -> tuple[Field, Column]:
         shape = draw(dims)
         return Field(dtype, shape, kind=_kind(dtype)), draw(elements(dtype, (rows, *shape)))
     if form == "ragged":
-        shape = draw(st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=3).filter(lambda s: None in s))
+        sizes = st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=3)
+        varying: list[int | None] = draw(sizes.filter(lambda s: None in s))
         shapes = np.array(
-            [[draw(st.integers(0, 3)) if d is None else d for d in shape] for _ in range(rows)], np.int64
-        ).reshape(rows, len(shape))
+            [[draw(st.integers(0, 3)) if d is None else d for d in varying] for _ in range(rows)], np.int64
+        ).reshape(rows, len(varying))
         values = draw(elements(dtype, (int(shapes.prod(axis=1).sum()),)))
-        return Field(dtype, tuple(shape), kind=_kind(dtype)), Ragged(values, shapes)
+        return Field(dtype, tuple(varying), kind=_kind(dtype)), Ragged(values, shapes)
     depth, item = draw(st.integers(2, 3)), draw(st.lists(st.integers(1, 2), max_size=1).map(tuple))
     lengths, count = [], rows
     for _ in range(depth):
         level = np.array(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)), np.int64)
         lengths.append(level)
         count = int(level.sum())
-    shape = (None,) * depth + item
-    return Field(dtype, shape, kind=_kind(dtype), nested=depth), Nested(
+    return Field(dtype, (None,) * depth + item, kind=_kind(dtype), nested=depth), Nested(
         draw(elements(dtype, (count, *item))), tuple(lengths)
     )
 
@@ -77,7 +77,7 @@ def _kind(dtype: np.dtype) -> Any:
     return "text" if dtype == BYTES else "array"
 
 
-def assert_equal(a: Column, b: Column, exact: bool = True) -> None:
+def assert_equal(a: Any, b: Any, exact: bool = True) -> None:
     assert type(a) is type(b)
     if isinstance(a, Ragged):
         np.testing.assert_array_equal(a.shapes, b.shapes)
@@ -152,7 +152,7 @@ def test_chunks_are_compatible_with_the_hdf5_library_both_ways(array, more):
 
 
 def test_a_chunk_larger_than_its_stated_size_is_rejected():
-    packed = chunks.pack([np.zeros(1 << 20)], 1 << 20, deflate=True)
+    packed = bytes(chunks.pack([np.zeros(1 << 20)], 1 << 20, deflate=True))
     with pytest.raises(ValueError, match="a chunk has"):
         chunks.unpack(packed, 1000, 8, shuffled=True, deflated=True)
 
@@ -166,7 +166,8 @@ class _Steps:
     def __init__(self, episodes: list[tuple[int, bool]], cut: list[int], lacks: set[str], broken: dict[str, Any]):
         self.label = "made up"
         self.origins = [Origin("made up")]
-        self.skipped, self.files = [], []
+        self.skipped: list[Any] = []
+        self.files: list[str] = []
         self.last_rows = LastRows.of_all(False, len(episodes), "made up")
         lengths = [length for length, _ in episodes]
         self.starts = np.cumsum([0, *lengths[:-1]]) if episodes else np.zeros(0, np.int64)
@@ -186,7 +187,11 @@ class _Steps:
             taken = end
 
 
-def by_the_rules(episodes: list[tuple[int, bool]]) -> dict[str, list[Any]]:
+def _completed(source: Any, *arguments: Any, **options: Any) -> CompletedSource:
+    return CompletedSource(source, *arguments, **options)
+
+
+def by_the_rules(episodes: list[tuple[int, bool]]) -> dict[str, np.ndarray]:
     """The correct flags and discounts of episodes, given as (length, is terminated)."""
     rows: dict[str, list[Any]] = {"is_first": [], "is_last": [], "is_terminal": [], "discount": []}
     for length, terminal in episodes:
@@ -207,7 +212,7 @@ episodes_of = st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=6)
     episodes_of, st.lists(st.integers(0, 20), max_size=5), st.sets(st.sampled_from(["is_first", "is_last", "discount"]))
 )
 def test_missing_flags_and_discounts_are_derived_by_the_rules(episodes, cut, lacks):
-    whole = CompletedSource(_Steps(episodes, cut, lacks, {}))
+    whole = _completed(_Steps(episodes, cut, lacks, {}))
     _assert_columns(whole, by_the_rules(episodes))
 
 
@@ -215,14 +220,14 @@ def test_missing_flags_and_discounts_are_derived_by_the_rules(episodes, cut, lac
 def test_is_terminal_is_derived_from_the_discount(episodes, cut):
     # An episode of one step has no discount before its last row, so it is unknown how it ended.
     said = [(length, terminal and length > 1) for length, terminal in episodes]
-    _assert_columns(CompletedSource(_Steps(said, cut, {"is_terminal"}, {})), by_the_rules(said))
+    _assert_columns(_completed(_Steps(said, cut, {"is_terminal"}, {})), by_the_rules(said))
 
 
 @given(episodes_of, st.lists(st.integers(0, 20), max_size=5), st.booleans())
 def test_is_terminal_can_be_filled_with_a_constant(episodes, cut, terminal):
     said = [(length, terminal) for length, _ in episodes]
     source = _Steps(said, cut, {"is_terminal", "discount"}, {})
-    _assert_columns(CompletedSource(source, {"is_terminal": float(terminal)}), by_the_rules(said))
+    _assert_columns(_completed(source, {"is_terminal": float(terminal)}), by_the_rules(said))
 
 
 @given(episodes_of, st.lists(st.integers(0, 20), max_size=5), st.data())
@@ -230,10 +235,11 @@ def test_conform_corrects_any_flags(episodes, cut, data):
     rows = sum(length for length, _ in episodes)
     flags = {name: data.draw(hnp.arrays(bool, rows)) for name in ("is_first", "is_last", "is_terminal")}
     discount = data.draw(hnp.arrays(np.float32, rows, elements=st.sampled_from([0.0, 1.0, 0.5])))
-    whole = CompletedSource(_Steps(episodes, cut, set(), flags | {"discount": discount}), conform=True)
-    checker, got = RuleChecker(), {name: [] for name in (*flags, "discount")}
+    whole = _completed(_Steps(episodes, cut, set(), flags | {"discount": discount}), conform=True)
+    checker = RuleChecker()
+    got: dict[str, list[Any]] = {name: [] for name in (*flags, "discount")}
     for block in whole.blocks():
-        columns = [block.steps[name] for name in ("is_first", "is_last", "is_terminal", "discount")]
+        columns: list[Any] = [block.steps[name] for name in ("is_first", "is_last", "is_terminal", "discount")]
         checker.check(*columns)
         for name in got:
             got[name].append(block.steps[name])

@@ -198,7 +198,7 @@ def test_images_of_different_sizes_are_combined_with_a_warning(tmp_path, caplog,
         for step in episode["steps"]
     ]
     loaded = [step["camera"].numpy() for episode in kabuki_rlds.load(paths) for step in episode["steps"]]
-    for got in (read, loaded):
+    for got in (read, loaded):  # type: ignore[assignment]
         for one, want in zip(got, [*wide, *high], strict=True):
             np.testing.assert_array_equal(one, want)
 
@@ -276,7 +276,7 @@ def test_features_with_a_variable_dimension_are_kept(tmp_path, caplog):
             dict.fromkeys(numbers, 1.0) | {"is_first": t == 0, "is_last": t == 1, "is_terminal": False} for t in (0, 1)
         ]
         for row in rows:
-            row["x"] = np.ones(length or 3, np.float32)
+            row["x"] = np.ones(length or 3, np.float32)  # type: ignore[assignment]
         builder = tfds.dataset_builders.store_as_tfds_dataset(
             name=name,
             version="1.0.0",

@@ -649,12 +649,12 @@ def test_shared_cases_give_the_documented_results(tmp_path: Path) -> None:
     assert kabuki_rlds.inspect(mimicgen).terminal == 2
     for layout in ("robomimic", "minari"):
         dest = tmp_path / ("m-v0" if layout == "minari" else "out.hdf5")
-        assert export(mimicgen, dest, layout).num_steps == 14  # type: ignore[arg-type]
+        assert export(mimicgen, dest, layout).num_steps == 14
         assert (
             export(
                 CASES / "mimicgen/demo.hdf5",
                 tmp_path / ("n-v0" if layout == "minari" else "out2.hdf5"),
-                layout,  # type: ignore[arg-type]
+                layout,
                 fill={"reward": 0},
             ).num_steps
             == 14

@@ -109,12 +109,12 @@ def test_nan_actions_of_third_party_layouts_are_reported(tmp_path):
 def test_nan_counts_do_not_depend_on_block_boundaries(cuts):
     starts, is_step = np.array([0, 3, 3, 7]), np.array([True, False, True, False])
     dtypes = {"action": np.float64, "action/low": BFLOAT16, "action/none": np.int64}
-    counter = NanActionCounter({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})
+    counter = NanActionCounter({path: Field(np.dtype(dtype)) for path, dtype in dtypes.items()})  # type: ignore[call-overload]
     action = np.arange(8.0)
     # Rows 2, 6 and 7 are the last rows of episodes 0, 2 and 3. Only the last rows of episodes 0 and 2 are steps.
     action[[0, 2, 5, 6, 7]] = np.nan
     for begin, end in itertools.pairwise([0, *cuts, 8]):
-        steps = {path: action[begin:end].astype(dtype) for path, dtype in dtypes.items() if dtype != np.int64}
+        steps = {path: action[begin:end].astype(dtype) for path, dtype in dtypes.items() if dtype != np.int64}  # type: ignore[call-overload]
         inside = starts[(starts >= begin) & (starts < end)] - begin
         counter.observe(Block(steps | {"action/none": np.zeros(end - begin, int)}, end - begin, inside, {}))
     found = counter.finish(is_step)
@@ -130,5 +130,5 @@ def test_nan_is_found_in_rows_of_different_shapes():
         {"action/a": Field(np.dtype(float), (None,)), "action/b": Field(np.dtype(float), (None,), nested=1)}
     )
     steps = {"action/a": ragged, "action/b": as_nested(ragged)}
-    counter.observe(Block(steps, 4, np.array([0]), {}))
+    counter.observe(Block(steps, 4, np.array([0]), {}))  # type: ignore[arg-type]
     assert [(each.count, each.rows) for each in counter.finish(np.array([True]))] == [(2, (0, 2))] * 2

@@ -374,7 +374,7 @@ def test_export_refuses_a_url(tmp_path, monkeypatch):
     file = kabuki(tmp_path / "in.hdf5", 1)
     for arguments in ((URL, "x.hdf5"), (file, "s3://b/x.hdf5"), (file, "hf://lab/x-v0")):
         with pytest.raises(KabukiError, match="a URL"):
-            export(*arguments, "minari" if arguments[1].startswith("hf") else "d4rl")
+            export(*arguments, "minari" if arguments[1].startswith("hf") else "d4rl")  # type: ignore[call-arg]
     assert not (tmp_path / "s3:").exists() and not (tmp_path / "hf:").exists()
 
 

@@ -141,7 +141,7 @@ def _several(group: h5py.Group, name: str, rows: Sequence[Sequence[bytes]], form
 @pytest.mark.parametrize("form", ["strings", "opaque", "lists"])
 def test_rows_with_several_image_files_are_lists_of_images(form, tmp_path):
     rows = [list(pair) for pair in zip(jpegs(5), reversed(jpegs(5)), strict=True)]
-    source = aloha(tmp_path / "episode_0.hdf5", rows, lambda group, name, files: _several(group, name, files, form))
+    source = aloha(tmp_path / "episode_0.hdf5", rows, lambda group, name, files: _several(group, name, files, form))  # type: ignore[arg-type]
     convert(source, tmp_path / "arrays.hdf5", fill={"reward": 0})
     stored, attributes = read(tmp_path / "arrays.hdf5")
     np.testing.assert_array_equal(stored, [decoded(row) for row in rows])
@@ -154,7 +154,7 @@ def test_rows_with_several_image_files_are_lists_of_images(form, tmp_path):
     feature = builder.info.features["steps"]["observation"]["images"]["top"]
     assert isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.Image)
     rows[3][1] = rows[3][1][:-9]
-    aloha(source, rows, lambda group, name, files: _several(group, name, files, form))
+    aloha(source, rows, lambda group, name, files: _several(group, name, files, form))  # type: ignore[arg-type]
     with pytest.raises(KabukiError, match=r"row 3: field 'observation/images/top': image 1 is a truncated JPEG"):
         convert(source, tmp_path / "again.hdf5", fill={"reward": 0}, images="encoded")
 
@@ -241,11 +241,11 @@ def test_image_files_are_found_in_every_layout(layout, tmp_path):
     make, name, options = LAYOUTS[layout]
     files = jpegs(8)
     source = make(tmp_path / "demo.hdf5", files)
-    convert(source, tmp_path / "arrays.hdf5", **options)
+    convert(source, tmp_path / "arrays.hdf5", **options)  # type: ignore[arg-type]
     stored, attributes = read(tmp_path / "arrays.hdf5", name)
     np.testing.assert_array_equal(stored, decoded(files))
     assert attributes == {"kind": "image", "file_format": "jpeg"}
-    convert(source, tmp_path / "encoded.hdf5", images="encoded", **options)
+    convert(source, tmp_path / "encoded.hdf5", images="encoded", **options)  # type: ignore[arg-type]
     assert read(tmp_path / "encoded.hdf5", name)[0] == files
 
 
@@ -253,7 +253,7 @@ def test_image_files_are_found_in_every_layout(layout, tmp_path):
 def test_image_files_become_image_features_in_rlds(layout, tmp_path):
     make, name, options = LAYOUTS[layout]
     files = jpegs(8)
-    built = build(make(tmp_path / "demo.hdf5", files), tmp_path / "rlds", name="made", **options)
+    built = build(make(tmp_path / "demo.hdf5", files), tmp_path / "rlds", name="made", **options)  # type: ignore[arg-type]
     builder = tfds.builder_from_directory(built.path)
     feature = builder.info.features["steps"]
     for part in name.split("/"):

@@ -6,7 +6,7 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def _file(path: Path, lengths: Sequence[int] = LENGTHS, last_is_step: bool = Fal
 
 
 def _expected(
-    file: Path, offsets: dict[str, Sequence[int]], pad: str | None, last_is_step: bool
+    file: Path, offsets: Mapping[str, Sequence[int]], pad: str | None, last_is_step: bool
 ) -> list[dict[str, Any]]:
     """All samples, by a loop over the rows."""
     with h5py.File(file) as opened:

@@ -72,7 +72,7 @@ def test_indexing_and_iterating_give_the_same_episodes(kind: str, tmp_path: Path
         every = list(opened)
         assert len(every) == len(opened) >= 3
         for i, episode in enumerate(every):
-            for same in (opened[i], opened[i - len(every)], opened[np.int64(i)]):
+            for same in (opened[i], opened[i - len(every)], opened[np.int64(i)]):  # type: ignore[call-overload]
                 assert same.num_steps == episode.num_steps
                 mine, other = _flat(same.steps), _flat(episode.steps)
                 assert mine.keys() == other.keys() and all(_same(mine[path], other[path]) for path in other)
@@ -87,7 +87,7 @@ def test_indexing_and_iterating_give_the_same_episodes(kind: str, tmp_path: Path
             with pytest.raises(IndexError, match="out of range"):
                 opened[index]
         with pytest.raises(TypeError, match="an index must be an integer"):
-            opened["0"]  # type: ignore[call-overload]
+            opened["0"]  # type: ignore[index]
 
 
 def test_episodes_may_be_read_while_others_are_iterated(tmp_path: Path) -> None:

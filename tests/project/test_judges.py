@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import h5py
 import numpy as np
@@ -70,7 +71,7 @@ def test_demonstrations_of_robosuite(tmp_path, name):
         of_steps = 0
         for number, demo in enumerate(demos):
             rows = slice(ours["episodes/start"][number], ours["episodes/start"][number] + len(demo["actions"]))
-            stored = {}
+            stored: dict[str, Any] = {}
             demo.visititems(
                 lambda path, item, into=stored: into.update({path: item[()]}) if _is_dataset(item) else None
             )

@@ -20,7 +20,7 @@ dm_env = pytest.importorskip("dm_env")
 specs = pytest.importorskip("dm_env.specs")
 
 
-class Catch(dm_env.Environment):
+class Catch(dm_env.Environment):  # type: ignore[name-defined]
     """A ball falls down a board of 10 rows and 5 columns; the reward is a float64 that float32 does not hold."""
 
     def __init__(self):
@@ -57,7 +57,7 @@ class Catch(dm_env.Environment):
         return self._board
 
 
-class Arm(dm_env.Environment):
+class Arm(dm_env.Environment):  # type: ignore[name-defined]
     """Nested observations and actions, with tuples and lists; episodes are cut short after 4 steps."""
 
     def __init__(self):

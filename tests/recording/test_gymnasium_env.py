@@ -107,7 +107,7 @@ def test_info_that_is_not_there_is_an_error(tmp_path):
 
 def test_the_environment_is_as_it_was(tmp_path):
     inner = Everything()
-    inner.colour = "red"
+    inner.colour = "red"  # type: ignore[attr-defined]
     with record(inner, tmp_path / "x") as env:
         assert isinstance(env, gymnasium.Env)
         assert env.unwrapped is inner
@@ -355,9 +355,9 @@ def test_metadata_of_a_step_is_that_of_the_first(tmp_path):
             ({7: "one", "speed": 1.0}, "field '7' does not fit the recording: it is str 'one', where all before"),
         ):
             logger.reset(0)
-            logger.step(0, 0.0, 0, metadata={7: 1, "speed": 0.5})
+            logger.step(0, 0.0, 0, metadata={7: 1, "speed": 0.5})  # type: ignore[dict-item]
             with pytest.raises(KabukiError, match=message):
-                logger.step(0, 0.0, 0, metadata=later)
+                logger.step(0, 0.0, 0, metadata=later)  # type: ignore[arg-type]
     found = read(tmp_path / "x")
     assert found.lengths == [2, 2, 2]
     assert [v.item() for v in found.steps["7"]] == [0, 1] * 3

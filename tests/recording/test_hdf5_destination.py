@@ -62,7 +62,7 @@ def contents(path):
 
     with h5py.File(path) as file:
         file.visititems(visit)
-        found["attributes"] = {
+        found["attributes"] = {  # type: ignore[assignment]
             name: np.asarray(value).tolist()
             for name, value in file.attrs.items()
             if name not in ("sources", "features", "homepage", "environment")

@@ -73,7 +73,7 @@ CORPUS: dict[str, tuple[int, Callable[[h5py.File], None]]] = {
     "rule 5, no episode begins after the last row of one": (5, unindexed(put("is_first", 3, False))),
     "rule 5, an episode begins within another": (5, unindexed(put("is_first", 5, True))),
     "rule 5, the last row ends no episode": (5, put("is_last", 7, False)),
-    "rule 6, the index is no group": (6, lambda file: (file.__delitem__("episodes"), file.__setitem__("episodes", 3))),
+    "rule 6, the index is no group": (6, lambda file: (file.__delitem__("episodes"), file.__setitem__("episodes", 3))),  # type: ignore[dict-item]
     "rule 6, a part of the index is lacking": (6, without("episodes/source")),
     "rule 6, episodes that begin elsewhere than they do": (6, put("episodes/start", 1, 2)),
     "rule 6, a field of the episodes without a row for each": (6, replace("episodes/metadata/seed", np.zeros(2))),
@@ -99,7 +99,7 @@ CORPUS: dict[str, tuple[int, Callable[[h5py.File], None]]] = {
     "rule 9, text without where its rows hold a NUL": (9, without("companion/notes/exact_row")),
     "rule 9, a NUL in a row that there is not": (9, put("companion/notes/exact_row", 1, 8)),
     "rule 9, lists of text of other sizes": (9, put("companion/words/lengths_1", 3, np.array([7, 7, 7]))),
-    "rule 9, shapes that are a group": (
+    "rule 9, shapes that are a group": (  # type: ignore[dict-item]
         9,
         lambda file: (file.__delitem__("companion/boxes/shape"), file.create_group("companion/boxes/shape")),
     ),

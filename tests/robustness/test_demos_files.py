@@ -75,7 +75,7 @@ def test_another_thing_in_a_place_is_refused(case, tmp_path, capsys):
     layout, changes, says = CASES[case]
     path = MADE[layout](tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
-        for name, value in changes.items():
+        for name, value in changes.items():  # type: ignore[attr-defined]
             if name in file:
                 del file[name]
             file[name] = value

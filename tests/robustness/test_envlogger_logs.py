@@ -284,8 +284,11 @@ def test_transposed_chunks_that_are_changed_are_read_or_named(tmp_path):
         (LOGS.parent / "transposed.riegeli", (*range(60), *_FOUND_APART)),
         (next((LOGS / "1.2").glob("*/steps.riegeli")), range(60)),
     ):
-        (header,) = [found for found in chunks.headers(steps) if found.has_records]
+        (header,) = [
+            found for found in chunks.headers(steps) if isinstance(found, chunks.ChunkHeader) and found.has_records
+        ]
         ((_, data),) = chunks.read(steps, [header])
+        assert data is not None
         log = riegeli.log(tmp_path / steps.parent.name, [], indexed=False)
         (shard,) = log.iterdir()
         for seed in seeds:

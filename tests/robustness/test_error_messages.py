@@ -290,7 +290,7 @@ NAMES = {
 @pytest.mark.parametrize("case", NAMES)
 def test_field_names_that_rlds_does_not_allow_are_rejected(case, tmp_path):
     attributes, more, says = NAMES[case]
-    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | more, attributes)
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | more, attributes)  # type: ignore[operator]
     with pytest.raises(kabuki_rlds.KabukiError, match=f"{file}: {says}"):
         kabuki_rlds.build(file, tmp_path / "d", name="x")
     assert not (tmp_path / "d").exists()
@@ -320,7 +320,7 @@ def test_step_field_may_be_named_steps(tmp_path):
 
 
 def recorded(path: Path, text: object = "b", *, unfinished: str = "keep", metadata: dict | None = None) -> None:
-    with kabuki_rlds.Logger(path, unfinished=unfinished) as logger:
+    with kabuki_rlds.Logger(path, unfinished=unfinished) as logger:  # type: ignore[arg-type]
         logger.reset({"a": 1.0, "text": "a"}, metadata=metadata)
         logger.step(1, 0.5, {"a": 1.0, "text": text}, last=True, metadata=metadata)
 
@@ -337,7 +337,7 @@ RECORDED = {
 def test_invalid_recordings_are_rejected(case, tmp_path):
     options, says = RECORDED[case]
     with pytest.raises(kabuki_rlds.KabukiError, match=says):
-        recorded(tmp_path / "x", **options)
+        recorded(tmp_path / "x", **options)  # type: ignore[arg-type]
 
 
 def test_recording_is_kept_if_its_conversion_fails(tmp_path, monkeypatch):
@@ -408,7 +408,7 @@ def test_features_attribute_that_is_not_rlds_is_rejected(case, tmp_path):
 
 def test_invalid_tfds_build_config_is_rejected(tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match="images: 'gif' is neither 'png' nor 'jpeg'"):
-        KabukiConfig(name="x", encode="gif")
+        KabukiConfig(name="x", encode="gif")  # type: ignore[arg-type]
 
     class Builder(KabukiBuilder):
         BUILDER_CONFIGS = [KabukiConfig(name="no_files")]  # noqa: RUF012  # TFDS's attribute

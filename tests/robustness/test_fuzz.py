@@ -62,6 +62,7 @@ def test_the_watch_sees_a_crash_a_hang_and_a_file_that_is_opened(tmp_path, monke
         assert worker.try_out(good).kind == "converted"
         assert worker.try_out(secret / "secret.hdf5").kind == "outside"
         assert worker.try_out(tmp_path / "nowhere.hdf5").kind == "refused"
+        assert worker.process is not None
         worker.process.send_signal(signal.SIGSEGV)
         assert worker.try_out(good).kind == "crash"
         assert worker.try_out(good).kind == "converted"

@@ -234,7 +234,9 @@ def test_highly_compressed_text_is_read_a_few_rows_at_a_time(read, tmp_path, mon
     most = []
     whole = VariableReader.read
     monkeypatch.setattr(
-        VariableReader, "read", lambda self, start, stop: most.append(stop - start) or whole(self, start, stop)
+        VariableReader,
+        "read",
+        lambda self, start, stop: most.append(stop - start) or whole(self, start, stop),  # type: ignore[func-returns-value]
     )
     texts = Stored(np.full(64, b"x" * (1 << 20)), {"chunks": (1,), "compression": "gzip"})
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields((64,), (True,)) | {"more": texts})
@@ -248,7 +250,9 @@ def test_image_files_are_validated_a_few_rows_at_a_time(tmp_path, monkeypatch):
     most = []
     whole = VariableReader.read
     monkeypatch.setattr(
-        VariableReader, "read", lambda self, start, stop: most.append(stop - start) or whole(self, start, stop)
+        VariableReader,
+        "read",
+        lambda self, start, stop: most.append(stop - start) or whole(self, start, stop),  # type: ignore[func-returns-value]
     )
     rows = np.empty(64, object)
     noise = np.random.default_rng(0).integers(0, 256, (37, 37, 3), np.uint8)

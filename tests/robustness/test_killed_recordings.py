@@ -403,10 +403,10 @@ def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
         arguments = [sys.executable, "-c", _RECORDER, path, str(last + 1)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
             for _ in range(seen):
-                last = int(process.stdout.readline())
+                last = int(process.stdout.readline())  # type: ignore[union-attr]
             process.send_signal(signal.SIGKILL)
             # It may have ended more episodes meanwhile, and printed so.
-            last = max([last, *map(int, process.stdout.read().split())])
+            last = max([last, *map(int, process.stdout.read().split())])  # type: ignore[union-attr]
     folder = tmp_path / "x" / "1.0.0"
     found = converted([path, tmp_path / "x.hdf5.recording"] if suffix else folder, tmp_path)
     assert found[: last + 1] == list(range(last + 1))

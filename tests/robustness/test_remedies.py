@@ -173,7 +173,7 @@ def test_the_split_that_is_suggested_takes_the_shards_that_are_there(tmp_path, d
     if len(gone) == 3:
         assert found is None
         return
-    assert convert(folder, tmp_path / "out.hdf5", split=found[1]).num_episodes == sum(counts) - sum(
+    assert convert(folder, tmp_path / "out.hdf5", split=found[1]).num_episodes == sum(counts) - sum(  # type: ignore[index]
         counts[n] for n in gone
     )
 
@@ -220,10 +220,10 @@ def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dat
 def _exported(tmp_path: Path, source: Path, layout: str, says: str) -> None:
     """Exports with the recipe that the error without it suggests."""
     with pytest.raises(KabukiError, match=says) as e:
-        export(source, tmp_path / "without.hdf5", layout)
+        export(source, tmp_path / "without.hdf5", layout)  # type: ignore[arg-type]
     recipe = tmp_path / f"{layout}.yaml"
     recipe.write_text(quoted(e)[-1])
-    export(source, tmp_path / f"{layout}.hdf5", layout, recipe=recipe)
+    export(source, tmp_path / f"{layout}.hdf5", layout, recipe=recipe)  # type: ignore[arg-type]
 
 
 def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):

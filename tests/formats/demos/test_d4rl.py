@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import h5py
 import numpy as np
@@ -40,7 +41,8 @@ def _sequences(file, limit=None):
     An episode ends where it is done or time is up; what is left at the end of the file is none.
     """
     terminals = np.asarray(file["terminals"]).reshape(-1).astype(bool)
-    found, rows = [], []
+    found: list[Any] = []
+    rows: list[Any] = []
     for row in range(len(terminals)):
         final = bool(file["timeouts"][row]) if "timeouts" in file else len(rows) == limit - 1
         rows.append(row)
@@ -51,7 +53,7 @@ def _sequences(file, limit=None):
 
 
 def _served(path):
-    batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())
+    batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())  # type: ignore[union-attr]
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
@@ -263,7 +265,7 @@ def test_next_observations_are_the_last_rows(tmp_path):
         np.testing.assert_array_equal(rows[:, :-1], seen.reshape(-1, 100, 3))
         np.testing.assert_array_equal(rows[:, 1:], following.reshape(-1, 100, 3))
         infos = ours["infos/qpos"][:].reshape(-1, 101, 4)
-        np.testing.assert_array_equal(infos[:, :-1], extra["infos/qpos"].reshape(-1, 100, 4))
+        np.testing.assert_array_equal(infos[:, :-1], extra["infos/qpos"].reshape(-1, 100, 4))  # type: ignore[attr-defined]
         assert not infos[:, -1].any()
         assert not ours["action"][:].reshape(-1, 101, 2)[:, -1].any()
 

@@ -120,7 +120,7 @@ def _aloha(folder: Path, **datasets: object) -> Path:
 
 def _told(folder: Path, **options: object) -> list[str]:
     out = folder.parent / "out.hdf5"
-    convert(folder, out, recipe="aloha", overwrite=True, **options)
+    convert(folder, out, recipe="aloha", overwrite=True, **options)  # type: ignore[arg-type]
     return _instructions(out)
 
 

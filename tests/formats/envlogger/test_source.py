@@ -84,7 +84,7 @@ def test_logs_of_each_version_have_what_was_recorded(version, tmp_path):
             for t, cloud in enumerate(f["observation/cloud"][rows]):
                 np.testing.assert_array_equal(cloud.reshape(-1, 3), recorded.observation(e, t)["cloud"])
             led = [(recorded.action(e, t), recorded.reward(e, t), recorded.discount(e, t)) for t in range(1, length)]
-            for name, expected in zip(("action", "reward", "discount"), zip(*led, strict=True), strict=False):
+            for name, expected in zip(("action", "reward", "discount"), zip(*led, strict=True), strict=False):  # type: ignore[assignment]
                 np.testing.assert_array_equal(f[name][rows][:-1], expected)
             assert not f["action"][rows][-1].any() and f["reward"][rows][-1] == 0 == f["discount"][rows][-1]
             assert f["is_first"][rows].tolist() == [t == 0 for t in range(length)]

@@ -144,17 +144,17 @@ def commands(folder: Path) -> dict[str, Command]:
         dest = folder / name / "out.hdf5"
         dest.parent.mkdir()
         arguments = ["convert", source, dest, "--quiet", "--overwrite", *options]
-        made[name] = Command(arguments, dest, same(whole), {"out.hdf5.partial", "out.hdf5.parts"})
+        made[name] = Command(arguments, dest, same(whole), {"out.hdf5.partial", "out.hdf5.parts"})  # type: ignore[arg-type]
     dest = folder / "build" / "x" / built.name
     dest.parent.mkdir(parents=True)
     arguments = ["build", whole, "--out", folder / "build", "--name", "x", "--quiet", "--overwrite"]
-    made["build"] = Command(arguments, dest, holds(shards), {f"{built.name}.partial", f"{built.name}.old"})
+    made["build"] = Command(arguments, dest, holds(shards), {f"{built.name}.partial", f"{built.name}.old"})  # type: ignore[arg-type]
     exported = folder / "exported.hdf5"
     assert run_command(["export", str(whole), str(exported), "--to", "d4rl", "--quiet"]) == 0
     dest = folder / "export" / "out.hdf5"
     dest.parent.mkdir()
     arguments = ["export", whole, dest, "--to", "d4rl", "--quiet", "--overwrite"]
-    made["export"] = Command(arguments, dest, same(exported), {"out.hdf5.partial"})
+    made["export"] = Command(arguments, dest, same(exported), {"out.hdf5.partial"})  # type: ignore[arg-type]
     return made
 
 

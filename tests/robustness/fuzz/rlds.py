@@ -163,7 +163,7 @@ def _description(folder: Path, rng: random.Random) -> None:
     if not places:
         return
     node, key = rng.choice(places)
-    new = rng.choice(
+    new = rng.choice(  # type: ignore[var-annotated]
         [*map(str, _NUMBERS), *_NUMBERS, None, True, "", "../../x", "/etc/passwd", "os.system", [], {}, [[[]]], "zlib",
          "float64", "uint8", "string", "tensorflow_datasets.core.features.text_feature.Text", "array_record"]
     )  # fmt: skip

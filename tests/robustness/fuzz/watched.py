@@ -199,7 +199,7 @@ def _convert(path: Path, dest: Path, **options: bool) -> kabuki_rlds.Conversion:
     What it breaks of rules 3 to 5 is in its notes.
     """
     fill = dict.fromkeys(("observation", "action", "reward", "discount", "is_terminal"), 0.0)
-    result = kabuki_rlds.convert(path, dest, fill=fill, overwrite=True, **options)
+    result = kabuki_rlds.convert(path, dest, fill=fill, overwrite=True, **options)  # type: ignore[arg-type]
     noted = kabuki_rlds.validate(dest)
     assert not any(3 <= violation.rule <= 5 for violation in noted), (noted, result.warnings)
     with h5py.File(dest, "r+") as file:
