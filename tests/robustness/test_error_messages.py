@@ -168,8 +168,8 @@ def test_sink_rejects_columns_of_different_lengths(tmp_path):
 
     seed = {"seed": np.array([7])}
     for steps, metadata, says in (
-        ({"a": np.arange(3), "b": good}, seed, "field 'a': 3 rows where there are 2 steps"),
-        ({"a": np.arange(2), "b": good}, {"seed": np.arange(2)}, "episode field 'seed': 2 rows for 1 episodes"),
+        ({"a": np.arange(3), "b": good}, seed, "field 'a': has 3 rows, expected 2"),
+        ({"a": np.arange(2), "b": good}, {"seed": np.arange(2)}, "episode field 'seed': has 2 rows, expected 1"),
         ({"a": np.arange(2), "b": Ragged(np.arange(3), np.array([[1], [5]]))}, seed, "/b: the lengths of the rows"),
     ):
         with pytest.raises(kabuki_rlds.KabukiError, match=says):
@@ -179,7 +179,7 @@ def test_sink_rejects_columns_of_different_lengths(tmp_path):
 
 def test_field_with_too_many_dimensions_for_hdf5_is_rejected(tmp_path):
     schema = Schema({"deep": Field(np.dtype(int), (1,) * 32)}, {})
-    with pytest.raises(kabuki_rlds.KabukiError, match="field 'deep': HDF5 cannot hold int64"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="field 'deep': HDF5 cannot store int64"):
         KabukiSink(tmp_path / "out.hdf5", schema, [Origin("here")])
     assert list(tmp_path.iterdir()) == []
 

@@ -341,6 +341,6 @@ def test_attribute_text_with_nul_or_surrogate_is_replaced_with_a_warning(tmp_pat
 @pytest.mark.parametrize("name", ["a\0b", "\ud800"])
 def test_class_names_with_nul_or_surrogate_are_rejected(name, tmp_path):
     label = schema.Field(np.dtype(int), kind="label", names=(name,))
-    with pytest.raises(KabukiError, match="field 'more': HDF5 cannot hold what is said of it"):
+    with pytest.raises(KabukiError, match="field 'more': HDF5 cannot store the attributes of the field"):
         KabukiSink(tmp_path / "f.hdf5", schema.Schema({"more": label}, {}), [])
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Appends blocks of steps to a Kabuki HDF5 file, without writing again what it holds."""
+"""Appends blocks of steps to a Kabuki HDF5 file in place, without rewriting the existing rows."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ class AppendingSink(KabukiSink):
 
 
 def check_appendable(source: KabukiSource) -> None:
-    """Refuses a file to which this package cannot append in place.
+    """Checks that `AppendingSink` can append to a file.
 
     Raises:
-      KabukiError: it is such a file.
+      KabukiError: it cannot. The message has the reason, and a command that makes a suitable copy.
     """
     for why in _obstacles(source):
         copy = os.path.splitext(source.path)[0] + "-copy.hdf5"
@@ -110,6 +110,7 @@ def check_appendable(source: KabukiSource) -> None:
 
 
 def _obstacles(source: KabukiSource) -> Iterator[str]:
+    """Yields the reasons why rows cannot be appended to a file in place."""
     file = source.file
     for name in REQUIRED:
         if not has_field(source.schema.steps, name):
@@ -140,6 +141,7 @@ def _obstacles(source: KabukiSource) -> Iterator[str]:
 
 
 def _fixed_extent(dataset: h5py.Dataset) -> Iterator[str]:
+    """Yields the reasons why a dataset cannot be extended: a fixed number of rows, or an unavailable filter."""
     if 0 in dataset.shape[1:]:
         return
     if not dataset.chunks or dataset.maxshape[0] is not None:
@@ -153,6 +155,7 @@ def _fixed_extent(dataset: h5py.Dataset) -> Iterator[str]:
 
 
 def _other_type(dataset: h5py.Dataset, field: Field) -> Iterator[str]:
+    """Yields a reason if a text or ragged field is stored with fixed-size rows."""
     text = h5py.check_string_dtype(dataset.dtype)
     is_text = field.is_fixed and field.dtype.kind == "O"
     is_ragged = not field.is_fixed

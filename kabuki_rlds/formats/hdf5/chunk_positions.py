@@ -1,4 +1,4 @@
-"""Where the chunks of a dataset are in the file, so that threads read them without the HDF5 library and its lock."""
+"""Positions of chunks in the file, with which threads read chunks without the HDF5 library and its global lock."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class ChunkPositions:
-    """The chunks of a dataset whose chunks each hold whole rows, in the order of the rows.
+    """The positions of a dataset's chunks, in row order. Each chunk contains whole rows.
 
     Attributes:
-      descriptor: of the open file. It is that of the HDF5 library, so it must stay open while chunks are read.
-      offsets: the first byte of each chunk in the file: int64, (chunks,).
-      sizes: how many bytes each takes: int64, (chunks,).
+      descriptor: descriptor of the open file. It belongs to the HDF5 library: the HDF5 file must stay open while chunks
+        are read.
+      offsets: offset of each chunk in the file, in bytes: int64, (chunks,).
+      sizes: stored size of each chunk in bytes: int64, (chunks,).
     """
 
     descriptor: int
@@ -24,35 +25,36 @@ class ChunkPositions:
     sizes: np.ndarray
 
     def read(self, chunk: int) -> bytes:
-        """The bytes of a chunk as they are stored.
+        """Returns the stored bytes of a chunk.
 
         Raises:
-          ValueError: the file ends before the chunk does.
+          ValueError: the chunk reaches beyond the end of the file.
         """
         size = int(self.sizes[chunk])
         stored = os.pread(self.descriptor, size, int(self.offsets[chunk]))
         if len(stored) != size:
-            raise ValueError(_CUT_SHORT)
+            raise ValueError(_BEYOND_END)
         return stored
 
     def read_into(self, target: np.ndarray, offset: int) -> None:
-        """Fills an array, C-contiguous uint8, with the bytes of the file from `offset` on.
+        """Fills a C-contiguous uint8 array with the bytes of the file from `offset` on.
 
         Raises:
-          ValueError: the file ends before.
+          ValueError: the bytes reach beyond the end of the file.
         """
         if os.preadv(self.descriptor, [target.data], offset) != target.nbytes:
-            raise ValueError(_CUT_SHORT)
+            raise ValueError(_BEYOND_END)
 
 
-_CUT_SHORT = "a chunk reaches beyond the end of the file"
+_BEYOND_END = "a chunk reaches beyond the end of the file"
 
 
 def chunk_positions(dataset: h5py.Dataset) -> ChunkPositions | None:
-    """The positions of all chunks of a dataset; None if only the HDF5 library can read them.
+    """Returns the positions of all chunks of a dataset, or None if only the HDF5 library can read them.
 
-    That is the case if a chunk is missing or was stored without one of the filters, if the file has a user block (whose
-    bytes HDF5 1.14 leaves out of the positions), or if it was not opened by the ordinary driver.
+    Only the library can read them if a chunk is missing or was stored without one of the filters, if the file has a
+    user block (HDF5 1.14 does not count its bytes in the positions), or if the file was not opened by the default
+    driver.
     """
     rows = dataset.chunks[0]
     count = -(-dataset.shape[0] // rows)
@@ -70,7 +72,7 @@ def chunk_positions(dataset: h5py.Dataset) -> ChunkPositions | None:
         dataset.id.chunk_iter(note)
         is_plain = dataset.file.id.get_create_plist().get_userblock() == 0
     except (RuntimeError, IndexError, OverflowError, ValueError, TypeError, NotImplementedError):
-        # The HDF5 library says what is wrong when it reads the rows.
+        # The HDF5 library raises a clear error when it reads the rows.
         return None
     if masks or not is_plain or (offsets < 0).any() or not isinstance(descriptor, int):
         return None

@@ -238,7 +238,7 @@ class FixedReader:
                 out[places[a:b]] = self._read_by_hdf5(start, stop)[rows[a:b] - start]
                 continue
             pending.append(
-                self._executor.submit(self._place, read, out, rows[a:b] - chunk * self.run_rows, places[a:b])
+                self._executor.submit(self._unpack_into, read, out, rows[a:b] - chunk * self.run_rows, places[a:b])
             )
             if len(pending) > _AHEAD:
                 pending.popleft().result()
@@ -292,7 +292,7 @@ class FixedReader:
         # HDF5 handles chunks for which filters were skipped.
         return None if skipped_filters else stored
 
-    def _place(self, read: Callable[[], bytes], out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+    def _unpack_into(self, read: Callable[[], bytes], out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         out[places] = self._unpack(read())[rows]
 
     def _unpack(self, stored: bytes) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The layout of a schema in a Kabuki HDF5 file: paths, types and attributes.
 
 A step field is the dataset at its path. An episode field is under `episodes/metadata/`.
-Attributes state what the type and the shape of a dataset do not:
+The attributes of a dataset give what its HDF5 type and shape cannot express:
 
     kind          "text", "label" or "image"; absent for numbers
     class_names   class names of a label

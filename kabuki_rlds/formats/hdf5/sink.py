@@ -131,7 +131,7 @@ class KabukiSink:
         try:
             writer = self._column_writer(self._file, path, field, compression)
         except (ValueError, TypeError, RuntimeError) as e:
-            raise KabukiError(f"field {path!r}: HDF5 cannot hold {field.describe()} ({e})") from e
+            raise KabukiError(f"field {path!r}: HDF5 cannot store {field.describe()} ({e})") from e
         if is_there and path in self._file:
             return writer
         attributes = layout.field_attributes(field)
@@ -139,7 +139,7 @@ class KabukiSink:
             try:
                 self._file[path].attrs.update(attributes)
             except ValueError as e:
-                raise KabukiError(f"field {path!r}: HDF5 cannot hold what is said of it ({e})") from e
+                raise KabukiError(f"field {path!r}: HDF5 cannot store the attributes of the field ({e})") from e
         else:
             # A column without elements is made when its rows are known.
             self._described_later[path] = attributes
@@ -175,12 +175,14 @@ class KabukiSink:
         self._reserve(block.nbytes + _ROW_OVERHEAD * (block.num_steps + block.num_episodes) * self._num_variable)
         for path, column in block.steps.items():
             if len(column) != block.num_steps:
-                raise KabukiError(f"field {path!r}: {len(column)} rows where there are {block.num_steps} steps")
+                raise KabukiError(f"field {path!r}: has {len(column)} rows, expected {block.num_steps} (one per step)")
             self._steps[path].write(column)
         if block.num_episodes:
             for path, column in block.metadata.items():
                 if len(column) != block.num_episodes:
-                    raise KabukiError(f"episode field {path!r}: {len(column)} rows for {block.num_episodes} episodes")
+                    raise KabukiError(
+                        f"episode field {path!r}: has {len(column)} rows, expected {block.num_episodes} (one per episode)"
+                    )
                 self._metadata[path].write(column)
             starts = block.starts + self.num_steps
             self._end_episodes(starts)
@@ -278,5 +280,5 @@ def _as_stored(name: str, text: str) -> str:
     """What a dataset says of itself as HDF5 can hold it: no NUL, and all of it UTF-8."""
     stored = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
     if stored != text:
-        _log.warning("the attribute %r: what HDF5 cannot hold of its text is replaced", name)
+        _log.warning("the attribute %r: characters that HDF5 cannot store are replaced", name)
     return stored

@@ -62,7 +62,7 @@ def check(sizes: Sequence[Size], dest: pathlib.Path, compression: Compression, *
     )
     if images > _MUCH_LARGER * on_disk:
         _log.warning(
-            "decoded images take %s of it, %.0f times the source; %s keeps the image files as they are",
+            "decoded images take %s, %.0f times the size of the source; %s keeps the image files as they are",
             format_bytes(images),
             images / max(on_disk, 1),
             argument("images", "encoded"),

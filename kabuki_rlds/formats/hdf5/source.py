@@ -102,7 +102,7 @@ class KabukiSource:
         self.schema = Schema(self._images.fields, self._metadata_images.fields, features, Info(**info))
         self.starts = self._starts()
         self.num_episodes = len(self.starts)
-        self._taken = np.arange(self.num_episodes)
+        self._selected = np.arange(self.num_episodes)
         for dataset in self.metadata_datasets.values():
             rows = dataset.shape[0] if dataset.shape else "no"
             if rows != self.num_episodes:
@@ -110,9 +110,9 @@ class KabukiSource:
                     f"{dataset.name}: has {rows} rows, expected {self.num_episodes} (one per episode)", file=self.path
                 )
         self._read_origins()
-        self.last_rows = self._stated_last_rows()
-        self.skipped = self._entries("skipped", Skipped.from_json)
-        self.notes = self._entries("notes", rules.Violation.from_json)
+        self.last_rows = self._read_last_rows()
+        self.skipped = self._json_list("skipped", Skipped.from_json)
+        self.notes = self._json_list("notes", rules.Violation.from_json)
 
     def _holds_booleans(self, name: str) -> bool:
         """Returns whether a flag is stored as integers that are all 0 or 1, as PyTables and Julia do."""
@@ -126,7 +126,7 @@ class KabukiSource:
             return False
         return bool(((values == 0) | (values == 1)).all())
 
-    def _stated_last_rows(self) -> LastRows | None:
+    def _read_last_rows(self) -> LastRows | None:
         try:
             return stored_last_rows.stated(self.file, self.num_episodes)
         except READ_ERRORS as e:
@@ -184,7 +184,7 @@ class KabukiSource:
                 return np.flatnonzero(begins).astype(np.int64)
         raise DamagedDataError("cannot find the episodes: add is_first, is_last or episodes/start", file=self.path)
 
-    def _entries(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
+    def _json_list(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
         """Returns the entries of an attribute that is a JSON list. Warns and returns [] if it is malformed."""
         try:
             return entries(layout.text_attribute(self.file, name), of_json)
@@ -199,7 +199,7 @@ class KabukiSource:
         here = os.path.realpath(self.path)
         origins = [
             dataclasses.replace(origin, via=(here, *origin.via))
-            for origin in self._entries("sources", Origin.from_json)
+            for origin in self._json_list("sources", Origin.from_json)
         ]
         if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
             if not layout.holds_integers(index):
@@ -279,20 +279,20 @@ class KabukiSource:
             steps = {path: self._read(reader, path, start, stop) for path, reader in readers.items()}
             of_episodes = {path: self._read(reader, path, first, end) for path, reader in metadata.items()}
             if only is None:
-                steps = self._images.serve(steps, functools.partial(self._place, start), self._executor)
+                steps = self._images.serve(steps, functools.partial(self._place_of_row, start), self._executor)
                 place = functools.partial(self._place_of_episode, first)
                 of_episodes = self._metadata_images.serve(of_episodes, place, self._executor)
             yield Block(steps, stop - start, self.starts[first:end] - start, of_episodes, self._origin_of[first:end])
 
     def _spans(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
         """Yields (first row, end row, first episode, end episode) of each block. Episodes count where they begin."""
-        for first, end in runs(self._taken) if len(self._taken) else [(0, 0)]:
+        for first, end in runs(self._selected) if len(self._selected) else [(0, 0)]:
             begin, stop = self.row_of(first) if first < end else 0, self.row_of(end) if first < end else 0
             bounds = [*range(begin, stop, rows), stop] if begin < stop else [begin, stop]
             inner = np.searchsorted(self.starts, bounds[1:-1]).tolist()
             yield from zip(bounds, bounds[1:], [first, *inner], [*inner, end], strict=False)
 
-    def _place(self, start: int, row: int) -> tuple[str, str, int]:
+    def _place_of_row(self, start: int, row: int) -> tuple[str, str, int]:
         episode = int(np.searchsorted(self.starts, start + row, "right")) - 1
         return self.path, f"episode {episode}", int(start + row - self.starts[episode])
 
@@ -318,7 +318,7 @@ class KabukiSource:
     def select(self, episodes: np.ndarray) -> KabukiSource:
         """Returns a source of the given episodes, in this order. It can be read while this source is open."""
         selected = copy.copy(self)
-        selected._taken = self._taken[episodes]
+        selected._selected = self._selected[episodes]
         selected.num_episodes = len(episodes)
         selected.last_rows = None if self.last_rows is None else self.last_rows[episodes]
         return selected
@@ -336,15 +336,15 @@ class KabukiSource:
         return self.select(select_episodes(split, dict.fromkeys((WHOLE, ALL, *named), whole), self.label))
 
     def record_of(self, episode: int) -> tuple[str, int]:
-        return self.path, int(self._taken[episode])
+        return self.path, int(self._selected[episode])
 
     def name_of(self, episode: int) -> str:
-        return f"{self.path}: episode {self._taken[episode]}"
+        return f"{self.path}: episode {self._selected[episode]}"
 
     @property
     def lengths(self) -> np.ndarray:
         """The number of rows of each selected episode: int64, (num_episodes,)."""
-        return (self.ends - self.starts)[self._taken]
+        return (self.ends - self.starts)[self._selected]
 
     @property
     def ends(self) -> np.ndarray:

@@ -47,7 +47,7 @@ class TextWriter:
         self._shape = tuple(d for d in field.shape if d is not None)
         self._dataset = file[path] if path in file else self._create()
         self._rows = len(self._dataset)
-        self._exact: tuple[_RaggedDataset, _Appended] | None = None
+        self._exact: tuple[_RaggedDataset, _Int64Dataset] | None = None
 
     def _create(self) -> h5py.Dataset:
         return self._file.create_dataset(
@@ -81,11 +81,11 @@ class TextWriter:
             self._dataset.attrs["companion"] = f"/{group}"
             self._exact = (
                 _RaggedDataset(self._file, f"{group}/exact_bytes", _UINT8),
-                _Appended(self._file, f"{group}/exact_row"),
+                _Int64Dataset(self._file, f"{group}/exact_row"),
             )
         found = [i for i, text in enumerate(texts) if b"\0" in text]
         values, rows = self._exact
-        values.append(_bytes_of([texts[i] for i in found]), np.array([len(texts[i]) for i in found], np.int64))
+        values.append(_joined_bytes([texts[i] for i in found]), np.array([len(texts[i]) for i in found], np.int64))
         rows.append(np.array(found, np.int64) + first)
 
 
@@ -97,7 +97,7 @@ class ImageFileWriter:
 
     def write(self, column: np.ndarray) -> None:
         files = column.tolist()
-        self._dataset.append(_bytes_of(files), np.fromiter(map(len, files), np.int64, len(files)))
+        self._dataset.append(_joined_bytes(files), np.fromiter(map(len, files), np.int64, len(files)))
 
     def close(self) -> None:
         """Nothing is held back."""
@@ -111,7 +111,7 @@ class RaggedWriter:
         group = f"{layout.COMPANION}/{path}"
         self._dataset = _RaggedDataset(file, path, _UINT8 if self._is_bytes else field.dtype)
         needs_shape = not field.encoded and _needs_shape(field)
-        self._shapes = _Appended(file, f"{group}/shape", len(field.shape)) if needs_shape else None
+        self._shapes = _Int64Dataset(file, f"{group}/shape", len(field.shape)) if needs_shape else None
         self._lengths = _RaggedDataset(file, f"{group}/lengths_1", _INT64) if self._is_bytes else None
         if self._shapes or self._lengths:
             file[path].attrs["companion"] = f"/{group}"
@@ -124,8 +124,8 @@ class RaggedWriter:
         if self._lengths:
             sizes = np.fromiter(map(len, values), np.int64, len(values))
             self._lengths.append(sizes, counts)
-            counts = _sums(sizes, counts)
-            values = _bytes_of(values.tolist())
+            counts = _group_sums(sizes, counts)
+            values = _joined_bytes(values.tolist())
         self._dataset.append(values, counts)
 
     def close(self) -> None:
@@ -150,12 +150,12 @@ class NestedWriter:
         inner = list(column.lengths[1:])
         if self._is_text:
             inner.append(np.fromiter(map(len, values), np.int64, len(values)))
-            values = _bytes_of(values.tolist())
+            values = _joined_bytes(values.tolist())
         for level, (dataset, lengths) in enumerate(zip(self._levels, inner, strict=True)):
             if self._is_text and level == len(inner) - 1:
                 counts = counts * item
             dataset.append(lengths, counts)
-            counts = _sums(lengths, counts)
+            counts = _group_sums(lengths, counts)
         self._dataset.append(values, counts if self._is_text else counts * item)
 
     def close(self) -> None:
@@ -325,7 +325,7 @@ class _RaggedDataset:
         _append(self._dataset, start, pointers.reshape(-1).view("V16"), self._type)
 
 
-class _Appended:
+class _Int64Dataset:
     """Appends int64 rows to a dataset, (rows,) or (rows, width). Creates the dataset if it does not exist."""
 
     def __init__(self, file: h5py.File, path: str, width: int | None = None):
@@ -405,14 +405,14 @@ def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -
     raise CompanionError("exact_row and exact_bytes in its companion do not match its rows")
 
 
-def _sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _group_sums(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Returns the sum of each group of consecutive values. Group i has `counts[i]` values."""
     totals = row_splits(values)
     ends = np.cumsum(counts)
     return totals[ends] - totals[ends - counts]
 
 
-def _bytes_of(texts: list[bytes]) -> np.ndarray:
+def _joined_bytes(texts: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(texts), np.uint8)
 
 

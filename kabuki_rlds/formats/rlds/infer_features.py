@@ -43,8 +43,8 @@ def features_of(schema: Schema, images: ImageFormat | None = None) -> tfds.featu
 
     If `schema.features` is set, the result is these features, with two changes:
 
-    * A field that they do not list is added, unless it is `derived` in all episodes. A
-      converter has added such a field.
+    * A field that they do not list is added, unless it is `derived` in all episodes: a
+      converter computed such a field, and it was not in the source.
     * `images` replaces the format of images that are stored as arrays.
 
     Otherwise, the feature of each field follows from its dtype, shape and kind:

@@ -148,7 +148,7 @@ class _FeatureParser:
         return feature
 
     def named(self, features: Mapping[str, Any], parse: Any, path: str, depth: int) -> dict[str, Any]:
-        """Returns name to parsed feature, sorted by name. The order of a proto's map changes from run to run."""
+        """Returns a dict of name to parsed feature, sorted by name because the order of a proto's map varies."""
         return {name: parse(features[name], f"{path}/{name}" if path else name, depth) for name in sorted(features)}
 
     def _class(self, name: Any, path: str) -> type[Any]:

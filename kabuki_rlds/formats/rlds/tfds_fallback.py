@@ -44,7 +44,7 @@ class TfdsReader:
 
     def __init__(self, leaves: Sequence[FeatureLeaf], features: Any):
         self._leaves = leaves
-        self._features = _chosen(leaves, features)
+        self._features = _select_features(leaves, features)
         self._images = [leaf for leaf in leaves if leaf.field.kind == "image"]
 
     def __bool__(self) -> bool:
@@ -97,12 +97,12 @@ class TfdsReader:
         """Appends the rows of one episode to `rows`, and returns the number of its steps."""
         episode = self._features.deserialize_example(record)
         steps = episode.pop(STEPS, ())
-        for path, value in _flat(episode):
+        for path, value in _flatten(episode):
             rows[False, path].append(value)
         count = 0
         for step in steps:
             count += 1
-            for path, value in _flat(step):
+            for path, value in _flatten(step):
                 rows[True, path].append(value)
         return count
 
@@ -121,7 +121,7 @@ class TfdsWriter:
         import tensorflow_datasets as tfds
 
         self._leaves = leaves
-        self._features = _chosen(leaves, features)
+        self._features = _select_features(leaves, features)
         self._serializer = tfds.core.ExampleSerializer(self._features.get_serialized_info())
         self._rows: dict[tuple[bool, str], list[Any]] = {}
 
@@ -130,7 +130,7 @@ class TfdsWriter:
         self._rows = {
             (leaf.in_steps, leaf.path): []
             if leaf.in_steps
-            else _values(block.metadata[leaf.path][episode : episode + 1], leaf)
+            else _encodable_rows(block.metadata[leaf.path][episode : episode + 1], leaf)
             for leaf in self._leaves
         }
 
@@ -138,7 +138,7 @@ class TfdsWriter:
         """Adds the rows `start` to `stop` of a block to the steps of the episode."""
         for leaf in self._leaves:
             if leaf.in_steps:
-                self._rows[True, leaf.path] += _values(block.steps[leaf.path][start:stop], leaf)
+                self._rows[True, leaf.path] += _encodable_rows(block.steps[leaf.path][start:stop], leaf)
 
     def end(self) -> bytes:
         """Ends the episode, and returns its serialized entries for the map of features of a `tf.train.Example`.
@@ -149,9 +149,9 @@ class TfdsWriter:
         if not self._leaves:
             return b""
         episode = {
-            name: _filled(feature.feature, "", self._rows, in_steps=True)
+            name: _nest_rows(feature.feature, "", self._rows, in_steps=True)
             if name == STEPS
-            else _filled(feature, name, self._rows, in_steps=False)
+            else _nest_rows(feature, name, self._rows, in_steps=False)
             for name, feature in self._features.items()
         }
         try:
@@ -163,7 +163,7 @@ class TfdsWriter:
         return entries
 
 
-def _values(column: Column, leaf: FeatureLeaf) -> list[Any]:
+def _encodable_rows(column: Column, leaf: FeatureLeaf) -> list[Any]:
     """Returns the rows of a column in the form that TFDS encodes: arrays, or lists of lists of arrays."""
     if isinstance(column, Nested):
         items = list(column.values)
@@ -192,7 +192,7 @@ def _is_stored_as(feature: Any, dtype: type[np.generic]) -> bool:
     return not isinstance(stored, dict) and stored.np_dtype == dtype
 
 
-def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in_steps: bool) -> Any:
+def _nest_rows(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in_steps: bool) -> Any:
     """Returns the rows of step fields, or the row of episode fields, nested in dicts like the feature at `path`."""
     import tensorflow_datasets as tfds
 
@@ -202,10 +202,10 @@ def _filled(feature: Any, path: str, rows: dict[tuple[bool, str], list[Any]], in
     inner = feature
     while not isinstance(inner, tfds.features.FeaturesDict):
         inner = inner.feature
-    return {name: _filled(f, f"{path}/{name}" if path else name, rows, in_steps) for name, f in inner.items()}
+    return {name: _nest_rows(f, f"{path}/{name}" if path else name, rows, in_steps) for name, f in inner.items()}
 
 
-def _chosen(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
+def _select_features(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
     """Returns the features of a dataset, reduced to some leaves."""
     import tensorflow_datasets as tfds
 
@@ -213,16 +213,16 @@ def _chosen(leaves: Sequence[FeatureLeaf], features: Any) -> Any:
     of_episode = {leaf.path for leaf in leaves if not leaf.in_steps}
     chosen = {}
     if in_steps:
-        chosen[STEPS] = tfds.features.Dataset(_subset(features[STEPS].feature, in_steps, ""))
+        chosen[STEPS] = tfds.features.Dataset(_reduce_dict(features[STEPS].feature, in_steps, ""))
     for name, feature in features.items():
         if name != STEPS:
-            kept = _subset_of(feature, of_episode, name)
+            kept = _reduce_feature(feature, of_episode, name)
             if kept is not None:
                 chosen[name] = kept
     return tfds.features.FeaturesDict(chosen)
 
 
-def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
+def _reduce_feature(feature: Any, paths: set[str], path: str) -> Any:
     """Returns the feature at `path`, reduced to the leaves in `paths`. None if it contains none of them."""
     import tensorflow_datasets as tfds
 
@@ -231,28 +231,28 @@ def _subset_of(feature: Any, paths: set[str], path: str) -> Any:
     if path in paths:
         return feature
     if isinstance(feature, tfds.features.FeaturesDict):
-        return _subset(feature, paths, path) or None
+        return _reduce_dict(feature, paths, path) or None
     if is_list(feature):
-        inner = _subset_of(feature.feature, paths, path)
+        inner = _reduce_feature(feature.feature, paths, path)
         return None if inner is None else tfds.features.Sequence(inner, sequence_length(feature))
     return None
 
 
-def _subset(features: Any, paths: set[str], path: str) -> dict[str, Any]:
+def _reduce_dict(features: Any, paths: set[str], path: str) -> dict[str, Any]:
     kept = {}
     for name, feature in features.items():
-        inner = _subset_of(feature, paths, f"{path}/{name}" if path else name)
+        inner = _reduce_feature(feature, paths, f"{path}/{name}" if path else name)
         if inner is not None:
             kept[name] = inner
     return kept
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (path, value) of each leaf of nested dicts. Names may contain slashes."""
     for name, inner in tree.items():
         path = f"{prefix}{name}"
         if isinstance(inner, dict):
-            yield from _flat(inner, f"{path}/")
+            yield from _flatten(inner, f"{path}/")
         else:
             yield path, inner
 

@@ -29,7 +29,7 @@ _MAX_LISTED = 5
 
 
 def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File:
-    """Opens an HDF5 file for reading, after safety checks. The whole package opens files with this function.
+    """Opens an HDF5 file for reading, after safety checks. All code of the package opens HDF5 files with it.
 
     Args:
       path: the file.
