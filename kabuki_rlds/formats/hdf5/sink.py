@@ -181,7 +181,8 @@ class KabukiSink:
             for path, column in block.metadata.items():
                 if len(column) != block.num_episodes:
                     raise KabukiError(
-                        f"episode field {path!r}: has {len(column)} rows, expected {block.num_episodes} (one per episode)"
+                        f"episode field {path!r}: has {len(column)} rows, expected {block.num_episodes} "
+                        "(one per episode)"
                     )
                 self._metadata[path].write(column)
             starts = block.starts + self.num_steps
