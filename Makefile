@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint docs test-modern test-judges lock clean
+.PHONY: help test demo lint docs test-base test-modern test-judges lock clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -28,6 +28,7 @@ help:
 	@echo 'make demo         set up .venv/, record a real environment, convert, validate, inspect'
 	@echo 'make lint         ruff and mypy'
 	@echo 'make docs         the documentation as a site, in site/'
+	@echo 'make test-base    the tests that need no TensorFlow, on the base install'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
 	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
 	@echo 'make lock         update constraints.txt after a change of setup.cfg; with UPGRADE=1, to the newest versions'
@@ -56,6 +57,20 @@ $(DOCS)/installed: setup.cfg constraints.txt
 docs: $(DOCS)/installed
 	@$(DOCS)/bin/mkdocs build --quiet
 	@echo 'open site/index.html'
+
+# The base install: no extra, and what runs the tests.
+BASE := .venv-base
+$(BASE)/installed: setup.cfg constraints.txt
+	@echo 'setting up $(BASE)/ without TensorFlow'
+	@"$(PYTHON)" -m venv --clear $(BASE)
+	@$(BASE)/bin/python $(PIP_INSTALL) -c constraints.txt -e . pytest pytest-xdist hypothesis packaging
+	@touch $@
+
+# No module of these imports an extra. The first goes through everything that the base install can do.
+test-base: $(BASE)/installed
+	@$(BASE)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		tests/project/test_base_install.py tests/project/test_extras.py tests/data/test_blocks_and_chunks.py \
+		tests/formats/test_appending_sink.py tests/robustness/test_broken_rules.py tests/robustness/test_envlogger_logs.py
 
 test-modern: MODERN = $(call runs,python3.12 python3.13 $(wildcard $(shell pyenv root 2>/dev/null)/versions/3.1[23]*/bin/python3))
 test-modern:
@@ -91,7 +106,7 @@ lock:
 EXTRAS = $(filter-out all,$(shell sed -n '/^\[options.extras_require\]/,/^\[/s/^\([a-z0-9_-]*\) *=$$/\1/p' setup.cfg))
 
 clean:
-	rm -rf .venv .venv-modern .venv-judges .venv-lock .venv-docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-base .venv-modern .venv-judges .venv-lock .venv-docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- setting up ---

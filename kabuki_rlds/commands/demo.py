@@ -171,7 +171,7 @@ def _dm_env(environment: Any) -> Any:
 
 def _find_extras() -> bool:
     """Sees to it that there is an environment, and says whether there is EnvLogger."""
-    require("the demo, which records MuJoCo's Hopper,", "gymnasium", "mujoco", "tensorflow", "tensorflow_datasets")
+    require("the demo, which records MuJoCo's Hopper,", "tensorflow", "tensorflow_datasets", "gymnasium", "mujoco")
     import gymnasium
 
     try:
