@@ -1,6 +1,6 @@
 """What the base install can do, without TensorFlow, TFDS and pyarrow. Run in a process of its own.
 
-    python -m tests.project.base_tour FOLDER
+python -m tests.project.base_tour FOLDER
 """
 
 from __future__ import annotations
