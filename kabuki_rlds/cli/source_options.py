@@ -1,4 +1,4 @@
-"""The options that say how datasets are read, which several commands share."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
-    """Adds those that say what files in a layout of others do not, and what is made of their fields."""
+    """Adds the options that define missing semantics and the meaning of fields: `--recipe`, `--last-row`, `--assume`."""
     if recipe:
         command.add_argument(
             "--recipe",
@@ -98,7 +98,7 @@ def writing_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
-    """Whether a source is a folder, which TensorFlow may be needed for.
+    """Returns whether a source is a folder. Reading a folder may need TensorFlow.
 
     Raises:
       KabukiError: there is no such source.

@@ -53,12 +53,12 @@ _NAMED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """What a source names.
+    """The files and folders that a source names.
 
     Attributes:
       paths: HDF5 files, folders of a version of a TFDS dataset, folders with EnvLogger logs or the log of a
         recording, and folders with a Minari dataset in Arrow or Parquet, in the order in which they are read.
-      notes: what the user should know of the choice, each with its log level.
+      notes: messages for the user about the choice, each with its log level.
     """
 
     paths: list[pathlib.Path]
@@ -67,7 +67,7 @@ class Located:
 
 @dataclasses.dataclass
 class _Contents:
-    """What a folder holds, or a pattern matches.
+    """The datasets in a folder, or those that a pattern matches.
 
     Attributes:
       datasets: folders of versions of TFDS datasets.
@@ -122,7 +122,7 @@ def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
 
 
 def is_looked_up(source: StrPath, data_dir: StrPath) -> bool:
-    """Whether a folder of TFDS datasets has to do with a source: it is a name, or in that folder."""
+    """Returns whether a source is looked up in a folder of TFDS datasets: it is a name, or a path in that folder."""
     path, folder = local_path(source), local_path(data_dir)
     if not os.path.lexists(path) and not glob.has_magic(os.fspath(path)):
         return True
@@ -131,10 +131,11 @@ def is_looked_up(source: StrPath, data_dir: StrPath) -> bool:
 
 
 def _by_name(source: StrPath, data_dir: pathlib.Path | None) -> Located:
-    """The TFDS dataset of a name, `name[/config][:version]`.
+    """Finds a TFDS dataset by its name, `name[/config][:version]`.
 
     Raises:
-      KabukiError: there is none.
+      SourceNotFoundError: there is no such dataset.
+      KabukiError: it has no such version.
     """
     folder = local_path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     named = _named_dataset(source, folder)
@@ -150,7 +151,7 @@ def _by_name(source: StrPath, data_dir: pathlib.Path | None) -> Located:
 
 
 def _named_dataset(source: StrPath, data_dir: pathlib.Path) -> pathlib.Path | None:
-    """The folder of the TFDS dataset or config of this name, if there is one."""
+    """Returns the folder of the TFDS dataset or config of this name; None if there is none."""
     name = os.fspath(source).partition(":")[0]
     path = pathlib.PurePath(name)
     if not name or path.is_absolute() or ".." in path.parts or _is_hdf5_name(name):
@@ -175,7 +176,7 @@ def _not_found(source: StrPath, data_dir: pathlib.Path, is_given: bool) -> Sourc
 
 
 def _shadowing(path: pathlib.Path, named: pathlib.Path) -> Located:
-    """The local folder `path`, which has the name of the TFDS dataset in the folder `named`."""
+    """Finds the datasets in the local folder `path`, which has the name of the TFDS dataset in the folder `named`."""
     if os.path.samefile(path, named):
         return _in_folder(path, str(path))
     shadows = f"the local folder {path.absolute()} has the name of the TFDS dataset {named}"
@@ -188,7 +189,7 @@ def _shadowing(path: pathlib.Path, named: pathlib.Path) -> Located:
 
 
 def _in_folder(folder: pathlib.Path, label: str) -> Located:
-    """What a folder holds.
+    """Finds the datasets in a folder.
 
     Raises:
       KabukiError: it holds nothing that can be read, or several configs of one TFDS dataset.
@@ -203,7 +204,7 @@ def _in_folder(folder: pathlib.Path, label: str) -> Located:
 
 
 def _matches(pattern: pathlib.Path, label: str) -> Located:
-    """All that a pattern matches.
+    """Finds all datasets that a pattern matches.
 
     Raises:
       KabukiError: it matches nothing that can be read.
@@ -235,9 +236,9 @@ def _matches(pattern: pathlib.Path, label: str) -> Located:
     if contents.is_empty:
         names = _listed([os.fspath(path) for path in others])
         raise KabukiError(f"{label}: matches no HDF5 file and no folder with a dataset; it matches {names}")
-    taken = {*contents.datasets, *contents.logs, *contents.files}
-    folders = {parent for path in taken for parent in path.parents}
-    others = [path for path in others if path not in folders and taken.isdisjoint(path.parents)]
+    found = {*contents.datasets, *contents.logs, *contents.files}
+    folders = {parent for path in found for parent in path.parents}
+    others = [path for path in others if path not in folders and found.isdisjoint(path.parents)]
     if others:
         names = _listed([os.fspath(path) for path in others])
         contents.notes.append((logging.WARNING, f"{label}: matches what is no dataset, and is ignored: {names}"))
@@ -245,7 +246,7 @@ def _matches(pattern: pathlib.Path, label: str) -> Located:
 
 
 def _choose(contents: _Contents, base: pathlib.Path, label: str) -> Located:
-    """What to read of all that was found. Messages name it relative to the folder `base`."""
+    """Selects the datasets to read of those that were found. Messages name them relative to the folder `base`."""
     notes = list(contents.notes)
 
     def names(paths: Sequence[pathlib.Path]) -> list[str]:
@@ -269,7 +270,7 @@ def _choose(contents: _Contents, base: pathlib.Path, label: str) -> Located:
 
 
 def _contents_of(folder: pathlib.Path) -> _Contents:
-    """What a folder holds, in itself and below it; of each TFDS dataset in it the newest version.
+    """Finds the datasets in a folder and below it, with the newest version of each TFDS dataset.
 
     Raises:
       KabukiError: the newest version of a dataset is incomplete.
@@ -282,7 +283,7 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
             found.files.append(path)
             below.clear()
         found.files += [path / name for name in files if _is_hdf5_name(name) and (path / name).is_file()]
-    # A dataset is not made of what is in other folders below it.
+    # Datasets in folders below a dataset do not belong to it.
     direct = [path for path in found.datasets if path == folder] or [
         path for path in found.datasets if path in _versions(folder)
     ]
@@ -305,7 +306,7 @@ def _contents_of(folder: pathlib.Path) -> _Contents:
 
 
 def _walk(folder: pathlib.Path, notes: list[tuple[int, str]]) -> Iterator[tuple[pathlib.Path, list[str], list[str]]]:
-    """As `os.walk`, without what is being written. Links to folders are followed in `folder` itself alone."""
+    """Walks a folder like `os.walk`, without unfinished datasets. Links are followed only in `folder` itself."""
     tops = [folder, *(each for each in subfolders(folder) if each.is_symlink())]
     for path, below, files in itertools.chain.from_iterable(map(os.walk, tops)):
         here = pathlib.Path(path)
@@ -317,7 +318,7 @@ def _walk(folder: pathlib.Path, notes: list[tuple[int, str]]) -> Iterator[tuple[
 
 
 def _is_unfinished(folder: pathlib.Path, notes: list[tuple[int, str]]) -> bool:
-    """Whether a folder holds what a program is writing, or left when it was interrupted."""
+    """Returns whether a folder is an unfinished dataset, recording or conversion."""
     if _INCOMPLETE.fullmatch(folder.name):
         return True
     if folder.suffix == ".recording" and _is_hdf5_name(folder.stem):
@@ -328,7 +329,7 @@ def _is_unfinished(folder: pathlib.Path, notes: list[tuple[int, str]]) -> bool:
 
 
 def _versions(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folders in a folder that are named like a version, the newest last."""
+    """Returns the folders in a folder that are named like a version, newest last."""
     found = [path for path in folder.iterdir() if _VERSION.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_version)
 
@@ -338,7 +339,7 @@ def _version(path: pathlib.Path) -> tuple[int, ...]:
 
 
 def _newest(datasets: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """The newest of the versions of each dataset."""
+    """Returns the newest version of each dataset."""
     newest: dict[tuple[pathlib.Path, bool], pathlib.Path] = {}
     for path in datasets:
         is_version = _VERSION.fullmatch(path.name) is not None
@@ -387,14 +388,14 @@ def _identity(folder: pathlib.Path) -> tuple[str, str]:
 
 
 def _expand(pattern: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The paths that a pattern matches, with `**` for any number of folders; `**` follows no links."""
+    """Yields the paths that a pattern matches. `**` matches any number of folders, and does not follow links."""
     base = _fixed_part(pattern)
     parts = [name for name, _ in itertools.groupby(pattern.parts[len(base.parts) :], key=lambda name: name)]
     return iter(dict.fromkeys(_expanded(base, parts)))
 
 
 def _fixed_part(pattern: pathlib.Path) -> pathlib.Path:
-    """The part of a pattern before its first component with a wildcard."""
+    """Returns the part of a pattern before its first component with a wildcard."""
     fixed = itertools.takewhile(lambda name: not glob.has_magic(name), pattern.parts)
     return pathlib.Path(*fixed)
 
@@ -430,7 +431,7 @@ def _is_hdf5_name(name: str) -> bool:
 
 
 def _is_hdf5(path: pathlib.Path) -> bool:
-    """Whether a file begins as an HDF5 file does."""
+    """Returns whether a file begins with the signature of HDF5."""
     try:
         with open(path, "rb") as file:
             return file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE
@@ -444,7 +445,7 @@ def _by_number(path: pathlib.Path) -> list[tuple[int, str]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The names in a line; of many, the first and how many there are."""
+    """Joins names for a message. Of many names, only the first and their number."""
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{', '.join(names[:_NAMED])}, … ({len(names):,} in all)"

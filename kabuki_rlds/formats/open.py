@@ -203,7 +203,7 @@ def _open(layout: Layout | None, paths: Sequence[pathlib.Path], options: DemoOpt
 
 
 def _of_split(log: EnvLoggerSource | EpisodeLogSource, split: str | None) -> Source:
-    """The episodes of a part of a log, which is one split."""
+    """Returns the episodes of a part of a log. A log has one split."""
     if split is None:
         return log
     whole = np.arange(log.num_episodes)
