@@ -27,7 +27,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None:
-    """Adds the options that define missing semantics and the meaning of fields: `--recipe`, `--last-row`, `--assume`."""
+    """Adds the options that define what the source leaves undefined: `--recipe`, `--last-row` and `--assume`."""
     if recipe:
         command.add_argument(
             "--recipe",

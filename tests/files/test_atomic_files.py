@@ -27,6 +27,7 @@ import kabuki_rlds
 from kabuki_rlds.commands.export import export
 from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from tests import datasets, handmade
+from tests.disks import small_disk
 
 OLD = b"the old file, which need not be HDF5"
 
@@ -502,19 +503,10 @@ def test_a_failed_export_leaves_no_output(layout, limit, tmp_path):
 
 @pytest.mark.parametrize("compression", ["gzip", "lzf", "none"])
 def test_a_full_disk_leaves_no_output(compression, incompressible, tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "3m") as folder:
         dest = folder / "out.hdf5"
         assert_fails_for_want_of_space(incompressible, dest, 0, "--compression", compression)
         assert_as_before(dest)
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_missing_destination_folder_is_rejected(small, tmp_path):

@@ -19,6 +19,7 @@ import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from tests import handmade, layout_files
+from tests.disks import small_disk
 
 
 @pytest.fixture
@@ -29,17 +30,8 @@ def small(tmp_path) -> Path:
 @pytest.fixture
 def other_disk(tmp_path) -> Iterator[Path]:
     """A folder on another file system."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "8m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_another_file_system_will_do(small, other_disk):
