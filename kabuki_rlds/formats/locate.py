@@ -134,8 +134,7 @@ def _by_name(source: StrPath, data_dir: pathlib.Path | None) -> Located:
     """Finds a TFDS dataset by its name, `name[/config][:version]`.
 
     Raises:
-      SourceNotFoundError: there is no such dataset.
-      KabukiError: it has no such version.
+      KabukiError: there is no such dataset or version.
     """
     folder = local_path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     named = _named_dataset(source, folder)
