@@ -72,15 +72,16 @@ def layouts(folder: Path) -> None:
 
 def exports(folder: Path) -> None:
     """Writes the layouts that can be written, and reads them again."""
-    layout_files.robomimic(folder / "in.hdf5", {0: 4, 3: 2}, success=[3])
-    kabuki_rlds.convert(folder / "in.hdf5", folder / "kabuki.hdf5", overwrite=True)
-    for layout, name in (("robomimic", "out.hdf5"), ("minari", "lab/lift-v0"), ("d4rl", "flat.hdf5")):
-        options: dict[str, Any] = {}
-        if layout == "d4rl":
-            layout_files.d4rl(folder / "in.hdf5", terminals=np.arange(9) % 4 == 3, timeouts=np.zeros(9, bool))
-            kabuki_rlds.convert(folder / "in.hdf5", folder / "kabuki.hdf5", overwrite=True)
-        kabuki_rlds.export(folder / "kabuki.hdf5", folder / name, layout)  # type: ignore[call-overload]
-        _check(folder / name, folder / f"{layout}-again.hdf5", **options)
+    ends = np.arange(9) % 4 == 3
+    demonstrations = layout_files.robomimic(folder / "demos.hdf5", {0: 4, 3: 2}, success=[3])
+    flat = layout_files.d4rl(folder / "flat.hdf5", terminals=ends, timeouts=np.zeros(9, bool))
+    written = (
+        kabuki_rlds.export(demonstrations, folder / "robomimic.hdf5", "robomimic"),
+        kabuki_rlds.export(demonstrations, folder / "lab" / "lift-v0", "minari"),
+        kabuki_rlds.export(flat, folder / "d4rl.hdf5", "d4rl"),
+    )
+    for number, exported in enumerate(written):
+        _check(exported.path, folder / f"again-{number}.hdf5")
 
 
 def images(folder: Path) -> None:
