@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: The episodes of a log of so many bytes are appended to the file.
+#: A log has about this many bytes, unless its episodes cannot be appended to the file.
 _LOG_BYTES = 64 << 20
 
 #: An RLDS dataset of an earlier version.
@@ -73,7 +73,8 @@ class Hdf5Destination:
         self.num_written = 0
         self._log: AppendLog | None = None
         self._last: int | None = None
-        self._said_busy = False
+        #: At this size of the log, its episodes are appended to the file.
+        self._limit = _LOG_BYTES
         self._folder = LockedFolder(codec.folder_of(self._path))
         self._log_path = self._folder.path / codec.NAME
         #: The fields of the log and of the file, whose image fields may be files.
@@ -117,8 +118,8 @@ class Hdf5Destination:
             self._begin_log(episode)
 
     def append(self, episode: Block) -> None:
-        if self._log is not None and self._log.size >= _LOG_BYTES and self._is_free():
-            self._publish()
+        if self._log is not None and self._log.size >= self._limit:
+            self._try_to_publish(self._log.size)
         if self._log is None:
             self._begin_log(None)
         assert self._log is not None
@@ -241,18 +242,29 @@ class Hdf5Destination:
         if path != self._path:
             os.replace(path, self._path)
 
+    def _try_to_publish(self, size: int) -> None:
+        """Appends the episodes of the log to the file, or tries it again when the log has twice the size."""
+        try:
+            if self._is_free():
+                self._publish()
+                self._limit = _LOG_BYTES
+                return
+            why = f"{self._path}: another program has this file open"
+        except KabukiError as e:
+            why = str(e)
+        self._limit = 2 * size
+        _log.warning("%s. The recording continues, and its episodes stay in %s", why, self._folder.path)
+
     def _is_free(self) -> bool:
-        """Whether no other program has the file open: one that reads it must not see it change."""
-        is_free = not self._path.exists() or locks.can_lock(self._path)
-        if not is_free and not self._said_busy:
-            self._said_busy = True
-            _log.info("%s: another program has it open, so episodes stay in %s", self._path, self._folder.path)
-        return is_free
+        """Whether no other program has the file open: a reader must not see it change."""
+        return not self._path.exists() or locks.can_lock(self._path)
 
     def _look(self) -> Schema:
         with KabukiSource(self._path, quiet=True) as source:
             source.check_complete()
             check_appendable(source)
+            if not os.access(self._path, os.W_OK):
+                raise KabukiError(f"{self._path}: no permission to write to it")
             return source.schema
 
     def _take_up(self) -> None:

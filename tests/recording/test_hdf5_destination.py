@@ -192,6 +192,22 @@ def test_a_file_that_is_being_read_is_not_changed_for_its_reader(tmp_path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
 
 
+def test_a_file_that_cannot_be_written_does_not_stop_the_recording(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(hdf5_destination, "_LOG_BYTES", 60_000)
+
+    def full(*_):
+        raise KabukiError("x.hdf5: cannot be written (No space left on device)")
+
+    with Logger(tmp_path / "x.hdf5") as logger:
+        with monkeypatch.context() as patched:
+            patched.setattr(hdf5_destination.KabukiSink, "commit", full)
+            log(logger, range(5))
+        assert not (tmp_path / "x.hdf5").exists()
+        assert 1 <= sum("The recording continues" in message for message in caplog.messages) < 4
+        log(logger, [5])
+    assert numbers(tmp_path / "x.hdf5") == list(range(6))
+
+
 def test_convert_reads_the_log_of_a_recording_as_it_is(tmp_path):
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
