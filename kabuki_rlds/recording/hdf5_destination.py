@@ -111,11 +111,15 @@ class Hdf5Destination:
     def define(self, schema: Schema, info: Info, episode: Block | None) -> None:
         stem = re.sub(r"\W", "_", self._path.stem, flags=re.ASCII)
         name = stem if stem[:1].isalpha() else f"recording_{stem}"
+        before, old = self._schema, self._log
         self._schema = dataclasses.replace(schema, info=dataclasses.replace(info, name=name, version="1.0.0"))
-        if self._log is not None:
-            old, self._log = self._log, None
+        if old is not None:
+            try:
+                self._begin_log(episode)
+            except BaseException:
+                self._schema = before
+                raise
             old.close()
-            self._begin_log(episode)
 
     def append(self, episode: Block) -> None:
         if self._log is not None and self._log.size >= self._limit:
@@ -167,7 +171,8 @@ class Hdf5Destination:
         try:
             log.append(codec.Head(self._schema, self._origin, self._num_in_file()).pack())
             self._last = None if episode is None else log.append(*self._packed(episode))
-            os.replace(new, self._log_path)
+            with disk.writing(self._log_path):
+                os.replace(new, self._log_path)
         except BaseException:
             log.close()
             new.unlink(missing_ok=True)
@@ -212,7 +217,7 @@ class Hdf5Destination:
             if source.num_episodes and not source.is_appended:
                 self._add(source)
         except (KabukiError, OSError) as e:
-            why = f"{self._path}: cannot be written ({e.strerror})" if type(e) is OSError else e
+            why = e if isinstance(e, KabukiError) else f"{self._path}: cannot be written ({e.strerror})"
             raise KabukiError(f"{why}; what was recorded is safe in {self._folder.path}, which convert reads") from e
         with disk.writing(self._folder.path):
             self._log_path.unlink()
@@ -291,19 +296,26 @@ class Hdf5Destination:
         require(f"{folder}: reading what an earlier version recorded", "tensorflow", "tensorflow_datasets")
         from kabuki_rlds.formats.rlds.source import RldsSource
 
-        added = images = False
+        is_added = has_files = False
         if self._path.exists():
             with KabukiSource(self._path, quiet=True) as there:
-                added = os.fspath(folder.resolve()) in [os.path.realpath(origin.path) for origin in there.origins]
-                images = any(field.encoded for field in there.schema.steps.values())
-        if not added and (folder / "features.json").exists():
-            source = RldsSource(folder, self._origin.split, "encoded" if images else "arrays")
-            try:
-                if source.num_episodes:
-                    self._add(source)
-            finally:
-                source.close()
-        shutil.rmtree(folder)
+                is_added = os.fspath(folder.resolve()) in [os.path.realpath(origin.path) for origin in there.origins]
+                has_files = any(field.encoded for field in there.schema.steps.values())
+        locked = LockedFolder(folder)
+        try:
+            if not (folder / "dataset_info.json").exists():
+                if any(folder.glob("*.recording")) or any(folder.glob("*.tfrecord*")):
+                    raise KabukiError(f"{folder}: has episodes, but no dataset_info.json; move it to another folder")
+            elif not is_added:
+                source = RldsSource(folder, self._origin.split, "encoded" if has_files else "arrays")
+                try:
+                    if source.num_episodes:
+                        self._add(source)
+                finally:
+                    source.close()
+            shutil.rmtree(folder)
+        finally:
+            locked.unlock()
 
 
 def _decoded(fields: dict[str, Field]) -> dict[str, Field]:

@@ -273,6 +273,29 @@ def test_what_the_previous_version_had_put_into_the_file_is_not_added_twice(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
 
 
+def test_episodes_of_the_previous_version_without_its_description_are_kept(tmp_path):
+    folder = tmp_path / "x.hdf5.recording" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "x-train.recording").write_bytes(b"episodes")
+    with pytest.raises(KabukiError, match=r"x.hdf5.recording/1.0.0: has episodes, but no dataset_info.json; move it"):
+        Logger(tmp_path / "x.hdf5")
+    assert (folder / "x-train.recording").read_bytes() == b"episodes"
+
+
+def test_a_first_episode_stays_if_it_cannot_get_another_field(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Logger(tmp_path / "x.hdf5") as logger:
+        log(logger, [0])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", full)
+            with pytest.raises(KabukiError, match=r"episodes.log: cannot be written \(No space left on device\)"):
+                logger.set_episode_metadata({"goal": "red"})
+        log(logger, [1])
+    assert numbers(tmp_path / "x.hdf5") == [0, 1]
+
+
 @pytest.mark.parametrize("record", [0, 2], ids=["head", "episode"])
 def test_a_log_that_makes_no_sense_is_named_and_kept(tmp_path, record):
     path = tmp_path / "x.hdf5"
