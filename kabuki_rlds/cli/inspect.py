@@ -1,12 +1,12 @@
-"""The command `inspect`: what is in a file."""
+"""The command `inspect`: what is in a dataset."""
 
 from __future__ import annotations
 
 import argparse
 
-from kabuki_rlds.cli.terminal import Commands, Parser
+from kabuki_rlds.cli.source_options import add_assume, add_data_dir, add_split, folder_among
+from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.inspect import inspect, to_text
-from kabuki_rlds.formats.demos import registry
 
 
 def add(commands: Commands, common: Parser) -> None:
@@ -14,19 +14,29 @@ def add(commands: Commands, common: Parser) -> None:
     command = commands.add_parser(
         "inspect",
         parents=[common],
-        help="what is in a file",
+        help="what is in a dataset of any format",
         epilog="Example: kabuki-rlds inspect hopper.hdf5 --json | jq .returns.mean",
-        description="Prints the fields, episodes, lengths, returns and endings of a file, its size and its sources.",
+        description="Prints the fields, episodes, lengths, returns and endings of a dataset, its size and its sources.",
     )
-    command.add_argument("file", metavar="FILE", help="a Kabuki HDF5 file")
-    command.add_argument("--split", help="a part of the file, like train[17:18] or train[:10%%] (default: all of it)")
+    command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
+    add_split(command)
+    add_data_dir(command)
+    add_assume(command)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
-    registry.check_is_not_demos(arguments.file)
-    summary = inspect(arguments.file, split=arguments.split)
+    if folder_among([arguments.source], arguments.data_dir):
+        import_tensorflow()
+    summary = inspect(
+        arguments.source,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
+        recipe=arguments.recipe,
+        assume=dict(arguments.assume),
+        last_row=arguments.last_row,
+    )
     print(summary.to_json() if arguments.json else to_text(summary))
     return 0

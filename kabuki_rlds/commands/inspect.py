@@ -1,4 +1,4 @@
-"""What is in a Kabuki file: what a researcher wants to know first."""
+"""Summarises a dataset: fields, episodes, lengths, returns and endings."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from kabuki_rlds.arguments import renamed
-from kabuki_rlds.data.block import row_splits
-from kabuki_rlds.data.nan_actions import NanRows, find_nan_actions
+from kabuki_rlds.data.block import Block
+from kabuki_rlds.data.common_schema import common_schema
+from kabuki_rlds.data.last_row import Evidence, LastRow, LastRows, warn_of_conflict
+from kabuki_rlds.data.nan_actions import NanActionCounter, NanRows
 from kabuki_rlds.data.rules import IS_TERMINAL, REWARD, is_number, one_per_row
-from kabuki_rlds.data.schema import Info
-from kabuki_rlds.data.source import Skipped
+from kabuki_rlds.data.schema import Field, Info
+from kabuki_rlds.data.source import Skipped, Source
 from kabuki_rlds.data.units import format_bytes
-from kabuki_rlds.errors import KabukiError, printable
+from kabuki_rlds.errors import DamagedDataError, printable
 from kabuki_rlds.files import signals
+from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.transforms.reading_options import ReadingOptions
 
 #: How many places of damaged episodes are named.
 _NAMED = 10
@@ -33,7 +38,7 @@ class FieldSummary:
     Attributes:
       path: where it stands; fields of the episodes are under `episodes/metadata`.
       holds: what a row is, in words: `float32 (11,)`.
-      num_bytes: what it takes in the file. Text and rows of variable length have
+      num_bytes: what it takes in a Kabuki file, None for other formats. Text and rows of variable length have
         most of theirs in HDF5's heap, which is not counted by field.
       memory_bytes: what it takes as arrays, None where rows differ in size.
       derived: how it was made, where the source had no such field.
@@ -41,7 +46,7 @@ class FieldSummary:
 
     path: str
     holds: str
-    num_bytes: int
+    num_bytes: int | None
     memory_bytes: int | None
     derived: str
 
@@ -62,7 +67,8 @@ class Summary:
     """What `inspect` found.
 
     Attributes:
-      path: the file.
+      path: the file or source.
+      format: "kabuki", "rlds", "envlogger", or the layout of demonstrations.
       format_version: version of the Kabuki format, "" where the file does not say.
       info: name, version, description and so on of the dataset.
       num_steps, num_episodes: how many there are.
@@ -72,7 +78,7 @@ class Summary:
       last_steps: in how many episodes the last row is a step; None where the file does not say it.
       terminal, truncated: how many episodes end in a terminal state, and how many
         were cut short; None where the flags are missing.
-      num_bytes: size of the file.
+      num_bytes: size of the files.
       memory_bytes: size of the columns as arrays, of those whose rows have one size.
       columns: the fields.
       sources: where the episodes came from.
@@ -83,6 +89,7 @@ class Summary:
     """
 
     path: str
+    format: str
     format_version: str
     info: Info
     num_steps: int
@@ -116,97 +123,207 @@ class Summary:
 
 
 @signals.held_back()
-def inspect(path: str | os.PathLike[str], *, split: str | None = None) -> Summary:
-    """Looks into a Kabuki file. Only the actions, the rewards and the flags are read.
+def inspect(
+    source: StrPath,
+    *,
+    split: str | None = None,
+    data_dir: StrPath | None = None,
+    recipe: StrPath | None = None,
+    assume: Mapping[str, str] | None = None,
+    last_row: LastRow | None = None,
+) -> Summary:
+    """Looks into a dataset of any format, in constant memory. Only the actions, the rewards and the flags are decoded.
 
     Args:
-      path: the file.
-      split: a part of the file, in TFDS's syntax: `train[17:18]`. Sizes on disk are those of the whole file.
+      source: whatever `convert` takes.
+      split: as in `convert`. Sizes on disk are those of whole files.
+      data_dir: likewise.
+      recipe: likewise.
+      assume: likewise.
+      last_row: likewise.
 
     Raises:
-      KabukiError: the file cannot be opened, is no Kabuki file, or has no such part.
+      KabukiError: there is no such source or split, it cannot be read, or its parts do not fit each other.
+
+    Example:
+      kabuki_rlds.inspect("hopper.hdf5").returns.mean
     """
-    with KabukiSource(path) as whole:
-        source = whole if split is None else whole.of_split(split)
-        num_steps = int(source.lengths.sum())
+    reading = ReadingOptions(recipe, assume, None, last_row)
+    with reading.open(source, split=split, data_dir=data_dir, images="encoded") as opened:
+        shaped = [reading.shape(each) for each in opened]
+        schema = common_schema([each.schema for each in shaped], [each.label for each in shaped])
+        found = [_read(reading, *both) for both in zip(opened, shaped, strict=True)]
+        lengths = np.concatenate([each.lengths for each in found])
+        returns = _joined([each.returns for each in found])
+        terminated = _joined([each.terminated for each in found])
+        last_rows = _joined([None if each.last_rows is None else each.last_rows.is_step for each in found])
+        kabuki = [each for each in opened if isinstance(each, KabukiSource)]
         columns = [
             FieldSummary(
-                name,
+                prefix + path,
                 field.describe(),
-                dataset.id.get_storage_size(),
+                _stored_bytes(opened, prefix, path),
                 None if field.row_nbytes is None else field.row_nbytes * rows,
                 field.derived,
             )
-            for prefix, datasets, fields, rows in (
-                ("", source.step_datasets, source.schema.steps, num_steps),
-                ("episodes/metadata/", source.metadata_datasets, source.schema.metadata, source.num_episodes),
+            for prefix, fields, rows in (
+                ("", schema.steps, int(lengths.sum())),
+                ("episodes/metadata/", schema.metadata, len(lengths)),
             )
-            for (name, dataset), field in zip(
-                ((prefix + path, dataset) for path, dataset in datasets.items()), fields.values(), strict=True
-            )
+            for path, field in fields.items()
         ]
-        unstated_last_rows.warn_if_unstated(source)
-        lengths = source.lengths
-        returns, terminal = _returns_and_ends(source)
-        ended = lengths > 0
         return Summary(
-            path=os.fspath(path),
-            format_version=layout.text_attribute(source.file, "format_version"),
-            info=source.schema.info,
-            num_steps=num_steps,
-            num_episodes=source.num_episodes,
+            path=os.fspath(source),
+            format=", ".join(dict.fromkeys(_format_of(each) for each in opened)),
+            format_version=layout.text_attribute(kabuki[0].file, "format_version") if kabuki else "",
+            info=schema.info,
+            num_steps=int(lengths.sum()),
+            num_episodes=len(lengths),
             lengths=_range(lengths),
             returns=None if returns is None else _range(returns),
-            last_steps=None if source.last_rows is None else source.last_rows.num_steps,
-            terminal=None if terminal is None else int(terminal.sum()),
-            truncated=None if terminal is None else int(np.count_nonzero(ended & ~terminal)),
-            num_bytes=os.path.getsize(source.file.filename),
+            last_steps=None if last_rows is None else int(last_rows.sum()),
+            terminal=None if terminated is None else int(terminated.sum()),
+            truncated=None if terminated is None else int(np.count_nonzero((lengths > 0) & ~terminated)),
+            num_bytes=sum(os.path.getsize(file) for file in dict.fromkeys(f for each in opened for f in each.files)),
             memory_bytes=sum(column.memory_bytes or 0 for column in columns),
             columns=columns,
-            sources=[origin.to_json() for origin in source.origins],
-            skipped=[loss.to_json() for loss in source.skipped],
-            created_by=layout.text_attribute(source.file, "created_by"),
-            notes=[note.to_json() for note in source.notes],
-            nan_actions=_nan_actions(source),
+            sources=[origin.to_json() for each in opened for origin in each.origins],
+            skipped=[loss.to_json() for each in opened for loss in each.skipped],
+            created_by=layout.text_attribute(kabuki[0].file, "created_by") if kabuki else "",
+            notes=[note.to_json() for each in kabuki for note in each.notes],
+            nan_actions=_nan_actions(found),
         )
 
 
-def _returns_and_ends(source: KabukiSource) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(sum of rewards, whether it ended in a terminal state) of each episode."""
-    names = [name for name in (REWARD, IS_TERMINAL) if name in source.schema.steps]
-    returns = np.zeros(source.num_episodes) if REWARD in names else None
-    last_is_step = np.zeros(source.num_episodes, bool) if source.last_rows is None else source.last_rows.is_step
-    terminal = np.zeros(source.num_episodes, bool) if IS_TERMINAL in names else None
-    bounds = row_splits(source.lengths)
-    row = 0
-    for block in source.blocks(only=names):
-        rows = np.arange(row, row + block.num_steps)
-        row += block.num_steps
-        episode = np.searchsorted(bounds[:-1], rows, side="right") - 1
-        values = {name: one_per_row(column) for name, column in block.steps.items()}
-        if returns is not None:
-            reward = values[REWARD]
-            if reward is None or not is_number(reward.dtype):
-                returns = None
-            else:
-                # As in the loaders, the index and not `is_last` says where an episode ends.
-                is_padding = (rows == bounds[episode + 1] - 1) & ~last_is_step[episode]
-                returns += np.bincount(episode, np.where(is_padding, 0, reward.astype(np.float64)), source.num_episodes)
-        if terminal is not None:
-            flag = values[IS_TERMINAL]
-            if flag is None:
-                terminal = None
-            else:
-                terminal[episode[flag.astype(bool)]] = True
-    return returns, terminal
+def _format_of(source: Source) -> str:
+    return "kabuki" if isinstance(source, KabukiSource) else source.origins[0].format
 
 
-def _nan_actions(source: KabukiSource) -> list[dict[str, Any]] | None:
+def _stored_bytes(opened: Sequence[Source], prefix: str, path: str) -> int | None:
+    """What a field takes in Kabuki files; None for other formats, which do not store it by itself."""
+    total = 0
+    for source in opened:
+        if not isinstance(source, KabukiSource):
+            return None
+        dataset = (source.metadata_datasets if prefix else source.step_datasets).get(path)
+        total += 0 if dataset is None else dataset.id.get_storage_size()
+    return total
+
+
+@dataclasses.dataclass
+class _Read:
+    """What the steps of one source say of its episodes. Arrays have one row an episode.
+
+    Attributes:
+      lengths: rows, int64.
+      returns: sum of rewards, without that of a last row that is padding; None if the reward is not one number a step.
+      terminated: whether it ended in a terminal state; None without such a flag.
+      last_rows: whether the last row is a step; None if a Kabuki file does not state it.
+      nan: the rows whose action has a NaN; None if actions cannot be read.
+    """
+
+    lengths: np.ndarray
+    returns: np.ndarray | None
+    terminated: np.ndarray | None
+    last_rows: LastRows | None
+    nan: list[NanRows] | None
+
+
+def _read(reading: ReadingOptions, source: Source, shaped: Source) -> _Read:
     try:
-        return [dataclasses.asdict(each) for each in find_nan_actions(source)]
-    except KabukiError:
-        # `validate` says which rows are damaged.
-        return None
+        return _read_steps(reading, source, shaped, NanActionCounter(shaped.schema.steps))
+    except DamagedDataError:
+        # `validate` says which actions are damaged; all else may be readable.
+        return _read_steps(reading, source, shaped, None)
+
+
+def _read_steps(reading: ReadingOptions, source: Source, shaped: Source, nan: NanActionCounter | None) -> _Read:
+    """Reads a source, and the same with the fields of a recipe."""
+    known = reading.last_rows_of(source)
+    evidence = None
+    if isinstance(source, KabukiSource):
+        if known is None:
+            unstated_last_rows.warn_if_unstated(source)
+    elif known is None and reading.recipe is not None:
+        known = reading.decide(source)
+    elif known is None:
+        evidence = Evidence(shaped.schema.steps)
+    sums = _EpisodeSums(shaped.num_episodes, shaped.schema.steps)
+    named = [*sums.fields, *(evidence.fields if evidence else ()), *(nan.fields if nan else ())]
+    for block in shaped.blocks(only=list(dict.fromkeys(named))):
+        signals.check()
+        sums.observe(block)
+        for each in (evidence, nan):
+            if each is not None:
+                each.observe(block)
+    last_rows = known if evidence is None else evidence.decide(shaped.num_episodes)
+    if last_rows is not None:
+        warn_of_conflict(last_rows, source.label)
+    is_step = np.zeros(shaped.num_episodes, bool) if last_rows is None else last_rows.is_step
+    returns = None if sums.rewards is None else sums.rewards + np.where(is_step, sums.last_rewards, 0)
+    return _Read(sums.lengths, returns, sums.terminated, last_rows, None if nan is None else nan.finish(is_step))
+
+
+class _EpisodeSums:
+    """Sums over the steps of each episode, of which a source has a known number."""
+
+    def __init__(self, num_episodes: int, fields: Mapping[str, Field]):
+        self.fields = [name for name in (REWARD, IS_TERMINAL) if name in fields]
+        self.lengths = np.zeros(num_episodes, np.int64)
+        #: The rewards of all rows but the last, and of the last.
+        self.rewards = np.zeros(num_episodes) if REWARD in fields else None
+        self.last_rewards = np.zeros(num_episodes)
+        self.terminated = np.zeros(num_episodes, bool) if IS_TERMINAL in fields else None
+        self._begun = 0
+
+    def observe(self, block: Block) -> None:
+        """Takes the next block."""
+        episode = self._begun + block.episode_of
+        self._begun += block.num_episodes
+        if self._begun > len(self.lengths):
+            raise DamagedDataError(f"holds more episodes than the {len(self.lengths)} that are stated")
+        if not block.num_steps:
+            return
+        self.lengths += np.bincount(episode, minlength=len(self.lengths))
+        if self.terminated is not None:
+            flag = one_per_row(block.steps[IS_TERMINAL])
+            if flag is None:
+                self.terminated = None
+            else:
+                self.terminated[episode[flag.astype(bool)]] = True
+        if self.rewards is None:
+            return
+        reward = one_per_row(block.steps[REWARD])
+        if reward is None or not is_number(reward.dtype):
+            self.rewards = None
+            return
+        reward = reward.astype(np.float64)
+        # The last row of an episode in the blocks before is not its last of all.
+        self.rewards[episode[0]] += self.last_rewards[episode[0]]
+        is_last = np.append(episode[1:] != episode[:-1], True)
+        self.rewards += np.bincount(episode, np.where(is_last, 0, reward), len(self.rewards))
+        self.last_rewards[episode[is_last]] = reward[is_last]
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
+
+
+def _nan_actions(found: Sequence[_Read]) -> list[dict[str, Any]] | None:
+    """The rows of all sources whose action has a NaN, by field; rows are counted over all."""
+    joined: dict[str, NanRows] = {}
+    start = 0
+    for each in found:
+        if each.nan is None:
+            return None
+        for rows in each.nan:
+            before = joined.get(rows.field, NanRows(rows.field, 0, ()))
+            moved = tuple(start + row for row in rows.rows)
+            named = (before.rows + moved)[: max(len(before.rows), len(moved))]
+            joined[rows.field] = NanRows(rows.field, before.count + rows.count, named)
+        start += int(each.lengths.sum())
+    return [dataclasses.asdict(rows) for rows in joined.values()]
 
 
 def _range(values: np.ndarray) -> ValueRange | None:
@@ -217,7 +334,9 @@ def to_text(summary: Summary) -> str:
     """The summary for people."""
     info = summary.info
     title = " ".join(part for part in (info.name, info.version) if part)
-    kind = f"Kabuki {summary.format_version}" if summary.format_version else "no format stated"
+    kind = summary.format
+    if kind == "kabuki":
+        kind = f"Kabuki {summary.format_version}" if summary.format_version else "no format stated"
     lines = [f"{summary.path}: {kind}{f', {title}' if title else ''}"]
     if info.description.strip():
         lines.append(f"  {info.description.strip().splitlines()[0][:100]}")
@@ -255,8 +374,9 @@ def to_text(summary: Summary) -> str:
     rows = [("field", "a row is", "on disk", "in memory")]
     for column in summary.columns:
         memory = "varies" if column.memory_bytes is None else format_bytes(column.memory_bytes)
+        disk = "" if column.num_bytes is None else format_bytes(column.num_bytes)
         derived = f" ({column.derived})" if column.derived else ""
-        rows.append((column.path, column.holds + derived, format_bytes(column.num_bytes), memory))
+        rows.append((column.path, column.holds + derived, disk, memory))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines.append("")
     for a, b, c, d in rows:
