@@ -1,18 +1,21 @@
 """Offline-RL datasets between RLDS and HDF5, in the Kabuki format.
 
 convert    datasets to one Kabuki HDF5 file
-build      Kabuki files to an RLDS dataset
-validate   a file against each rule of the format
-compare    a file with the datasets that it came from
-inspect    what is in a file
-open       any source, for random access to its episodes
+build      datasets to an RLDS dataset
 export     a dataset to robomimic's, Minari's or D4RL's layout
+validate   a dataset against the rules of the format
+compare    a file with the datasets that it came from
+inspect    what is in a dataset
+open       any source, for random access to its episodes
 load       files as a `tf.data.Dataset` of RLDS episodes
 load_steps, load_transitions, load_windows    batches to train on
 dataset    samples by index, for PyTorch and Grain
 record     an environment, as it is used
 Logger     what a loop of one's own does
 EnvLoggerBackend    what EnvLogger records
+
+The public names are those of this module, as `dir(kabuki_rlds)` lists them. Everything else is internal and may change
+in any release.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,7 @@ from kabuki_rlds.errors import (
     SourceNotFoundError,
 )
 from kabuki_rlds.extras import require
-from kabuki_rlds.loading import load_steps, load_transitions, load_windows
+from kabuki_rlds.loading import Batches, load_steps, load_transitions, load_windows
 from kabuki_rlds.loading.map_dataset import MapDataset, dataset
 from kabuki_rlds.loading.open_dataset import OpenDataset, StoredEpisode, open
 from kabuki_rlds.loading.rlds_dataset import load
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 __all__ = [
+    "Batches",
     "Built",
     "Conversion",
     "DamagedDataError",
@@ -94,3 +98,7 @@ def __getattr__(name: str) -> Any:
 
         return EnvLoggerBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "EnvLoggerBackend", *(name for name in globals() if name.startswith("__"))])

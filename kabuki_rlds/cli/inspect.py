@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabuki_rlds.cli.source_options import add_assume, add_data_dir, add_split, folder_among
+from kabuki_rlds.cli.source_options import add_reading_options, folder_among, reading_arguments
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.inspect import inspect, to_text
 
@@ -19,9 +19,7 @@ def add(commands: Commands, common: Parser) -> None:
         description="Prints the fields, episodes, lengths, returns and endings of a dataset, its size and its sources.",
     )
     command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
-    add_split(command)
-    add_data_dir(command)
-    add_assume(command)
+    add_reading_options(command)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
 
@@ -30,13 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs it, and returns the exit code."""
     if folder_among([arguments.source], arguments.data_dir):
         import_tensorflow()
-    summary = inspect(
-        arguments.source,
-        split=arguments.split,
-        data_dir=arguments.data_dir,
-        recipe=arguments.recipe,
-        assume=dict(arguments.assume),
-        last_row=arguments.last_row,
-    )
+    summary = inspect(arguments.source, **reading_arguments(arguments))
     print(summary.to_json() if arguments.json else to_text(summary))
     return 0

@@ -150,7 +150,7 @@ def inspect(
     """
     reading = ReadingOptions(recipe, assume, None, last_row)
     with reading.open(source, split=split, data_dir=data_dir, images="encoded") as opened:
-        shaped = [reading.shape(each) for each in opened]
+        shaped = [reading.apply_recipe(each) for each in opened]
         schema = common_schema([each.schema for each in shaped], [each.label for each in shaped])
         found = [_read(reading, *both) for both in zip(opened, shaped, strict=True)]
         lengths = np.concatenate([each.lengths for each in found])

@@ -79,6 +79,7 @@ class Batches:
       seed: the seed of the order; None means a new order at each iteration.
       epochs: the number of epochs; None means no end.
       row_nbytes: approximate size in bytes of a row of the stored fields.
+      num_samples: the number of samples that the files have, for each epoch.
       last_row: whether last rows are a "step" or an "observation"; None takes what the files state.
     """
 
@@ -93,12 +94,14 @@ class Batches:
         seed: int | None,
         epochs: int | None,
         row_nbytes: int,
+        num_samples: int,
         last_row: LastRow | None = None,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
         self._last_row = last_row
         self._samples = samples
+        self._num_samples = num_samples
         self._held: tuple[object, dict[str, Column]] | None = None
         self._images: ImageDecoder | None = None
         self.batch_size = batch_size
@@ -111,6 +114,24 @@ class Batches:
         varies = not all(field.is_fixed for field in self.fields.values())
         #: The number of batches in a block of `blocks`; 1 if rows differ in shape.
         self.per_block = 1 if varies else max(1, min(_BLOCK_BATCHES, fits))
+
+    @property
+    def num_batches(self) -> int | None:
+        """The number of batches of one iteration; None if it does not end."""
+        per_epoch = -(-self._num_samples // self.batch_size)
+        if self._epochs is None:
+            return None if per_epoch else 0
+        return per_epoch * self._epochs
+
+    def __len__(self) -> int:
+        """The number of batches of one iteration.
+
+        Raises:
+          TypeError: the iteration does not end (`epochs=None`).
+        """
+        if self.num_batches is None:
+            raise TypeError("with epochs=None the iteration does not end, so it has no length")
+        return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for block in self.blocks():
@@ -134,6 +155,8 @@ class Batches:
     def _blocks(self) -> _Blocks:
         with Table(self._paths, self._unchanged, self._returns, self._last_row, quiet=True) as table:
             index = SampleIndex(table.episodes, self._samples)
+            if len(index) != self._num_samples:
+                raise _changed(", ".join(self._paths))
             if not len(index):
                 return
             if self._images is None:
@@ -164,7 +187,7 @@ class Batches:
 
     def _unchanged(self, schema: Schema, path: str) -> list[str]:
         if any(schema.steps.get(field) != stored for field, stored in self._stored.items()):
-            raise KabukiError(f"{path}: was changed since it was loaded; load it again")
+            raise _changed(path)
         return list(self._stored)
 
     def _in_order(self, table: Table, index: SampleIndex) -> _Blocks:
@@ -228,6 +251,10 @@ def _growing_parts(count: int, size: int, most: int) -> Iterator[tuple[int, int]
     while start < count:
         yield start, min(start + size * times, count)
         start, times = start + size * times, min(2 * times, most)
+
+
+def _changed(path: str) -> KabukiError:
+    return KabukiError(f"{path}: was changed since it was loaded; load it again")
 
 
 def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.rules import ACTION, IS_LAST, OBSERVATION
@@ -18,7 +18,7 @@ from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import local_path, path_list
 from kabuki_rlds.loading.batches import Batches
 from kabuki_rlds.loading.n_step_returns import Returns
-from kabuki_rlds.loading.samples import Samples, StepSamples, TransitionSamples, WindowSamples, needed
+from kabuki_rlds.loading.samples import SampleIndex, Samples, StepSamples, TransitionSamples, WindowSamples, needed
 from kabuki_rlds.loading.table import RowSelection, Table
 
 if TYPE_CHECKING:
@@ -32,6 +32,32 @@ _LONGEST = 1 << 62
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
+@overload
+def load_steps(
+    path: Paths,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    keep_last: bool = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[True],
+) -> Batches: ...
+@overload
+def load_steps(
+    path: Paths,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    keep_last: bool = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[False] = ...,
+) -> tf.data.Dataset: ...
 def load_steps(
     path: Paths,
     batch_size: int,
@@ -73,7 +99,7 @@ def load_steps(
       A `tf.data.Dataset` of nested dicts with the structure of RLDS steps. The tensors have
       the shape (batch, *row shape); rows of different shapes are a `tf.RaggedTensor`.
       Images are decoded. With `as_numpy`, `Batches`: an iterable of dicts of NumPy arrays
-      that can be iterated several times.
+      that can be iterated several times. `len` gives the number of batches of one iteration.
 
     Raises:
       KabukiError: a file cannot be read, the fields of the files differ, or an argument is
@@ -84,6 +110,34 @@ def load_steps(
     return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
 
 
+@overload
+def load_transitions(
+    path: Paths,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    n_step: int = ...,
+    gamma: float = ...,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[True],
+) -> Batches: ...
+@overload
+def load_transitions(
+    path: Paths,
+    batch_size: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    n_step: int = ...,
+    gamma: float = ...,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[False] = ...,
+) -> tf.data.Dataset: ...
 def load_transitions(
     path: Paths,
     batch_size: int,
@@ -151,6 +205,34 @@ def load_transitions(
     )
 
 
+@overload
+def load_windows(
+    path: Paths,
+    batch_size: int,
+    length: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    pad: bool = ...,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[True],
+) -> Batches: ...
+@overload
+def load_windows(
+    path: Paths,
+    batch_size: int,
+    length: int,
+    shuffle: bool = ...,
+    seed: int | None = ...,
+    *,
+    pad: bool = ...,
+    fields: str | Sequence[str] | None = ...,
+    epochs: int | None = ...,
+    last_row: LastRow | None = ...,
+    as_numpy: Literal[False] = ...,
+) -> tf.data.Dataset: ...
 def load_windows(
     path: Paths,
     batch_size: int,
@@ -229,7 +311,17 @@ def _loader(
         except KabukiError as e:
             raise e.within(paths[0]) from e
         batches = Batches(
-            paths, table.stored, returns, samples, batch_size, shuffle, seed, epochs, table.row_nbytes, last_row
+            paths,
+            table.stored,
+            returns,
+            samples,
+            batch_size,
+            shuffle,
+            seed,
+            epochs,
+            table.row_nbytes,
+            len(SampleIndex(table.episodes, samples)),
+            last_row,
         )
         if isinstance(samples, TransitionSamples):
             _warn_of_skipped_steps(table, paths[0])

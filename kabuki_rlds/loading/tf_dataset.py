@@ -51,6 +51,8 @@ def dataset(batches: Batches) -> tf.data.Dataset:
         # There are no Python loops to convert, and AutoGraph takes seconds to find that out if there are many fields.
         tensors = tf.autograph.experimental.do_not_convert(functools.partial(_tensors, parts))
         data = data.map(tensors)
+    count = tf.data.INFINITE_CARDINALITY if batches.num_batches is None else batches.num_batches
+    data = data.apply(tf.data.experimental.assert_cardinality(count))
     options = tf.data.Options()
     # A prefetch thread would cost more time than the remaining work per batch.
     options.experimental_optimization.inject_prefetch = False

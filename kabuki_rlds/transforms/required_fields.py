@@ -195,10 +195,10 @@ class CompletedSource:
         if size.sample is None:
             return size
         # Use a separate instance, so that the sample is not counted in `changed`.
-        completed = CompletedSource(self._source, self._constants, left_out=self._left_out)._completed(
-            iter([size.sample])
+        completed = CompletedSource(
+            self._source, self._constants, left_out=self._left_out, derivable_only=self._derivable_only
         )
-        return dataclasses.replace(size, sample=next(completed, None))
+        return dataclasses.replace(size, sample=next(completed._completed(iter([size.sample])), None))
 
     def piece(self, first: int, stop: int) -> CompletedSource:
         self._decide_if_needed()

@@ -124,8 +124,8 @@ def transfer(
 
 
 def _check(checker: RuleChecker, block: Block, last_is_step: np.ndarray | None) -> None:
-    columns = {name: _checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT)}
-    discount = columns.pop(DISCOUNT)
+    columns = {name: _checkable(block.steps[name]) for name in (*FLAGS, DISCOUNT) if name in block.steps}
+    discount = columns.pop(DISCOUNT, None)
     flags = {name: column for name, column in columns.items() if column is not None}
     if len(flags) < len(FLAGS):
         return

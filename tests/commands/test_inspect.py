@@ -135,7 +135,18 @@ def test_every_field_is_listed(every_kind):
 
 
 KEYS = {
-    *("path", "format_version", "info", "num_steps", "num_episodes", "lengths", "returns", "terminal", "truncated"),
+    *(
+        "path",
+        "format",
+        "format_version",
+        "info",
+        "num_steps",
+        "num_episodes",
+        "lengths",
+        "returns",
+        "terminal",
+        "truncated",
+    ),
     *(
         "num_bytes",
         "memory_bytes",

@@ -45,12 +45,18 @@ def test_data_dir_is_used_if_one_source_is_a_name(tmp_path, dataset, data_dir):
     assert convert([path, "plain"], tmp_path / "out.hdf5", data_dir=data_dir).num_episodes == 20
 
 
-@pytest.mark.parametrize("option", ["--split=train", "--data-dir=.", "--recipe=d4rl", "--assume=a=b"])
-def test_comparison_options_require_against(tmp_path, capsys, option):
+def test_conform_requires_against(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
-        main(["validate", str(_kabuki(tmp_path)), option])
+        main(["validate", str(_kabuki(tmp_path)), "--conform"])
     assert e.value.code == 2
-    assert f"{option.partition('=')[0]} applies to --against, which is not given" in capsys.readouterr().err
+    assert "--conform applies to --against, which is not given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "inspect"])
+@pytest.mark.parametrize("option", ["--split=test", "--data-dir=.", "--recipe=d4rl", "--assume=a=b"])
+def test_options_that_cannot_apply_to_a_kabuki_file_are_rejected(tmp_path, capsys, command, option):
+    assert main([command, str(_kabuki(tmp_path)), option]) == 1
+    assert capsys.readouterr().err
 
 
 # --- splits of sources without splits ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import multiprocessing
 import pickle
@@ -19,6 +20,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.images import decode
 from kabuki_rlds.loading import batches, load_steps, load_transitions, load_windows, sample_order
@@ -819,3 +821,27 @@ def test_an_image_in_several_windows_is_decoded_once(converted: Any, monkeypatch
     rows = set(map(bytes, batch["observation"]["image"].reshape(-1, *batch["observation"]["image"].shape[2:])))
     assert batch["mask"].size > len(rows)
     assert len(decoded) == len(rows)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_loader_states_the_number_of_its_batches(tmp_path, shuffle, epochs):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields((7, 1, 5), (True, False, True)))
+    for load in (
+        functools.partial(kabuki_rlds.load_steps, file, 4),
+        functools.partial(kabuki_rlds.load_transitions, file, 4),
+        functools.partial(kabuki_rlds.load_windows, file, 2, length=3),
+        functools.partial(kabuki_rlds.load_windows, file, 2, length=100),
+    ):
+        arrays = load(shuffle=shuffle, epochs=epochs, as_numpy=True)
+        assert len(arrays) == len(list(arrays))
+        data = load(shuffle=shuffle, epochs=epochs)
+        assert len(data) == len(arrays) == sum(1 for _ in data) == sum(1 for _ in data.map(lambda batch: batch))
+
+
+def test_a_loader_without_end_has_no_length(tmp_path):
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    with pytest.raises(TypeError, match="does not end"):
+        len(kabuki_rlds.load_steps(file, 4, epochs=None, as_numpy=True))
+    assert kabuki_rlds.load_steps(file, 4, epochs=None).cardinality() == tf.data.INFINITE_CARDINALITY
+    assert kabuki_rlds.load(file).cardinality() == len(handmade.LENGTHS)

@@ -22,7 +22,7 @@ from tests import handmade
 from tests.handmade import Stored
 
 # The package has a function of this name.
-validation = importlib.import_module("kabuki_rlds.commands.validate")
+validation = importlib.import_module("kabuki_rlds.commands.validate_file")
 
 
 def kabuki_file(path: Path, **more) -> Path:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 
 from kabuki_rlds.data.rules import FLAGS
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.formats.demos.aloha import Aloha
 from kabuki_rlds.formats.demos.d4rl import D4rl
@@ -80,8 +80,9 @@ def unknown_format(path: pathlib.Path, error: KabukiError) -> KabukiError:
         if text_attribute(file, "format") != FORMAT and not {*FLAGS, EPISODES} & set(file):
             names = ", ".join(layout.name for layout in HDF5_LAYOUTS)
             has = ", ".join(list(file)[:_LISTED]) or "nothing"
+            reason = error.problem if isinstance(error, DamagedDataError) else str(error)
             return KabukiError(
-                f"{path}: neither a Kabuki file nor laid out as {names} (it has {has}); the README says how a few "
-                "lines of h5py make one"
+                f"{path}: neither a Kabuki file ({reason}) nor laid out as {names} (it has {has}); the README says how "
+                "a few lines of h5py make one"
             )
     return error

@@ -1,0 +1,115 @@
+"""`inspect` and `validate` accept every source that `convert` accepts, and agree with the converted file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from kabuki_rlds.cli.main import main
+from tests import handmade, layout_files
+from tests.places import FIXTURES
+
+
+@pytest.fixture(name="make")
+def _make(tmp_path, dataset):
+    """Makes a source of a kind: the source, and the arguments to read it."""
+
+    def make(kind: str):
+        if kind == "rlds":
+            return dataset("plain"), {}
+        if kind == "slice":
+            return dataset("plain"), {"split": "train[2:5]"}
+        if kind == "envlogger":
+            return shutil.copytree(FIXTURES / "acme_dqn_catch", tmp_path / "log"), {}
+        if kind == "robomimic":
+            return layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4}), {}
+        if kind == "minari":
+            return layout_files.minari(tmp_path / "main_data.hdf5", [3, 4]), {}
+        if kind == "recipe":
+            recipe = tmp_path / "r.yaml"
+            recipe.write_text("fill: {reward: 0}\n")
+            return layout_files.aloha(tmp_path / "episode_0.hdf5", 5), {"recipe": recipe}
+        file = handmade.write(tmp_path / "k.hdf5", handmade.fields())
+        return file, {"split": "train[1:]"}
+
+    return make
+
+
+KINDS = ("rlds", "slice", "envlogger", "robomimic", "minari", "recipe", "kabuki")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_of_a_source_agrees_with_the_converted_file(make, tmp_path, kind):
+    source, options = make(kind)
+    mine = kabuki_rlds.inspect(source, **options)
+    other = kabuki_rlds.inspect(kabuki_rlds.convert(source, tmp_path / "out.hdf5", **options).path)
+    assert (mine.num_steps, mine.num_episodes, mine.lengths) == (other.num_steps, other.num_episodes, other.lengths)
+    if mine.returns is not None:
+        assert dataclasses.astuple(mine.returns) == pytest.approx(dataclasses.astuple(other.returns))
+    if mine.terminal is not None:
+        assert (mine.terminal, mine.truncated) == (other.terminal, other.truncated)
+    if kind != "kabuki":
+        assert mine.last_steps == other.last_steps
+        assert mine.format in (*KINDS, "aloha")
+    theirs = {column.path: column for column in other.columns}
+    assert {column.path for column in mine.columns} <= set(theirs)
+    assert mine.num_bytes > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_validate_of_a_valid_source_finds_nothing(make, kind):
+    source, options = make(kind)
+    assert kabuki_rlds.validate(source, **options) == []
+
+
+def test_a_name_is_looked_up(dataset, data_dir):
+    dataset("plain")
+    assert kabuki_rlds.inspect("plain", data_dir=data_dir).info.name == "plain"
+    assert kabuki_rlds.validate("plain", data_dir=data_dir) == []
+
+
+def test_the_command_line_inspects_and_validates_any_source(make, capsys):
+    source, _ = make("robomimic")
+    assert main(["inspect", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "robomimic"
+    assert main(["inspect", str(source)]) == 0
+    assert f"{source}: robomimic" in capsys.readouterr().out
+    assert main(["validate", str(source)]) == 0
+    said = capsys.readouterr().out
+    assert f"{source}: discount: not in the source, by the rules for discount" in said
+    assert f"{source}: converts to a valid file" in said
+
+
+def test_validate_names_fields_that_convert_cannot_derive(tmp_path, capsys):
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 5)
+    (violation,) = kabuki_rlds.validate(source)
+    assert (violation.rule, violation.field) == (2, "reward")
+    assert "fill={'reward': 0}" in violation.message
+    assert main(["validate", str(source)]) == 1
+    assert "--fill reward=0" in capsys.readouterr().out
+
+
+def test_validate_checks_the_rules_on_values_of_a_source(tmp_path):
+    source = layout_files.minari(tmp_path / "main_data.hdf5", [3, 4])
+    kabuki_rlds.convert(source, tmp_path / "k.hdf5")
+    with h5py.File(tmp_path / "k.hdf5", "a") as file:
+        file["discount"][...] = np.zeros(len(file["discount"]), np.float32)
+    broken = kabuki_rlds.validate(tmp_path / "k.hdf5", split="train")
+    assert [violation.rule for violation in broken] == [4]
+
+
+def test_validate_reports_damaged_data_of_a_source(tmp_path, dataset):
+    folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
+    shard: Path = sorted(folder.glob("*train*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    shard.write_bytes(bytes(data))
+    (violation,) = kabuki_rlds.validate(folder)
+    assert violation.rule == 1 and shard.name in violation.field
