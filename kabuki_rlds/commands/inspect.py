@@ -239,7 +239,7 @@ def _read(reading: ReadingOptions, source: Source, shaped: Source) -> _Read:
 
 def _read_steps(reading: ReadingOptions, source: Source, shaped: Source, nan: NanActionCounter | None) -> _Read:
     """Reads a source, and the same with the fields of a recipe."""
-    known = reading.last_rows_of(source)
+    known = source.last_rows
     evidence = None
     if isinstance(source, KabukiSource):
         if known is None:

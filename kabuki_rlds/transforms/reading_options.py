@@ -176,8 +176,8 @@ class ReadingOptions:
         stated = source.last_rows
         if stated is not None and (stated.is_step != said.is_step).any():
             _log.warning(
-                "%s: last rows are treated as %ss because of last_row, although the source says: %s",
-                source.label, self.last_row, stated,
+                "%s: last rows are treated as %ss because of %s, although the source says: %s",
+                source.label, self.last_row, argument("last_row"), stated,
             )  # fmt: skip
         return said
 
