@@ -207,7 +207,7 @@ def test_invalid_values_of_last_row_are_rejected(tmp_path: Path) -> None:
     file = kabuki_rlds.convert(source, tmp_path / "k.hdf5").path
     for call in (
         lambda: kabuki_rlds.convert(source, tmp_path / "x.hdf5", last_row="action"),  # type: ignore[arg-type]
-        lambda: kabuki_rlds.load_steps(file, 4, last_row="last"),  # type: ignore[arg-type]
+        lambda: kabuki_rlds.load_steps(file, 4, last_row="last"),  # type: ignore[call-overload]
     ):
         with pytest.raises(KabukiError, match="expected 'step' or 'observation'"):
             call()

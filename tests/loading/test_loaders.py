@@ -435,9 +435,9 @@ def test_computed_permutations_are_as_random_as_drawn_ones(monkeypatch: pytest.M
 
 def test_epochs_repeat_the_dataset_with_a_smaller_last_batch(file: Path) -> None:
     data = load_steps(file, 4, shuffle=True, seed=1, epochs=2)
-    first, again = (_rows(data.as_numpy_iterator()) for _ in range(2))  # type: ignore[union-attr]
+    first, again = (_rows(data.as_numpy_iterator()) for _ in range(2))
     _assert_same(first, again)
-    _assert_same(_rows(data.repeat(2).as_numpy_iterator()), first * 2)  # type: ignore[union-attr]
+    _assert_same(_rows(data.repeat(2).as_numpy_iterator()), first * 2)
     count = len(first) // 2
     assert [len(batch["reward"]) for batch in data] == 2 * _sizes(count, 4)
 
@@ -470,7 +470,7 @@ def test_an_iterator_can_be_passed_to_a_tf_function(file: Path) -> None:
     step = tf.function(lambda: next(around)["reward"])
     assert [step().numpy().tolist() for _ in range(2)] == wanted[:2]
     assert next(around)["reward"].numpy().tolist() == wanted[2]
-    total = tf.function(lambda: data.reduce(0, lambda n, batch: n + tf.size(batch["reward"])))  # type: ignore[union-attr]
+    total = tf.function(lambda: data.reduce(0, lambda n, batch: n + tf.size(batch["reward"])))
     assert total() == sum(map(len, wanted))
 
 
@@ -489,20 +489,20 @@ def test_tensorflow_continues_an_iterator_after_a_python_loop(file: Path) -> Non
 def test_the_iterator_has_the_methods_of_tensorflow_iterators(file: Path) -> None:
     data = load_steps(file, 1000)
     iterator = iter(data)
-    assert iterator.element_spec == data.element_spec  # type: ignore[union-attr]
-    taken = iterator.get_next()  # type: ignore[union-attr]
+    assert iterator.element_spec == data.element_spec
+    taken = iterator.get_next()
     with pytest.raises(tf.errors.OutOfRangeError):
-        iterator.get_next()  # type: ignore[union-attr]
+        iterator.get_next()
     assert list(iterator) == []
     with pytest.raises(tf.errors.OutOfRangeError):
         tf.function(lambda taken: next(taken))(iterator)
-    optional = iter(data).get_next_as_optional()  # type: ignore[union-attr]
+    optional = iter(data).get_next_as_optional()
     assert optional.get_value()["reward"].numpy().tolist() == taken["reward"].numpy().tolist()
 
 
 def test_epochs_none_repeats_without_end(file: Path) -> None:
     data = load_steps(file, 16, shuffle=True, seed=1, epochs=None)
-    assert sum(1 for _ in data.take(50)) == 50  # type: ignore[misc, union-attr]
+    assert sum(1 for _ in data.take(50)) == 50
 
 
 def test_a_file_without_samples_gives_an_empty_dataset(tmp_path: Path) -> None:
@@ -518,7 +518,7 @@ def test_passing_many_batches_at_once_does_not_change_them(file: Path, monkeypat
     for size in (1, 500, 1 << 20):
         monkeypatch.setattr(batches, "BLOCK_BYTES", size)
         _assert_same(
-            _rows(load_windows(file, 3, 4, pad=True).as_numpy_iterator()),  # type: ignore[union-attr]
+            _rows(load_windows(file, 3, 4, pad=True).as_numpy_iterator()),
             _rows(load_windows(file, 3, 4, pad=True, as_numpy=True)),
         )
 
@@ -588,15 +588,15 @@ def test_files_with_different_fields_are_rejected(tmp_path: Path) -> None:
         (lambda file: load_steps("nowhere.hdf5", 2), "nowhere.hdf5: no such file"),
         (lambda file: load_windows(file, 2, 0), "length is 0"),
         (lambda file: load_transitions(file, 2, n_step=0), "n_step is 0"),
-        (lambda file: load_transitions(file, 2, n_step=1.5), "n_step is 1.5"),  # type: ignore[arg-type]
-        (lambda file: load_steps(file, 2.0), "batch_size is 2.0"),  # type: ignore[arg-type]
-        (lambda file: load_steps(file, 2, epochs=1.0), "epochs is 1.0"),  # type: ignore[arg-type]
-        (lambda file: load_steps(file, 2, True, 0.5), "seed is 0.5"),  # type: ignore[arg-type]
-        (lambda file: load_windows(file, 2, 3.0), "length is 3.0"),  # type: ignore[arg-type]
+        (lambda file: load_transitions(file, 2, n_step=1.5), "n_step is 1.5"),  # type: ignore[call-overload]
+        (lambda file: load_steps(file, 2.0), "batch_size is 2.0"),  # type: ignore[call-overload]
+        (lambda file: load_steps(file, 2, epochs=1.0), "epochs is 1.0"),  # type: ignore[call-overload]
+        (lambda file: load_steps(file, 2, True, 0.5), "seed is 0.5"),  # type: ignore[call-overload]
+        (lambda file: load_windows(file, 2, 3.0), "length is 3.0"),  # type: ignore[call-overload]
         (lambda file: load_transitions(file, 2, gamma=float("nan")), "gamma is nan"),
         (lambda file: load_transitions(file, 2, gamma=float("inf")), "gamma is inf"),
         (lambda file: load_transitions(file, 2, gamma=-0.5), "gamma is -0.5"),
-        (lambda file: load_transitions(file, 2, gamma="0.9"), "gamma is 0.9, expected a finite number"),  # type: ignore[arg-type]
+        (lambda file: load_transitions(file, 2, gamma="0.9"), "gamma is 0.9, expected a finite number"),  # type: ignore[call-overload]
         (lambda file: load_transitions(file, 2, fields=["rewards"]), "no step field 'rewards'"),
     ],
 )
@@ -827,15 +827,16 @@ def test_an_image_in_several_windows_is_decoded_once(converted: Any, monkeypatch
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_loader_states_the_number_of_its_batches(tmp_path, shuffle, epochs):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields((7, 1, 5), (True, False, True)))
-    for load in (
+    loaders: tuple[Any, ...] = (
         functools.partial(kabuki_rlds.load_steps, file, 4),
         functools.partial(kabuki_rlds.load_transitions, file, 4),
         functools.partial(kabuki_rlds.load_windows, file, 2, length=3),
         functools.partial(kabuki_rlds.load_windows, file, 2, length=100),
-    ):
+    )
+    for load in loaders:
         arrays = load(shuffle=shuffle, epochs=epochs, as_numpy=True)
         assert len(arrays) == len(list(arrays))
-        data = load(shuffle=shuffle, epochs=epochs)
+        data: Any = load(shuffle=shuffle, epochs=epochs)
         assert len(data) == len(arrays) == sum(1 for _ in data) == sum(1 for _ in data.map(lambda batch: batch))
 
 

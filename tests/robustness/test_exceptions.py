@@ -51,7 +51,7 @@ def test_an_argument_that_makes_no_sense_is_a_value_error(file: Path) -> None:
         lambda: kabuki_rlds.load_steps(file, 0),
         lambda: kabuki_rlds.load_windows(file, 4, -1),
         lambda: kabuki_rlds.load_transitions(file, 4, gamma=-1),
-        lambda: kabuki_rlds.load_steps(file, 4, last_row="none"),  # type: ignore[arg-type]
+        lambda: kabuki_rlds.load_steps(file, 4, last_row="none"),  # type: ignore[call-overload]
     ):
         with pytest.raises(ValueError) as caught:
             call()

@@ -53,7 +53,7 @@ def _sequences(file, limit=None):
 
 
 def _served(path):
-    batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())  # type: ignore[union-attr]
+    batches = list(load_transitions(path, 1 << 12).as_numpy_iterator())
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

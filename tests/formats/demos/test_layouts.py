@@ -124,7 +124,7 @@ def test_robomimic_without_next_obs_as_assumed(tmp_path, assume, steps, terminal
 def test_the_reward_of_the_last_action_is_served(tmp_path):
     source = layout_files.libero(tmp_path / "put_the_cup_away_demo.hdf5", {0: 6, 7: 3}, "put the cup away")
     convert(source, tmp_path / "k.hdf5")
-    batches = list(load_transitions(tmp_path / "k.hdf5", 100).as_numpy_iterator())  # type: ignore[union-attr]
+    batches = list(load_transitions(tmp_path / "k.hdf5", 100).as_numpy_iterator())
     assert len(batches) == 1
     np.testing.assert_array_equal(batches[0]["reward"], [0, 0, 0, 0, 0, 1, 0, 0, 1])
     np.testing.assert_array_equal(batches[0]["discount"], [1, 1, 1, 1, 1, 0, 1, 1, 0])
