@@ -51,13 +51,8 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
     )
 
 
-def add_writing_options(command: argparse.ArgumentParser, destination: str) -> None:
-    """Adds the options of commands that write a dataset.
-
-    Args:
-      command: the parser of the command.
-      destination: what the command writes, for the help.
-    """
+def add_fill(command: argparse.ArgumentParser) -> None:
+    """Adds `--fill`."""
     command.add_argument(
         "--fill",
         metavar="FIELD=VALUE",
@@ -66,6 +61,16 @@ def add_writing_options(command: argparse.ArgumentParser, destination: str) -> N
         default=[],
         help="a constant for a required field that a source lacks, like reward=0",
     )
+
+
+def add_writing_options(command: argparse.ArgumentParser, destination: str) -> None:
+    """Adds the options of commands that write a dataset.
+
+    Args:
+      command: the parser of the command.
+      destination: what the command writes, for the help.
+    """
+    add_fill(command)
     command.add_argument(
         "--skip-bad-episodes",
         action="store_true",

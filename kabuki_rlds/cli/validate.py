@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.source_options import add_reading_options, folder_among, reading_arguments
+from kabuki_rlds.cli.source_options import add_fill, add_reading_options, folder_among, reading_arguments
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.compare import compare
 from kabuki_rlds.commands.validate import examine
@@ -35,6 +35,7 @@ def add(commands: Commands, common: Parser) -> None:
         help="the datasets that the file was converted from, in their order, as convert takes them",
     )
     add_reading_options(command)
+    add_fill(command)
     command.add_argument("--conform", action="store_true", help="with --against: the file was converted with --conform")
     command.set_defaults(run=run, fail=command.error)
 
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.conform and not arguments.against:
         arguments.fail("--conform applies to --against, which is not given")
     name = printable(arguments.source)
-    options = reading_arguments(arguments)
+    options = reading_arguments(arguments) | {"fill": dict(arguments.fill)}
     if arguments.against:
         registry.check_is_not_demos(arguments.source)
     elif folder_among([arguments.source], arguments.data_dir):

@@ -65,6 +65,7 @@ def compare(
     data_dir: StrPath | None = None,
     recipe: StrPath | None = None,
     assume: Mapping[str, str] | None = None,
+    fill: Mapping[str, float] | None = None,
     last_row: LastRow | None = None,
     conform: bool = False,
 ) -> list[Difference]:
@@ -80,6 +81,7 @@ def compare(
       data_dir: where a TFDS name is looked up.
       recipe: the recipe by which it was converted.
       assume: what was assumed when it was converted.
+      fill: what was filled in when it was converted. It matters only with `conform`.
       last_row: what was said of the last row of each episode.
       conform: whether it was converted with `conform`.
 
@@ -108,7 +110,9 @@ def compare(
         decided = [reading.decide(source) for source in opened] if needs_decision else []
         theirs = [reading.apply_recipe(source) for source in opened]
         if conform:
-            theirs = [_conformed(source, last_rows) for source, last_rows in zip(theirs, decided, strict=True)]
+            theirs = [
+                _conformed(source, last_rows, fill or {}) for source, last_rows in zip(theirs, decided, strict=True)
+            ]
         found, steps, metadata = _fields(mine, theirs)
         if mine.last_rows is not None:
             found += _last_rows(mine.last_rows, joined(decided))
@@ -124,13 +128,13 @@ def compare(
         return found + _episodes(ours.of, right.of)
 
 
-def _conformed(source: Source, last_rows: LastRows) -> Source:
+def _conformed(source: Source, last_rows: LastRows, given: Mapping[str, float]) -> Source:
     """A source as `conform` changes it, without the fields that it does not have."""
     have = source.schema.steps
     # What stands for a field that is missing is not compared. What can be derived is, as `convert` does it.
     derived = {DISCOUNT, IS_TERMINAL} if DISCOUNT in have else {DISCOUNT}
     fill = {name: 0.0 for name in FILLABLE if name not in derived and not has_field(have, name)}
-    whole = CompletedSource(source, fill, conform=True, last_rows=last_rows)
+    whole = CompletedSource(source, {**fill, **given}, conform=True, last_rows=last_rows)
     steps = {path: field for path, field in whole.schema.steps.items() if path in have}
     whole.schema = dataclasses.replace(whole.schema, steps=steps)
     return whole

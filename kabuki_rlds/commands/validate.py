@@ -50,6 +50,7 @@ def validate(
     data_dir: StrPath | None = None,
     recipe: StrPath | None = None,
     assume: Mapping[str, str] | None = None,
+    fill: Mapping[str, float] | None = None,
     last_row: LastRow | None = None,
     progress: bool = False,
 ) -> list[Violation]:
@@ -67,6 +68,7 @@ def validate(
       data_dir: likewise.
       recipe: likewise.
       assume: likewise.
+      fill: likewise.
       last_row: likewise.
       progress: show a progress bar on stderr.
 
@@ -81,7 +83,14 @@ def validate(
           print(violation.rule, violation.field, violation.rows)
     """
     return examine(
-        source, split=split, data_dir=data_dir, recipe=recipe, assume=assume, last_row=last_row, progress=progress
+        source,
+        split=split,
+        data_dir=data_dir,
+        recipe=recipe,
+        assume=assume,
+        fill=fill,
+        last_row=last_row,
+        progress=progress,
     ).violations
 
 
@@ -93,14 +102,15 @@ def examine(
     data_dir: StrPath | None = None,
     recipe: StrPath | None = None,
     assume: Mapping[str, str] | None = None,
+    fill: Mapping[str, float] | None = None,
     last_row: LastRow | None = None,
     progress: bool = False,
 ) -> Validation:
     """As `validate`, and also returns the notes, what `convert` would derive, and what last rows are."""
-    file = None if any((split, data_dir, recipe, assume, last_row)) else _kabuki_file(source)
+    file = None if any((split, data_dir, recipe, assume, fill, last_row)) else _kabuki_file(source)
     if file is not None:
         return Validation(*check_file(file, progress=progress))
-    reading = ReadingOptions(recipe, assume, None, last_row)
+    reading = ReadingOptions(recipe, assume, fill, last_row)
     with reading.open(source, split=split, data_dir=data_dir) as opened:
         return _examine_steps(reading, opened, os.fspath(source), progress)
 

@@ -335,10 +335,11 @@ def _loader(
 def _warn_of_skipped_steps(table: Table, path: str) -> None:
     skipped = int((table.episodes.action_ends - table.episodes.transition_ends).sum())
     if skipped:
+        what = "1 step is" if skipped == 1 else f"{skipped:,} steps are"
         _log.warning(
-            "%s: %s steps are not in the transitions: each is the last step of a truncated episode, so its next "
-            "observation is unknown; load_steps serves these steps",
-            path, f"{skipped:,}",
+            "%s: %s not in the transitions: a truncated episode has no observation after its last step; "
+            "load_steps serves these steps",
+            path, what,
         )  # fmt: skip
 
 

@@ -113,3 +113,29 @@ def test_validate_reports_damaged_data_of_a_source(tmp_path, dataset):
     shard.write_bytes(bytes(data))
     (violation,) = kabuki_rlds.validate(folder)
     assert violation.rule == 1 and shard.name in violation.field
+
+
+def test_validate_takes_the_constants_of_a_conversion(tmp_path):
+    source = layout_files.aloha(tmp_path / "episode_0.hdf5", 5)
+    assert kabuki_rlds.validate(source, fill={"reward": 0}) == []
+    assert main(["validate", str(source), "--fill", "reward=0"]) == 0
+
+
+def test_a_file_that_was_filled_and_conformed_is_compared_with_its_source(tmp_path):
+    fields = handmade.fields()
+    del fields["is_terminal"]
+    fields["discount"][:] = 1
+    source = handmade.write(tmp_path / "in.hdf5", fields)
+    options = {"fill": {"is_terminal": 1}, "conform": True}
+    file = kabuki_rlds.convert(source, tmp_path / "k.hdf5", **options).path
+    assert kabuki_rlds.compare(file, source, **options) == []
+    assert kabuki_rlds.compare(file, source, conform=True)
+    command = ["validate", str(file), "--against", str(source), "--fill", "is_terminal=1", "--conform"]
+    assert main(command) == 0
+
+
+def test_one_step_that_is_skipped_is_counted_in_the_singular(tmp_path, caplog):
+    fields = handmade.fields((3,), (False,))
+    file = handmade.write(tmp_path / "k.hdf5", fields | handmade.index((3,)))
+    kabuki_rlds.load_transitions(file, 2, last_row="step", as_numpy=True)
+    assert "1 step is not in the transitions" in caplog.text
