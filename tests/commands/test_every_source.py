@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -126,7 +127,7 @@ def test_a_file_that_was_filled_and_conformed_is_compared_with_its_source(tmp_pa
     del fields["is_terminal"]
     fields["discount"][:] = 1
     source = handmade.write(tmp_path / "in.hdf5", fields)
-    options = {"fill": {"is_terminal": 1}, "conform": True}
+    options: dict[str, Any] = {"fill": {"is_terminal": 1}, "conform": True}
     file = kabuki_rlds.convert(source, tmp_path / "k.hdf5", **options).path
     assert kabuki_rlds.compare(file, source, **options) == []
     assert kabuki_rlds.compare(file, source, conform=True)
