@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.formats.episode_log import codec
+from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.recording import hdf5_destination
 from kabuki_rlds.recording.environments import record
 from kabuki_rlds.recording.logger import Logger
@@ -200,7 +201,7 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_recording(tmp_path, mon
 
     with Logger(tmp_path / "x.hdf5") as logger:
         with monkeypatch.context() as patched:
-            patched.setattr(hdf5_destination.KabukiSink, "commit", full)
+            patched.setattr(KabukiSink, "commit", full)
             log(logger, range(5))
         assert not (tmp_path / "x.hdf5").exists()
         assert 1 <= sum("The recording continues" in message for message in caplog.messages) < 4
