@@ -270,7 +270,7 @@ def _pages(record: bytes) -> Iterator[tuple[int, bytes]]:
         page, size = _PAGE_HEAD.unpack_from(record, at)
         at += _PAGE_HEAD.size
         if at + size > len(record):
-            raise struct.error("a page is cut short")
+            raise struct.error("a page is truncated")
         yield page * _PAGE, record[at : at + size]
         at += size
 

@@ -246,7 +246,7 @@ class Batches:
 
 
 def _growing_parts(count: int, size: int, most: int) -> Iterator[tuple[int, int]]:
-    """Parts of 1, 2, 4, … times `size`, up to `most` times. The first parts are small, so that they are there soon."""
+    """Yields ranges of 1, 2, 4, … times `size`, up to `most` times `size`. Small first ranges are read quickly."""
     start, times = 0, 1
     while start < count:
         yield start, min(start + size * times, count)

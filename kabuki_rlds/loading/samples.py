@@ -139,7 +139,7 @@ class TransitionSamples:
         for path in self._once:
             if is_within(path, NEXT_OBSERVATION):
                 raise SchemaMismatchError(
-                    f"field {path!r} conflicts with the {NEXT_OBSERVATION} of transitions; deselect it with `fields`",
+                    f"field {path!r} conflicts with the {NEXT_OBSERVATION} of transitions; remove it from `fields`",
                     fields=(path,),
                 )
         nexts = {after: stored[path] for path, after in self._twice.items()}
@@ -188,7 +188,7 @@ class WindowSamples:
             for mask in (MASK, OBSERVATION_MASK):
                 if is_within(path, mask):
                     raise SchemaMismatchError(
-                        f"field {path!r} conflicts with the {mask} of windows; deselect it with `fields`",
+                        f"field {path!r} conflicts with the {mask} of windows; select the other fields with `fields`",
                         fields=(path,),
                     )
         self._stored = dict(stored)

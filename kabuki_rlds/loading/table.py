@@ -139,7 +139,7 @@ class Table:
         return lambda: {path: concatenate([finish() for _, finish in parts]) for path, parts in begun.items()}
 
     def load(self, stop: threading.Event) -> dict[str, Column] | None:
-        """All rows of all fields; None if `stop` was set meanwhile."""
+        """Path to column, with all rows of all fields. None if `stop` was set in the meantime."""
         columns = {}
         for path, field in self.fields.items():
             column = self._load(path, field, stop)
