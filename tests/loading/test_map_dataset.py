@@ -93,7 +93,7 @@ def test_samples_equal_a_plain_loop(
     file = _file(tmp_path_factory.mktemp("map") / "f.hdf5", last_is_step=last_is_step)
     want = _expected(file, offsets, pad, last_is_step)
     if not want:
-        with pytest.raises(InvalidArgumentError, match="so no sample fits; pad='edge'"):
+        with pytest.raises(InvalidArgumentError, match="so there are no samples; pad='edge'"):
             kabuki_rlds.dataset(file, offsets=offsets, pad=pad)
         return
     dataset = kabuki_rlds.dataset(file, offsets=offsets, pad=pad)
