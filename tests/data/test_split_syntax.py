@@ -109,7 +109,7 @@ def test_every_command_with_a_split_option_accepts_slices(kabuki, tmp_path, caps
     capsys.readouterr()
     assert main(["inspect", str(kabuki), "--split", "train[17:18]", "--json"]) == 0
     part, alone = json.loads(capsys.readouterr().out), json.loads(kabuki_rlds.inspect(out).to_json())
-    for name in ("steps", "episodes", "lengths", "returns", "terminal", "truncated", "memory_bytes"):
+    for name in ("num_steps", "num_episodes", "lengths", "returns", "terminal", "truncated", "memory_bytes"):
         assert part[name] == alone[name]
     assert main(["inspect", str(kabuki), "--split", "test"]) == 1
     assert export(kabuki, tmp_path / "d4rl.hdf5", "d4rl", split="train[17:18]").num_episodes == 1
