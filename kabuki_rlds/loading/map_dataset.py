@@ -2,70 +2,39 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import logging
 import numbers
 import operator
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from kabuki_rlds.data.block import Column, take
 from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
-from kabuki_rlds.data.rules import ACTION, DISCOUNT, REWARD
-from kabuki_rlds.data.schema import Field, Schema, is_within
+from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, MissingDependencyError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.loading.offsets import (
+    IS_PAD,
+    Offsets,
+    OffsetWindow,
+    Pad,
+    check_mask_names,
+    offset_windows,
+    sample_anchors,
+)
 from kabuki_rlds.loading.open_dataset import StoredEpisode
 from kabuki_rlds.loading.samples import blanked
 from kabuki_rlds.loading.table import Table
 from kabuki_rlds.loading.table_episodes import Episodes
 
-#: Steps relative to the step of an index; floats are seconds.
-Offsets: TypeAlias = Iterable[int] | Iterable[float]
-Pad: TypeAlias = Literal["edge", "zero"]
-
 EPISODE_INDEX = "episode_index"
 STEP_INDEX = "step_index"
 EPISODE_METADATA = "episode_metadata"
-_IS_PAD = "_is_pad"
-
-#: Fields whose values in a last row without an action are padding (rule 3).
-_WITH_ACTION = (ACTION, REWARD, DISCOUNT)
-#: Tolerance for offsets in seconds: the largest distance from an integer number of steps, in steps.
-_STEP_TOLERANCE = 1e-3
-_FARTHEST = 1 << 40
-
-_log = logging.getLogger("kabuki_rlds")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Window:
-    """A group of fields with the same offsets and the same valid rows.
-
-    Attributes:
-      offsets: int64, (offsets,). None means that only the step itself is read, without an axis for offsets.
-      needs_action: whether only rows with an action are valid.
-      paths: paths of the fields.
-    """
-
-    offsets: np.ndarray | None
-    needs_action: bool
-    paths: tuple[str, ...]
-
-    @property
-    def steps(self) -> np.ndarray:
-        return np.zeros(1, np.int64) if self.offsets is None else self.offsets
-
-    def ends(self, episodes: Episodes) -> np.ndarray:
-        """The row after the last valid row of each episode: int64."""
-        return episodes.action_ends if self.needs_action else episodes.ends
 
 
 class _OpenTable:
@@ -133,7 +102,7 @@ class MapDataset:
     def __init__(
         self,
         files: _OpenTable,
-        windows: Sequence[_Window],
+        windows: Sequence[OffsetWindow],
         pad: Pad | None,
         episodes: Episodes,
         numbers: np.ndarray,
@@ -142,7 +111,7 @@ class MapDataset:
         self._files, self._windows, self._pad = files, windows, pad
         self._episodes, self._numbers, self._stride = episodes, numbers, stride
         self.fields = {path: decoded(field) for path, field in files.stored.items()}
-        firsts, counts = _anchors(windows, pad, episodes)
+        firsts, counts = sample_anchors(windows, pad, episodes)
         self._splits = np.concatenate([[0], np.cumsum(counts)])
         self._shift = firsts - self._splits[:-1]
         start, step = stride
@@ -204,7 +173,7 @@ class MapDataset:
         self,
         table: Table,
         images: ImageDecoder,
-        window: _Window,
+        window: OffsetWindow,
         anchors: np.ndarray,
         episodes: Episodes,
         made: dict[str, np.ndarray],
@@ -220,7 +189,7 @@ class MapDataset:
                 column = blanked(column, inside, self.fields[path].shape)
             made[path] = as_array(column, lead)
             if self._pad is not None and lead:
-                made[path + _IS_PAD] = ~inside.reshape(-1, *lead)
+                made[path + IS_PAD] = ~inside.reshape(-1, *lead)
 
     def _decoded(self, table: Table, images: ImageDecoder, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
         try:
@@ -381,9 +350,9 @@ def dataset(
     names = [os.path.abspath(local_path(file)) for file in files]
     with Table(names, lambda schema, path: schema.select(fields, path), None, last_row) as table:
         metadata = table.select_metadata(episode_metadata)
-        windows = _windows(table, offsets or {}, names[0])
+        windows = offset_windows(table, offsets or {}, names[0])
         if pad is not None:
-            _check_names(windows, table.stored)
+            check_mask_names(windows, table.stored)
         made = MapDataset(
             _OpenTable(names, table.stored, metadata, last_row),
             windows,
@@ -398,73 +367,3 @@ def dataset(
             f"{int(table.episodes.lengths.max())}, so there are no samples; pad='edge' or pad='zero' fills missing rows"
         )
     return made
-
-
-def _anchors(windows: Sequence[_Window], pad: Pad | None, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
-    """(row of the first sample, number of samples) of each episode: int64, (episodes,) each."""
-    first, end = episodes.starts, episodes.action_ends
-    if pad is None:
-        for window in windows:
-            first = np.maximum(first, episodes.starts - window.steps.min())
-            end = np.minimum(end, window.ends(episodes) - window.steps.max())
-    return first, np.maximum(end - first, 0)
-
-
-def _windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[_Window]:
-    """Groups the fields of a table by offsets and valid rows."""
-    rate = functools.cache(lambda: table.rate_hz)
-    steps = {name: _steps(name, chosen, rate, label) for name, chosen in offsets.items()}
-    for name in steps:
-        if not any(is_within(path, name) for path in table.stored):
-            raise InvalidArgumentError(
-                f"offsets: {label} has no step field {name!r} among those that are read ({', '.join(table.stored)})"
-            )
-    groups: dict[tuple[tuple[int, ...] | None, bool], list[str]] = {}
-    for path in table.stored:
-        # Offsets of a field take precedence over those of its group: the longest name is the most specific.
-        names = [name for name in steps if is_within(path, name)]
-        chosen = steps[max(names, key=len)] if names else None
-        needs_action = any(is_within(path, name) for name in _WITH_ACTION)
-        groups.setdefault((chosen, needs_action), []).append(path)
-    return [
-        _Window(None if chosen is None else np.array(chosen, np.int64), needs_action, tuple(paths))
-        for (chosen, needs_action), paths in groups.items()
-    ]
-
-
-def _steps(name: str, offsets: Offsets, rate: Any, label: str) -> tuple[int, ...]:
-    """Converts offsets to steps."""
-    chosen = list(offsets)
-    if not chosen:
-        raise InvalidArgumentError(f"offsets: {name!r} has no offsets; remove it to read only the step itself")
-    if all(isinstance(offset, numbers.Integral) for offset in chosen):
-        steps = np.array([int(offset) for offset in chosen], object)
-    elif all(isinstance(offset, numbers.Real) and np.isfinite(float(offset)) for offset in chosen):
-        hertz = rate()
-        if hertz is None:
-            raise InvalidArgumentError(
-                f"offsets: {name!r} has offsets in seconds, but {label} has no attribute rate_hz; give integers (steps)"
-            )
-        exact = np.array([float(offset) * hertz for offset in chosen])
-        steps = np.rint(exact)
-        wrong = np.flatnonzero(np.abs(exact - steps) > _STEP_TOLERANCE)
-        if len(wrong):
-            raise InvalidArgumentError(
-                f"offsets: {chosen[wrong[0]]} s of {name!r} is {exact[wrong[0]]:g} steps at {hertz:g} Hz; an offset "
-                "must be an integer number of steps"
-            )
-    else:
-        raise InvalidArgumentError(f"offsets: {name!r} has {chosen!r}; give integers (steps) or floats (seconds)")
-    if any(abs(step) > _FARTHEST for step in steps):
-        raise InvalidArgumentError(f"offsets: {name!r} has an offset of more than {_FARTHEST:,} steps")
-    return tuple(int(step) for step in steps)
-
-
-def _check_names(windows: Sequence[_Window], stored: Mapping[str, Field]) -> None:
-    for window in windows:
-        for path in window.paths if window.offsets is not None else ():
-            if path + _IS_PAD in stored:
-                raise InvalidArgumentError(
-                    f"fields: the field {path + _IS_PAD!r} of the file has the name of the padding mask of {path!r}; "
-                    "deselect one of the two fields"
-                )

@@ -31,7 +31,7 @@ LAYERS = (
 #: The most lines that a module may have.
 MAX_LINES = 450
 #: Modules that are longer, and are still to be split.
-TOO_LONG = {"formats.hdf5.source", "loading.map_dataset"}
+TOO_LONG = {"formats.hdf5.source"}
 
 
 def _modules() -> dict[str, Path]:
