@@ -82,7 +82,7 @@ def unknown_format(path: pathlib.Path, error: KabukiError) -> KabukiError:
             has = ", ".join(list(file)[:_LISTED]) or "nothing"
             reason = error.problem if isinstance(error, DamagedDataError) else str(error)
             return KabukiError(
-                f"{path}: neither a Kabuki file ({reason}) nor laid out as {names} (it has {has}); the README says how "
-                "a few lines of h5py make one"
+                f"{path}: neither a Kabuki file ({reason}) nor in the layout of {names} (it has {has}); write a Kabuki "
+                "file with h5py, as docs/guides/building-rlds.md shows"
             )
     return error

@@ -310,7 +310,7 @@ def test_what_makes_no_sense_is_one_line(tmp_path, capsys, path, values, message
 def test_a_file_without_episodes(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {})
     with pytest.raises(
-        KabukiError, match=r"demo.hdf5: neither a Kabuki file .* nor laid out as libero, .*\(it has data\)"
+        KabukiError, match=r"demo.hdf5: neither a Kabuki file .* nor in the layout of libero, .*\(it has data\)"
     ):
         convert(source, tmp_path / "k.hdf5")
 
