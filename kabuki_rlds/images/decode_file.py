@@ -68,6 +68,7 @@ def _decode_jpeg(file: bytes, channels: int | None) -> np.ndarray | None:
     try:
         import simplejpeg
     except ImportError:
+        # The environment is older than this requirement, and has TensorFlow.
         return None
     stored = simplejpeg.decode_jpeg_header(file)[2]
     wanted = _COLOUR_SPACES.get(channels or (1 if stored == "Gray" else 3))
