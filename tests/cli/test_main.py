@@ -214,7 +214,9 @@ def test_a_file_that_cannot_be_opened_is_one_line(command, tmp_path, call):
     (tmp_path / "text.hdf5").write_text("no HDF5 at all")
     (tmp_path / "cut.hdf5").write_bytes(handmade.write(tmp_path / "f.hdf5", handmade.fields()).read_bytes()[:3000])
     assert_fails(call(command, tmp_path / "none.hdf5"), f"{tmp_path / 'none.hdf5'}: no such file")
-    assert_fails(call(command, tmp_path), f"{tmp_path}: a folder")
+    # A folder is a source of the HDF5 files in it.
+    (tmp_path / "empty").mkdir()
+    assert_fails(call(command, tmp_path / "empty"), f"{tmp_path / 'empty'}: ", "no HDF5 file")
     assert_fails(call(command, tmp_path / "text.hdf5"), "not an HDF5 file")
     assert_fails(call(command, tmp_path / "cut.hdf5"), "damaged or truncated")
 
