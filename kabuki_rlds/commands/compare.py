@@ -190,18 +190,17 @@ class _Digests:
         digests: list[_Digest] = [[] for _ in self._steps]
         length, whole = -1, list[bytes]()
         for block in blocks:
-            bounds = [0, *block.starts.tolist(), block.num_steps]
-            for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-                if i:
+            for number, rows in block.episode_slices():
+                if number >= 0:
                     if length >= 0:
                         self._end(length, digests, whole)
                     digests = [[] for _ in self._steps]
                     length, whole = 0, []
                     for path in self._metadata:
-                        whole += _digests(block.metadata[path], i - 1, i)
-                length += stop - start
+                        whole += _digests(block.metadata[path], number, number + 1)
+                length += rows.stop - rows.start
                 for digest, path in zip(digests, self._steps, strict=True):
-                    _add(digest, block.steps[path], start, stop)
+                    _add(digest, block.steps[path], rows.start, rows.stop)
         if length >= 0:
             self._end(length, digests, whole)
 

@@ -179,8 +179,9 @@ def convert(
 def _check_apart(paths: Sequence[StrPath], opened: list[Source], dest: pathlib.Path) -> None:
     """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
     files = [os.path.realpath(file) for source in opened for file in source.files]
+    named = [os.path.realpath(local_path(path)) for path in paths]
     real = os.path.realpath(dest)
-    if real in files and real not in [os.path.realpath(local_path(path)) for path in paths]:
+    if files.count(real) > named.count(real):
         raise InvalidArgumentError(
             f"{dest}: is among the files of {names_of_some(list(map(str, paths)))}, so its episodes would be there "
             "twice; write to another file"

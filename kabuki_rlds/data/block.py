@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -197,6 +198,17 @@ class Block:
         """
         begun = np.bincount(self.starts, minlength=self.num_steps + 1)[: self.num_steps]
         return np.cumsum(begun) - 1
+
+    def episode_slices(self) -> Iterator[tuple[int, slice]]:
+        """Yields the number and the rows of each episode in the block, in order.
+
+        The first episode that begins in the block has the number 0. The one that continues from the block before, if
+        there is one, has the number -1.
+        """
+        bounds = [0, *self.starts.tolist(), self.num_steps]
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds), -1):
+            if number >= 0 or start < stop:
+                yield number, slice(start, stop)
 
     def part(self, rows: slice, episodes: slice) -> Block:
         """A block with some of the rows and some of the episodes.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -227,15 +226,13 @@ def _whole_episodes(blocks: Iterator[Block]) -> Iterator[_Episode]:
     parts: list[dict[str, Column]] = []
     metadata: dict[str, Column] | None = None
     for block in blocks:
-        bounds = [0, *block.starts.tolist(), block.num_steps]
-        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            if i:
+        for number, rows in block.episode_slices():
+            if number >= 0:
                 if metadata is not None:
                     yield _concatenate(parts), metadata
-                metadata = {path: column[i - 1 : i] for path, column in block.metadata.items()}
+                metadata = {path: column[number : number + 1] for path, column in block.metadata.items()}
                 parts = []
-            if i or start != stop:
-                parts.append({path: column[start:stop] for path, column in block.steps.items()})
+            parts.append({path: column[rows] for path, column in block.steps.items()})
     if metadata is not None:
         yield _concatenate(parts), metadata
 

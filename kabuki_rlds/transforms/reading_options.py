@@ -89,7 +89,7 @@ class ReadingOptions:
         with contextlib.ExitStack() as stack:
             opened = open_sources(
                 path_list(paths),
-                split=self.split_of(split),
+                split=self._split_of(split),
                 data_dir=data_dir,
                 images=images,
                 skip_bad=skip_bad,
@@ -102,7 +102,7 @@ class ReadingOptions:
                 source.last_rows = self._last_rows(source)
             yield opened
 
-    def split_of(self, split: str | None) -> str | None:
+    def _split_of(self, split: str | None) -> str | None:
         """The split or mask of the source to read.
 
         Args:

@@ -336,7 +336,7 @@ def test_a_destination_inside_the_source_folder_is_rejected(small, tmp_path):
     dest = tmp_path / "data-all.hdf5"
     episodes = kabuki_rlds.convert(f"{tmp_path}/data-*.hdf5", dest).num_episodes
     before = dest.read_bytes()
-    for source in (tmp_path, f"{tmp_path}/data-*.hdf5"):
+    for source in (tmp_path, f"{tmp_path}/data-*.hdf5", [tmp_path, dest]):
         with pytest.raises(kabuki_rlds.KabukiError, match=r"data-all.hdf5: is among the files of"):
             kabuki_rlds.convert(source, dest, overwrite=True)
     assert dest.read_bytes() == before

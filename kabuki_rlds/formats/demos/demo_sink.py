@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import itertools
 import logging
 import os
 import pathlib
@@ -155,17 +154,15 @@ class DemoSink(abc.ABC):
         nbytes = data + datasets * _DATASET_OVERHEAD + _FILE_OVERHEAD
         reserve(self._descriptor, self._file.id.get_filesize(), nbytes, self._dest)
         self._nbytes_before = block.nbytes
-        bounds = [0, *block.starts.tolist(), block.num_steps]
-        for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-            if not i and start == stop:
-                continue
-            self._write_held(ends=bool(i))
-            self._num_begun += bool(i)
+        for i, rows in block.episode_slices():
+            begins = i >= 0
+            self._write_held(ends=begins)
+            self._num_begun += begins
             number = self._num_begun - 1
-            steps = {path: _plain(column[start:stop]) for path, column in block.steps.items()}
-            metadata = {path: _plain(column[i - 1 : i])[0] for path, column in block.metadata.items()} if i else {}
+            steps = {path: _plain(column[rows]) for path, column in block.steps.items()}
+            metadata = {path: _plain(column[i : i + 1])[0] for path, column in block.metadata.items()} if begins else {}
             is_step = bool(self._last_is_step[number])
-            self._held = EpisodePiece(number, bool(i), False, is_step, steps, stop - start, metadata)
+            self._held = EpisodePiece(number, begins, False, is_step, steps, rows.stop - rows.start, metadata)
 
     def _write_held(self, *, ends: bool) -> None:
         """Writes the last piece, which ends its episode or does not."""
