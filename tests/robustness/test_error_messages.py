@@ -27,7 +27,7 @@ from kabuki_rlds.formats.hdf5 import source as hdf5_source
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.safe_hdf5 import structure
-from kabuki_rlds.recording import destination
+from kabuki_rlds.recording import hdf5_destination
 from tests import handmade, layout_files
 from tests.environments import Endless
 
@@ -344,7 +344,7 @@ def test_recording_is_kept_if_its_conversion_fails(tmp_path, monkeypatch):
     def fails(*args: object, **options: object) -> None:
         raise kabuki_rlds.KabukiError("the disk is full")
 
-    monkeypatch.setattr(destination, "convert", fails)
+    monkeypatch.setattr(hdf5_destination, "transfer", fails)
     with pytest.raises(kabuki_rlds.KabukiError, match=r"the disk is full; what was recorded is safe in (.*), which"):
         recorded(tmp_path / "x.hdf5")
     monkeypatch.undo()
@@ -407,7 +407,7 @@ def test_features_attribute_that_is_not_rlds_is_rejected(case, tmp_path):
 
 
 def test_invalid_tfds_build_config_is_rejected(tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match="images: 'gif' is neither 'png' nor 'jpeg'"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="encode: 'gif' is neither 'png' nor 'jpeg'"):
         KabukiConfig(name="x", encode="gif")  # type: ignore[arg-type]
 
     class Builder(KabukiBuilder):
