@@ -1,1 +1,1 @@
-"""Image files: what their headers say, whether they are whole, decoding and encoding."""
+"""Image files: reads headers, detects damage, decodes and encodes."""

@@ -1,12 +1,13 @@
 """Finds damaged image files without decoding them.
 
-A file is checked for its header, for the size that its field states, and for its
-structure to the end: all chunks of a PNG with their checksums, all segments of a JPEG
-up to its end marker. That finds empty, truncated and overwritten files, and any changed
-byte of a PNG. It does not find changed bytes within the compressed pixels of a JPEG
-that do not look like a marker: JPEG has no checksum, and decoders accept them too.
+Three checks: the header is valid; the image has the size that its field states; and the
+structure is complete, that is, all chunks and checksums of a PNG, and all segments of a
+JPEG up to the end marker. These checks find empty, truncated and overwritten files, and
+every changed byte of a PNG. In the compressed pixels of a JPEG, they do not find changed
+bytes, unless these look like a marker: JPEG has no checksum, and decoders accept such
+bytes too.
 
-It takes about 3 % of the time of decoding. (Sources: as in `headers`.)
+The checks take about 3 % of the decoding time. (Sources: see `headers`.)
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from isal import isal_zlib
 from kabuki_rlds.arguments import argument
 from kabuki_rlds.images.headers import ImageHeader, header_of
 
-#: An image whose field does not state its size is decoded up to this many pixels. A PNG of a kilobyte can state
-#: 50,000 x 50,000, for which a decoder allocates gigabytes.
+#: Maximum number of pixels to decode if the field does not state the image size. The header of a PNG file of 1 kB can
+#: state 50,000 x 50,000 pixels, for which a decoder allocates gigabytes.
 MAX_PIXELS = 1 << 26
 
-#: A marker within the compressed pixels of a JPEG that ends them: neither a stuffed byte nor a restart marker.
+#: A JPEG marker that ends the compressed pixels: any marker except stuffed bytes (FF 00) and restart markers.
 _END_OF_PIXELS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
 
 
 class DamagedImageError(ValueError):
-    """An image file that is damaged, or not what its field states.
+    """An image file is damaged or does not match its field.
 
     Attributes:
-      number: which of the files it is, from 0.
-      problem: what is wrong with it.
+      number: index of the file in the checked sequence, from 0.
+      problem: what is wrong with the file, for example "is empty (0 bytes)".
     """
 
     def __init__(self, number: int, problem: str):
@@ -50,10 +51,10 @@ def check_files(
     dtype: np.dtype | None = None,
     decodes: bool = False,
 ) -> set[str]:
-    """Checks image files as `find_damage` does, and returns the names of their formats.
+    """The names of the formats of image files, for example {"png"}. Arguments as in `find_damage`.
 
     Raises:
-      DamagedImageError: a file is damaged, or not what it should be.
+      DamagedImageError: a file is damaged, or does not match `shape` or `dtype`. It describes the first such file.
     """
     formats: set[str] = set()
     for error in find_damage(files, shape, dtype=dtype, decodes=decodes, formats=formats):
@@ -69,20 +70,20 @@ def find_damage(
     decodes: bool = False,
     formats: set[str] | None = None,
 ) -> Iterator[DamagedImageError]:
-    """The files that are damaged, or not what they should be.
+    """One error for each file that is damaged, or does not match `shape` or `dtype`.
 
     Args:
-      files: their bytes.
-      shape: ends in the height, width and channels that they should have; None is any.
-      dtype: what their channels should decode to. With it, channels and bit depth are checked too, which a decoder
-        would convert; None leaves that to the decoder.
-      decodes: they are to be decoded, so one whose size is not stated must not be too large.
-      formats: takes the names of the formats of the others.
+      files: the bytes of each image file.
+      shape: the expected shape. Its last three dimensions are (height, width, channels); None accepts any size.
+      dtype: the expected dtype of the decoded pixels. If it is given, the number of channels and the bit depth must
+        match exactly. If it is None, they are not checked, because a decoder converts them.
+      decodes: whether the files will be decoded. If so, images of unknown size have at most `MAX_PIXELS` pixels.
+      formats: a set to which the names of the formats of the files are added.
     """
     size = shape[-3:] if len(shape) > 2 else (None, None, None)
     head = b""
     for number, file in enumerate(files):
-        # Images of one camera mostly begin alike, up to the bytes that state their size.
+        # Images of one camera usually have the same header bytes. Parse the header only if these bytes differ.
         if not head or not file.startswith(head):
             header = header_of(file)
             problem = _misfit(file, header, size, dtype, decodes)
@@ -100,7 +101,7 @@ def find_damage(
 def _misfit(
     file: bytes, header: ImageHeader | None, shape: tuple[int | None, ...], dtype: np.dtype | None, decodes: bool
 ) -> str | None:
-    """What is wrong with a file by its header."""
+    """The problem that the header of a file shows; None if there is none."""
     height, width, channels = shape
     if not file:
         return "is empty (0 bytes)"
@@ -110,19 +111,20 @@ def _misfit(
     if height not in (None, header.height) or width not in (None, header.width):
         return f"{found}, not {height or '?'} x {width or '?'} as its field states"
     if decodes and None in (height, width) and header.height * header.width > MAX_PIXELS:
-        return f"{found}; at most {MAX_PIXELS:,} are decoded, {argument('images', 'encoded')} keeps the files"
+        return f"{found}; the decoding limit is {MAX_PIXELS:,}; {argument('images', 'encoded')} keeps the files"
     if dtype is None:
         return None
     if header.bits is None:
         return f"is a {header.file_format.upper()} file that cannot be decoded"
     bits = 8 * dtype.itemsize
     if header.bits != bits or channels not in (None, header.channels):
-        return f"has {header.channels} channels of {header.bits} bits, not {channels or 'any'} of {bits} as its field"
+        expected = f"{channels or 'any'} of {bits} as its field states"
+        return f"has {header.channels} channels of {header.bits} bits, not {expected}"
     return None
 
 
 def damage_of(file: bytes) -> str | None:
-    """What is wrong with the structure of an image file; None if it is whole."""
+    """The problem in the structure of an image file; None if the structure is complete."""
     if file[:4] == b"\x89PNG":
         return _damage_of_png(file)
     if file[:2] == b"\xff\xd8":

@@ -1,4 +1,4 @@
-"""Decodes the image files of columns."""
+"""Decodes columns of image files to columns of pixels."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kabuki_rlds.errors import DamagedDataError, KabukiError, MissingDependencyE
 from kabuki_rlds.images.damage import DamagedImageError, check_files
 from kabuki_rlds.images.decode_file import UndecodableImageError, decode_file
 
-#: How many a thread decodes at a time.
+#: Number of files in one task of a decoding thread.
 _FILES = 32
-_REMEDY = "name the fields to read by `fields` to leave it out"
+_REMEDY = "leave this field out: list the other fields in `fields`"
 
 
 def decoded(field: Field) -> Field:
-    """What a row is once its image files are decoded."""
+    """The field after its image files are decoded. A field without image files is returned unchanged."""
     shape = field.shape if len(field.shape) > 2 else (None, None, 3)
     return dataclasses.replace(field, shape=shape, encoded=False) if field.encoded else field
 
 
 class ImageDecoder:
-    """Decodes those columns that hold image files.
+    """Decodes the columns that hold image files.
 
     Args:
-      fields: path to field, as they are stored.
-      label: what to call the files that hold them in a message.
+      fields: path to field, as stored. Fields without image files are ignored.
+      label: name of the dataset, for error messages.
     """
 
     def __init__(self, fields: Mapping[str, Field], label: str):
@@ -39,10 +39,14 @@ class ImageDecoder:
         self._fields = {path: decoded(field) for path, field in fields.items() if field.encoded}
 
     def decode(self, columns: dict[str, Column], threads: concurrent.futures.Executor) -> dict[str, Column]:
-        """The columns, with images in the place of their files. A file that comes several times is decoded once.
+        """The columns, with pixels instead of image files. Identical files in a column are decoded once.
+
+        Args:
+          columns: path to column, as stored.
+          threads: the thread pool that decodes.
 
         Raises:
-          KabukiError: a file is damaged, or its image is of another shape than its field states.
+          KabukiError: a file is damaged, or its image does not have the shape that its field states.
         """
         made = dict(columns)
         for path in self._fields.keys() & columns.keys():
@@ -55,10 +59,10 @@ class ImageDecoder:
         return made
 
     def decode_column(self, path: str, column: Column, threads: concurrent.futures.Executor) -> Column:
-        """The images of the files of one column.
+        """One column, with pixels instead of image files.
 
         Raises:
-          DamagedImageError: a file is damaged, or its image is of another shape than its field states.
+          DamagedImageError: a file is damaged, or its image does not have the shape that its field states.
           KabukiError: the images of one row differ in size, or TensorFlow is needed and not installed.
         """
         return decode_column(column, self._fields[path], threads, _REMEDY)
@@ -70,16 +74,17 @@ def decode_column(
     threads: concurrent.futures.Executor | None = None,
     remedy: str = "",
 ) -> Column:
-    """Decodes a column of image files, or of lists of them. A file that occurs several times is decoded once.
+    """The pixels of a column of image files, or of lists of image files. Identical files are decoded once.
 
     Args:
-      column: the files.
-      field: what they decode to.
-      threads: decode; None is the thread of the caller.
-      remedy: what to do if the images of a row differ in size; by default, to keep the image files.
+      column: the bytes of one image file, or of a list of them, in each row.
+      field: the decoded field: shape and dtype of the pixels of a row.
+      threads: the thread pool that decodes; None decodes in the thread of the caller.
+      remedy: what the error message suggests if the images of a row differ in size. By default, it suggests to keep
+        the image files.
 
     Raises:
-      DamagedImageError: a file is damaged, or of another size than the field states.
+      DamagedImageError: a file is damaged, or its image does not have the size that the field states.
       KabukiError: the images of one row differ in size, or TensorFlow is needed and not installed.
     """
     files = (column if isinstance(column, np.ndarray) else column.values).tolist()
@@ -88,7 +93,7 @@ def decode_column(
     for row, file in enumerate(files):
         rows_of.setdefault(file, []).append(row)
     shape = field.shape[-3:]
-    # Where all images are of one size, each goes to its place at once: they are large.
+    # If all images have the same size, write each into the final array. This saves a copy of large data.
     fixed = None if None in shape else np.empty((len(files), *(d or 0 for d in shape)), field.dtype)
     images: list[np.ndarray] = [] if fixed is not None else [np.empty(0)] * len(files)
 
@@ -113,7 +118,9 @@ def decode_column(
 
 
 def _shapes(sizes: list[tuple[int, ...]], column: Column, field: Field, remedy: str) -> np.ndarray:
-    """The shape of each row, by the sizes of all its images: int64, (rows, dimensions).
+    """The shape of each row: int64 (rows, dimensions).
+
+    `sizes` holds (height, width, channels) of each image of the column.
 
     Raises:
       KabukiError: the images of one row differ in size.
@@ -129,6 +136,6 @@ def _shapes(sizes: list[tuple[int, ...]], column: Column, field: Field, remedy: 
         if len(set(of_row)) > 1:
             found = ", ".join(sorted({str(size) for size in of_row}))
             remedy = remedy or f"{argument('images', 'encoded')} keeps the image files"
-            raise KabukiError(f"images of differing sizes in one row, {found}, are no array; {remedy}")
+            raise KabukiError(f"images of different sizes in one row ({found}) cannot form an array; {remedy}")
         shapes.append((count, *(of_row[0] if of_row else (d or 0 for d in field.shape[-3:]))))
     return np.array(shapes, np.int64).reshape(len(column), len(field.shape))

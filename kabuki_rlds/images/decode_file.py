@@ -1,8 +1,8 @@
-"""Decodes one image file, to the pixels that TensorFlow decodes it to.
+"""Decodes one image file to the same pixels as TensorFlow.
 
-`png` decodes PNG files, and libjpeg-turbo (simplejpeg), which TensorFlow uses too, decodes JPEG files. TensorFlow
-decodes the files for which these would give other pixels: CMYK, another bit depth than the field states, damage that
-libjpeg-turbo only warns of, BMP and GIF.
+The module `png` decodes PNG files. libjpeg-turbo (package simplejpeg) decodes JPEG files; TensorFlow uses the same
+library. TensorFlow itself decodes the files for which these two decoders give other pixels: CMYK files, files whose bit
+depth differs from the field's, JPEG files with damage for which libjpeg-turbo only gives a warning, BMP and GIF.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class UndecodableImageError(ValueError):
 
 
 def decode_file(file: bytes, shape: tuple[int | None, ...], dtype: np.dtype) -> np.ndarray:
-    """The image of a file whose structure was checked by `damage.check_files`.
+    """The pixels of an image file: an array (height, width, channels) of `dtype`.
 
     Args:
-      file: its bytes.
-      shape: (height, width, channels) of the image; None is any.
-      dtype: uint8, uint16, or float32, whose bytes are the four channels of the file.
+      file: the bytes of the file. `damage.check_files` must have accepted them.
+      shape: the expected (height, width, channels); None accepts any size.
+      dtype: uint8, uint16 or float32. TFDS stores the four bytes of a float32 as four uint8 channels.
 
     Raises:
       UndecodableImageError: the file is damaged, or its image has another shape.
@@ -60,15 +60,15 @@ def _decode_png(file: bytes, channels: int | None) -> np.ndarray | None:
 
 
 def _decode_jpeg(file: bytes, channels: int | None) -> np.ndarray | None:
-    """The image of a JPEG file, None if libjpeg-turbo would decode it to other pixels than TensorFlow.
+    """The pixels of a JPEG file; None if libjpeg-turbo does not give the same pixels as TensorFlow.
 
     Raises:
-      ValueError: libjpeg-turbo warns of damage.
+      ValueError: the file is damaged. libjpeg-turbo only gives a warning.
     """
     try:
         import simplejpeg
     except ImportError:
-        # The environment is older than this requirement, and has TensorFlow.
+        # Environments from before simplejpeg became a requirement have TensorFlow, which decodes instead.
         return None
     stored = simplejpeg.decode_jpeg_header(file)[2]
     wanted = _COLOUR_SPACES.get(channels or (1 if stored == "Gray" else 3))

@@ -1,7 +1,7 @@
-"""Reads the headers of image files: format, size, channels and bit depth, without decoding.
+"""Reads format, size, channels and bit depth from the headers of image files, without decoding.
 
-(Sources: the PNG specification, ITU-T T.81 for JPEG, GIF89a,
-RFC 9649 for WebP, and the headers of BMP: the formats that TensorFlow decodes.)
+It supports WebP and the formats that TensorFlow decodes: PNG, JPEG, GIF and BMP. (Sources: the PNG specification, ITU-T
+T.81 for JPEG, GIF89a, RFC 9649 for WebP, and the BITMAPINFOHEADER of BMP.)
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import struct
 from typing import NamedTuple
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-#: The bit depths that each colour type of a PNG can have, and the channels that it decodes to. TensorFlow decodes
-#: no two channels, so gray with alpha becomes RGBA.
+#: PNG colour type to its possible bit depths and the number of decoded channels. TensorFlow does not decode to two
+#: channels, so gray with alpha has four.
 _PNG_COLOURS = {0: ((1, 2, 4, 8, 16), 1), 2: ((8, 16), 3), 3: ((1, 2, 4, 8), 3), 4: ((8, 16), 4), 6: ((8, 16), 4)}
-#: Markers of JPEG that begin a frame; the others of this range do not.
+#: JPEG markers that begin a frame: C0 to CF, except C4, C8 and CC.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-#: The frames that decoders in common use know: baseline, extended sequential and progressive.
+#: The frame types that common decoders support: baseline, extended sequential and progressive.
 _DECODABLE_FRAMES = (0xC0, 0xC1, 0xC2)
-#: Components of a JPEG to the channels that it decodes to: CMYK becomes RGB.
+#: Number of components of a JPEG to the number of decoded channels. CMYK (4) is decoded to RGB (3).
 _JPEG_CHANNELS = {1: 1, 3: 3, 4: 3}
 
 
 class ImageHeader(NamedTuple):
-    """What an image file states about its pixels.
+    """Format and size of an image file, read from its header.
 
     Attributes:
       file_format: "png", "jpeg", "gif", "bmp" or "webp".
       height, width: in pixels.
-      channels: how many a decoder gives; None where this is not read here, or no decoder in common use reads the file.
-      bits: bits of a channel once decoded, 8 or 16; None likewise.
-      end: where the bytes end that state this.
+      channels: number of decoded channels. None for GIF, BMP and WebP, and for JPEG files that common decoders do not
+        support.
+      bits: bits per decoded channel, 8 or 16; None if `channels` is None.
+      end: length in bytes of the part of the file that determines the other attributes.
     """
 
     file_format: str
@@ -41,7 +42,7 @@ class ImageHeader(NamedTuple):
 
 
 def header_of(file: bytes) -> ImageHeader | None:
-    """What an image file states about its pixels; None if it is not an image file, or its header is damaged."""
+    """Format and size of an image file; None if the file is not an image or its header is damaged."""
     if file[:8] == _PNG:
         return _header_of_png(file)
     if file[:2] == b"\xff\xd8":
@@ -50,7 +51,7 @@ def header_of(file: bytes) -> ImageHeader | None:
         return _header_of_gif(file)
     if file[:2] == b"BM" and len(file) >= 26:
         width, height = struct.unpack_from("<ii", file, 18)
-        # A negative height is that of an image whose first row is the top one.
+        # In BMP, a negative height means that the rows are stored from top to bottom.
         return ImageHeader("bmp", abs(height), abs(width))
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP" and len(file) >= 30:
         return _header_of_webp(file)
@@ -66,7 +67,7 @@ def _header_of_png(file: bytes) -> ImageHeader | None:
         return None
     end = 33
     if colour != 6:
-        # Transparency beside the pixels is an alpha channel too. It stands before the pixels, if there is any.
+        # A tRNS chunk (transparency) also gives an alpha channel. It comes before the first IDAT chunk (pixels).
         end = file.find(b"IDAT", end)
         end = len(file) if end < 0 else end
         if file.find(b"tRNS", 33, end) >= 0:
@@ -81,7 +82,7 @@ def _header_of_jpeg(file: bytes) -> ImageHeader | None:
             return None
         marker = file[at + 1]
         if marker == 0xFF:
-            # Bytes of all ones may fill the space before a marker.
+            # FF bytes may pad the space before a marker.
             at += 1
         elif marker in START_OF_FRAME:
             break
@@ -99,13 +100,13 @@ def _header_of_jpeg(file: bytes) -> ImageHeader | None:
 
 
 def _header_of_gif(file: bytes) -> ImageHeader | None:
-    """The size is that of its screen, or of its first picture where that is larger."""
+    """The header of a GIF. Its size is the larger of the logical screen and the first image."""
     if len(file) < 13:
         return None
     width, height = struct.unpack_from("<HH", file, 6)
     at = 13 + (3 << (file[10] & 7) + 1 if file[10] & 0x80 else 0)
     while at + 10 <= len(file) and file[at] == 0x21:
-        # An extension: blocks, each behind its length, until one of none.
+        # Skip an extension: blocks that begin with their length, up to a block of length 0.
         at += 2
         while at < len(file) and file[at]:
             at += 1 + file[at]

@@ -1,4 +1,4 @@
-"""Checks the image files in the columns of a source, and decodes them where arrays are wanted."""
+"""Checks the image files in the columns of a source, and decodes the selected fields."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from kabuki_rlds.images.decode import ImageDecoder, decoded
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: The place of a row of a column: `("demo.hdf5", "data/demo_3", 17)`. The row is None in a column of episodes.
+#: Maps a row of a column to (file, episode, row in the episode), for example `("demo.hdf5", "data/demo_3", 17)`. The
+#: last item is None for episode metadata.
 Place: TypeAlias = Callable[[int], tuple[str, str, int | None]]
 
 
 class ImageColumns:
-    """The image files of a source.
+    """Checks and decodes the image files of a source.
 
     Args:
-      fields: path to field, as the source stores them.
-      label: the source, for a message.
-      decode: the fields of image files that are served as arrays.
-      like_headers: the fields that were made from the headers of some files: all must agree in channels and bit depth.
+      fields: path to field, as stored in the source.
+      label: name of the source, for error messages.
+      decode: paths of the fields whose image files are decoded.
+      like_headers: paths of the fields whose shape and dtype were read from the headers of a few files. All other files
+        of these fields must have the same number of channels and the same bit depth.
 
     Attributes:
-      fields: path to field, as they are served.
-      decoded: the paths of the fields that are decoded.
+      fields: path to field, as returned by `serve`.
+      decoded: paths of the fields that are decoded.
     """
 
     def __init__(
@@ -49,15 +51,15 @@ class ImageColumns:
     def serve(
         self, columns: Mapping[str, Column], place: Place, threads: concurrent.futures.Executor
     ) -> dict[str, Column]:
-        """The columns as they are served. Those that hold image files are checked first.
+        """The columns, with pixels in the fields that are decoded. All image files are checked.
 
         Args:
-          columns: path to column, as the source stores them.
-          place: the place of each of their rows.
-          threads: decode.
+          columns: path to column, as stored in the source.
+          place: maps a row to its file, episode and row in the episode, for error messages.
+          threads: the thread pool that decodes.
 
         Raises:
-          KabukiError: a file is damaged, or not what its field states.
+          KabukiError: a file is damaged, or does not match its field.
         """
         return {path: self._serve(path, column, place, threads) for path, column in columns.items()}
 
@@ -86,7 +88,7 @@ class ImageColumns:
         if field.file_format and formats - {field.file_format} and path not in self._mixed:
             self._mixed.add(path)
             _log.warning(
-                "%s: field %r: some of its images are %s files, although it is described as %s",
+                "%s: field %r: some images are %s files, but the field states the format %s",
                 self._label, path, " and ".join(sorted(formats)), field.file_format,
             )  # fmt: skip
         return served

@@ -1,11 +1,11 @@
 """Writes and reads PNG files.
 
-Writing is ten times as fast as TensorFlow's `encode_png`, and the files are some percent larger. `encode_png` tries all
-filters on each row, and deflates with zlib at its middle level. Here all rows have one filter, the mean of the pixels
-to the left and above, and ISA-L deflates them. Any decoder gives the same pixels.
+Writing is ten times as fast as TensorFlow's `encode_png`, and the files are a few percent larger. `encode_png` tries
+all filters on each row and compresses with zlib at its default level. This module uses the filter "Average" for all
+rows and compresses with ISA-L. The compression is lossless, so every decoder gives the same pixels.
 
-Reading gives the pixels that TensorFlow's `decode_png` gives, and is faster: ISA-L inflates, and Pillow undoes the
-filters of the rows. Pillow's own reader is slower, and reduces 16 bits to 8.
+Reading gives the same pixels as TensorFlow's `decode_png`, and is faster. ISA-L decompresses, and Pillow reverses the
+row filters. Pillow's own PNG reader is slower and reduces 16 bits to 8.
 
 (Source: the PNG specification, third edition.)
 """
@@ -20,24 +20,24 @@ import numpy as np
 from isal import isal_zlib
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: Channels to the type of colour: gray, RGB, RGBA.
+#: Number of channels to the PNG colour type: gray, RGB, RGBA.
 _COLOURS = {1: 0, 3: 2, 4: 6}
 _AVERAGE = 3
 _LEVEL = 1
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGBA = 0, 2, 3, 4, 6
-#: Type of colour to samples in a pixel.
+#: PNG colour type to the number of samples in a pixel.
 _SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGBA: 4}
-#: The passes of an interlaced file: first row and column, and the distance to the next.
+#: The passes of an interlaced file: (first row, first column, row step, column step).
 _PASSES = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-#: Bytes of a pixel to a mode of Pillow whose pixels have as many.
+#: Bytes per pixel to a Pillow mode with the same number of bytes per pixel.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def file(pixels: np.ndarray) -> bytes:
-    """The PNG file of an image: (height, width, channels) of uint8 or uint16, with 1, 3 or 4 channels."""
+    """The bytes of a PNG file of an image: (height, width, channels) of uint8 or uint16, with 1, 3 or 4 channels."""
     height, width, channels = pixels.shape
     header = struct.pack(">IIBBBBB", width, height, pixels.itemsize * 8, _COLOURS[channels], 0, 0, 0)
-    # PNG stores the high byte first, and filters bytes and not samples.
+    # PNG is big-endian. Its filters work on bytes, not on samples.
     samples = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">"))
     rows = samples.view(np.uint8).reshape(height, width * channels * pixels.itemsize)
     data = isal_zlib.compress(_filtered(rows, channels * pixels.itemsize), _LEVEL)
@@ -45,11 +45,11 @@ def file(pixels: np.ndarray) -> bytes:
 
 
 def _filtered(rows: np.ndarray, pixel: int) -> np.ndarray:
-    """Each row behind the number of its filter. `pixel` is how many bytes one takes."""
+    """The filtered rows, each after one byte with the filter type. `pixel` is the number of bytes of a pixel."""
     left, above = np.zeros_like(rows), np.zeros_like(rows)
     left[:, pixel:] = rows[:, :-pixel]
     above[1:] = rows[:-1]
-    # The mean without the bit that a sum of bytes does not have room for.
+    # floor((left + above) / 2), without the overflow of a uint8 sum.
     mean = (left & above) + ((left ^ above) >> 1)
     filtered = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _AVERAGE
@@ -65,9 +65,9 @@ def pixels(file: bytes, channels: int | None = None) -> np.ndarray:
     """The pixels of a PNG file: (height, width, channels) of uint8, or of uint16 if the file has 16 bits a sample.
 
     Args:
-      file: a file whose structure `damage_of` finds whole.
-      channels: 1 to 4, to which gray, RGB and transparency are converted as `tf.io.decode_png` does; None is as many as
-        the file has.
+      file: the bytes of a PNG file in which `damage_of` finds no damage.
+      channels: the number of channels of the result, 1 to 4. Gray, RGB and alpha are converted as in
+        `tf.io.decode_png`. None keeps the channels of the file.
 
     Raises:
       ValueError: the pixels are damaged, or cannot be converted.
@@ -94,7 +94,7 @@ def pixels(file: bytes, channels: int | None = None) -> np.ndarray:
 
 
 def has_colours(file: bytes) -> bool:
-    """Whether the header of a PNG file states colours, or gray alone."""
+    """Whether the header of a PNG file states a colour image; False for gray, with or without alpha."""
     return bool(file[25] & 2)
 
 
@@ -107,14 +107,14 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _samples(data: bytes, height: int, width: int, bits: int, count: int, is_interlaced: bool) -> np.ndarray:
-    """The samples of an image, (height, width, count) of uint8 or uint16. Those of less than 8 bits are not scaled."""
+    """The samples of an image: (height, width, count) of uint8 or uint16. Samples of 1, 2 or 4 bits are not scaled."""
     whole = np.empty((height, width, count), np.uint16 if bits == 16 else np.uint8)
     passes = [whole[y::dy, x::dx] for y, x, dy, dx in _PASSES] if is_interlaced else [whole]
     passes = [each for each in passes if each.size]
     row_bytes = [1 + (each.shape[1] * count * bits + 7) // 8 for each in passes]
     expected = sum(len(each) * size for each, size in zip(passes, row_bytes, strict=True))
     try:
-        # Not more than fits: a few bytes may inflate to gigabytes.
+        # Limit the output: a small damaged or malicious file may inflate to gigabytes.
         inflated = isal_zlib.decompressobj().decompress(data, expected)
     except isal_zlib.IsalError as e:  # type: ignore[misc]  # its stub hides that it is an exception
         raise ValueError(f"damaged pixels: {e}") from e
@@ -131,11 +131,15 @@ def _samples(data: bytes, height: int, width: int, bits: int, count: int, is_int
 
 
 def _unfiltered(rows: np.ndarray, pixel: int) -> np.ndarray:
-    """The bytes of each row. `rows` have the number of their filter in front; `pixel` is the size of a pixel."""
+    """The rows without their filters. The first byte of each input row is the filter type.
+
+    `pixel` is the number of bytes of a pixel.
+    """
     from PIL import Image
 
     if pixel > 4:
-        # A filter takes each byte of a pixel by itself, so halves of pixels can be filtered apart.
+        # Pillow has no mode with more than 4 bytes per pixel. A filter treats each byte of a pixel separately, so the
+        # two halves of each pixel can be processed as two images.
         halves = rows[:, 1:].reshape(len(rows), -1, 2, pixel // 2).transpose(2, 0, 1, 3).reshape(2, len(rows), -1)
         parts = [_unfiltered(np.concatenate([rows[:, :1], half], axis=1), pixel // 2) for half in halves]
         split = (part.reshape(len(rows), -1, 1, pixel // 2) for part in parts)
@@ -146,13 +150,13 @@ def _unfiltered(rows: np.ndarray, pixel: int) -> np.ndarray:
 
 
 def _unpacked(rows: np.ndarray, bits: int) -> np.ndarray:
-    """The samples of rows of bytes that hold several."""
+    """One uint8 per sample, from rows whose bytes hold several samples of `bits` bits."""
     shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
     return (rows[:, :, None] >> shifts & (1 << bits) - 1).reshape(len(rows), -1)
 
 
 def _scaled_key(transparent: bytes, bits: int) -> bytes:
-    """The gray that is transparent, as the samples are once they have 8 bits."""
+    """The transparent gray level of a tRNS chunk, scaled from `bits` to 8 bits."""
     if len(transparent) != 2:
         return transparent
     most = (1 << bits) - 1
@@ -160,10 +164,10 @@ def _scaled_key(transparent: bytes, bits: int) -> bytes:
 
 
 def _looked_up(samples: np.ndarray, palette: bytes, transparent: bytes) -> np.ndarray:
-    """The colours of the samples of a palette, with alpha if some are transparent."""
+    """The palette colours of the samples, with an alpha channel if some colours are transparent."""
     colours = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
     if samples.max() >= len(colours) or len(transparent) > len(colours):
-        raise ValueError("a colour that is not in the palette")
+        raise ValueError("a pixel has a colour index outside the palette")
     if transparent:
         alpha = np.full((len(colours), 1), 255, np.uint8)
         alpha[: len(transparent), 0] = np.frombuffer(transparent, np.uint8)
@@ -172,17 +176,20 @@ def _looked_up(samples: np.ndarray, palette: bytes, transparent: bytes) -> np.nd
 
 
 def _with_channels(image: np.ndarray, channels: int | None, transparent: bytes, bits: int) -> np.ndarray:
-    """An image of as many channels. `transparent` is the colour of its transparent pixels, `bits` the file's depth."""
+    """The image with `channels` channels; None keeps its channels.
+
+    `transparent` is the colour of the transparent pixels, and `bits` is the bit depth of the file.
+    """
     found = image.shape[-1]
     channels = channels or found
     colour, alpha = (image, None) if found % 2 else (image[..., :-1], image[..., -1:])
     if channels % 2 == 0 and alpha is None:
-        # TensorFlow does not scale it to 8 bits either.
+        # TensorFlow does not scale this value to 8 bits either.
         opaque = (1 << bits) - 1 if not transparent else np.iinfo(image.dtype).max
         alpha = np.full((*image.shape[:2], 1), opaque, image.dtype)
         if transparent:
             if len(transparent) != 2 * found:
-                raise ValueError("a transparent colour of another type than its pixels")
+                raise ValueError("the transparent colour does not have the channels of the pixels")
             alpha[(image == np.frombuffer(transparent, ">u2")).all(axis=-1)] = 0
     if colour.shape[-1] == 1 and channels > 2:
         colour = np.repeat(colour, 3, axis=-1)

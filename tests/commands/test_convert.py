@@ -121,8 +121,8 @@ def test_encoded_images_are_the_bytes_of_their_files(name, converted, expected):
     assert found
 
 
-def test_images_of_differing_sizes_in_one_row_are_kept_encoded_or_refused(dataset, tmp_path):
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"'images': images of differing sizes .* images='encoded'"):
+def test_images_of_different_sizes_in_one_row_require_encoded_images(dataset, tmp_path):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"'images': images of different sizes .* images='encoded'"):
         kabuki_rlds.convert(dataset("mixed_images"), tmp_path / "out.hdf5")
     kabuki_rlds.convert(dataset("mixed_images"), tmp_path / "out.hdf5", images="encoded")
     steps, _ = by_hand.read(tmp_path / "out.hdf5")

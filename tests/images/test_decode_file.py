@@ -89,7 +89,7 @@ JPEGS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 @pytest.mark.parametrize("kind", JPEGS)
 @needs_simplejpeg
-def test_jpeg_files_are_decoded_as_tensorflow_decodes_them(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_pixels_equal_those_of_tensorflow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for height, width in SIZES:
         file = JPEGS[kind](_pixels(height, width))
         for channels in (0, 1, 3):
@@ -105,7 +105,7 @@ def test_cmyk_is_decoded_by_tensorflow() -> None:
         _assert_same(_jpeg(Image.fromarray(_pixels(height, width)).convert("CMYK")), 3)
 
 
-def test_cmyk_without_tensorflow_names_the_command_that_installs_it(no_tensorflow: None) -> None:
+def test_cmyk_without_tensorflow_raises_with_the_install_command(no_tensorflow: None) -> None:
     file = _jpeg(Image.fromarray(_pixels(16, 16)).convert("CMYK"))
     with pytest.raises(MissingDependencyError, match=r"pip install 'kabuki_rlds\[tensorflow\]'"):
         decode_file(file, (16, 16, 3), np.dtype(np.uint8))
@@ -125,7 +125,7 @@ def _changed(file: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_damaged_jpeg_files_are_decoded_as_by_tensorflow_or_refused_as_by_it(seed: int) -> None:
+def test_damaged_jpeg_files_give_the_pixels_or_the_error_of_tensorflow(seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = _pixels(60, 70)
     whole = [_jpeg(image), _jpeg(image, progressive=True), _jpeg(image[..., 0]), _jpeg(image, restart_marker_blocks=3)]
@@ -148,7 +148,7 @@ def test_damaged_jpeg_files_are_decoded_as_by_tensorflow_or_refused_as_by_it(see
 
 
 @needs_simplejpeg
-def test_a_damaged_jpeg_file_without_tensorflow_is_refused(no_tensorflow: None) -> None:
+def test_a_damaged_jpeg_file_without_tensorflow_is_rejected(no_tensorflow: None) -> None:
     file = bytearray(_jpeg(_pixels(60, 70)))
     file[len(file) // 2 :][:40] = bytes(40)
     del file[-200:-100]
@@ -192,7 +192,7 @@ def _png(size: tuple[int, int], colour: int, bits: int, interlaced: bool, transp
 @pytest.mark.parametrize("transparent", [False, True])
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize(("colour", "bits"), [(colour, bits) for colour in _DEPTHS for bits in _DEPTHS[colour]])
-def test_png_files_are_decoded_as_tensorflow_decodes_them(
+def test_png_pixels_equal_those_of_tensorflow(
     colour: int, bits: int, interlaced: bool, transparent: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if transparent and colour in (4, 6):
@@ -209,14 +209,14 @@ def test_png_files_are_decoded_as_tensorflow_decodes_them(
             np.testing.assert_array_equal(decoded, expected)
 
 
-def test_other_depths_and_gray_of_colours_are_decoded_by_tensorflow() -> None:
+def test_other_bit_depths_and_colour_to_gray_are_decoded_by_tensorflow() -> None:
     _assert_same(_png((9, 7), 2, 16, False, False), 3, np.uint8)
     _assert_same(_png((9, 7), 2, 8, False, False), 3, np.uint16)
     _assert_same(_png((9, 7), 2, 8, False, False), 1)
     _assert_same(_jpeg(_pixels(9, 7)), 3, np.uint16)
 
 
-def test_float_images_are_the_four_channels_of_their_file(no_tensorflow: None) -> None:
+def test_float32_images_are_decoded_from_png_files_with_four_channels(no_tensorflow: None) -> None:
     image = np.random.default_rng(0).normal(size=(9, 7, 1)).astype(np.float32)
     file = png.file(image.view(np.uint8))
     np.testing.assert_array_equal(decode_file(file, (9, 7, 1), np.dtype(np.float32)), image)
@@ -237,7 +237,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("with_tensorflow", [True, False])
-def test_damaged_pixels_of_a_png_file_are_refused(
+def test_damaged_pixels_of_a_png_file_are_rejected(
     data: bytes, with_tensorflow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_tensorflow:
@@ -246,14 +246,14 @@ def test_damaged_pixels_of_a_png_file_are_refused(
         decode_file(_with_pixels(data), (9, 9, 1), np.dtype(np.uint8))
 
 
-def test_rows_after_the_last_are_left_out() -> None:
+def test_png_data_after_the_last_row_is_ignored() -> None:
     _assert_same(_with_pixels(zlib.compress(bytes(1 << 20))), 1)
 
 
 # --- others ---
 
 
-def test_bmp_files_are_decoded_by_tensorflow_and_gif_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bmp_files_are_decoded_by_tensorflow_and_gif_files_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {}
     for form in ("BMP", "GIF"):
         stream = io.BytesIO()

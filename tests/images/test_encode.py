@@ -1,4 +1,4 @@
-"""JPEG files, as TensorFlow writes them."""
+"""Encoding of JPEG files: the same bytes as from TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kabuki_rlds.images.encode import image_files
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("quality", [1, 50, 94, 95, 100])
-def test_jpeg_files_have_the_bytes_that_tensorflow_writes(channels: int, quality: int) -> None:
+def test_jpeg_files_equal_those_of_tensorflow_byte_for_byte(channels: int, quality: int) -> None:
     rng = np.random.default_rng(0)
     sizes = [(1, 1), (7, 5), (17, 33), (200, 300)]
     images = [rng.integers(0, 256, (*size, channels), np.uint8) for size in sizes]

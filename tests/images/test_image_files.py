@@ -479,7 +479,7 @@ def test_image_files_truncated_by_variable_length_strings_are_reported(tmp_path,
     assert "observations/images/top: has only the first bytes of image files" in caplog.text
 
 
-def test_opaque_values_are_bytes(tmp_path):
+def test_opaque_hdf5_values_are_read_as_bytes(tmp_path):
     source = layout_files.aloha(tmp_path / "episode_0.hdf5", 3)
     with h5py.File(source, "a") as file:
         file["observations/key"] = np.array([b"a\0b", b"\0", b"xyz"], "V4")
@@ -533,7 +533,7 @@ def test_a_rare_second_image_format_gives_a_warning(tmp_path, caplog):
     files = jpegs(40)
     files[7] = pngs(1)[0]
     convert(aloha(tmp_path / "episode_0.hdf5", files), tmp_path / "k.hdf5", fill={"reward": 0}, images="encoded")
-    assert "some of its images are jpeg and png files, although it is described as jpeg" in caplog.text
+    assert "some images are jpeg and png files, but the field states the format jpeg" in caplog.text
 
 
 # --- damaged files in Kabuki files ---

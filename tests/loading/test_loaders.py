@@ -167,7 +167,7 @@ def _datasets(path: Path) -> list[h5py.Dataset]:
 
 
 def test_images_of_different_sizes_in_a_row_are_rejected(converted: Any) -> None:
-    message = r"mixed_images-encoded\.hdf5: field 'images': .* differing sizes .*name the fields to read by `fields`"
+    message = r"mixed_images-encoded\.hdf5: field 'images': .* different sizes .*list the other fields in `fields`"
     with pytest.raises(KabukiError, match=message):
         list(load_steps(converted("mixed_images", "encoded"), 4, keep_last=True, as_numpy=True))
 
