@@ -63,6 +63,9 @@ class ConversionParts:
                 )
             else:
                 _write(self._folder / _PLAN, now)
+        except KabukiError:
+            # Some derive from a built-in error too.
+            raise
         except (OSError, ValueError, RecursionError) as e:
             raise KabukiError(f"{self._folder}: cannot be used ({e}); {_anew()}") from e
 

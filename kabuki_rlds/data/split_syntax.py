@@ -107,6 +107,8 @@ def _boundary(text: str, default: int, count: int, label: str, part: str) -> int
             if abs(share) > 100:
                 raise SplitError(f"{label}: {part!r}: {text} is more than 100 %")
             number = round(share * count / 100)
+    except SplitError:
+        raise
     except ValueError:
         shards = "; only TFDS datasets have shards" if text.endswith("shard") else ""
         raise SplitError(f"{label}: {part!r}: {text!r} is not an episode index and not a percentage{shards}") from None

@@ -30,6 +30,9 @@ def writing(path: StrPath) -> Iterator[None]:
     """
     try:
         yield
+    except KabukiError:
+        # Some derive from `OSError` too.
+        raise
     except OSError as e:
         raise KabukiError(f"{os.fspath(path)}: cannot be written ({e.strerror or e})") from e
 

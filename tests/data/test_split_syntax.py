@@ -60,6 +60,11 @@ def episodes(path: Path) -> list[int]:
         return f["observation"][:][f["is_first"][:]].tolist()
 
 
+def test_a_percentage_above_100_is_rejected_as_too_large(kabuki, tmp_path):
+    with pytest.raises(kabuki_rlds.InvalidArgumentError, match=r"'train\[101%:\]': 101% is more than 100 %$"):
+        kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split="train[101%:]")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_slices_of_kabuki_files_equal_those_of_tfds(kabuki, rlds, tmp_path, split):
     result = kabuki_rlds.convert(kabuki, tmp_path / "out.hdf5", split=split)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
+from kabuki_rlds.files.atomic_file import StagedFile
+from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.images import png
 from tests import handmade, layout_files
 
@@ -44,6 +46,23 @@ def test_an_existing_destination_is_a_file_exists_error(file: Path, tmp_path: Pa
         with pytest.raises(FileExistsError, match="already there") as caught:
             call()
         assert isinstance(caught.value, kabuki_rlds.DestinationExistsError)
+
+
+@pytest.mark.parametrize("staged", [StagedFile, StagedFolder])
+def test_a_destination_created_during_the_write_is_a_file_exists_error(staged, file, tmp_path, monkeypatch):
+    commit = staged.commit
+
+    def create_and_commit(self) -> None:
+        self.destination.mkdir()
+        commit(self)
+
+    monkeypatch.setattr(staged, "commit", create_and_commit)
+    with pytest.raises(kabuki_rlds.DestinationExistsError) as caught:
+        if staged is StagedFile:
+            kabuki_rlds.convert(file, tmp_path / "new-v0")
+        else:
+            kabuki_rlds.export(file, tmp_path / "new-v0", "minari")
+    assert str(caught.value) == f"{tmp_path / 'new-v0'}: already there; overwrite=True replaces it"
 
 
 def test_an_argument_that_makes_no_sense_is_a_value_error(file: Path) -> None:

@@ -196,6 +196,7 @@ def test_a_recipe_maps_splits_to_masks(tmp_path):
         ("assume: {dones: perhaps}\n", "assume: dones is terminal or reward or end"),
         ("- 1\n", "r.yaml:1: expected a dict with some of the keys about"),
         ("fill: {reward: much}\n", "r.yaml:1: fill: reward: expected a number"),
+        ("fill: {reward: [1]}\n", r"r.yaml:1: fill: reward: expected a number, not \[1\]$"),
         ("steps:\n  a: {select: [0], constant: 3}\n", "r.yaml:2: a: constant: must be the first entry"),
         ("steps:\n  a: {rotate: 180, from: action}\n", "r.yaml:2: a: from: must be the first entry"),
         ("steps:\n  a: {from: [action, reward]}\n", "r.yaml:2: a: from: expected the path of one field"),

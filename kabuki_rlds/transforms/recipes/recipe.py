@@ -253,9 +253,9 @@ class _RecipeParser:
 
     def _number(self, node: yaml.Node, what: str) -> float:
         try:
-            return float(self._text(node, what))
-        except ValueError:
-            raise self._error(node, f"{what}: expected a number, not {node.value!r}") from None
+            return float(node.value)
+        except (TypeError, ValueError):
+            raise self._error(node, f"{what}: expected a number, not {self._value(node)!r}") from None
 
     def _value(self, node: yaml.Node) -> Any:
         try:
