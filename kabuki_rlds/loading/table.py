@@ -23,8 +23,9 @@ from kabuki_rlds.data.rules import IS_TERMINAL, is_flag_or_number
 from kabuki_rlds.data.schema import BYTES, Field, Schema
 from kabuki_rlds.errors import DamagedDataError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, KabukiSource, column_reader
+from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 from kabuki_rlds.images.decode import ImageDecoder

@@ -51,18 +51,20 @@ def test_an_existing_destination_is_a_file_exists_error(file: Path, tmp_path: Pa
 @pytest.mark.parametrize("staged", [StagedFile, StagedFolder])
 def test_a_destination_created_during_the_write_is_a_file_exists_error(staged, file, tmp_path, monkeypatch):
     commit = staged.commit
+    created: list[Path] = []
 
     def create_and_commit(self) -> None:
         self.destination.mkdir()
+        created.append(self.destination)
         commit(self)
 
     monkeypatch.setattr(staged, "commit", create_and_commit)
     with pytest.raises(kabuki_rlds.DestinationExistsError) as caught:
         if staged is StagedFile:
-            kabuki_rlds.convert(file, tmp_path / "new-v0")
+            kabuki_rlds.convert(file, tmp_path / "k.hdf5")
         else:
-            kabuki_rlds.export(file, tmp_path / "new-v0", "minari")
-    assert str(caught.value) == f"{tmp_path / 'new-v0'}: already there; overwrite=True replaces it"
+            kabuki_rlds.build(file, tmp_path / "data", name="toy")
+    assert str(caught.value) == f"{created[0]}: already there; overwrite=True replaces it"
 
 
 def test_an_argument_that_makes_no_sense_is_a_value_error(file: Path) -> None:

@@ -66,7 +66,7 @@ from kabuki_rlds.formats.demos.hdf5_values import (
 from kabuki_rlds.formats.demos.layout import DemoOptions, Layout
 from kabuki_rlds.formats.demos.row_readers import are_equal, padding_row
 from kabuki_rlds.formats.hdf5 import layout as kabuki_layout
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS, ColumnReader, column_reader
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.decode import decoded
 from kabuki_rlds.images.image_columns import ImageColumns

@@ -11,7 +11,7 @@ import numpy as np
 
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.demos.row_readers import RowReader
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
 
 
 class EmptyEpisodeError(KabukiError):

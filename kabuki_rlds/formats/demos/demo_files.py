@@ -9,7 +9,7 @@ from typing import Any
 from kabuki_rlds.data.source import stamp
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.formats.demos.layout import EpisodeLayout, Layout
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
 
 
 class DemoFiles:

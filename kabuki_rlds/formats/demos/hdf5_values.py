@@ -12,7 +12,8 @@ import numpy as np
 
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.hdf5 import image_files
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS, datasets_in
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
+from kabuki_rlds.formats.hdf5.datasets import datasets_in
 from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 

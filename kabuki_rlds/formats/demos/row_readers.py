@@ -13,7 +13,7 @@ from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.demos.hdf5_values import num_rows
 from kabuki_rlds.formats.hdf5 import image_files, layout
-from kabuki_rlds.formats.hdf5.source import column_reader
+from kabuki_rlds.formats.hdf5.column_reader import column_reader
 
 #: The value of the last row of an episode where the layout does not store it: "zero" (padding) or "repeat" (the row
 #: before). "" means that there is no such row.

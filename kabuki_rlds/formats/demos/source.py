@@ -24,7 +24,7 @@ from kabuki_rlds.formats.demos.demo_files import DemoFiles, reading_as
 from kabuki_rlds.formats.demos.field_union import FieldUnion
 from kabuki_rlds.formats.demos.layout import DemoOptions, EpisodeLayout
 from kabuki_rlds.formats.demos.survey import Survey, SurveyedEpisode
-from kabuki_rlds.formats.hdf5.source import READ_ERRORS
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
 from kabuki_rlds.images.image_columns import ImageColumns
 
 #: The approximate size of a block, and of the sample that `size` reads.

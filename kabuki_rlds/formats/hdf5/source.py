@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
-import dataclasses
 import functools
 import itertools
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
 import h5py
 import numpy as np
@@ -21,15 +20,15 @@ import numpy as np
 from kabuki_rlds.data import rules
 from kabuki_rlds.data.block import Block, Column, row_splits
 from kabuki_rlds.data.last_row import LastRows
-from kabuki_rlds.data.schema import BYTES, Field, Info, Schema
+from kabuki_rlds.data.schema import Field, Info, Schema
 from kabuki_rlds.data.source import Origin, Size, Skipped
 from kabuki_rlds.data.split_syntax import ALL, WHOLE, runs, select_episodes
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
-from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.image_file_reader import ImageFileReader
-from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
+from kabuki_rlds.formats.hdf5.datasets import common_length, metadata_datasets, step_datasets
+from kabuki_rlds.formats.hdf5.episode_index import check_lengths, read_origins, read_starts
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.image_columns import ImageColumns
@@ -37,11 +36,6 @@ from kabuki_rlds.images.image_columns import ImageColumns
 _log = logging.getLogger("kabuki_rlds")
 
 _Entry = TypeVar("_Entry")
-
-ColumnReader: TypeAlias = FixedReader | VariableReader
-
-#: The errors that a reader raises for damaged files and unexpected types.
-READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError)
 
 #: The size limits of a block: about so many bytes, and at most so many rows.
 _BLOCK_BYTES = 16 << 20
@@ -88,7 +82,7 @@ class KabukiSource:
         if not self.step_datasets:
             raise DamagedDataError("has no datasets, so it has no steps", file=self.path)
         self.metadata_datasets = metadata_datasets(self.file)
-        self.num_steps = _common_length(self.path, self.step_datasets)
+        self.num_steps = common_length(self.path, self.step_datasets)
         info = {name: layout.text_attribute(self.file, name) for name in Info.__dataclass_fields__}
         features = self._json_attribute("features")
         info["environment"] = self._json_attribute("environment")
@@ -100,7 +94,7 @@ class KabukiSource:
         self._images = self._image_columns(self._fields, self.step_datasets)
         self._metadata_images = self._image_columns(self._metadata, self.metadata_datasets)
         self.schema = Schema(self._images.fields, self._metadata_images.fields, features, Info(**info))
-        self.starts = self._starts()
+        self.starts = read_starts(self.file, self.path, self.schema.steps, self.step_datasets, self.num_steps)
         self.num_episodes = len(self.starts)
         self._selected = np.arange(self.num_episodes)
         for dataset in self.metadata_datasets.values():
@@ -109,7 +103,9 @@ class KabukiSource:
                 raise DamagedDataError(
                     f"{dataset.name}: has {rows} rows, expected {self.num_episodes} (one per episode)", file=self.path
                 )
-        self._read_origins()
+        self.origins, self._origin_of = read_origins(
+            self.file, self.path, self._json_list("sources", Origin.from_json), self.num_episodes
+        )
         self.last_rows = self._read_last_rows()
         self.skipped = self._json_list("skipped", Skipped.from_json)
         self.notes = self._json_list("notes", rules.Violation.from_json)
@@ -148,42 +144,6 @@ class KabukiSource:
             return ""
         return text
 
-    def _starts(self) -> np.ndarray:
-        """Returns the first row of each episode, from the index or else from the flags: int64, (episodes,)."""
-        index = self.file.get(f"{layout.EPISODES}/start")
-        if isinstance(index, h5py.Dataset):
-            if index.ndim != 1 or not layout.holds_integers(index):
-                raise DamagedDataError(
-                    "episodes/start is not an ascending list of rows that begins at 0", file=self.path
-                )
-            try:
-                starts = index[:].astype(np.int64)
-            except READ_ERRORS as e:
-                raise DamagedDataError(f"episodes/start cannot be read: {e}", file=self.path) from e
-            # Compare instead of subtracting, because differences of hostile values may overflow int64.
-            if len(starts) and (starts[0] != 0 or (starts[1:] < starts[:-1]).any() or starts[-1] > self.num_steps):
-                raise DamagedDataError(
-                    "episodes/start is not an ascending list of rows that begins at 0", file=self.path
-                )
-            if not len(starts) and self.num_steps:
-                raise DamagedDataError(
-                    f"episodes/start is empty, but the file has {self.num_steps} steps", file=self.path
-                )
-            return starts
-        for name, shift in ((rules.IS_FIRST, 0), (rules.IS_LAST, 1)):
-            field = self.schema.steps.get(name)
-            # Only numbers: NumPy converts any nonempty text to True.
-            if field is not None and field.shape in ((), (1,)) and rules.is_flag_or_number(field.dtype):
-                try:
-                    flags = np.asarray(self.step_datasets[name][:]).reshape(-1).astype(bool)
-                except READ_ERRORS as e:
-                    raise DamagedDataError(f"{name} cannot be read: {e}", file=self.path) from e
-                begins = np.roll(flags, shift)
-                if self.num_steps:
-                    begins[0] = True
-                return np.flatnonzero(begins).astype(np.int64)
-        raise DamagedDataError("cannot find the episodes: add is_first, is_last or episodes/start", file=self.path)
-
     def _json_list(self, name: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
         """Returns the entries of an attribute that is a JSON list. Warns and returns [] if it is malformed."""
         try:
@@ -191,25 +151,6 @@ class KabukiSource:
         except ValueError as e:
             _log.warning("%s: the attribute %r is ignored: %s", self.path, name, e)
             return []
-
-    def _read_origins(self) -> None:
-        self.origins = [Origin(os.path.realpath(self.path), format="kabuki")]
-        self._origin_of = np.zeros(self.num_episodes, np.int64)
-        index = self.file.get(f"{layout.EPISODES}/source")
-        here = os.path.realpath(self.path)
-        origins = [
-            dataclasses.replace(origin, via=(here, *origin.via))
-            for origin in self._json_list("sources", Origin.from_json)
-        ]
-        if isinstance(index, h5py.Dataset) and index.shape == (self.num_episodes,) and origins:
-            if not layout.holds_integers(index):
-                return
-            try:
-                origin_of = index[:].astype(np.int64)
-            except READ_ERRORS as e:
-                raise DamagedDataError(f"episodes/source cannot be read: {e}", file=self.path) from e
-            if not len(origin_of) or (origin_of.min() >= 0 and origin_of.max() < len(origins)):
-                self.origins, self._origin_of = origins, origin_of
 
     def check_complete(self) -> None:
         """Checks the attributes `complete`, `num_steps`, `num_episodes` and the episode lengths, if they exist.
@@ -225,15 +166,7 @@ class KabukiSource:
             stated = layout.attribute(self.file, name, count)
             if not np.array_equal(stated, count):  # type: ignore[arg-type]  # an attribute may have any type
                 raise DamagedDataError(f"the attribute {name} is {stated}, but the file has {count}", file=self.path)
-        lengths = self.file.get(f"{layout.EPISODES}/length")
-        if not isinstance(lengths, h5py.Dataset):
-            return
-        try:
-            in_file = lengths[:] if lengths.ndim == 1 else np.zeros(0)
-        except READ_ERRORS as e:
-            raise DamagedDataError(f"episodes/length cannot be read: {e}", file=self.path) from e
-        if lengths.ndim != 1 or not np.array_equal(in_file, self.ends - self.starts):
-            raise DamagedDataError("episodes/length does not match episodes/start", file=self.path)
+        check_lengths(self.file, self.path, self.ends - self.starts)
 
     def left_out(self) -> list[str]:
         """Returns descriptions of the contents that are not part of the format, and that a conversion leaves out."""
@@ -428,99 +361,3 @@ def entries(text: str, of_json: Callable[[Any], _Entry]) -> list[_Entry]:
         except ValueError as e:
             raise ValueError(f"entry {i}: {e}") from e
     return found
-
-
-def step_datasets(file: h5py.File, dangling: list[str] | None = None) -> dict[str, h5py.Dataset]:
-    """Returns path to dataset, for all step fields.
-
-    Args:
-      file: the file.
-      dangling: the paths of dangling links are appended to this list.
-
-    Raises:
-      DamagedDataError: there is a dangling link, and `dangling` is None.
-    """
-    found_dangling: list[str] = []
-    found = datasets_in(file, found_dangling, skip=layout.RESERVED)
-    if found_dangling and dangling is None:
-        raise DamagedDataError(
-            f"{found_dangling[0]!r}: dangling link (its target does not exist); delete the link", file=file.filename
-        )
-    if dangling is not None:
-        dangling += found_dangling
-    return found
-
-
-def metadata_datasets(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Returns path to dataset, for all episode fields."""
-    metadata = file.get(layout.METADATA)
-    return datasets_in(metadata, []) if isinstance(metadata, h5py.Group) else {}
-
-
-def column_reader(dataset: h5py.Dataset, field: Field, executor: concurrent.futures.Executor) -> ColumnReader:
-    """Returns a reader for the rows of a dataset.
-
-    Args:
-      dataset: the dataset.
-      field: the field that the dataset stores.
-      executor: threads that unpack chunks.
-    """
-    if field.is_fixed and field.dtype != BYTES:
-        return FixedReader(dataset, executor, field.dtype)
-    # `VariableReader` reads lists of images of variable length, which have a companion.
-    if field.encoded and not (field.is_list_of_images and "companion" in Attributes(dataset)):
-        return ImageFileReader(dataset, field, executor)
-    return VariableReader(dataset, field)
-
-
-def datasets_in(
-    group: h5py.Group,
-    dangling: list[str],
-    prefix: str = "",
-    skip: Sequence[str] = (),
-    above: tuple[h5py.Group, ...] = (),
-) -> dict[str, h5py.Dataset]:
-    """Returns path to dataset, for all datasets in a group and its subgroups, sorted by name.
-
-    Args:
-      group: the group.
-      dangling: the paths of dangling links are appended to this list.
-      prefix: prefix of the paths.
-      skip: names in `group` to skip.
-      above: the groups that contain `group`. Links to them are skipped.
-    """
-    above = (*above, group)
-    found: dict[str, h5py.Dataset] = {}
-    for name in group:
-        if name in skip:
-            continue
-        item = group.get(name)
-        if item is None:
-            dangling.append(prefix + name)
-        elif isinstance(item, h5py.Dataset):
-            found[prefix + name] = item
-        elif isinstance(item, h5py.Group) and item not in above:
-            found |= datasets_in(item, dangling, f"{prefix}{name}/", above=above)
-    return found
-
-
-def _common_length(path: str, datasets: dict[str, h5py.Dataset]) -> int:
-    lengths = {name: (dataset.shape[0] if dataset.shape else None) for name, dataset in datasets.items()}
-    for name, length in lengths.items():
-        if length is None:
-            raise DamagedDataError(
-                f"dataset {name!r}: is a single value, expected one row per step; delete the dataset",
-                file=path,
-                field=name,
-            )
-    length = next(iter(lengths.values()))
-    for name, other in lengths.items():
-        if other != length:
-            first = next(iter(lengths))
-            raise DamagedDataError(
-                f"{name!r} has {other} rows, but {first!r} has {length}; all step fields must have "
-                "the same number of rows",
-                file=path,
-            )
-    assert length is not None
-    return length
