@@ -15,8 +15,8 @@ import numpy as np
 from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report, skip_damaged, skipped_for
 from kabuki_rlds.data.source import Skipped, Source
-from kabuki_rlds.data.split_syntax import ALL, WHOLE, SplitError, select_episodes
-from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.data.split_syntax import ALL, WHOLE, select_episodes
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError, MissingDependencyError
 from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import StrPath
 from kabuki_rlds.formats.demos import registry
@@ -113,8 +113,10 @@ class _DamagedFiles:
         except NothingLeftError as e:
             self._skipped += e.skipped
             self._first_error = self._first_error or e
+        except (InvalidArgumentError, MissingDependencyError):
+            raise
         except KabukiError as e:
-            is_damaged = self._skip_bad and path.is_file() and not isinstance(e, SplitError)
+            is_damaged = self._skip_bad and path.is_file()
             if not (is_damaged or isinstance(e, EmptyEpisodeError)):
                 raise
             self._skipped.append(skipped_for(os.fspath(path), 0, e))

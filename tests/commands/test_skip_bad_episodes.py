@@ -13,6 +13,7 @@ import pytest
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.cli.main import main
+from kabuki_rlds.images import decode_file, png
 from tests import layout_files
 from tests.formats.test_kabuki_source import steps, write
 from tests.places import CASES
@@ -242,6 +243,34 @@ def test_a_damaged_file_among_others_is_left_out(tmp_path):
     # What is no damage is an error all the same.
     with pytest.raises(KabukiError, match="no split 'val'"):
         kabuki_rlds.convert([good, good], tmp_path / "other.hdf5", split="val", skip_bad_episodes=True)
+
+
+def test_an_assumption_that_cannot_apply_is_not_taken_for_damage(tmp_path):
+    ends = np.array([0, 0, 1, 0, 0, 1], bool)
+    good = layout_files.d4rl(tmp_path / "good.hdf5", terminals=ends, timeouts=np.zeros(6, bool))
+    bad = layout_files.d4rl(tmp_path / "bad.hdf5", terminals=ends)
+    with pytest.raises(kabuki_rlds.InvalidArgumentError, match=r"bad\.hdf5: .*timeouts=terminal cannot apply"):
+        kabuki_rlds.convert([good, bad], tmp_path / "o.hdf5", assume={"timeouts": "terminal"}, skip_bad_episodes=True)
+
+
+def test_a_missing_package_is_not_taken_for_damage(tmp_path, monkeypatch):
+    """Only the images of the second file need TensorFlow."""
+    paths = [write(tmp_path / f"{name}.hdf5", steps(4)) for name in ("without", "with")]
+    images = [png.file(np.full((4, 4, 3), value, np.uint8)) for value in (1, 2)]
+    for path, image in zip(paths, images, strict=True):
+        with h5py.File(path, "a") as file:
+            file["image"] = np.array([image] * len(file["reward"]), "S")
+    decode = decode_file._decode_png
+
+    def not_installed(*_, **__):
+        raise kabuki_rlds.MissingDependencyError("decoding needs tensorflow")
+
+    monkeypatch.setattr(decode_file, "require", not_installed)
+    monkeypatch.setattr(
+        decode_file, "_decode_png", lambda file, *rest: decode(file, *rest) if file == images[0] else None
+    )
+    with pytest.raises(kabuki_rlds.MissingDependencyError, match=r"with\.hdf5: field 'image': decoding needs"):
+        kabuki_rlds.convert(paths, tmp_path / "o.hdf5", images="arrays", skip_bad_episodes=True)
 
 
 def test_an_error_of_a_recipe_names_the_file_and_the_episode(tmp_path):
