@@ -1,10 +1,14 @@
-"""Recording: what an environment, or a robot, does becomes a dataset as it happens.
+"""Records the episodes of an environment or a robot to a dataset, step by step.
 
-environments   `record`, which wraps an environment of dm_env or Gymnasium
-logger         `Logger`, without an environment
-envlogger      `EnvLoggerBackend`, for EnvLogger
+Public entry points:
 
-columns, images, learning, episode   the steps of an episode, in columns
-stream, recorder                     one episode after the other
-destination, dataset                 where they go, and what survives a kill
+environments        `record`, which wraps a dm_env or Gymnasium environment
+logger              `Logger`, which needs no environment
+envlogger_backend   `EnvLoggerBackend`, for EnvLogger
+
+Internal modules:
+
+field_learner, growing_columns, open_episode, …   the fields and steps of the current episode, as columns
+episode_stream, recorder                          begin, end and write episodes
+destination, rlds_…, hdf5_destination             write to an RLDS dataset or an HDF5 file, and recover after a kill
 """

@@ -1,4 +1,4 @@
-"""The column of each field of an open episode, and of groups of them."""
+"""Creates the column of a field, and groups the columns of a dict, tuple or list of fields."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from kabuki_rlds.recording.growing_columns import (
     TextColumn,
     VariableColumn,
     described,
-    misfit,
+    mismatch,
 )
 from kabuki_rlds.recording.image_column import ImageColumn
 
 
-def rows_of(field: Field, path: str, image_format: str | None = None) -> GrowingColumn:
+def new_column(field: Field, path: str, image_format: str | None = None) -> GrowingColumn:
     """An empty column for a field.
 
     Args:
-      field: what a row is.
-      path: its path.
-      image_format: for images of one shape, that of their files.
+      field: the dtype and shape of a row.
+      path: the path of the field.
+      image_format: "png" or "jpeg" to store the rows as image files; None to store arrays. It applies only to images
+        of a fixed shape.
 
     Raises:
-      KabukiError: a field of this kind cannot be recorded.
+      KabukiError: fields of this kind cannot be recorded.
     """
     if field.nested:
         raise KabukiError(f"field {path!r}: {field.describe()} in lists of lists cannot be recorded")
@@ -39,11 +40,11 @@ def rows_of(field: Field, path: str, image_format: str | None = None) -> Growing
 
 
 class ColumnGroup:
-    """A dict of fields; or a tuple or list, whose fields are named by their index.
+    """The columns of a dict of fields, or of a tuple or list whose fields are named by their index.
 
     Args:
-      path: path of the group.
-      fields: key or index to the rows of it.
+      path: the path of the group.
+      fields: the key or index of each field to its column.
     """
 
     def __init__(self, path: str, fields: dict[Any, GrowingColumn]):
@@ -52,26 +53,27 @@ class ColumnGroup:
 
     def put(self, row: int, value: Any) -> None:
         try:
-            for key, rows in self._fields:
-                rows.put(row, value[key])
+            for key, column in self._fields:
+                column.put(row, value[key])
             whole = len(value) == len(self._fields)
         except (KeyError, IndexError, TypeError):
             whole = False
         if not whole:
-            raise misfit(self._path, f"it has {_names(value)}", ", ".join(str(key) for key, _ in self._fields))
+            expected = ", ".join(str(key) for key, _ in self._fields)
+            raise mismatch(self._path, _names(value), f"the fields {expected}")
 
     def pad(self, row: int) -> None:
-        for _, rows in self._fields:
-            rows.pad(row)
+        for _, column in self._fields:
+            column.pad(row)
 
     def columns(self, rows: int) -> dict[str, Column]:
         made: dict[str, Column] = {}
-        for _, inner in self._fields:
-            made |= inner.columns(rows)
+        for _, column in self._fields:
+            made |= column.columns(rows)
         return made
 
 
 def _names(value: Any) -> str:
     if hasattr(value, "keys"):
-        return ", ".join(map(str, value)) or "no fields"
+        return f"the fields {', '.join(map(str, value))}" if len(value) else "no fields"
     return f"{len(value)} items" if isinstance(value, (list, tuple)) else described(value)

@@ -1,4 +1,4 @@
-"""The TFDS features that a `DatasetConfig` or a dataset states for a recording."""
+"""Reads the fields of a recording from the TFDS features of a `DatasetConfig` or of a dataset."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from kabuki_rlds.formats.rlds import feature_layout
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: What a list of a `tf.train.Example` does not hold to the bit.
+#: The dtypes that a `tf.train.Example` cannot store exactly without an encoding.
 _INEXACT = ("float64", "uint64")
 
 
 def features_of_config(config: tfds.rlds.rlds_base.DatasetConfig) -> tfds.features.FeaturesDict:
-    """The features that a `DatasetConfig` asks for, such that each value is kept to the bit.
+    """The features of a `DatasetConfig`, with encodings that store each value bit for bit.
 
-    TFDS stores a float64 as a float32, unless its feature has an encoding: one without
-    is given it, which changes nothing for who reads the dataset.
+    TFDS stores a float64 as a float32 unless its feature has an encoding. This function
+    adds the encoding "bytes" where it is missing. Readers of the dataset see no difference.
     """
     import tensorflow_datasets as tfds
 
@@ -32,10 +32,10 @@ def features_of_config(config: tfds.rlds.rlds_base.DatasetConfig) -> tfds.featur
 
 
 def schema_of(features: tfds.features.FeaturesDict) -> Schema:
-    """The fields of features.
+    """The schema of the features of an RLDS dataset.
 
     Raises:
-      KabukiError: they are not those of an RLDS dataset.
+      KabukiError: the features are not those of an RLDS dataset.
     """
     found = feature_layout.read(features)
     return Schema(
@@ -46,7 +46,7 @@ def schema_of(features: tfds.features.FeaturesDict) -> Schema:
 
 
 def image_formats(features: tfds.features.FeaturesDict) -> dict[str, str]:
-    """Path to the format of the files of the step fields that are images, one a step."""
+    """Path to "png" or "jpeg", for each step field with one image per step."""
     import tensorflow_datasets as tfds
 
     return {
@@ -57,7 +57,7 @@ def image_formats(features: tfds.features.FeaturesDict) -> dict[str, str]:
 
 
 def _exact(feature: Any) -> Any:
-    """The feature with an encoding where it would lose bits without."""
+    """The feature, with the encoding "bytes" if TFDS would otherwise lose precision."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.FeaturesDict):

@@ -1,4 +1,4 @@
-"""Where a recording goes: the folder of an RLDS dataset, or an HDF5 file."""
+"""The destination of a recording: the folder of an RLDS dataset, or an HDF5 file."""
 
 from __future__ import annotations
 
@@ -17,83 +17,85 @@ _SUFFIXES = (".hdf5", ".h5")
 
 
 class Destination(Protocol):
-    """A dataset that episodes are appended to. No other process can do so meanwhile.
+    """A dataset to which episodes are appended. A lock keeps other processes from recording to it.
 
     Attributes:
-      declared: the fields that the episodes must have; None for a new dataset whose fields are to be learned.
+      declared: the fields that the episodes must have. None for a new dataset without a config: the fields are learned
+        from the first step.
     """
 
     declared: Schema | None
 
     @property
     def is_defined(self) -> bool:
-        """Whether `define` was called, or the dataset has episodes."""
+        """Whether the fields are stored: `define` was called, or the dataset already has episodes."""
 
     @property
     def num_written(self) -> int:
-        """How many episodes were appended."""
+        """Number of episodes appended since the destination was opened."""
 
     def image_formats(self, schema: Schema) -> dict[str, str]:
-        """The step fields whose columns hold image files, one a step: path to "png" or "jpeg".
+        """Path to "png" or "jpeg", for each step field that must be given as one image file per step.
 
         Args:
-          schema: the fields, as `define` is to get them.
+          schema: the fields that will be passed to `define`.
         """
 
     def define(self, schema: Schema, info: Info, episode: Block | None) -> None:
-        """States the fields of the episodes of a new dataset.
+        """Stores the fields and the description of a new dataset.
 
-        It is called again if the first episode gets further fields.
+        The recorder calls it before the first episode, and again if the first episode gets
+        more metadata fields.
 
         Args:
           schema: the fields.
-          info: what the dataset says of itself.
-          episode: the episode that was appended, with the fields of the schema; None if there is none.
+          info: description, citation and homepage of the dataset.
+          episode: the first episode with the new fields, if it is already appended; otherwise None.
 
         Raises:
-          KabukiError: it cannot be written.
+          KabukiError: the fields or the episode cannot be written.
         """
 
     def append(self, episode: Block) -> None:
-        """Adds an episode, which is on the disk when this returns.
+        """Appends an episode. It is on disk when this method returns.
 
         Raises:
-          KabukiError: it cannot be written. The episodes before it are safe.
+          KabukiError: the episode cannot be written. The earlier episodes are safe.
         """
 
     def replace_last(self, episode: Block) -> None:
-        """Replaces the episode that was appended last.
+        """Replaces the last appended episode.
 
         Raises:
-          KabukiError: it cannot be written. The episode stays as it was.
+          KabukiError: the new version cannot be written. The old version is kept.
         """
 
     def remove_last(self) -> None:
-        """Removes the episode that was appended last."""
+        """Removes the last appended episode."""
 
     def close(self) -> None:
-        """Adds all episodes to the dataset, and lets other processes record to it.
+        """Adds all recorded episodes to the dataset and releases the lock.
 
         Raises:
-          KabukiError: they cannot be added. All are kept.
+          KabukiError: the episodes cannot be added. They are kept on disk, and the next recording adds them.
         """
 
     def release(self) -> None:
-        """Lets other processes record to it."""
+        """Releases the lock, so that other processes can record to the dataset."""
 
 
 def open_destination(
     path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None
 ) -> Destination:
-    """Opens an HDF5 file if the path ends like one, else an RLDS dataset.
+    """Opens an HDF5 file if the path ends in `.hdf5` or `.h5`, otherwise an RLDS dataset.
 
     Args:
-      path: `hopper.hdf5`; or `runs/hopper` or `runs/hopper/1.0.0`.
+      path: for example `hopper.hdf5`, `runs/hopper` or `runs/hopper/1.0.0`.
       split: name of the split.
-      config: the features of a new dataset.
+      config: the features of a new dataset; None to learn them from the first step.
 
     Raises:
-      KabukiError: nothing can be recorded there.
+      KabukiError: the path cannot be recorded to.
     """
     try:
         if pathlib.Path(path).suffix in _SUFFIXES:
@@ -106,4 +108,4 @@ def open_destination(
     except OSError as e:
         if isinstance(e, KabukiError):
             raise
-        raise KabukiError(f"{path}: nothing can be recorded there ({e.strerror or e})") from e
+        raise KabukiError(f"{path}: cannot record to this path ({e.strerror or e})") from e

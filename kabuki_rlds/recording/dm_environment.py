@@ -1,4 +1,4 @@
-"""A dm_env environment that is recorded."""
+"""A wrapper that records a dm_env environment."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from typing import Any
 
 import dm_env
 
-from kabuki_rlds.recording.episode_stream import OneStream
+from kabuki_rlds.recording.episode_stream import SingleStreamRecording
 from kabuki_rlds.recording.recorder import Recorder
 
 
-class RecordedEnvironment(OneStream, dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types
-    """Records each step of an environment, and is otherwise as it is.
+class RecordedEnvironment(SingleStreamRecording, dm_env.Environment):  # type: ignore[misc]  # dm_env ships no types
+    """Wraps a dm_env environment and records each step.
 
-    `discount` and `reward` are those of the time step; a last one with a discount of 0
-    is terminal. (Source: dm_env's documentation of its semantics.)
+    All other methods and attributes are those of the environment. Reward and discount
+    are recorded as the time step has them. A last time step with a discount of 0 is
+    terminal. (Source: dm_env's documentation of its semantics.)
 
     Args:
-      environment: the environment.
-      recorder: what writes its episodes.
+      environment: the environment to record.
+      recorder: writes the episodes.
     """
 
     def __init__(self, environment: dm_env.Environment, recorder: Recorder):
@@ -33,7 +34,7 @@ class RecordedEnvironment(OneStream, dm_env.Environment):  # type: ignore[misc] 
     def step(self, action: Any) -> dm_env.TimeStep:
         timestep = self._environment.step(action)
         if timestep.first():
-            # The environment began an episode of itself, and the action meant nothing.
+            # The environment reset itself: it ignored the action and returned the first step of a new episode.
             self._stream.reset(timestep.observation, None)
             return timestep
         is_last = timestep.last()
@@ -61,13 +62,13 @@ class RecordedEnvironment(OneStream, dm_env.Environment):  # type: ignore[misc] 
         return self._environment.discount_spec()
 
     def close(self) -> None:
-        """Ends the recording, and closes the environment."""
+        """Ends the recording and closes the environment."""
         try:
             self._end_recording()
         finally:
             self._environment.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_environment":  # It is being copied, and has nothing yet.
+        if name == "_environment":  # Avoids infinite recursion: copy and pickle read attributes before they are set.
             raise AttributeError(name)
         return getattr(self._environment, name)

@@ -1,7 +1,8 @@
-"""What environments say of their observations, actions and rewards beforehand.
+"""Reads the specs of dm_env environments and the spaces of Gymnasium environments.
 
-Each is read twice: as hints for what is learned, path to field; and as what the
-dataset keeps, in the form in which EnvLogger encodes specs.
+Both are converted to hints and to metadata. Hints map the path of a field to its
+expected dtype and shape; `FieldLearner` uses them. The metadata is JSON that the
+dataset stores, in the form in which EnvLogger encodes specs.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, OBSERVATION, REWARD
 from kabuki_rlds.data.schema import BYTES, Field
 
-#: What the specs are called in the metadata of a dataset, as EnvLogger has it.
+#: The key of the specs in the metadata of a dataset, as in EnvLogger.
 ENVIRONMENT_SPECS = "environment_specs"
 
 
 def of_dm_env(environment: Any) -> tuple[dict[str, Field], dict[str, Any]]:
-    """The hints and the metadata of a dm_env environment."""
+    """(hints, metadata) of a dm_env environment."""
     specs = {
         OBSERVATION: environment.observation_spec(),
         ACTION: environment.action_spec(),
@@ -36,18 +37,18 @@ def of_dm_env(environment: Any) -> tuple[dict[str, Field], dict[str, Any]]:
 def of_gymnasium(
     environment: Any, observation_space: Any, action_space: Any
 ) -> tuple[dict[str, Field], dict[str, Any]]:
-    """The hints and the metadata of a Gymnasium environment with these spaces."""
+    """(hints, metadata) of a Gymnasium environment with these observation and action spaces."""
     spaces = {OBSERVATION: observation_space, ACTION: action_space}
     metadata: dict[str, Any] = {
         ENVIRONMENT_SPECS: {f"{name}_spec": _encoded_space(space) for name, space in spaces.items()}
     }
     if environment.spec is not None:
         metadata["environment"] = environment.spec.id
-        # Where it was made with arguments that have no JSON, the name has to do.
+        # If the arguments of the environment cannot be encoded as JSON, store only its name.
         with contextlib.suppress(TypeError, ValueError):
             metadata["gymnasium_spec"] = json.loads(environment.spec.to_json())
     hints = dict(found for name, space in spaces.items() for found in _space_fields(space, name))
-    # Any number: an environment may give a float32 first, and one of Python's later.
+    # float64 holds every reward: an environment may return a float32 first and a Python float later.
     return hints | {REWARD: Field(np.dtype(np.float64))}, metadata
 
 
@@ -114,6 +115,6 @@ def _encoded_space(space: Any) -> Any:
 
 
 def _bound(bound: Any) -> Any:
-    """One number where all are the same: the bounds of an image are as large as it."""
+    """A bound as JSON: one number if all are equal, because the bounds of an image are as large as the image."""
     values = np.asarray(bound)
     return values.reshape(-1)[0].item() if values.size and (values == values.flat[0]).all() else values.tolist()

@@ -1,4 +1,4 @@
-"""`record`: an environment that is used as always, and recorded."""
+"""`record`, which wraps an environment and records its episodes."""
 
 from __future__ import annotations
 
@@ -33,56 +33,72 @@ def record(
     homepage: str = "",
     metadata: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Wraps an environment, such that all that happens in it is recorded.
+    """Wraps an environment and records its episodes to a dataset.
 
-        with kabuki_rlds.record(env, "runs/hopper") as env:
-            ...
+    Use the wrapper like the environment itself:
 
-    The environment is then used as always, and closed at the end. It has further:
+        env = gymnasium.make("CartPole-v1")
+        with kabuki_rlds.record(env, "runs/cartpole") as env:
+            observation, info = env.reset(seed=0)
+            ended = False
+            while not ended:
+                observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+                ended = terminated or truncated
+            env.set_episode_metadata({"goal": "balance"})
 
-    * `set_episode_metadata({"goal": "red"})`: fields of the episode that is open, or
-      has just ended;
-    * `discard_episode()`: forgets that episode, and if it is open all that is to come of it;
-    * `num_episodes`: how many were recorded.
+    The end of the `with` block, or `close`, ends the recording and closes the environment.
+    The wrapper has these additional members:
 
-    An episode is on the disk when the step that ended it returns. If the process is
-    killed, the episodes that were open are lost and no other; the next recording to the
-    same place takes up the rest.
+    * `set_episode_metadata({"goal": "red"})` sets fields of the current episode, or of
+      the episode that has just ended.
+    * `discard_episode()` removes the current episode, or the episode that has just ended.
+      The remaining steps of a discarded episode are not recorded either.
+    * `num_episodes` is the number of episodes recorded so far.
 
-    What an environment says of its observations and actions beforehand, and what the
-    first step has, tell what the fields are. Every later step must be like it.
+    An episode is on disk when its last `step` returns. If the process is killed, only the
+    current episodes are lost. The next recording to the same path recovers all others.
+
+    The fields are learned from the specs or spaces of the environment and from the first
+    step. Every later step must have the same fields, shapes and compatible dtypes.
 
     Args:
-      env: an environment of dm_env or Gymnasium; or vectorized environments of
-        Gymnasium, of which each has its own episodes, written as they end. There the two
-        methods above take the index of the environment besides.
-      path: where to record: a folder for an RLDS dataset (`runs/hopper` means
-        `runs/hopper/1.0.0`), or a file that ends in `.hdf5` or `.h5`. What is there
-        already is appended to.
+      env: a dm_env environment, a Gymnasium environment, or a Gymnasium `VectorEnv`. Each
+        environment of a `VectorEnv` has its own episodes, which are written as they end.
+        For a `VectorEnv`, the two methods above also take the index of the environment:
+        `set_episode_metadata({"goal": "red"}, index)` and `discard_episode(index)`.
+      path: a folder for an RLDS dataset (`runs/hopper` means `runs/hopper/1.0.0`), or an
+        HDF5 file that ends in `.hdf5` or `.h5`. Episodes are appended to an existing
+        dataset.
       split: name of the split.
-      info: which entries of Gymnasium's `info` become fields of the steps; True for all
-        that the first step has. What `reset` does not give is empty in the first row.
-      images: how an RLDS dataset stores images, uint8 arrays (height, width, 1, 3 or 4): as "png",
-        or as "jpeg", which is smaller and lossy; or path of a field to either. A new HDF5 file
-        stores the pixels, and `build` stores these in this format.
-      unfinished: "keep" writes an episode that was cut short, by `reset` or `close`,
-        ending with `is_last` and not `is_terminal`; "drop" does not. One that has not
-        gone beyond its reset is never written.
-      config: a TFDS `DatasetConfig`, to say the features of a new dataset instead of
-        learning them.
-      description: what a new dataset says of itself.
-      citation: how to cite it.
-      homepage: where there is more of it.
-      metadata: further facts about the dataset, beside the environment's specs.
+      info: names of the entries of Gymnasium's `info` to record as step fields. True
+        records all entries that the first step has. Entries that `reset` does not return
+        are zero or empty in the first row of an episode.
+      images: the format of images, which are uint8 arrays (height, width, 1, 3 or 4). An
+        RLDS dataset stores them as "png" or, smaller and lossy, as "jpeg". A new HDF5 file
+        stores the pixels; `build` then uses this format. A dict maps the paths of fields
+        to formats.
+      unfinished: what to do with an episode that `reset` or `close` truncates. "keep"
+        writes it, with `is_last` and without `is_terminal` in its last row. "drop" does
+        not write it. An episode without a step after `reset` is never written.
+      config: a TFDS `DatasetConfig` with the features of a new dataset, which are then not
+        learned.
+      description: description of a new dataset.
+      citation: citation of a new dataset.
+      homepage: URL of a new dataset.
+      metadata: further facts about a new dataset, stored together with the specs of the
+        environment.
+
+    Returns:
+      The wrapped environment, of the same kind as `env`.
 
     Raises:
-      KabukiError: it is no such environment; or nothing can be recorded there, or
-        another process records there.
+      InvalidArgumentError: `env` is not such an environment, or an option is invalid.
+      KabukiError: the path cannot be recorded to, or another process records to it.
     """
     kind = _kind(env)
     if kind == "dm_env":
         if info is not False:
-            raise InvalidArgumentError("info: an environment of dm_env has none, only those of Gymnasium do")
+            raise InvalidArgumentError("info: only Gymnasium environments have info; leave it out for dm_env")
         hints, stated = environment_specs.of_dm_env(env)
     else:
         space = ("single_" if kind == "vector" else "") + "{}_space"
@@ -109,7 +125,7 @@ def record(
 
 
 def _kind(env: Any) -> Literal["dm_env", "gymnasium", "vector"]:
-    # An environment of Gymnasium is only where Gymnasium is.
+    # If Gymnasium is not imported, `env` cannot be a Gymnasium environment. This avoids the import.
     if "gymnasium" in sys.modules:
         import gymnasium
 
@@ -120,6 +136,6 @@ def _kind(env: Any) -> Literal["dm_env", "gymnasium", "vector"]:
     if all(hasattr(env, name) for name in ("reset", "step", "observation_spec", "action_spec", "reward_spec")):
         return "dm_env"
     raise InvalidArgumentError(
-        f"record: a {type(env).__module__}.{type(env).__qualname__} is no environment of dm_env or Gymnasium; "
-        "kabuki_rlds.Logger records without one"
+        f"record: expected a dm_env or Gymnasium environment, got {type(env).__module__}.{type(env).__qualname__}; "
+        "use kabuki_rlds.Logger to record without an environment"
     )

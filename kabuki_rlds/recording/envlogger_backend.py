@@ -1,4 +1,4 @@
-"""A backend for EnvLogger that writes an RLDS dataset, or a Kabuki HDF5 file."""
+"""An EnvLogger backend that writes an RLDS dataset or a Kabuki HDF5 file."""
 
 from __future__ import annotations
 
@@ -21,30 +21,35 @@ if TYPE_CHECKING:
 
 
 class EnvLoggerBackend(backend_writer.BackendWriter):  # type: ignore[misc]  # EnvLogger ships no types
-    """Records what EnvLogger logs.
+    """An EnvLogger backend that records the logged episodes.
 
         with envlogger.EnvLogger(env, backend=kabuki_rlds.EnvLoggerBackend, path="runs/catch") as env:
+            timestep = env.reset()
+            while not timestep.last():
+                timestep = env.step(policy(timestep))
 
-    So given, and not as an object, it also gets the environment's specs, and keeps them
-    in the dataset. The fields are learned from these and from the first step. What
-    `step_fn` returns, a dict, becomes fields of the steps, and what `episode_fn`
-    returns fields of the episode.
+    Pass the class, not an object. EnvLogger then also passes the specs of the
+    environment to the backend, which stores them in the dataset. The fields are learned
+    from the specs and from the first step. `step_fn` must return a dict of step fields,
+    and `episode_fn` a dict of episode fields.
 
-    An episode is on the disk when the step that ended it returns: see `Logger`.
+    An episode is on disk when its last `step` returns; see `Logger`.
 
     Args:
-      path: where to record: a folder for an RLDS dataset, or a file that ends in `.hdf5`.
+      path: a folder for an RLDS dataset, or an HDF5 file that ends in `.hdf5` or `.h5`.
       split: name of the split.
-      images: the format of images, "png" or "jpeg", or path of a field to it.
-      unfinished: what becomes of an episode that was cut short, "keep" or "drop".
-      config: a TFDS `DatasetConfig`, instead of learning the fields.
-      description: what a new dataset says of itself.
-      citation: how to cite it.
-      homepage: where there is more of it.
-      **backend: what every backend of EnvLogger takes: `metadata` and `scheduler`.
+      images: the format of images, "png" or "jpeg", or a dict from the path of a field
+        to its format; see `Logger`.
+      unfinished: "keep" to write truncated episodes, or "drop"; see `Logger`.
+      config: a TFDS `DatasetConfig` with the features of a new dataset, which are then not
+        learned.
+      description: description of a new dataset.
+      citation: citation of a new dataset.
+      homepage: URL of a new dataset.
+      **backend: the arguments of all EnvLogger backends: `metadata` and `scheduler`.
 
     Raises:
-      KabukiError: nothing can be recorded there, or another process records there.
+      KabukiError: the path cannot be recorded to, or another process records to it.
     """
 
     _stream: EpisodeStream | None = None
@@ -74,30 +79,30 @@ class EnvLoggerBackend(backend_writer.BackendWriter):  # type: ignore[misc]  # E
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
+        """Number of episodes recorded since this recording was opened."""
         return self._recorder.num_episodes
 
     def set_episode_metadata(self, data: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended."""
+        """Sets the metadata fields of the current episode, or of the episode that has just ended."""
         self._opened.set_metadata(data)
 
     def discard_episode(self) -> None:
-        """Forgets the episode that is open, or has just ended: it will not be in the dataset.
+        """Removes the current episode, or the episode that has just ended, from the recording.
 
-        Of one that is open, the steps until the next reset are passed over too.
+        The remaining steps of the current episode, up to the next reset, are not recorded either.
 
         Raises:
-          KabukiError: there is none.
+          KabukiError: there is no such episode.
         """
         self._opened.discard()
 
     def close(self) -> None:
-        """Ends the recording, and an episode that is open. EnvLogger calls it, perhaps more than once."""
+        """Ends the recording and the current episode. EnvLogger may call this method more than once."""
         stream, self._stream = self._stream, None
         if stream is None:
             return
         try:
-            stream.cut_short()
+            stream.truncate()
         finally:
             self._recorder.close()
 
@@ -105,7 +110,7 @@ class EnvLoggerBackend(backend_writer.BackendWriter):  # type: ignore[misc]  # E
         timestep, metadata = data.timestep, data.custom_data
         if metadata is not None and not isinstance(metadata, Mapping):
             raise InvalidArgumentError(
-                f"what step_fn returns is a {type(metadata).__name__}, where a dict names the fields"
+                f"step_fn must return a dict of fields, but returned a {type(metadata).__name__}"
             )
         if is_new_episode:
             self._opened.reset(timestep.observation, metadata)
@@ -124,5 +129,5 @@ class EnvLoggerBackend(backend_writer.BackendWriter):  # type: ignore[misc]  # E
     @property
     def _opened(self) -> EpisodeStream:
         if self._stream is None:
-            raise KabukiError("the recording was closed")
+            raise KabukiError("the recording is closed; open a new one to record more")
         return self._stream

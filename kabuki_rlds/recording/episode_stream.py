@@ -1,4 +1,4 @@
-"""One sequence of episodes that is recorded: a recording has several where environments run side by side."""
+"""Records a sequence of episodes. A recording of a vectorized environment has one stream per environment."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.recording.open_episode import OpenEpisode
 from kabuki_rlds.recording.recorder import Recorder
 
-#: The fields of a step, or of an episode, beside those that all have.
+#: Additional fields of a step or an episode.
 Metadata = Mapping[str, Any] | None
 
 
 class EpisodeStream:
-    """Takes the steps of one episode after the other, and hands each over when it ends.
+    """Collects the steps of the current episode, and passes the episode to the recorder when it ends.
 
-    The metadata of an open episode is kept here. The recorder keeps the episode that was
-    written last: it can still be discarded, or be given other metadata.
+    The stream holds the metadata of the current episode. The recorder holds the last
+    written episode, which can still be discarded or get other metadata.
 
     Args:
-      recorder: what writes the episodes.
+      recorder: writes the episodes.
     """
 
     def __init__(self, recorder: Recorder):
@@ -29,18 +29,18 @@ class EpisodeStream:
         self._episode: OpenEpisode | None = None
         self._is_open = False
         self._is_discarded = False
-        #: The first observation of all, and its metadata, until a step tells what the fields are.
+        #: The first observation of the recording and its metadata. The first step is needed to learn the fields.
         self._first: tuple[Any, Metadata] | None = None
         self._metadata: dict[str, Any] = {}
 
     def reset(self, observation: Any, metadata: Metadata) -> None:
-        """Begins an episode. One that has not ended is cut short.
+        """Begins an episode. If the previous episode has not ended, it is truncated.
 
         Raises:
-          KabukiError: a value does not fit the recording; then no episode is open.
+          KabukiError: a value does not match the fields of the recording. No episode is begun.
         """
         self._check_not_closed()
-        self.cut_short()
+        self.truncate()
         self._metadata = {}
         self._is_discarded = False
         if self._recorder.has_learned:
@@ -50,7 +50,7 @@ class EpisodeStream:
         self._is_open = True
 
     def set_first_metadata(self, metadata: Metadata) -> None:
-        """Sets the metadata of the first observation of all, before a step tells what the fields are."""
+        """Sets the metadata of the first observation of the recording, if the fields are not learned yet."""
         if self._first is not None:
             self._first = (self._first[0], copy.deepcopy(metadata))
 
@@ -65,37 +65,38 @@ class EpisodeStream:
         is_last: bool,
         is_terminal: bool,
     ) -> None:
-        """Adds a step, and writes the episode if it is the last. What follows a discard is passed over.
+        """Adds a step. Writes the episode if the step is the last. Ignores the steps of a discarded episode.
 
         Raises:
-          KabukiError: no episode is open; or a value does not fit the recording, or
-            cannot be written. Then the episode was cut short before this step.
+          KabukiError: no episode is in progress; or a value does not match the fields of
+            the recording; or the episode cannot be written. If a value does not match, the
+            episode is truncated before this step.
         """
         if self._is_discarded:
             return
         if not self._is_open:
             self._check_not_closed()
-            raise KabukiError("a step, but no episode has begun: reset first")
+            raise KabukiError("cannot add a step: no episode is in progress; call reset first")
         try:
             if self._first is not None:
                 if self._recorder.has_learned:
                     self._begin(*self._first)
                 else:
-                    self._begin_first(action, reward, discount, observation, metadata)
+                    self._learn_and_begin(action, reward, discount, observation, metadata)
                 self._first = None
             assert self._episode is not None
             self._episode.step(action, reward, discount, observation, metadata)
         except BaseException:
-            self.cut_short()
+            self.truncate()
             raise
         if is_last:
             self._end(is_terminal)
 
     def set_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended.
+        """Sets the metadata fields of the current episode, or of the episode that has just ended.
 
         Raises:
-          KabukiError: there is none, or one does not fit the recording.
+          KabukiError: there is no such episode, or a field does not match the recording.
         """
         if self._is_discarded:
             return
@@ -107,10 +108,10 @@ class EpisodeStream:
             self._recorder.change_last(self._episode, metadata)
 
     def discard(self) -> None:
-        """Forgets the episode that is open, with what is to come of it, or removes the one that has just ended.
+        """Discards the current episode and its remaining steps, or removes the episode that has just ended.
 
         Raises:
-          KabukiError: there is none.
+          KabukiError: there is no such episode.
         """
         if self._is_open:
             self._is_open = False
@@ -119,10 +120,10 @@ class EpisodeStream:
         else:
             self._recorder.remove_last(self._episode)
 
-    def cut_short(self) -> None:
-        """Ends an episode that is open, as the recording's options say.
+    def truncate(self) -> None:
+        """Truncates the current episode, if there is one, and writes it unless `unfinished="drop"`.
 
-        One that has not gone beyond its first observation is dropped: nothing happened in it.
+        An episode that has only its first observation is not written.
         """
         has_steps = self._is_open and self._first is None and self._episode is not None and self._episode.num_rows > 1
         if has_steps and self._recorder.keeps_unfinished:
@@ -132,17 +133,17 @@ class EpisodeStream:
 
     def _check_not_closed(self) -> None:
         if self._recorder.is_closed:
-            raise KabukiError("the recording was closed, so nothing more can be recorded in it")
+            raise KabukiError("the recording is closed; open a new one to record more")
 
-    def _begin_first(self, action: Any, reward: Any, discount: Any, observation: Any, metadata: Metadata) -> None:
-        """Learns the fields from the first step of the recording, and begins its episode."""
+    def _learn_and_begin(self, action: Any, reward: Any, discount: Any, observation: Any, metadata: Metadata) -> None:
+        """Learns the fields from the first step of the recording, and begins the episode."""
         assert self._first is not None
         self._recorder.learn(observation, action, reward, discount, metadata)
         try:
             self._begin(*self._first)
         except KabukiError:
-            # The reset has other values than the step, and came first. The fields are those of the reset, and the step
-            # is what does not fit, if it does not.
+            # The values of the reset do not match the fields of the step. Learn the fields from the reset instead, so
+            # that an error names the step: the reset came first.
             self._episode = None
             first, first_metadata = self._first
             self._recorder.learn(first, action, reward, discount, {**(metadata or {}), **(first_metadata or {})})
@@ -151,7 +152,7 @@ class EpisodeStream:
     def _begin(self, observation: Any, metadata: Metadata) -> None:
         if self._episode is None:
             self._episode = self._recorder.new_episode()
-        self._recorder.settle(self._episode)
+        self._recorder.finalize(self._episode)
         self._episode.reset(observation, metadata)
 
     def _end(self, is_terminal: bool) -> None:
@@ -160,11 +161,11 @@ class EpisodeStream:
         self._recorder.write(self._episode, is_terminal, self._metadata)
 
 
-class OneStream:
-    """What is recorded as one stream of episodes, and can be told of them.
+class SingleStreamRecording:
+    """Base class of recordings of a single stream of episodes.
 
     Args:
-      recorder: what writes the episodes.
+      recorder: writes the episodes.
     """
 
     def __init__(self, recorder: Recorder):
@@ -173,32 +174,33 @@ class OneStream:
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
+        """Number of episodes recorded since this recording was opened."""
         return self._recorder.num_episodes
 
     def set_episode_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sets the fields of the episode that is open, or has just ended.
+        """Sets the metadata fields of the current episode, or of the episode that has just ended.
 
-        Those of the first episode tell what the fields are. Set again, they are replaced.
+        A second call for the same episode replaces the fields. The metadata of the first
+        episode determines which fields the later episodes can have.
 
         Raises:
-          KabukiError: there is no episode, or a field does not fit the recording.
+          KabukiError: there is no such episode, or a field does not match the recording.
         """
         self._stream.set_metadata(metadata)
 
     def discard_episode(self) -> None:
-        """Forgets the episode that is open, or has just ended: it will not be in the dataset.
+        """Removes the current episode, or the episode that has just ended, from the recording.
 
-        Of one that is open, the steps until the next reset are passed over too.
+        The remaining steps of the current episode, up to the next reset, are not recorded either.
 
         Raises:
-          KabukiError: there is none.
+          KabukiError: there is no such episode.
         """
         self._stream.discard()
 
     def _end_recording(self) -> None:
-        """Ends the recording, and an episode that is open."""
+        """Ends the recording and truncates the current episode."""
         try:
-            self._stream.cut_short()
+            self._stream.truncate()
         finally:
             self._recorder.close()

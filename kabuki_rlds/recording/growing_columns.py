@@ -1,8 +1,9 @@
-"""The columns of an open episode, which grow by a row a step.
+"""The columns of the current episode, which grow by one row per step.
 
-A column takes a value, sees to it that it fits the field, and copies it: environments
-use their arrays again. That is most of what recording a step costs, so the common
-case, an array of the right type and shape, takes one comparison of each.
+A column checks that a value matches the field, and copies the value, because
+environments reuse their arrays. These two operations are most of the cost of recording
+a step. In the common case, an array of the right dtype and shape, the check is one
+comparison of each.
 """
 
 from __future__ import annotations
@@ -15,29 +16,29 @@ from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field, has_shape
 from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 
-#: Python's own numbers, which fit a column of this type as they are.
+#: Name of a dtype to the Python type whose values can be stored without conversion.
 _PYTHON_TYPE = {"float64": float, "bool": bool, "int64": int}
 
 
 class GrowingColumn(Protocol):
-    """The rows of one field, or of a dict or list of fields."""
+    """The column of one field, or the columns of a dict or list of fields."""
 
     def put(self, row: int, value: Any) -> None:
-        """Sets a row, of which all before are set.
+        """Sets a row. All earlier rows must be set.
 
         Raises:
-          KabukiError: the value does not fit the field; it names the field.
+          KabukiError: the value does not match the field. The message names the field.
         """
 
     def pad(self, row: int) -> None:
-        """Sets a row that means nothing: zeros, or an empty text."""
+        """Sets a row to padding: zeros or empty text."""
 
     def columns(self, rows: int) -> dict[str, Column]:
-        """Path to column, of the first rows. They share the memory."""
+        """Path to column, with the first `rows` rows. The result may share memory with this object."""
 
 
 class ArrayColumn:
-    """Numbers of one shape, in an array that doubles when it is full."""
+    """A column of numeric arrays of one shape. The capacity doubles when it is full."""
 
     def __init__(self, field: Field, path: str, capacity: int = 64):
         self._path = path
@@ -77,12 +78,12 @@ class ArrayColumn:
     def _fitted(self, value: Any) -> np.ndarray:
         array = exact(value, self._dtype, self._path)
         if array.shape != self._shape:
-            raise misfit(self._path, f"its shape is {array.shape}", f"{self._shape}")
+            raise mismatch(self._path, f"shape {array.shape}", f"shape {self._shape}")
         return array
 
 
 class VariableColumn:
-    """Numbers of one rank, whose shape differs from row to row where the field does not say it."""
+    """A column of numeric arrays of one rank. Dimensions that are None in the field's shape differ between rows."""
 
     def __init__(self, field: Field, path: str):
         self._path = path
@@ -92,7 +93,7 @@ class VariableColumn:
     def put(self, row: int, value: Any) -> None:
         array = exact(value, self._field.dtype, self._path)
         if not has_shape(array.shape, self._field.shape):
-            raise misfit(self._path, f"its shape is {array.shape}", self._field.describe())
+            raise mismatch(self._path, f"shape {array.shape}", self._field.describe())
         del self._values[row:]
         self._values.append(array.copy() if array is value else array)
 
@@ -107,7 +108,7 @@ class VariableColumn:
 
 
 class TextColumn:
-    """Texts and byte strings, alone or in arrays."""
+    """A column of text or byte strings, or of arrays of them."""
 
     def __init__(self, field: Field, path: str):
         self._path = path
@@ -122,7 +123,7 @@ class TextColumn:
             return
         array = np.asarray(value, object)
         if not has_shape(array.shape, self._shape):
-            raise misfit(self._path, f"its shape is {array.shape}", f"texts of shape {self._shape}")
+            raise mismatch(self._path, f"shape {array.shape}", f"text of shape {self._shape}")
         made = np.empty(array.shape, object)
         for at, text in np.ndenumerate(array):
             made[at] = _bytes(text, self._path)
@@ -144,31 +145,32 @@ class TextColumn:
 
 
 def exact(value: Any, dtype: np.dtype, path: str) -> np.ndarray:
-    """A value as an array of a type, in which it is what it was to the bit.
+    """A value as an array of a dtype, without loss of precision.
 
     Raises:
-      KabukiError: the type cannot hold it.
+      KabukiError: the dtype cannot hold the value exactly.
     """
     array = np.asarray(value)
     if array.dtype == dtype:
         return array
     if array.dtype.kind not in "biufV":
-        raise misfit(path, f"it is {described(value)}", dtype.name)
+        raise mismatch(path, described(value), dtype.name)
     with np.errstate(over="ignore", invalid="ignore"):
         cast = array.astype(dtype)
         same = cast.astype(array.dtype) == array
         if array.dtype.kind in "fV":
-            same |= (array != array) & (cast != cast)  # NaN is not itself.
-        # An int64 as float64, say, comes back as another near its end.
+            same |= (array != array) & (cast != cast)  # NaN is not equal to itself.
+        # Reject integers over 2^53 for float dtypes: near the limits of int64, the cast back may overflow to the same
+        # value although the float is different.
         if not same.all() or (dtype.kind == "f" and array.dtype.kind in "iu" and (np.abs(cast) > 2.0**53).any()):
-            raise misfit(path, f"it is {described(value)}", f"{dtype.name}, which cannot hold it")
+            raise mismatch(path, described(value), f"{dtype.name}, which cannot hold this value")
     return cast
 
 
-def misfit(path: str, found: str, expected: str) -> SchemaMismatchError:
-    """A value that is not of the field's kind."""
+def mismatch(path: str, found: str, expected: str) -> SchemaMismatchError:
+    """The error for a value that does not match its field."""
     return SchemaMismatchError(
-        f"field {path!r} does not fit the recording: {found}, where all before were {expected}", fields=(path,)
+        f"field {path!r} does not match the recording: got {found}, expected {expected}", fields=(path,)
     )
 
 
@@ -178,17 +180,15 @@ def _bytes(value: Any, path: str) -> bytes:
     if isinstance(value, np.ndarray) and value.shape == ():
         return _bytes(value.item(), path)
     if not isinstance(value, str):
-        raise misfit(path, f"it is {described(value)}", "text")
+        raise mismatch(path, described(value), "text")
     try:
         return value.encode()
     except UnicodeEncodeError as e:
-        raise InvalidArgumentError(
-            f"field {path!r}: a text that is no valid Unicode ({e}); give its bytes instead"
-        ) from e
+        raise InvalidArgumentError(f"field {path!r}: text is not valid Unicode ({e}); pass bytes instead") from e
 
 
 def described(value: Any) -> str:
-    """A value in a few words."""
+    """A short description of a value, for error messages: dtype and shape, or type and repr."""
     if isinstance(value, (np.ndarray, np.generic)) and value.size != 1:
         return f"{value.dtype.name} {value.shape}"
     text = repr(value)

@@ -1,4 +1,4 @@
-"""Which entries of Gymnasium's `info` become fields of the steps."""
+"""Selects the entries of Gymnasium's `info` that become step fields."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ from kabuki_rlds.errors import InvalidArgumentError, SchemaMismatchError
 _log = logging.getLogger("kabuki_rlds")
 
 
-class ChosenInfo:
-    """The entries of `info` that are recorded.
+class InfoFields:
+    """Selects the entries of `info` to record.
 
     Args:
-      names: of the entries; True for all that the first step has, False for none.
+      names: the names of the entries; True for all entries that the first step has, False for none.
     """
 
     def __init__(self, names: bool | Sequence[str]):
         if isinstance(names, str):
             raise InvalidArgumentError(f"info: give a list of names, [{names!r}]")
         self._names = None if names is True else tuple(names or ())
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     @property
     def is_known(self) -> bool:
-        """Whether the names are: with True, the first step tells them."""
+        """Whether the names of the entries are known. With `names=True`, they are known after the first step."""
         return self._names is not None
 
-    def of_reset(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What is recorded of what `reset` gives, which may lack some."""
+    def from_reset(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """The selected entries of the info that `reset` returned. Entries may be missing."""
         return {name: info[name] for name in self._names or () if name in info}
 
-    def of_step(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        """What is recorded of what `step` gives.
+    def from_step(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        """The selected entries of the info that `step` returned.
 
         Raises:
-          KabukiError: an entry is not there.
+          KabukiError: a selected entry is missing.
         """
         if self._names is None:
             self._names = tuple(info)
-            self._told = set(info)
-        elif self._told and not self._told.issuperset(info):
-            new = sorted(info.keys() - self._told)
-            self._told.update(new)
-            _log.warning("info has %s, which the first step had not: not recorded", ", ".join(map(repr, new)))
+            self._reported = set(info)
+        elif self._reported and not self._reported.issuperset(info):
+            new = sorted(info.keys() - self._reported)
+            self._reported.update(new)
+            _log.warning("info has %s, which the first step did not have; not recorded", ", ".join(map(repr, new)))
         try:
             return {name: info[name] for name in self._names}
         except KeyError as e:
             have = ", ".join(map(repr, info)) or "nothing"
             raise SchemaMismatchError(
-                f"info has no {e}, which is to be recorded of every step; it has {have}"
+                f"info has no entry {e}, which is recorded in every step; the step returned {have}"
             ) from None

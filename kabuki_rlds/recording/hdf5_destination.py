@@ -1,12 +1,14 @@
 """Records to a Kabuki HDF5 file.
 
-Each episode goes to a log in the folder beside the file, `hopper.hdf5.recording` (see
+Each episode is first written to a log, `hopper.hdf5.recording/episodes.log` (see
 `formats.episode_log`). When the log is large, and when the recording ends, its episodes
-are appended to the file, and a new log begins. The log states how many episodes the file
-had before, so if the process is killed between the two, they are not appended twice.
+are appended to the file and the log is deleted. The log states how many episodes the file
+had before. So if the process is killed after the append and before the deletion, the
+episodes are not appended twice.
 
-A log that a killed process left is appended first, and so is what a recording of an
-earlier version left: RLDS datasets in the same folder, `1.0.0`, `2.0.0`, …
+A new recording first appends the episodes of earlier, interrupted recordings: a log, and
+the RLDS datasets `1.0.0`, `2.0.0`, … that earlier versions of this package wrote to the
+same folder.
 """
 
 from __future__ import annotations
@@ -46,12 +48,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: A log has about this many bytes, unless its episodes cannot be appended to the file.
+#: At about this size in bytes, the episodes of a log are appended to the file.
 _LOG_BYTES = 64 << 20
 
-#: An RLDS dataset of an earlier version.
+#: The name of an RLDS dataset that an earlier version of this package wrote.
 _NUMBERED = re.compile(r"(\d+)\.0\.0")
-#: The copy of a file that another program has open.
+#: The name of the copy of the file, which is made if another program has the file open.
 _COPY = "copy.hdf5"
 
 
@@ -59,12 +61,12 @@ class Hdf5Destination:
     """A `Destination` that appends episodes to a Kabuki HDF5 file.
 
     Args:
-      path: the file.
-      split: name of the split that the episodes are of.
-      config: the features of a new file.
+      path: path of the file.
+      split: name of the split of the episodes.
+      config: the features of a new file; None to learn them from the first step.
 
     Raises:
-      KabukiError: another process records there, or the file cannot be appended to.
+      KabukiError: another process records to the file, or the file cannot be appended to.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None):
@@ -73,15 +75,15 @@ class Hdf5Destination:
         self.num_written = 0
         self._log: AppendLog | None = None
         self._last: int | None = None
-        #: At this size of the log, its episodes are appended to the file.
+        #: At this size of the log in bytes, its episodes are appended to the file.
         self._limit = _LOG_BYTES
         self._folder = LockedFolder(codec.folder_of(self._path))
         self._log_path = self._folder.path / codec.NAME
-        #: The fields of the log and of the file, whose image fields may be files.
+        #: The fields as stored in the log and the file. Image fields may hold pixels or image files.
         self._schema: Schema | None = None
         self.declared: Schema | None = None
         try:
-            self._take_up()
+            self._recover()
             if self._path.exists():
                 self._schema = self._look()
                 self.declared = dataclasses.replace(
@@ -148,7 +150,7 @@ class Hdf5Destination:
             except OSError as e:
                 if self._path.exists():
                     raise KabukiError(
-                        f"{self._folder.path}: cannot be removed ({e.strerror}); what was recorded is in {self._path}"
+                        f"{self._folder.path}: cannot be removed ({e.strerror}); the episodes are in {self._path}"
                     ) from e
         finally:
             self.release()
@@ -164,7 +166,7 @@ class Hdf5Destination:
     # --- the log ---
 
     def _begin_log(self, episode: Block | None) -> None:
-        """Begins a log, which takes the place of one that is there."""
+        """Begins a log with one episode or none. It replaces an existing log."""
         assert self._schema is not None
         new = self._log_path.with_name(f"{self._log_path.name}.new")
         log = AppendLog(new)
@@ -181,7 +183,7 @@ class Hdf5Destination:
         self._log = log
 
     def _packed(self, episode: Block) -> list[Any]:
-        """The parts of the record of an episode, with image files where the file has them."""
+        """The parts of the log record of an episode. Pixels are encoded if the file stores image files."""
         assert self._schema is not None
         steps, metadata = (
             {path: _encoded(column, fields[path]) for path, column in columns.items() if path in fields}
@@ -218,7 +220,7 @@ class Hdf5Destination:
                 self._add(source)
         except (KabukiError, OSError) as e:
             why = e if isinstance(e, KabukiError) else f"{self._path}: cannot be written ({e.strerror})"
-            raise KabukiError(f"{why}; what was recorded is safe in {self._folder.path}, which convert reads") from e
+            raise KabukiError(f"{why}; the episodes are safe in {self._folder.path}, which convert can read") from e
         with disk.writing(self._folder.path):
             self._log_path.unlink()
             self._folder.sync()
@@ -248,7 +250,7 @@ class Hdf5Destination:
             os.replace(path, self._path)
 
     def _try_to_publish(self, size: int) -> None:
-        """Appends the episodes of the log to the file, or tries it again when the log has twice the size."""
+        """Tries to append the episodes of the log to the file. After a failure, the next try is at twice the size."""
         try:
             if self._is_free():
                 self._publish()
@@ -261,7 +263,7 @@ class Hdf5Destination:
         _log.warning("%s. The recording continues, and its episodes stay in %s", why, self._folder.path)
 
     def _is_free(self) -> bool:
-        """Whether no other program has the file open: a reader must not see it change."""
+        """Whether no other program has the file open. The file must not change while a program reads it."""
         return not self._path.exists() or locks.can_lock(self._path)
 
     def _look(self) -> Schema:
@@ -272,8 +274,8 @@ class Hdf5Destination:
                 raise KabukiError(f"{self._path}: no permission to write to it")
             return source.schema
 
-    def _take_up(self) -> None:
-        """Appends to the file what an earlier process left."""
+    def _recover(self) -> None:
+        """Appends the episodes of earlier, interrupted recordings to the file."""
         if self._path.exists():
             journaled_file.recover(self._path)
         for name in (_COPY, f"{_COPY}.journal", f"{codec.NAME}.new"):
@@ -283,17 +285,17 @@ class Hdf5Destination:
             before = self._num_in_file()
             self._add_log()
             added = self._num_in_file() - before
-            _log.info("%s: added %d episodes that a recording left in %s", self._path, added, self._folder.path)
+            _log.info("%s: added %d episodes of an earlier recording from %s", self._path, added, self._folder.path)
         for folder in self._datasets():
             self._add_dataset(folder)
 
     def _datasets(self) -> list[pathlib.Path]:
-        """The RLDS datasets that a recording of an earlier version left."""
+        """The RLDS datasets that earlier versions of this package wrote, in order."""
         found = {int(m[1]): p for p in self._folder.path.glob("*.0.0") if (m := _NUMBERED.fullmatch(p.name))}
         return [found[number] for number in sorted(found)]
 
     def _add_dataset(self, folder: pathlib.Path) -> None:
-        require(f"{folder}: reading what an earlier version recorded", "tensorflow", "tensorflow_datasets")
+        require(f"{folder}: reading a recording of an earlier version", "tensorflow", "tensorflow_datasets")
         from kabuki_rlds.formats.rlds.source import RldsSource
 
         is_added = has_files = False
@@ -305,7 +307,7 @@ class Hdf5Destination:
         try:
             if not (folder / "dataset_info.json").exists():
                 if any(folder.glob("*.recording")) or any(folder.glob("*.tfrecord*")):
-                    raise KabukiError(f"{folder}: has episodes, but no dataset_info.json; move it to another folder")
+                    raise KabukiError(f"{folder}: has episodes but no dataset_info.json; move it to another folder")
             elif not is_added:
                 source = RldsSource(folder, self._origin.split, "encoded" if has_files else "arrays")
                 try:
@@ -319,12 +321,12 @@ class Hdf5Destination:
 
 
 def _decoded(fields: dict[str, Field]) -> dict[str, Field]:
-    """The fields with pixels instead of image files."""
+    """The fields, with pixels instead of image files."""
     return {path: dataclasses.replace(field, encoded=False) for path, field in fields.items()}
 
 
 def _encoded(column: Column, field: Field) -> Column:
-    """A column of pixels as image files, if the field holds these."""
+    """The column, with pixels encoded as image files if the field holds image files."""
     if not field.encoded or (isinstance(column, np.ndarray) and column.dtype == BYTES):
         return column
     file_format = field.file_format or "png"
@@ -340,7 +342,7 @@ def _encoded(column: Column, field: Field) -> Column:
 
 
 def _rows(column: Column) -> list[np.ndarray]:
-    assert isinstance(column, Ragged), "lists of lists are not recorded"
+    assert isinstance(column, Ragged), "nested lists are rejected by new_column"
     splits = column.splits.tolist()
     shapes = map(tuple, column.shapes.tolist())
     return [column.values[a:b].reshape(shape) for a, b, shape in zip(splits, splits[1:], shapes, strict=False)]

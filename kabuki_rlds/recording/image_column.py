@@ -1,7 +1,7 @@
-"""The images of an open episode, as the files that they will be in the dataset.
+"""A column of images of the current episode, stored as PNG or JPEG files.
 
-An episode of large images would not fit into memory as arrays, and to encode them all
-at its end would halt the agent. So they are encoded in the background, some at a time.
+The pixels of a long episode may not fit into memory, and encoding all images at the end
+of the episode would block the agent. So a background thread encodes them in batches.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.images.encode import image_files
 from kabuki_rlds.recording.growing_columns import ArrayColumn
 
-#: How many images are encoded in one go.
+#: Number of images in a batch.
 _BATCH = 32
-#: How many such batches may wait, before the agent does.
+#: Maximum number of batches in the queue. If the queue is full, `put` blocks.
 _WAITING = 4
 
 
 class ImageColumn:
-    """Images of one shape, a row each.
+    """A column of images of one shape, one image per row.
 
     Args:
-      field: of pixels.
-      path: its path.
+      field: dtype and shape of the pixels of an image.
+      path: the path of the field.
       file_format: "png" or "jpeg".
     """
 
@@ -63,7 +63,7 @@ class ImageColumn:
         self._open = ArrayColumn(self._field, self._path, _BATCH)
 
     def _encode(self) -> None:
-        """Hands the full batch over, and begins another."""
+        """Passes the full batch to the background thread and begins the next batch."""
         batch = _encoder().submit(image_files, list(self._pixels(_BATCH)), self._format)
         self._batches.append(batch)
         self._waiting.append(batch)

@@ -1,4 +1,4 @@
-"""Which fields of a new recording are images, and the format of their files."""
+"""Determines the image fields of a new recording and their file formats."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.errors import InvalidArgumentError
 
 ImageFormat: TypeAlias = Literal["png", "jpeg"]
-#: The format of all images, or path of a field to that of its images.
+#: One format for all images, or a dict from the path of a field to its format.
 ImageFormats: TypeAlias = ImageFormat | Mapping[str, ImageFormat]
 
 
 def check_formats(images: ImageFormats) -> None:
-    """Rejects formats other than "png" and "jpeg".
+    """Checks that each format is "png" or "jpeg".
 
     Raises:
-      InvalidArgumentError: there is one.
+      InvalidArgumentError: a format is neither.
     """
     for chosen in images.values() if isinstance(images, Mapping) else [images]:
         if chosen not in ("png", "jpeg"):
@@ -28,22 +28,22 @@ def check_formats(images: ImageFormats) -> None:
 
 
 def with_images(schema: Schema, images: ImageFormats) -> Schema:
-    """The schema in which fields of images have the kind "image" and the format of their files.
+    """The schema, with the kind "image" and a file format in each image field.
 
-    A uint8 array (height, width, 1, 3 or 4) of 32 pixels or more a side is an image.
+    A uint8 array (height, width, 1, 3 or 4) of at least 32 pixels per side is an image.
 
     Args:
-      schema: the fields that were learned.
-      images: the formats. A field that is named is an image, whatever its size.
+      schema: the learned fields.
+      images: the file formats. The fields named in a dict are images of any size.
 
     Raises:
-      InvalidArgumentError: a field that is named does not exist, or cannot be an image.
+      InvalidArgumentError: a named field does not exist or cannot be an image.
     """
     named = images if isinstance(images, Mapping) else {}
     for path in named:
         if path not in schema.steps:
             have = ", ".join(sorted(schema.steps))
-            raise InvalidArgumentError(f"images: there is no step field {path!r}, but {have}")
+            raise InvalidArgumentError(f"images: no step field {path!r}; the step fields are {have}")
     everywhere = "png" if isinstance(images, Mapping) else images
     steps = {path: _field(path, field, named, everywhere) for path, field in schema.steps.items()}
     metadata = {path: _field(path, field, {}, everywhere) for path, field in schema.metadata.items()}
@@ -55,8 +55,7 @@ def _field(path: str, field: Field, named: Mapping[str, str], everywhere: str) -
     if not image.holds_images:
         if path in named:
             raise InvalidArgumentError(
-                f"images: {path!r} is {field.describe()}, which is no image: those are (height, width, channels) of "
-                "uint8"
+                f"images: field {path!r} is {field.describe()}, not an image: uint8 (height, width, channels)"
             )
         return field
     can_be_jpeg = field.dtype == np.uint8 and field.shape[-1] in (1, 3)

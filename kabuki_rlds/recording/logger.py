@@ -1,4 +1,4 @@
-"""A logger without an environment, for a control loop of one's own."""
+"""`Logger`, which records the episodes of any control loop, without an environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kabuki_rlds.data.schema import Info
-from kabuki_rlds.recording.episode_stream import Metadata, OneStream
+from kabuki_rlds.recording.episode_stream import Metadata, SingleStreamRecording
 from kabuki_rlds.recording.recorder import Recorder, RecordingOptions, Unfinished
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kabuki_rlds.recording.image_fields import ImageFormats
 
 
-class Logger(OneStream):
+class Logger(SingleStreamRecording):
     """Records episodes as an RLDS dataset or a Kabuki HDF5 file.
 
         with kabuki_rlds.Logger("runs/robot") as logger:
@@ -28,33 +28,37 @@ class Logger(OneStream):
                 if done:
                     break
 
-    The first step tells what the fields are: any nested dict, tuple or list of
-    numbers, arrays, texts and byte strings. Every later step must be like it.
+    Values are numbers, arrays, text and byte strings, or nested dicts, tuples and lists of
+    them. The fields are learned from the first step. Every later step must have the same
+    fields, shapes and compatible dtypes.
 
-    An episode is on the disk when the call that ended it returns. If the process is
-    killed, the episode that was open is lost and no other; the next recording to the
-    same place takes up the rest.
+    An episode is on disk when the call that ended it returns. If the process is killed,
+    only the current episode is lost. The next recording to the same path recovers all
+    others.
 
     Args:
-      path: where to record: a folder for an RLDS dataset (`runs/robot` means
-        `runs/robot/1.0.0`), or a file that ends in `.hdf5` or `.h5`. What is there
-        already is appended to.
+      path: a folder for an RLDS dataset (`runs/robot` means `runs/robot/1.0.0`), or an
+        HDF5 file that ends in `.hdf5` or `.h5`. Episodes are appended to an existing
+        dataset.
       split: name of the split.
-      images: how an RLDS dataset stores images, uint8 arrays (height, width, 1, 3 or 4): as "png",
-        or as "jpeg", which is smaller and lossy; or path of a field to either. A new HDF5 file
-        stores the pixels, and `build` stores these in this format.
-      unfinished: "keep" writes an episode that was cut short (by `close`, by the next
-        `reset`, or by an error), ending with `is_last` and not `is_terminal`; "drop"
-        does not. One that has not gone beyond its reset is never written.
-      config: a TFDS `DatasetConfig`, to say the features of a new dataset instead of
-        learning them.
-      description: what a new dataset says of itself.
-      citation: how to cite it.
-      homepage: where there is more of it.
-      metadata: facts about the dataset, in nested dicts: of the robot, say.
+      images: the format of images, which are uint8 arrays (height, width, 1, 3 or 4). An
+        RLDS dataset stores them as "png" or, smaller and lossy, as "jpeg". A new HDF5 file
+        stores the pixels; `build` then uses this format. A dict maps the paths of fields
+        to formats.
+      unfinished: what to do with an episode that `close`, the next `reset` or an error
+        truncates. "keep" writes it, with `is_last` and without `is_terminal` in its last
+        row. "drop" does not write it. An episode without a step after `reset` is never
+        written.
+      config: a TFDS `DatasetConfig` with the features of a new dataset, which are then not
+        learned.
+      description: description of a new dataset.
+      citation: citation of a new dataset.
+      homepage: URL of a new dataset.
+      metadata: facts about a new dataset in nested dicts, for example about the robot.
 
     Raises:
-      KabukiError: nothing can be recorded there, or another process records there.
+      InvalidArgumentError: an option is invalid.
+      KabukiError: the path cannot be recorded to, or another process records to it.
     """
 
     def __init__(
@@ -85,12 +89,12 @@ class Logger(OneStream):
 
         Args:
           observation: the first observation.
-          metadata: further fields of the step with this observation, which stand beside
-            `observation` under their own names. What is not there is empty in this row.
+          metadata: additional step fields of the row of this observation, by name. Fields
+            that are missing here are zero or empty in this row.
 
         Raises:
-          KabukiError: a value does not fit the recording, or the episode before, which
-            was still open, cannot be written.
+          KabukiError: a value does not match the recording; or the previous episode was
+            still in progress and cannot be written.
         """
         self._stream.reset(observation, metadata)
 
@@ -108,17 +112,20 @@ class Logger(OneStream):
         """Adds a step.
 
         Args:
-          action: what was done after the last observation.
-          reward: what it gave.
-          observation: what was seen then.
-          discount: the discount that followed; by default 0 where `terminal`, else 1.
-          terminal: the episode has ended here, of its own: nothing comes after this state.
-          last: the episode has ended here, perhaps cut short. True where `terminal` is.
-          metadata: further fields of the step with this observation.
+          action: the action taken after the previous observation.
+          reward: the reward for this action.
+          observation: the observation after this action.
+          discount: the discount after this action; by default 0 if `terminal`, otherwise 1.
+          terminal: whether the episode terminates with this observation, which is then a
+            terminal state.
+          last: whether the episode ends with this observation. `last` without `terminal`
+            truncates the episode. `terminal` implies `last`.
+          metadata: additional step fields of the row of `observation`, by name.
 
         Raises:
-          KabukiError: no episode is open; or a value does not fit the recording, or
-            cannot be written. The steps before are then an episode that was cut short.
+          KabukiError: no episode is in progress; or a value does not match the recording;
+            or the episode cannot be written. If a value does not match, the episode is
+            truncated before this step.
         """
         if discount is None:
             discount = 0.0 if terminal else 1.0
@@ -127,10 +134,10 @@ class Logger(OneStream):
         )
 
     def close(self) -> None:
-        """Ends the recording, and an episode that is open.
+        """Ends the recording and truncates the current episode.
 
         Raises:
-          KabukiError: something cannot be written. All episodes before it are safe.
+          KabukiError: an episode cannot be written. All earlier episodes are safe.
         """
         self._end_recording()
 

@@ -1,8 +1,8 @@
-"""An episode in the making: its steps as columns, in SAR alignment.
+"""The steps of the current episode as columns, in SAR alignment.
 
-Row t holds the observation and the metadata of step t, then the action taken after it
-and the reward and discount that followed. The row of the last observation has
-padding for these.
+Row t holds observation t and its metadata, the action taken after this observation, and
+the reward and discount that followed. In the last row, action, reward and discount are
+padding.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from kabuki_rlds.recording.growing_columns import GrowingColumn
 
 
 class OpenEpisode:
-    """The columns of one episode after the other: they are used again.
+    """The columns of the current episode. `reset` reuses them for the next episode.
 
     Args:
-      observation: empty columns of the observation.
-      outcome: those of the action, the reward and the discount.
-      metadata: those of each further field of the steps.
+      observation: an empty column, or group of columns, for the observation.
+      outcome: the same for the action, the reward and the discount.
+      metadata: name of each additional step field to its empty column.
 
     Attributes:
-      num_rows: how many observations the episode has so far.
+      num_rows: the number of observations of the episode so far.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class OpenEpisode:
         self.num_rows = 0
 
     def reset(self, observation: Any, metadata: Mapping[str, Any] | None) -> None:
-        """Begins an episode. Metadata that the first row lacks is padding.
+        """Begins an episode. Missing metadata fields are padded in the first row.
 
         Raises:
-          KabukiError: a value does not fit; then no episode is begun.
+          KabukiError: a value does not match its field. No episode is begun.
         """
         self.num_rows = 0
         self._observation.put(0, observation)
@@ -59,7 +59,7 @@ class OpenEpisode:
         """Adds a step.
 
         Raises:
-          KabukiError: a value does not fit; then the step is not added.
+          KabukiError: a value does not match its field. The step is not added.
         """
         row = self.num_rows
         self._action.put(row - 1, action)
@@ -71,28 +71,30 @@ class OpenEpisode:
         self.num_rows = row + 1
 
     def columns(self, is_terminal: bool) -> dict[str, Column]:
-        """Path to column, of the whole episode. They hold until the next one begins."""
+        """Path to column, for all steps of the episode. The columns are valid until the next `reset`."""
         last = self.num_rows - 1
         made: dict[str, Column] = {}
-        for rows in (self._action, self._reward, self._discount):
-            rows.pad(last)
-            made |= rows.columns(self.num_rows)
-        for rows in (self._observation, *self._metadata.values()):
-            made |= rows.columns(self.num_rows)
+        for column in (self._action, self._reward, self._discount):
+            column.pad(last)
+            made |= column.columns(self.num_rows)
+        for column in (self._observation, *self._metadata.values()):
+            made |= column.columns(self.num_rows)
         row = np.arange(self.num_rows)
         return made | {IS_FIRST: row == 0, IS_LAST: row == last, IS_TERMINAL: (row == last) & is_terminal}
 
     def _put_metadata(self, row: int, metadata: Mapping[str, Any]) -> None:
-        for name, rows in self._metadata.items():
+        for name, column in self._metadata.items():
             if name in metadata:
-                rows.put(row, metadata[name])
+                column.put(row, metadata[name])
             elif row:
-                raise SchemaMismatchError(f"step {row} of the episode has no {name!r}, which the steps before had")
+                raise SchemaMismatchError(
+                    f"step {row} of the episode has no metadata {name!r}; every step must have it"
+                )
             else:
-                rows.pad(row)
+                column.pad(row)
         unknown = metadata.keys() - self._metadata.keys()
         if unknown:
             have = ", ".join(map(str, self._metadata)) or "none"
             raise SchemaMismatchError(
-                f"step metadata {min(map(str, unknown))!r} was not in the first step of the recording, but {have}"
+                f"step metadata {min(map(str, unknown))!r} was not in the first step of the recording, which has {have}"
             )

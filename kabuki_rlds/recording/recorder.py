@@ -1,4 +1,4 @@
-"""Writes episodes into a recording, with the fields that their first step has."""
+"""Learns the fields of a recording and writes its episodes to the destination."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kabuki_rlds.recording.open_episode import OpenEpisode
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: What becomes of an episode that has not ended when the recording does, or the next one begins.
+#: Whether to write an episode that has not ended when the recording ends or the next episode begins.
 Unfinished = Literal["keep", "drop"]
 
 _log = logging.getLogger("kabuki_rlds")
@@ -36,15 +36,15 @@ _SPLIT = re.compile(r"\w[\w-]*", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class RecordingOptions:
-    """How to record.
+    """The options of a recording.
 
     Attributes:
       split: name of the split.
-      images: "png" or "jpeg", for all images or by the path of the field.
-      unfinished: what becomes of an episode that was cut short.
-      config: the features and the description of a new dataset.
-      info: what a new dataset says of itself, where there is no `config`.
-      hints: what the environment says that its values are.
+      images: "png" or "jpeg" for all images, or a dict from the path of a field to its format.
+      unfinished: "keep" to write truncated episodes, or "drop".
+      config: the features and the description of a new dataset; None to learn the features.
+      info: the description of a new dataset. If `config` is given, it replaces description, citation and homepage.
+      hints: path to the field that the specs of the environment state.
     """
 
     split: str = "train"
@@ -57,12 +57,12 @@ class RecordingOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _Written:
-    """An episode that was written and can still be changed.
+    """The last written episode, which can still be changed or removed.
 
     Attributes:
-      episode: its columns, until the next episode of its stream uses them again.
-      is_terminal: whether it ended in a terminal state.
-      metadata: its fields.
+      episode: the columns of the episode. The next episode of the same stream reuses them.
+      is_terminal: whether the episode ended in a terminal state.
+      metadata: the metadata fields of the episode.
     """
 
     episode: OpenEpisode
@@ -71,26 +71,25 @@ class _Written:
 
 
 class Recorder:
-    """Learns what the fields are, and writes episodes.
+    """Learns the fields of a recording and writes its episodes.
 
-    Until the next episode is written, the last one can be removed, or be given other
-    metadata.
+    Until the next episode is written, the last one can be removed or get other metadata.
 
     Args:
-      path: where to record: the folder of a dataset, or an HDF5 file.
-      options: how.
+      path: the folder of an RLDS dataset, or an HDF5 file.
+      options: the options of the recording.
 
     Attributes:
-      keeps_unfinished: whether an episode that was cut short is written.
-      is_closed: whether the recording was ended.
+      keeps_unfinished: whether truncated episodes are written.
+      is_closed: whether the recording has ended.
 
     Raises:
-      KabukiError: nothing can be recorded there.
+      KabukiError: an option is invalid, or the path cannot be recorded to.
     """
 
     def __init__(self, path: str | os.PathLike[str], options: RecordingOptions):
         if not _SPLIT.fullmatch(options.split):
-            raise InvalidArgumentError(f"{options.split!r} cannot be the name of a split: letters, digits, _ and -")
+            raise InvalidArgumentError(f"split: {options.split!r} is not a valid name; use letters, digits, _ and -")
         if options.unfinished not in ("keep", "drop"):
             raise InvalidArgumentError(f"unfinished: {options.unfinished!r} is neither 'keep' nor 'drop'")
         check_formats(options.images)
@@ -110,12 +109,12 @@ class Recorder:
         self._first: tuple[Any, ...] = ()
         self._image_formats: dict[str, str] = {}
         self._last: _Written | None = None
-        self._said_missing = False
+        self._warned_of_missing = False
         self.is_closed = False
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes were recorded since this was opened."""
+        """Number of episodes recorded since this recording was opened."""
         return self._destination.num_written
 
     @property
@@ -126,10 +125,10 @@ class Recorder:
     def learn(
         self, observation: Any, action: Any, reward: Any, discount: Any, metadata: Mapping[str, Any] | None
     ) -> None:
-        """Learns the fields of the steps from those of the first.
+        """Learns the step fields from the first step.
 
         Raises:
-          KabukiError: a value cannot be recorded, or is not what the dataset has.
+          KabukiError: a value cannot be recorded, or does not match the fields of the dataset.
         """
         learner = FieldLearner(self._options.hints, self._declared)
         learner.learn(observation, OBSERVATION)
@@ -138,11 +137,11 @@ class Recorder:
         if self._declared is None or DISCOUNT in self._declared:
             learner.learn(discount, DISCOUNT, as_float=True)
         else:
-            # What a dataset without discounts cannot hold is left out when it is encoded.
+            # The dataset has no discounts. They are recorded to a column that the encoder leaves out.
             learner.fields[DISCOUNT] = Field(np.dtype(np.float64))
         for name in metadata or {}:
             if str(name).split("/")[0] in REQUIRED:
-                raise KabukiError(f"step metadata {name!r}: a field that every step has; rename it")
+                raise KabukiError(f"step metadata {name!r}: this name is reserved for a standard step field; rename it")
         learner.learn(dict(metadata or {}), "")
         learner.check_complete()
         self._image_formats = self._destination.image_formats(self._schema(learner, {}))
@@ -150,7 +149,7 @@ class Recorder:
         self._learner = learner
 
     def new_episode(self) -> OpenEpisode:
-        """Empty columns for the fields that were learned."""
+        """An episode with empty columns for the learned fields."""
         assert self._learner is not None
         rows = functools.partial(self._learner.rows, image_formats=self._image_formats)
         observation, action, reward, discount, metadata = self._first
@@ -161,82 +160,89 @@ class Recorder:
         )
 
     def learn_metadata(self, metadata: Mapping[str, Any]) -> None:
-        """Sees to it that an episode with these fields can be written.
+        """Adds the fields of an episode's metadata to the dataset if they are new.
 
         Raises:
-          KabukiError: one is not of the dataset, or not of its kind.
+          KabukiError: a field cannot be added to the dataset, or a value does not match its field.
         """
         if self._episode_fields.learn(metadata) and self._destination.is_defined:
-            # The one episode that there is gets them too.
+            # The dataset has at most one episode. Rewrite this episode with the new fields.
             self._define(None if self._last is None else self._block(self._last))
 
     def write(self, episode: OpenEpisode, is_terminal: bool, metadata: Mapping[str, Any]) -> None:
-        """Writes an episode, which is on the disk when this returns.
+        """Writes an episode. It is on disk when this method returns.
 
         Raises:
-          KabukiError: a value cannot be stored as the dataset's features say, or not be written.
+          KabukiError: a value cannot be stored with the features of the dataset, or the episode cannot be written.
         """
         if not self._destination.is_defined:
             self._define(None)
-        self._settle_last()
+        self._finalize_last()
         written = _Written(episode, is_terminal, metadata)
         self._destination.append(self._block(written))
         self._last = written
 
     def change_last(self, episode: OpenEpisode | None, metadata: Mapping[str, Any]) -> None:
-        """Replaces the metadata of an episode that has just been written.
+        """Replaces the metadata of the last written episode.
+
+        Args:
+          episode: the episode that the caller expects to be the last one.
+          metadata: the new metadata fields.
 
         Raises:
-          KabukiError: it is not the last one, or a field does not fit the recording.
+          KabukiError: `episode` is not the last written episode, or a field does not match the recording.
         """
         if self._last is None or self._last.episode is not episode:
-            raise KabukiError("metadata of an episode, but none is open: set it before the next episode begins")
+            raise KabukiError("no episode to set metadata for; set it before the next episode begins")
         self.learn_metadata(metadata)
         changed = dataclasses.replace(self._last, metadata=dict(metadata))
         self._destination.replace_last(self._block(changed))
         self._last = changed
 
     def remove_last(self, episode: OpenEpisode | None) -> None:
-        """Removes an episode that has just been written.
+        """Removes the last written episode.
+
+        Args:
+          episode: the episode that the caller expects to be the last one.
 
         Raises:
-          KabukiError: it is not the last one.
+          KabukiError: `episode` is not the last written episode.
         """
         if self._last is None or self._last.episode is not episode:
-            raise KabukiError("no episode to discard: none is open, and none has just ended")
+            raise KabukiError("no episode to discard; discard an episode before the next one begins")
         self._destination.remove_last()
         self._last = None
 
-    def settle(self, episode: OpenEpisode) -> None:
-        """An episode's columns are used again: what was written of it stays as it is."""
+    def finalize(self, episode: OpenEpisode) -> None:
+        """Makes the last written episode final if its columns are those of `episode`, which will be reused."""
         if self._last is not None and self._last.episode is episode:
-            self._settle_last()
+            self._finalize_last()
 
     def close(self) -> None:
         """Ends the recording.
 
         Raises:
-          KabukiError: what was recorded cannot be added to the dataset. It is kept.
+          KabukiError: the episodes cannot be added to the dataset. They are kept on disk.
         """
         if self.is_closed:
             return
         self.is_closed = True
-        self._settle_last()
+        self._finalize_last()
         self._destination.close()
 
-    def _settle_last(self) -> None:
-        """From here on the last episode stays as it is."""
+    def _finalize_last(self) -> None:
+        """Makes the last written episode final: it can no longer be changed or removed."""
         if self._last is None:
             return
         missing = self._episode_fields.missing(self._last.metadata)
-        if missing and not self._said_missing:
-            self._said_missing = True
-            _log.warning("an episode has no %s, as others have; left empty there", ", ".join(missing))
+        if missing and not self._warned_of_missing:
+            self._warned_of_missing = True
+            _log.warning("an episode has no metadata %s; recorded as zero or empty", ", ".join(missing))
         self._episode_fields.are_fixed = True
         self._last = None
 
     def _define(self, episode: Block | None) -> None:
-        """States the fields of a new dataset, and what it says of itself."""
+        """Stores the fields and the description of a new dataset."""
         assert self._learner is not None
         info, config = self._options.info, self._options.config
         if config is not None:

@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 
 
 class RldsDestination:
-    """A `Destination` that encodes episodes as TFDS does.
+    """A `Destination` that appends episodes, encoded as by TFDS, to an RLDS dataset.
 
     Args:
-      path: `runs/hopper` or `runs/hopper/1.0.0`.
+      path: for example `runs/hopper` or `runs/hopper/1.0.0`.
       split: name of the split.
-      config: the features of a new dataset.
+      config: the features of a new dataset; None to learn them from the first step.
+
+    Raises:
+      KabukiError: another process records to the dataset, or the dataset cannot be appended to.
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None):
-        # It takes seconds to import: now, and not when the first episode ends.
+        # The import takes seconds. Do it now, not at the end of the first episode.
         require(f"{path}: recording an RLDS dataset", "tensorflow", "tensorflow_datasets")
 
         folder = folder_of(path)
         if folder.is_file() or folder.parent.is_file():
-            raise KabukiError(f"{path}: a file; name a folder, or a file that ends in .hdf5 or .h5")
+            raise KabukiError(f"{path}: is a file; give a folder, or a path that ends in .hdf5 or .h5")
         self._recording = RldsRecording(folder, split, folder.parent.name)
         self._encoder: ExampleEncoder | None = None
         self.declared: Schema | None = None
@@ -67,7 +70,7 @@ class RldsDestination:
             self._features = features_of(schema)
             self._encoder = None
         if episode is not None:
-            # First, since a reader that does not know of the new fields ignores them.
+            # Rewrite the episode before the features: a reader with the old features ignores the new fields.
             self.replace_last(episode)
         assert self._features is not None
         self._recording.declare(self._features, info)
@@ -79,7 +82,7 @@ class RldsDestination:
         self._recording.replace_last(self._encode(episode))
 
     def remove_last(self) -> None:
-        self._recording.take_back()
+        self._recording.remove_last()
 
     def close(self) -> None:
         try:

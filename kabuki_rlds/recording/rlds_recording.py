@@ -1,16 +1,18 @@
-"""The folder of an RLDS dataset that is being recorded into.
+"""Appends encoded episodes to the folder of an RLDS dataset.
 
     hopper/1.0.0/
       features.json  dataset_info.json  …      as TFDS writes them
       hopper-train.tfrecord-00000              shards that dataset_info.json lists
       hopper-train.recording                   the journal: episodes since the last shard
 
-An episode is on the disk, in the journal, when `append` returns. The journal becomes
-the next shard when it has a shard's size, and at the end: first it gets the shard's
-name, then `dataset_info.json` is replaced by one that lists it. That replacement is
-the only step that TFDS sees. Whenever the process is killed, what is there is one of
-these, which the next run takes up and `RldsSource` reads as it is: a journal, perhaps
-with half a record at its end; or a shard that is not listed yet.
+When `append` returns, the episode is on disk, in the journal. The journal becomes the
+next shard when it has the size of a shard, and when the recording ends. This takes two
+steps: the journal is renamed to the shard, then `dataset_info.json` is replaced by a
+version that lists the shard. TFDS sees only the second step.
+
+If the process is killed, the folder has either a journal, whose last record may be
+incomplete, or a shard that is not listed. `RldsSource` reads both, and the next recording
+recovers both.
 """
 
 from __future__ import annotations
@@ -39,17 +41,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: A journal of so many bytes becomes a shard.
+#: At this size in bytes, a journal becomes a shard.
 _SHARD_BYTES = 256 << 20
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
-#: Where TFDS writes its files before each takes its place.
+#: The folder to which TFDS writes its files before they are moved to the folder of the dataset.
 _STAGING = ".recording.partial"
 
 
 def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
-    """The folder of the dataset's version, for `runs/hopper`: `runs/hopper/1.0.0`, or the newest that is there."""
+    """The folder of a version of a dataset: for `runs/hopper`, its newest version, or `runs/hopper/1.0.0` if new."""
     folder = paths.local_path(path).absolute()
     if _VERSION.fullmatch(folder.name) or (folder / _INFO).exists():
         return folder
@@ -58,24 +60,22 @@ def folder_of(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 class RldsRecording:
-    """One split of a dataset, to which episodes are appended. No other process can do so meanwhile.
+    """Appends episodes to one split of a dataset. A lock keeps other processes from recording to it.
 
-    Opening it takes up what a killed process left.
+    The constructor recovers the episodes of a killed recording.
 
     Args:
-      folder: the folder of the dataset's version, which is made if it is not there.
+      folder: the folder of a version of the dataset. It is created if it does not exist.
       split: name of the split.
-      name: what to call the dataset, if it is not there; characters that TFDS does not
-        take are replaced.
+      name: the name of a new dataset. Characters that TFDS does not allow are replaced.
 
     Attributes:
-      folder: the same.
-      features: those of the dataset; None until they are declared.
-      num_written: how many episodes were appended.
+      folder: the folder of the version.
+      features: the features of the dataset; None until they are declared.
+      num_written: the number of episodes appended by this object.
 
     Raises:
-      KabukiError: another process records there, or there is something that nothing
-        can be appended to.
+      KabukiError: another process records to the dataset, or the dataset cannot be appended to.
     """
 
     def __init__(self, folder: pathlib.Path, split: str, name: str):
@@ -92,10 +92,10 @@ class RldsRecording:
             if (folder / _INFO).exists():
                 self._open()
             elif journals := sorted(p.name for p in folder.glob("*.recording")):
-                raise KabukiError(f"{folder}: has {journals[0]}, but no {_INFO} that says what is in it")
+                raise KabukiError(f"{folder}: has {journals[0]} but no {_INFO} to read it with; use another folder")
         except OSError as e:
             self.close()
-            raise KabukiError(f"{e.filename or folder}: what is there cannot be taken up ({e.strerror})") from e
+            raise KabukiError(f"{e.filename or folder}: the recording cannot be continued ({e.strerror})") from e
         except BaseException:
             self.close()
             raise
@@ -109,12 +109,13 @@ class RldsRecording:
         return stem if stem[:1].isalpha() else f"recording_{stem}"
 
     def declare(self, features: tfds.features.FeaturesDict, info: Info) -> None:
-        """Says what the episodes hold: for a new dataset, before the first of them.
+        """Stores the features and the description of a new dataset, before its first episode.
 
-        Until there is a second one it can be said anew, once the first has what is new.
+        The features can be declared again before the second episode. The first episode must
+        then be rewritten with the new features before the call.
 
         Raises:
-          KabukiError: it cannot be written.
+          KabukiError: the files of the dataset cannot be written.
         """
         with self._writing():
             self._declare(features, info)
@@ -124,12 +125,12 @@ class RldsRecording:
         version = self.folder.name if _VERSION.fullmatch(self.folder.name) else dataset_info.valid_version(info.version)
         staging = self._staging()
         empty = self._split_info(self.name, [], 0)
-        # Each episode that is recorded has a row for its last observation.
+        # Every recorded episode has a row for its last observation.
         no_steps = np.zeros(0, bool)
         dataset_info.write_info(
             staging, self.name, "", version, features, info, [empty], "tfrecord", {self._split: no_steps}
         )
-        # What opens the dataset comes last.
+        # Move dataset_info.json last: without it, TFDS does not open the dataset.
         for file in sorted(staging.iterdir(), key=lambda file: file.name == _INFO):
             os.replace(file, self.folder / file.name)
         staging.rmdir()
@@ -140,10 +141,10 @@ class RldsRecording:
             self._info = dataset_dir.open_info(self.folder)
 
     def append(self, record: bytes) -> None:
-        """Adds an episode, which is on the disk when this returns.
+        """Appends an episode. It is on disk when this method returns.
 
         Raises:
-          KabukiError: it cannot be written.
+          KabukiError: the episode cannot be written.
         """
         if self._journal is not None and self._journal.size >= _SHARD_BYTES:
             self.publish()
@@ -153,12 +154,12 @@ class RldsRecording:
         self.num_written += 1
 
     def replace_last(self, record: bytes) -> None:
-        """Writes another in the place of the episode that was appended last."""
+        """Replaces the last appended episode."""
         assert self._journal is not None and self._last is not None, "one was appended"
         self._journal.replace(self._last, record)
 
-    def take_back(self) -> None:
-        """Removes the episode that was appended last."""
+    def remove_last(self) -> None:
+        """Removes the last appended episode."""
         assert self._journal is not None and self._last is not None, "one was appended"
         self._journal.take_back(self._last)
         self._last = None
@@ -166,14 +167,14 @@ class RldsRecording:
 
     @property
     def num_episodes(self) -> int:
-        """How many episodes the shards of the split have."""
+        """Number of episodes in the listed shards of the split."""
         return sum(self._lengths)
 
     def publish(self) -> None:
-        """Makes the journal a shard.
+        """Turns the journal into a shard.
 
         Raises:
-          KabukiError: the disk is full, or the like. All episodes are kept.
+          KabukiError: the files cannot be written, for example because the disk is full. All episodes are kept.
         """
         ended, self._last = self._journal, None
         if ended is None:
@@ -181,13 +182,13 @@ class RldsRecording:
         with self._writing():
             ended.sync()
             scan = self._make_shard(ended.path)
-            # Not before: the next episode begins the journal anew.
+            # Only now: without a journal, the next `append` begins a new one.
             self._journal = None
             ended.close()
             self._list_shard(scan)
 
     def close(self) -> None:
-        """Lets others record here."""
+        """Releases the lock, so that other processes can record to the dataset."""
         if self._locked.is_locked and self._info is None:
             self._locked.remove_created()
         self._locked.unlock()
@@ -196,7 +197,7 @@ class RldsRecording:
 
     @property
     def _lengths(self) -> list[int]:
-        """How many episodes each shard has that is listed."""
+        """Number of episodes of each listed shard."""
         splits = {} if self._info is None else self._info.splits
         return list(splits[self._split].shard_lengths) if self._split in splits else []
 
@@ -208,7 +209,7 @@ class RldsRecording:
         return recorded_shards.shard_path(self.folder, self.name, self._split, index)
 
     def _make_shard(self, path: pathlib.Path) -> Scan:
-        """Gives a journal the name of the next shard, if it holds anything."""
+        """Renames a journal to the next shard, or deletes it if it is empty."""
         scan = Scan(path)
         if scan.records:
             os.rename(path, self._shard_path(len(self._lengths)))
@@ -223,7 +224,7 @@ class RldsRecording:
         self._commit(self._split_info(self.name, [*self._lengths, scan.records], num_bytes + scan.num_bytes))
 
     def _commit(self, split: Any) -> None:
-        """Replaces `dataset_info.json` by one with this split."""
+        """Replaces `dataset_info.json` by a version with this split."""
         import tensorflow_datasets as tfds
 
         others = [other for name, other in self._info.splits.items() if name != self._split]
@@ -246,24 +247,26 @@ class RldsRecording:
             filename_template=template.replace(template=recorded_shards.SHARD_TEMPLATE),
         )
 
-    # --- what is there already ---
+    # --- an existing dataset ---
 
     def _open(self) -> None:
-        """Reads what is there already, and makes it whole."""
+        """Opens an existing dataset and recovers the episodes of a killed recording."""
         self._info = dataset_dir.open_info(self.folder)
-        # What is written takes its name from the dataset's.
+        # The names of new files contain the name of the dataset, which may be malicious.
         dataset_dir.check_inside(os.fspath(self._shard_path(0)), self.folder)
         file_format = self._info.file_format.value if self._info.file_format else "tfrecord"
         if file_format != "tfrecord":
-            raise KabukiError(f"{self.folder}: its shards are {file_format}; only to tfrecord can be appended")
-        self._take_up_names()
-        self._take_up_episodes()
-        # Where there is none yet, what they hold may still be said anew.
+            raise KabukiError(
+                f"{self.folder}: has {file_format} shards, which cannot be appended to; record to another folder"
+            )
+        self._rename_shards()
+        self._recover_episodes()
+        # A dataset without episodes can still get other features.
         if any(split.num_examples for split in self._info.splits.values()):
             self.features = self._info.features
 
-    def _take_up_episodes(self) -> None:
-        """Makes shards of what a killed process left."""
+    def _recover_episodes(self) -> None:
+        """Lists the shards and the journal that a killed process left."""
         while (orphan := self._shard_path(len(self._lengths))).exists():
             self._list_shard(Scan(orphan))
         left = self._journal_path
@@ -272,14 +275,14 @@ class RldsRecording:
             before = self.num_episodes
             self._list_shard(self._make_shard(left))
             _log.info(
-                "%s: took up %d episodes that a recording left behind%s",
+                "%s: recovered %d episodes of an interrupted recording%s",
                 self.folder,
                 self.num_episodes - before,
-                f", and cut off {cut} bytes of one that was not whole" if cut else "",
+                f", and removed {cut} bytes of an incomplete episode" if cut else "",
             )
 
-    def _take_up_names(self) -> None:
-        """Gives the shards names without their number, where another program wrote them."""
+    def _rename_shards(self) -> None:
+        """Renames shards of other programs to names without the number of shards, such as `-of-00003`."""
         if self._split not in self._info.splits:
             return
         split = self._info.splits[self._split]
@@ -293,7 +296,7 @@ class RldsRecording:
                 dataset_dir.check_inside(os.fspath(old), self.folder)
                 self._link(pathlib.Path(old), self._shard_path(index))
             self._commit(self._split_info(self.name, list(split.shard_lengths), split.num_bytes))
-        # Now each shard has two names, of which the old ones go.
+        # Now each shard has two names (hard links). Remove the old ones.
         for old in self.folder.glob(f"{self.name}-{self._split}.tfrecord-?????-of-?????"):
             new = self._shard_path(int(old.name[-14:-9]))
             if new.exists() and os.path.samefile(old, new):
@@ -304,9 +307,9 @@ class RldsRecording:
             os.link(old, new)
         except FileExistsError:
             if not os.path.samefile(old, new):
-                raise KabukiError(f"{new}: there, but not listed in {_INFO}; move it away") from None
+                raise KabukiError(f"{new}: exists, but {_INFO} does not list it; move the file away") from None
         except OSError as e:
-            raise KabukiError(f"{old}: cannot be given the name {new.name} too ({e.strerror})") from e
+            raise KabukiError(f"{old}: cannot create a hard link {new.name} to this file ({e.strerror})") from e
 
     # --- the folder ---
 
@@ -322,4 +325,4 @@ class RldsRecording:
             yield
         except OSError as e:
             where = e.filename or self.folder
-            raise KabukiError(f"{where}: cannot be written ({e.strerror}); the episodes before are kept") from e
+            raise KabukiError(f"{where}: cannot be written ({e.strerror}); the earlier episodes are kept") from e

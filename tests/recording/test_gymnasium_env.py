@@ -93,14 +93,14 @@ def test_all_of_info_is_what_the_first_step_has(tmp_path, caplog):
     assert [v.item() for v in found.steps["nested/x"][:6]] == [0, 1, 2, 3, 4, 5]  # The first is padding.
     assert found.steps["note"][:3] == [b"begin", "é".encode(), "éé".encode()]
     assert [r.message for r in caplog.records if "late" in r.message] == [
-        "info has 'late', which the first step had not: not recorded"
+        "info has 'late', which the first step did not have; not recorded"
     ]
 
 
 def test_info_that_is_not_there_is_an_error(tmp_path):
     env = record(Everything(), tmp_path / "x", info=["speed"])
     env.reset()
-    with pytest.raises(KabukiError, match=r"info has no 'speed'.*it has 'time', 'note', 'error', 'nested'"):
+    with pytest.raises(KabukiError, match=r"info has no entry 'speed'.*returned 'time', 'note', 'error', 'nested'"):
         env.step(env.action_space.sample())
     env.close()
 
@@ -133,15 +133,17 @@ def test_nothing_is_recorded_after_the_end(tmp_path):
     act(env, 1, Episodes())
     env.close()
     env.close()
-    with pytest.raises(KabukiError, match="the recording was closed"):
+    with pytest.raises(KabukiError, match="the recording is closed"):
         env.reset()
-    with pytest.raises(KabukiError, match="the recording was closed"):
+    with pytest.raises(KabukiError, match="the recording is closed"):
         env.step(env.action_space.sample())
     assert read(tmp_path / "x").lengths == [6]
 
 
 def test_something_else_is_no_environment(tmp_path):
-    with pytest.raises(KabukiError, match=r"a builtins.dict is no environment of dm_env or Gymnasium"):
+    with pytest.raises(
+        KabukiError, match=r"expected a dm_env or Gymnasium environment, got builtins.dict; use kabuki_rlds.Logger"
+    ):
         record({}, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -187,7 +189,7 @@ def test_a_terminal_step_is_the_last_and_has_no_discount(tmp_path):
         logger.reset(0)
         logger.step(1, 1.0, 1)
         logger.step(1, 1.0, 2, terminal=True)
-        with pytest.raises(KabukiError, match="no episode has begun: reset first"):
+        with pytest.raises(KabukiError, match="no episode is in progress; call reset first"):
             logger.step(1, 1.0, 3)
     found = read(tmp_path / "x")
     assert [v.item() for v in found.steps["discount"]] == [1, 0, 0]
@@ -249,7 +251,7 @@ def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
         logger.reset({"n": np.int32(9), "t": 0})
         logger.set_episode_metadata({"goal": "blue" * 100, "score": {"a": 0.3}})
         logger.step(0.0, 0, {"n": np.int32(9), "t": 1}, last=True)
-        with pytest.raises(KabukiError, match=r"field 'colour' of an episode: .* have goal, score/a;"):
+        with pytest.raises(KabukiError, match=r"episode metadata: field 'colour' is not in .* have goal, score/a;"):
             logger.set_episode_metadata({"goal": "x", "score": {"a": 1.0}, "colour": 1})
         log(logger, 1)
     found = read(tmp_path / "x")
@@ -259,10 +261,10 @@ def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
 
 def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
     with Logger(tmp_path / "x") as logger:
-        with pytest.raises(KabukiError, match="metadata of an episode, but none is open"):
+        with pytest.raises(KabukiError, match="no episode to set metadata for"):
             logger.set_episode_metadata({"goal": "red"})
         log(logger, 1)
-    with pytest.raises(KabukiError, match="the recording was closed"):
+    with pytest.raises(KabukiError, match="the recording is closed"):
         logger.set_episode_metadata({"goal": "red"})
     assert read(tmp_path / "x").episodes == {}
 
@@ -270,11 +272,14 @@ def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"t": np.zeros(2)}, r"field 'observation/t' does not fit the recording: its shape is \(2,\), where .* \(\)"),
-        ({"t": 0.5}, r"field 'observation/t' .* it is float 0.5, where all before were int64, which cannot hold it"),
-        ({"t": "now"}, r"field 'observation/t' .* it is str 'now', where all before were int64"),
-        ({"extra": 1}, r"field 'observation' .* it has n, t, extra, where all before were n, t"),
-        ({"n": np.int64(2**40)}, r"field 'observation/n' .*1099511627776.* int32, which cannot hold it"),
+        (
+            {"t": np.zeros(2)},
+            r"field 'observation/t' does not match the recording: got shape \(2,\), expected shape \(\)",
+        ),
+        ({"t": 0.5}, r"field 'observation/t' .* got float 0.5, expected int64, which cannot hold this value"),
+        ({"t": "now"}, r"field 'observation/t' .* got str 'now', expected int64"),
+        ({"extra": 1}, r"field 'observation' .* got the fields n, t, extra, expected the fields n, t"),
+        ({"n": np.int64(2**40)}, r"field 'observation/n' .*1099511627776.* int32, which cannot hold this value"),
     ],
 )
 def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, message):
@@ -283,7 +288,7 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
         logger.step(0.0, 0, {"n": np.int32(0), "t": 1})
         with pytest.raises(KabukiError, match=message):
             logger.step(0.0, 0, {"n": np.int32(0), "t": 2} | changed)
-        with pytest.raises(KabukiError, match="reset first"):
+        with pytest.raises(KabukiError, match="call reset first"):
             logger.step(0.0, 0, {"n": np.int32(0), "t": 3})
         log(logger, 1, first=1)
     found = read(tmp_path / "x")
@@ -297,13 +302,13 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
         (
             (np.zeros(3), None),
             (np.zeros(4), None),
-            r"'observation' .*its shape is \(4,\), where all before were \(3,\)",
+            r"'observation' .*got shape \(4,\), expected shape \(3,\)",
         ),
-        ((np.zeros(3), None), ("go", None), r"'observation' .*it is str 'go', where all before were float64"),
-        (({"a": 0, "b": 0}, None), ({"a": 0}, None), r"'observation' .*it has a, where all before were a, b"),
-        (({"a": 0}, None), ({"a": 0, "b": 0}, None), r"'observation' .*it has a, b, where all before were a"),
-        ((0, {"skill": 1}), (0, {"skill": "grasp"}), r"'skill' .*it is str 'grasp', where all before were int64"),
-        ((0, {"skill": 1}), (0, None), r"step 1 of the episode has no 'skill', which the steps before had"),
+        ((np.zeros(3), None), ("go", None), r"'observation' .*got str 'go', expected float64"),
+        (({"a": 0, "b": 0}, None), ({"a": 0}, None), r"'observation' .*got the fields a, expected the fields a, b"),
+        (({"a": 0}, None), ({"a": 0, "b": 0}, None), r"'observation' .*got the fields a, b, expected the fields a"),
+        ((0, {"skill": 1}), (0, {"skill": "grasp"}), r"'skill' .*got str 'grasp', expected int64"),
+        ((0, {"skill": 1}), (0, None), r"step 1 of the episode has no metadata 'skill', which every step must have"),
     ],
 )
 def test_a_first_step_that_does_not_fit_its_reset_is_the_one_at_fault(tmp_path, reset, step, message):
@@ -333,8 +338,8 @@ def test_the_fields_hold_the_first_observation_and_the_step_after_it(tmp_path):
 @pytest.mark.parametrize(
     ("first", "later", "message"),
     [
-        ("go", 3, "field 'observation' does not fit the recording: it is int 3, where all before were text"),
-        (["a", "b"], ["a"], r"its shape is \(1,\), where all before were texts of shape \(2,\)"),
+        ("go", 3, "field 'observation' does not match the recording: got int 3, expected text"),
+        (["a", "b"], ["a"], r"got shape \(1,\), expected text of shape \(2,\)"),
         (0, 2**63, "field 'observation': 9223372036854775808 does not fit int64"),
     ],
 )
@@ -350,9 +355,9 @@ def test_an_observation_of_another_kind_cuts_the_episode_short(tmp_path, first, 
 def test_metadata_of_a_step_is_that_of_the_first(tmp_path):
     with Logger(tmp_path / "x") as logger:
         for later, message in (
-            ({"speed": 1.0}, "step 2 of the episode has no 7, which the steps before had"),
-            ({7: 1, "speed": 1.0, "more": 1}, "'more' was not in the first step of the recording, but 7, speed"),
-            ({7: "one", "speed": 1.0}, "field '7' does not fit the recording: it is str 'one', where all before"),
+            ({"speed": 1.0}, "step 2 of the episode has no metadata 7, which every step must have"),
+            ({7: 1, "speed": 1.0, "more": 1}, "'more' was not in the first step of the recording, which has 7, speed"),
+            ({7: "one", "speed": 1.0}, "field '7' does not match the recording: got str 'one', expected"),
         ):
             logger.reset(0)
             logger.step(0, 0.0, 0, metadata={7: 1, "speed": 0.5})  # type: ignore[dict-item]
@@ -370,7 +375,7 @@ def test_a_name_of_metadata_that_is_none_is_refused(tmp_path):
             logger.step(0, 0.0, 0, metadata={"": 1})
         logger.reset(0)
         for name in ("steps", "steps/more"):
-            with pytest.raises(KabukiError, match="field 'steps' of an episode: this is where its steps are"):
+            with pytest.raises(KabukiError, match="episode metadata: the name 'steps' is reserved for the steps"):
                 logger.set_episode_metadata({name: 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -378,7 +383,7 @@ def test_a_name_of_metadata_that_is_none_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "a/b"}, "^'a/b' cannot be the name of a split: letters, digits, _ and -"),
+        ({"split": "a/b"}, "^split: 'a/b' is not a valid name; use letters, digits, _ and -"),
         ({"images": "gif"}, "^images: 'gif' is neither 'png' nor 'jpeg'"),
         ({"images": {"observation": "jpg"}}, "^images: 'jpg' is neither 'png' nor 'jpeg'"),
     ],
@@ -392,7 +397,9 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_made(tmp_pa
 def test_images_of_a_field_that_there_is_not_are_refused(tmp_path):
     with Logger(tmp_path / "x", images={"observation/top": "png"}) as logger:
         logger.reset(1.0)
-        with pytest.raises(KabukiError, match=r"images: there is no step field 'observation/top', but action, dis.*"):
+        with pytest.raises(
+            KabukiError, match=r"images: no step field 'observation/top'; the step fields are action, dis.*"
+        ):
             logger.step(0, 0.0, 1.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -400,13 +407,13 @@ def test_images_of_a_field_that_there_is_not_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        (None, "field 'observation': a NoneType"),
-        ({"x": object()}, "field 'observation/x': a object"),
+        (None, "field 'observation': a value of type NoneType cannot be recorded"),
+        ({"x": object()}, "field 'observation/x': a value of type object cannot be recorded"),
         ({"x": {}}, "field 'observation/x': an empty dict"),
-        (np.complex64(1), "field 'observation': complex64 cannot be recorded"),
-        ({"a": {"b": 1}, "a/b": 2}, "field 'observation/a/b': there is another"),
-        ({"a": 1, "": 2}, "field 'observation': '' in it cannot be the name of a field"),
-        ({"a": {"b//c": 1}}, "field 'observation/a': 'b//c' in it cannot be the name of a field"),
+        (np.complex64(1), "field 'observation': dtype complex64 cannot be recorded"),
+        ({"a": {"b": 1}, "a/b": 2}, "field 'observation/a/b': the path conflicts with another field"),
+        ({"a": 1, "": 2}, "field 'observation': key '' cannot be the name of a field"),
+        ({"a": {"b//c": 1}}, "field 'observation/a': key 'b//c' cannot be the name of a field"),
     ],
 )
 def test_what_cannot_be_recorded_is_refused_by_name(tmp_path, observation, message):
@@ -446,7 +453,7 @@ def test_images_are_png_or_jpeg_by_field(tmp_path):
 def test_a_field_that_is_no_image_cannot_be_png(tmp_path):
     with Logger(tmp_path / "x", images={"observation": "png"}) as logger:
         logger.reset(1.0)
-        with pytest.raises(KabukiError, match=r"images: 'observation' is .* no image"):
+        with pytest.raises(KabukiError, match=r"images: field 'observation' is .*, not an image"):
             logger.step(0, 0.0, 1.0)
 
 
@@ -489,7 +496,7 @@ def test_a_list_of_another_rank_cuts_the_episode_short(tmp_path):
     with Logger(tmp_path / "x", config=config()) as logger:
         logger.reset([1.0])
         logger.step(0, 0.0, [1.0, 2.0])
-        with pytest.raises(KabukiError, match=r"its shape is \(1, 1\), where all before were float32 \(\?,\)"):
+        with pytest.raises(KabukiError, match=r"got shape \(1, 1\), expected float32 \(\?,\)"):
             logger.step(0, 0.0, [[1.0]])
     assert read(tmp_path / "x").lengths == [2]
 
@@ -586,7 +593,9 @@ def test_what_does_not_fit_the_dataset_is_refused(tmp_path):
         with pytest.raises(KabukiError, match=r"field 'observation/u' is not in the dataset.*observation/t"):
             logger.step(0.0, 0, {"n": np.int32(0), "u": 0})
         logger.reset({"n": np.int32(0)})
-        with pytest.raises(KabukiError, match="has the field 'observation/t', but no value was given"):
+        with pytest.raises(
+            KabukiError, match="the dataset has the field 'observation/t', but the step has no value for it"
+        ):
             logger.step(0.0, 0, {"n": np.int32(0)})
         log(logger, first=1)
     assert numbers(tmp_path / "x") == [0, 1]
@@ -635,8 +644,8 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
         (tmp_path / "file" / "x.hdf5", f"{tmp_path}/file/x.hdf5.recording: cannot be created (Not a directory)"),
         # The folder above it can be made, and does not stay.
         (tmp_path / "new" / long, f"{tmp_path}/new/{long}/1.0.0: cannot be created (File name too long)"),
-        (tmp_path / long, f"{tmp_path}/{long}: nothing can be recorded there (File name too long)"),
-        (tmp_path / f"{long}.h5", f"{tmp_path}/{long}.h5: nothing can be recorded there (File name too long)"),
+        (tmp_path / long, f"{tmp_path}/{long}: cannot record to this path (File name too long)"),
+        (tmp_path / f"{long}.h5", f"{tmp_path}/{long}.h5: cannot record to this path (File name too long)"),
     ):
         with pytest.raises(KabukiError) as error:
             Logger(path)
@@ -645,7 +654,7 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
 
 
 def test_array_record_shards_are_not_appended_to(dataset):
-    with pytest.raises(KabukiError, match="its shards are array_record"):
+    with pytest.raises(KabukiError, match="has array_record shards, which cannot be appended to"):
         Logger(dataset("array_record"))
 
 

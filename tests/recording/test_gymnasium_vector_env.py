@@ -120,7 +120,7 @@ def test_an_episode_of_one_environment_is_discarded(tmp_path):
         env.step(actions(0))
         env.discard_episode(1)  # The steps that are to come of it are passed over.
         env.set_episode_metadata({"who": "two"}, 2)
-        with pytest.raises(KabukiError, match="no environment 3, but 3 from 0 on"):
+        with pytest.raises(KabukiError, match="index: no environment 3; valid are 0 to 2"):
             env.discard_episode(3)
         for t in range(1, 12):
             env.step(actions(t))

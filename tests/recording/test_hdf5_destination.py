@@ -278,7 +278,7 @@ def test_episodes_of_the_previous_version_without_its_description_are_kept(tmp_p
     folder = tmp_path / "x.hdf5.recording" / "1.0.0"
     folder.mkdir(parents=True)
     (folder / "x-train.recording").write_bytes(b"episodes")
-    with pytest.raises(KabukiError, match=r"x.hdf5.recording/1.0.0: has episodes, but no dataset_info.json; move it"):
+    with pytest.raises(KabukiError, match=r"x.hdf5.recording/1.0.0: has episodes but no dataset_info.json; move it"):
         Logger(tmp_path / "x.hdf5")
     assert (folder / "x-train.recording").read_bytes() == b"episodes"
 

@@ -327,7 +327,10 @@ def recorded(path: Path, text: object = "b", *, unfinished: str = "keep", metada
 
 RECORDED = {
     "unfinished": ({"unfinished": "maybe"}, "unfinished: 'maybe' is neither 'keep' nor 'drop'"),
-    "a number for a text": ({"text": 3}, "field 'observation/text' does not fit the recording: it is .*, where all"),
+    "a number for a text": (
+        {"text": 3},
+        "field 'observation/text' does not match the recording: got .*, expected text",
+    ),
     "a surrogate": ({"text": "\udcff"}, "field 'observation/text': a text that is no valid Unicode"),
     "metadata named like a field": ({"metadata": {"reward": 1}}, "step metadata 'reward': a field that every step has"),
 }

@@ -249,7 +249,9 @@ def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monke
     shutil.copytree(dataset("plain"), folder)
     taken = folder / "plain-train.tfrecord-00000"
     taken.write_bytes(b"of another")
-    with pytest.raises(KabukiError, match=r"plain-train.tfrecord-00000: there, but not listed in dataset_info.json"):
+    with pytest.raises(
+        KabukiError, match=r"plain-train.tfrecord-00000: exists, but dataset_info.json does not list it"
+    ):
         Logger(folder)
     assert taken.read_bytes() == b"of another"
     taken.unlink()
@@ -259,7 +261,9 @@ def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monke
 
     # As a file system without hard links does.
     monkeypatch.setattr(os, "link", refuses)
-    with pytest.raises(KabukiError, match=r"cannot be given the name plain-train.tfrecord-00000 too \(Operation not"):
+    with pytest.raises(
+        KabukiError, match=r"cannot create a hard link plain-train.tfrecord-00000 to this file \(Operation not"
+    ):
         Logger(folder)
     monkeypatch.undo()
     assert expected.read(folder).lengths
@@ -272,7 +276,8 @@ def test_a_journal_of_nobody_knows_what_is_left_alone(killed, tmp_path):
     before = (folder / "x-train.recording").read_bytes()
     with pytest.raises(KabukiError) as error:
         Logger(folder)
-    assert str(error.value) == f"{folder}: has x-train.recording, but no dataset_info.json that says what is in it"
+    message = f"{folder}: has x-train.recording but no dataset_info.json to read it with; use another folder"
+    assert str(error.value) == message
     assert (folder / "x-train.recording").read_bytes() == before
 
 
@@ -358,9 +363,7 @@ def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
     logger = Logger(path)
     log(logger, [0])
     (tmp_path / "x.hdf5.recording" / "notes").touch()
-    with pytest.raises(
-        KabukiError, match=r"x.hdf5.recording: cannot be removed \(.* not empty\); what was recorded is"
-    ):
+    with pytest.raises(KabukiError, match=r"x.hdf5.recording: cannot be removed \(.* not empty\); the episodes are in"):
         logger.close()
     assert kabuki_rlds.inspect(path).num_episodes == 1
     assert [p.name for p in (tmp_path / "x.hdf5.recording").iterdir()] == ["notes"]
@@ -375,7 +378,7 @@ def test_a_journal_that_cannot_be_made_is_said(tmp_path):
         journal.mkdir()
         with pytest.raises(KabukiError, match=rf"{journal}: cannot be written \(Is a directory\)"):
             log(logger, [1])
-    with pytest.raises(KabukiError, match=rf"{journal}: what is there cannot be taken up \(Is a directory\)"):
+    with pytest.raises(KabukiError, match=rf"{journal}: the recording cannot be continued \(Is a directory\)"):
         Logger(folder)
     journal.rmdir()
     with Logger(folder) as logger:
