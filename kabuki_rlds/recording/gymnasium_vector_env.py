@@ -157,9 +157,7 @@ class RecordedVectorEnv(VectorWrapper[Any, Any, Any, Any, Any]):
 
     def _stream(self, index: int) -> EpisodeStream:
         if not 0 <= index < self.num_envs:
-            raise InvalidArgumentError(
-                f"index: must be 0 to {self.num_envs - 1}, the number of an environment; is {index}"
-            )
+            raise InvalidArgumentError(f"index: no environment {index}; valid are 0 to {self.num_envs - 1}")
         return self._streams[index]
 
 

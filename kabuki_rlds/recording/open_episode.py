@@ -88,7 +88,7 @@ class OpenEpisode:
                 column.put(row, metadata[name])
             elif row:
                 raise SchemaMismatchError(
-                    f"step {row} of the episode has no metadata {name!r}; every step must have it"
+                    f"step {row} of the episode has no metadata {name!r}, which every step must have"
                 )
             else:
                 column.pad(row)

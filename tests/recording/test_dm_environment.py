@@ -123,7 +123,7 @@ def read(folder):
     return expected.read(folder / "1.0.0")
 
 
-def test_catch_is_recorded_to_the_bit(tmp_path):
+def test_catch_is_recorded_exactly(tmp_path):
     given, inner = Episodes(), Catch()
     with record(inner, tmp_path / "catch") as env:
         act(env, of_catch(), 20, given)
@@ -133,7 +133,7 @@ def test_catch_is_recorded_to_the_bit(tmp_path):
     assert inner.closed
 
 
-def test_nested_observations_and_actions_are_recorded_to_the_bit(tmp_path):
+def test_nested_observations_and_actions_are_recorded_exactly(tmp_path):
     given = Episodes()
     with record(Arm(), tmp_path / "arm") as env:
         act(env, of_arm(), 3, given)
@@ -142,7 +142,7 @@ def test_nested_observations_and_actions_are_recorded_to_the_bit(tmp_path):
     assert not any(map(bool, given.steps["is_terminal"]))
 
 
-def test_an_environment_that_resets_itself_begins_episodes_too(tmp_path):
+def test_an_environment_that_resets_itself_begins_a_new_episode(tmp_path):
     given, choose = Episodes(), of_catch()
     with record(Catch(), tmp_path / "catch") as env:
         noted(given, env.reset())
@@ -154,7 +154,7 @@ def test_an_environment_that_resets_itself_begins_episodes_too(tmp_path):
     assert_same(found.steps, given.steps)
 
 
-def test_the_environment_is_as_it_was(tmp_path):
+def test_the_wrapper_behaves_like_the_environment(tmp_path):
     inner = Catch()
     inner.colour = "red"
     with record(inner, tmp_path / "x") as env:
@@ -164,7 +164,7 @@ def test_the_environment_is_as_it_was(tmp_path):
         assert env.reward_spec() == inner.reward_spec()
 
 
-def test_a_copy_of_the_environment_is_one_too(tmp_path):
+def test_the_wrapper_can_be_copied(tmp_path):
     inner = Catch()
     inner.colour = "red"
     with record(inner, tmp_path / "x") as env:
@@ -173,13 +173,13 @@ def test_a_copy_of_the_environment_is_one_too(tmp_path):
             _ = copy.copy(env).taste
 
 
-def test_an_environment_of_dm_env_has_no_info(tmp_path):
+def test_info_is_rejected_for_dm_env(tmp_path):
     with pytest.raises(KabukiError, match="info: only Gymnasium environments have info; leave it out for dm_env"):
         record(Catch(), tmp_path / "x", info=True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_task_of_dm_control_is_recorded_to_the_bit(tmp_path):
+def test_a_dm_control_task_is_recorded_exactly(tmp_path):
     try:
         from dm_control import suite
     except (ImportError, AttributeError) as e:  # It needs a MuJoCo of its own time.
@@ -210,7 +210,7 @@ def backend():
 
 
 @pytest.mark.reference
-def test_what_envlogger_logs_is_recorded_to_the_bit(tmp_path, envlogger):
+def test_envlogger_steps_are_recorded_exactly(tmp_path, envlogger):
     for make, choose, name in ((Catch, of_catch(), "catch"), (Arm, of_arm(), "arm")):
         given = Episodes()
         with envlogger.EnvLogger(make(), backend=backend(), path=tmp_path / name) as env:
@@ -221,7 +221,7 @@ def test_what_envlogger_logs_is_recorded_to_the_bit(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_step_fn_and_episode_fn_give_fields(tmp_path, envlogger):
+def test_step_fn_and_episode_fn_become_fields(tmp_path, envlogger):
     given = Episodes()
     total = 0.0
 
@@ -251,7 +251,7 @@ def test_step_fn_and_episode_fn_give_fields(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_a_finished_episode_is_on_the_disk_before_the_next_begins(tmp_path, envlogger):
+def test_a_finished_episode_is_on_disk_before_the_next_begins(tmp_path, envlogger):
     env = envlogger.EnvLogger(Catch(), backend=backend(), path=tmp_path / "x", episode_fn=lambda *_: {"n": 1})
     act(env, of_catch(), 2, Episodes())
     assert kabuki_rlds.convert(tmp_path / "x", tmp_path / "x.hdf5").num_episodes == 2
@@ -260,7 +260,7 @@ def test_a_finished_episode_is_on_the_disk_before_the_next_begins(tmp_path, envl
 
 
 @pytest.mark.reference
-def test_a_backend_that_was_made_before(tmp_path, envlogger):
+def test_envlogger_accepts_a_backend_object(tmp_path, envlogger):
     made = backend()(tmp_path / "x", unfinished="drop", metadata={"who": "me"})
     with envlogger.EnvLogger(Catch(), backend=made) as env:
         act(env, of_catch(), 1, Episodes())
@@ -275,7 +275,7 @@ def test_a_backend_that_was_made_before(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_a_backend_that_could_not_be_made_is_forgotten_in_silence(tmp_path, recwarn):
+def test_a_backend_whose_constructor_failed_is_deleted_without_warning(tmp_path, recwarn):
     (tmp_path / "x").touch()
     with pytest.raises(KabukiError, match="is a file; give a folder"):
         backend()(tmp_path / "x")
@@ -283,7 +283,7 @@ def test_a_backend_that_could_not_be_made_is_forgotten_in_silence(tmp_path, recw
 
 
 @pytest.mark.reference
-def test_what_step_fn_gives_is_a_dict(tmp_path, envlogger):
+def test_step_fn_must_return_a_dict(tmp_path, envlogger):
     logged = envlogger.EnvLogger(Catch(), step_fn=lambda *_: 1.5, backend=backend(), path=tmp_path / "x")
     with logged as env, pytest.raises(KabukiError, match="step_fn must return a dict of fields, but returned a float"):
         env.reset()
@@ -291,7 +291,7 @@ def test_what_step_fn_gives_is_a_dict(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_a_backend_that_was_closed_records_no_more(tmp_path, envlogger):
+def test_a_closed_backend_rejects_steps(tmp_path, envlogger):
     made = backend()(tmp_path / "x")
     env = envlogger.EnvLogger(Catch(), backend=made)
     act(env, of_catch(), 1, Episodes())
@@ -302,7 +302,7 @@ def test_a_backend_that_was_closed_records_no_more(tmp_path, envlogger):
     assert read(tmp_path / "x").lengths == [10]
 
 
-def test_without_envlogger_its_backend_is_said_to_need_it(monkeypatch):
+def test_backend_without_envlogger_raises_with_the_install_command(monkeypatch):
     for name in ("envlogger", "envlogger.backends"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger_backend", raising=False)
@@ -318,7 +318,7 @@ def test_without_envlogger_its_backend_is_said_to_need_it(monkeypatch):
 
 
 @pytest.mark.reference
-def test_a_last_episode_that_only_began_does_no_harm(tmp_path, envlogger):
+def test_a_last_episode_without_steps_is_not_recorded(tmp_path, envlogger):
     with envlogger.EnvLogger(Catch(), backend=backend(), path=tmp_path / "x") as env:
         act(env, of_catch(), 1, Episodes())
         env.reset()
@@ -326,7 +326,7 @@ def test_a_last_episode_that_only_began_does_no_harm(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_a_scheduler_leaves_steps_out(tmp_path, envlogger):
+def test_a_scheduler_skips_steps(tmp_path, envlogger):
     with envlogger.EnvLogger(
         Catch(),
         backend=backend(),
@@ -338,7 +338,7 @@ def test_a_scheduler_leaves_steps_out(tmp_path, envlogger):
 
 
 @pytest.mark.reference
-def test_what_tfds_backend_writer_wrote_is_gone_on_with(tmp_path, envlogger):
+def test_a_dataset_of_tfds_backend_writer_is_continued(tmp_path, envlogger):
     from envlogger.backends import tfds_backend_writer
 
     config = tfds.rlds.rlds_base.DatasetConfig(

@@ -31,7 +31,7 @@ def read(folder, split="train"):
 # --- Gymnasium ---
 
 
-def test_hopper_is_recorded_to_the_bit(tmp_path):
+def test_hopper_is_recorded_exactly(tmp_path):
     gave = Episodes()
     with record(gymnasium.make("Hopper-v5"), tmp_path / "hopper") as env:
         act(env, 5, gave)
@@ -42,7 +42,7 @@ def test_hopper_is_recorded_to_the_bit(tmp_path):
     assert found.steps["reward"][0].dtype == np.float64
 
 
-def test_every_kind_of_space_is_recorded_to_the_bit(tmp_path):
+def test_every_kind_of_space_is_recorded_exactly(tmp_path):
     gave = Episodes()
     with record(Everything(length=70), tmp_path / "all", info=["time", "note"]) as env:
         act(env, 2, gave, ("time", "note"))
@@ -53,7 +53,7 @@ def test_every_kind_of_space_is_recorded_to_the_bit(tmp_path):
     assert isinstance(features["observation"]["camera"], tfds.features.Image)
 
 
-def test_a_truncated_episode_is_no_terminal_one(tmp_path):
+def test_a_truncated_episode_is_not_terminal(tmp_path):
     gave = Episodes()
     with record(Everything(limit=3), tmp_path / "x.hdf5") as env:
         act(env, 2, gave)
@@ -64,7 +64,7 @@ def test_a_truncated_episode_is_no_terminal_one(tmp_path):
     assert kabuki_rlds.validate(tmp_path / "x.hdf5") == []
 
 
-def test_an_episode_that_never_ends_is_cut_short(tmp_path):
+def test_an_unfinished_episode_is_truncated_at_close(tmp_path):
     gave = Episodes()
     with record(Endless(), tmp_path / "endless") as env:
         observation, _ = env.reset()
@@ -76,7 +76,7 @@ def test_an_episode_that_never_ends_is_cut_short(tmp_path):
     assert_same(read(tmp_path / "endless").steps, gave.steps)
 
 
-def test_all_of_info_is_what_the_first_step_has(tmp_path, caplog):
+def test_info_true_records_the_entries_of_the_first_step(tmp_path, caplog):
     class Late(Everything):
         def step(self, action):
             *made, info = super().step(action)
@@ -97,7 +97,7 @@ def test_all_of_info_is_what_the_first_step_has(tmp_path, caplog):
     ]
 
 
-def test_info_that_is_not_there_is_an_error(tmp_path):
+def test_missing_info_entry_is_rejected(tmp_path):
     env = record(Everything(), tmp_path / "x", info=["speed"])
     env.reset()
     with pytest.raises(KabukiError, match=r"info has no entry 'speed'.*returned 'time', 'note', 'error', 'nested'"):
@@ -105,7 +105,7 @@ def test_info_that_is_not_there_is_an_error(tmp_path):
     env.close()
 
 
-def test_the_environment_is_as_it_was(tmp_path):
+def test_the_wrapper_behaves_like_the_environment(tmp_path):
     inner = Everything()
     inner.colour = "red"  # type: ignore[attr-defined]
     with record(inner, tmp_path / "x") as env:
@@ -115,7 +115,7 @@ def test_the_environment_is_as_it_was(tmp_path):
         assert env.observation_space is inner.observation_space
 
 
-def test_the_specs_are_kept(tmp_path):
+def test_the_specs_are_stored_in_the_dataset(tmp_path):
     with record(gymnasium.make("CartPole-v1"), tmp_path / "x", metadata={"who": "me"}) as env:
         act(env, 1, Episodes())
     stored = json.loads((tmp_path / "x" / "1.0.0" / "metadata.json").read_text())
@@ -128,7 +128,7 @@ def test_the_specs_are_kept(tmp_path):
     assert json.loads(kabuki_rlds.inspect(file).info.environment) == stored
 
 
-def test_nothing_is_recorded_after_the_end(tmp_path):
+def test_steps_after_close_are_rejected(tmp_path):
     env = record(Everything(), tmp_path / "x")
     act(env, 1, Episodes())
     env.close()
@@ -140,10 +140,8 @@ def test_nothing_is_recorded_after_the_end(tmp_path):
     assert read(tmp_path / "x").lengths == [6]
 
 
-def test_something_else_is_no_environment(tmp_path):
-    with pytest.raises(
-        KabukiError, match=r"expected a dm_env or Gymnasium environment, got builtins.dict; use kabuki_rlds.Logger"
-    ):
+def test_record_rejects_other_objects(tmp_path):
+    with pytest.raises(KabukiError, match=r"expected a dm_env or Gymnasium environment, got builtins.dict;"):
         record({}, tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -166,7 +164,7 @@ def numbers(folder, split="train"):
     return [int(found.steps["observation/n"][start]) for start in starts]
 
 
-def test_the_first_step_tells_the_fields(tmp_path):
+def test_the_fields_are_learned_from_the_first_step(tmp_path):
     gave = Episodes()
     values = [
         {"f64": 0.1 * t, "text": "ü" * t, "bytes": b"\0\xff" * t, "u64": np.uint64(2**64 - 1 - t), "ok": t % 2 == 0}
@@ -184,7 +182,7 @@ def test_the_first_step_tells_the_fields(tmp_path):
     assert_same(read(tmp_path / "robot").steps, gave.steps)
 
 
-def test_a_terminal_step_is_the_last_and_has_no_discount(tmp_path):
+def test_a_terminal_step_is_last_and_has_discount_0(tmp_path):
     with Logger(tmp_path / "x") as logger:
         logger.reset(0)
         logger.step(1, 1.0, 1)
@@ -197,7 +195,7 @@ def test_a_terminal_step_is_the_last_and_has_no_discount(tmp_path):
 
 
 @pytest.mark.parametrize("unfinished", ["keep", "drop"])
-def test_an_unfinished_episode_is_kept_or_dropped(tmp_path, unfinished):
+def test_an_unfinished_episode_is_kept_or_dropped_by_option(tmp_path, unfinished):
     with Logger(tmp_path / "x", unfinished=unfinished) as logger:
         log(logger, 1)
         for n in (1, 2):  # One that the next reset cuts short, one that close does.
@@ -209,7 +207,7 @@ def test_an_unfinished_episode_is_kept_or_dropped(tmp_path, unfinished):
     assert sum(map(bool, found.steps["is_last"])) == len(found.lengths)
 
 
-def test_an_episode_that_only_began_is_not_written(tmp_path):
+def test_an_episode_without_steps_is_not_written(tmp_path):
     with Logger(tmp_path / "x") as logger:
         logger.reset({"n": np.int32(7), "t": 0})
         log(logger, 1)
@@ -217,7 +215,7 @@ def test_an_episode_that_only_began_is_not_written(tmp_path):
     assert numbers(tmp_path / "x") == [0]
 
 
-def test_where_nothing_happened_nothing_is_left(tmp_path):
+def test_a_recording_without_episodes_leaves_no_files(tmp_path):
     with Logger(tmp_path / "a" / "x") as logger:
         logger.reset(1)
     with Logger(tmp_path / "x.hdf5") as logger:
@@ -225,7 +223,7 @@ def test_where_nothing_happened_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_episode_can_be_discarded_until_the_next_begins(tmp_path):
+def test_discard_episode_works_until_the_next_episode_begins(tmp_path):
     with Logger(tmp_path / "x") as logger:
         log(logger, 1, first=0)
         logger.discard_episode()  # It had ended.
@@ -241,7 +239,7 @@ def test_an_episode_can_be_discarded_until_the_next_begins(tmp_path):
     assert numbers(tmp_path / "x") == [1, 3]
 
 
-def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
+def test_episode_metadata_can_be_set_before_or_after_the_end(tmp_path):
     with Logger(tmp_path / "x") as logger:
         log(logger, 1)
         logger.set_episode_metadata({"goal": "red", "score": {"a": 0.1}})
@@ -259,7 +257,7 @@ def test_metadata_of_an_episode_may_come_before_or_after_its_end(tmp_path):
     assert [v.item() for v in found.episodes["score/a"]] == [0.1, 0.2, 0.3, 0.0]
 
 
-def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
+def test_metadata_without_an_episode_is_rejected(tmp_path):
     with Logger(tmp_path / "x") as logger:
         with pytest.raises(KabukiError, match="no episode to set metadata for"):
             logger.set_episode_metadata({"goal": "red"})
@@ -274,7 +272,7 @@ def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
     [
         (
             {"t": np.zeros(2)},
-            r"field 'observation/t' does not match the recording: got shape \(2,\), expected shape \(\)",
+            r"'observation/t' does not match the recording: got shape \(2,\), expected shape \(\)",
         ),
         ({"t": 0.5}, r"field 'observation/t' .* got float 0.5, expected int64, which cannot hold this value"),
         ({"t": "now"}, r"field 'observation/t' .* got str 'now', expected int64"),
@@ -282,7 +280,7 @@ def test_metadata_of_no_episode_is_refused_and_forgotten(tmp_path):
         ({"n": np.int64(2**40)}, r"field 'observation/n' .*1099511627776.* int32, which cannot hold this value"),
     ],
 )
-def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, message):
+def test_a_step_that_does_not_match_truncates_the_episode(tmp_path, changed, message):
     with Logger(tmp_path / "x") as logger:
         logger.reset({"n": np.int32(0), "t": 0})
         logger.step(0.0, 0, {"n": np.int32(0), "t": 1})
@@ -311,7 +309,7 @@ def test_a_step_that_does_not_fit_cuts_the_episode_short(tmp_path, changed, mess
         ((0, {"skill": 1}), (0, None), r"step 1 of the episode has no metadata 'skill', which every step must have"),
     ],
 )
-def test_a_first_step_that_does_not_fit_its_reset_is_the_one_at_fault(tmp_path, reset, step, message):
+def test_an_error_names_the_first_step_if_it_does_not_match_the_reset(tmp_path, reset, step, message):
     with Logger(tmp_path / "x") as logger:
         logger.reset(reset[0], metadata=reset[1])
         with pytest.raises(KabukiError, match=message):
@@ -321,7 +319,7 @@ def test_a_first_step_that_does_not_fit_its_reset_is_the_one_at_fault(tmp_path, 
     assert read(tmp_path / "x").lengths == [2]
 
 
-def test_the_fields_hold_the_first_observation_and_the_step_after_it(tmp_path):
+def test_the_fields_hold_both_the_reset_and_the_first_step(tmp_path):
     with Logger(tmp_path / "x") as logger:
         logger.reset(np.full(3, 0.1))
         logger.step(0.0, 0.0, np.ones(3, np.int8), last=True)
@@ -343,7 +341,7 @@ def test_the_fields_hold_the_first_observation_and_the_step_after_it(tmp_path):
         (0, 2**63, "field 'observation': 9223372036854775808 does not fit int64"),
     ],
 )
-def test_an_observation_of_another_kind_cuts_the_episode_short(tmp_path, first, later, message):
+def test_an_observation_of_another_type_truncates_the_episode(tmp_path, first, later, message):
     with Logger(tmp_path / "x") as logger:
         logger.reset(first)
         logger.step(0, 0.0, first)
@@ -352,7 +350,7 @@ def test_an_observation_of_another_kind_cuts_the_episode_short(tmp_path, first, 
     assert read(tmp_path / "x").lengths == [2]
 
 
-def test_metadata_of_a_step_is_that_of_the_first(tmp_path):
+def test_step_metadata_must_match_the_first_step(tmp_path):
     with Logger(tmp_path / "x") as logger:
         for later, message in (
             ({"speed": 1.0}, "step 2 of the episode has no metadata 7, which every step must have"),
@@ -368,7 +366,7 @@ def test_metadata_of_a_step_is_that_of_the_first(tmp_path):
     assert [v.item() for v in found.steps["7"]] == [0, 1] * 3
 
 
-def test_a_name_of_metadata_that_is_none_is_refused(tmp_path):
+def test_invalid_metadata_names_are_rejected(tmp_path):
     with Logger(tmp_path / "x") as logger:
         logger.reset(0)
         with pytest.raises(KabukiError, match=r"^'' cannot be the name of a field; rename it"):
@@ -388,18 +386,16 @@ def test_a_name_of_metadata_that_is_none_is_refused(tmp_path):
         ({"images": {"observation": "jpg"}}, "^images: 'jpg' is neither 'png' nor 'jpeg'"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_before_anything_is_made(tmp_path, options, message):
+def test_invalid_options_are_rejected_before_files_are_created(tmp_path, options, message):
     with pytest.raises(KabukiError, match=message):
         Logger(tmp_path / "x", **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_of_a_field_that_there_is_not_are_refused(tmp_path):
+def test_images_of_an_unknown_field_are_rejected(tmp_path):
     with Logger(tmp_path / "x", images={"observation/top": "png"}) as logger:
         logger.reset(1.0)
-        with pytest.raises(
-            KabukiError, match=r"images: no step field 'observation/top'; the step fields are action, dis.*"
-        ):
+        with pytest.raises(KabukiError, match=r"no step field 'observation/top'; the step fields are action, dis.*"):
             logger.step(0, 0.0, 1.0)
     assert list(tmp_path.iterdir()) == []
 
@@ -416,7 +412,7 @@ def test_images_of_a_field_that_there_is_not_are_refused(tmp_path):
         ({"a": {"b//c": 1}}, "field 'observation/a': key 'b//c' cannot be the name of a field"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused_by_name(tmp_path, observation, message):
+def test_values_that_cannot_be_recorded_are_rejected_by_name(tmp_path, observation, message):
     with Logger(tmp_path / "x") as logger:
         logger.reset(observation)
         with pytest.raises(KabukiError, match=message):
@@ -424,7 +420,7 @@ def test_what_cannot_be_recorded_is_refused_by_name(tmp_path, observation, messa
     assert not (tmp_path / "x").exists()
 
 
-def test_a_reward_of_python_may_be_an_integer_first(tmp_path):
+def test_rewards_are_float64_even_if_the_first_is_an_int(tmp_path):
     with Logger(tmp_path / "x") as logger:
         logger.reset(0)
         logger.step(0, 0, 0)
@@ -432,7 +428,7 @@ def test_a_reward_of_python_may_be_an_integer_first(tmp_path):
     assert [v.item() for v in read(tmp_path / "x").steps["reward"]] == [0, 0.1, 0]
 
 
-def test_images_are_png_or_jpeg_by_field(tmp_path):
+def test_image_format_can_be_set_per_field(tmp_path):
     def frame(i):
         return {name: np.full((8, 8, 3), 16 * i, np.uint8) for name in ("top", "wrist", "raw")}
 
@@ -450,14 +446,14 @@ def test_images_are_png_or_jpeg_by_field(tmp_path):
         assert [int(image[0, 0, 0]) for image in found.steps[f"observation/{name}"]] == [0, 16, 32, 48] * 2
 
 
-def test_a_field_that_is_no_image_cannot_be_png(tmp_path):
+def test_image_format_for_a_field_without_images_is_rejected(tmp_path):
     with Logger(tmp_path / "x", images={"observation": "png"}) as logger:
         logger.reset(1.0)
         with pytest.raises(KabukiError, match=r"images: field 'observation' is .*, not an image"):
             logger.step(0, 0.0, 1.0)
 
 
-def test_a_config_says_the_features(tmp_path):
+def test_a_config_declares_the_features(tmp_path):
     config = tfds.rlds.rlds_base.DatasetConfig(
         name="mine",
         overall_description="About it.",
@@ -492,7 +488,7 @@ def config(**infos):
 LISTS_OF_LISTS = tfds.features.Sequence(tfds.features.Sequence(tfds.features.Scalar(np.int64)))
 
 
-def test_a_list_of_another_rank_cuts_the_episode_short(tmp_path):
+def test_a_list_of_another_rank_truncates_the_episode(tmp_path):
     with Logger(tmp_path / "x", config=config()) as logger:
         logger.reset([1.0])
         logger.step(0, 0.0, [1.0, 2.0])
@@ -501,7 +497,7 @@ def test_a_list_of_another_rank_cuts_the_episode_short(tmp_path):
     assert read(tmp_path / "x").lengths == [2]
 
 
-def test_lists_of_lists_are_not_recorded(tmp_path):
+def test_nested_variable_length_lists_are_rejected(tmp_path):
     says = r"field '{}': int64 \(\?, \?\) in lists of lists cannot be recorded"
     with Logger(tmp_path / "x", config=config(observation_info=LISTS_OF_LISTS)) as logger:
         logger.reset([[1], [2, 3]])
@@ -551,7 +547,7 @@ def _group(inner):
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data(), observation=st.recursive(_leaf(), _group, max_leaves=5), action=_leaf())
-def test_whatever_is_logged_is_what_tfds_reads(data, observation, action):
+def test_tfds_reads_exactly_the_logged_values(data, observation, action):
     episodes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
     gave = Episodes()
     with tempfile.TemporaryDirectory() as folder:
@@ -573,7 +569,7 @@ def test_whatever_is_logged_is_what_tfds_reads(data, observation, action):
 # --- what is there already ---
 
 
-def test_a_second_recording_goes_on(tmp_path):
+def test_a_second_recording_continues_the_dataset(tmp_path):
     for first in (0, 2):
         with Logger(tmp_path / "x") as logger:
             log(logger, 2, first=first)
@@ -585,7 +581,7 @@ def test_a_second_recording_goes_on(tmp_path):
     assert tfds.builder("x", data_dir=tmp_path).info.splits["train"].num_examples == 4
 
 
-def test_what_does_not_fit_the_dataset_is_refused(tmp_path):
+def test_steps_that_do_not_match_the_dataset_are_rejected(tmp_path):
     with Logger(tmp_path / "x") as logger:
         log(logger)
     with Logger(tmp_path / "x") as logger:
@@ -601,7 +597,7 @@ def test_what_does_not_fit_the_dataset_is_refused(tmp_path):
     assert numbers(tmp_path / "x") == [0, 1]
 
 
-def test_a_dataset_that_tfds_wrote_is_gone_on_with(dataset, tmp_path):
+def test_a_dataset_written_by_tfds_is_continued(dataset, tmp_path):
     import shutil
 
     from tests import datasets
@@ -629,14 +625,14 @@ def test_a_dataset_that_tfds_wrote_is_gone_on_with(dataset, tmp_path):
     assert expected.read(folder, "test").lengths  # Which nobody recorded into.
 
 
-def test_two_cannot_record_at_once(tmp_path):
+def test_a_second_concurrent_recording_is_rejected(tmp_path):
     with Logger(tmp_path / "x"), pytest.raises(KabukiError, match="another process records there"):
         Logger(tmp_path / "x")
     with Logger(tmp_path / "x") as logger:
         log(logger)
 
 
-def test_a_place_that_cannot_be_is_named(tmp_path):
+def test_an_invalid_path_is_reported(tmp_path):
     (tmp_path / "file").touch()
     long = "x" * 300
     for path, message in (
@@ -653,7 +649,7 @@ def test_a_place_that_cannot_be_is_named(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_array_record_shards_are_not_appended_to(dataset):
+def test_appending_to_array_record_shards_is_rejected(dataset):
     with pytest.raises(KabukiError, match="has array_record shards, which cannot be appended to"):
         Logger(dataset("array_record"))
 
@@ -661,7 +657,7 @@ def test_array_record_shards_are_not_appended_to(dataset):
 # --- HDF5 ---
 
 
-def test_a_recording_to_hdf5_is_a_kabuki_file_and_grows(tmp_path):
+def test_recording_to_hdf5_writes_and_extends_a_kabuki_file(tmp_path):
     path = tmp_path / "x.hdf5"
     for first in (0, 2):
         with Logger(path, description="Counted.") as logger:
@@ -678,7 +674,7 @@ def test_a_recording_to_hdf5_is_a_kabuki_file_and_grows(tmp_path):
         assert f.attrs["name"] == "x"
 
 
-def test_a_recording_that_does_not_fit_the_file_is_refused_and_the_file_stays(tmp_path):
+def test_steps_that_do_not_match_the_file_are_rejected_and_the_file_is_kept(tmp_path):
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
         log(logger)
@@ -692,7 +688,7 @@ def test_a_recording_that_does_not_fit_the_file_is_refused_and_the_file_stays(tm
 
 
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
-def test_a_file_with_images_grows_in_its_own_way(tmp_path, images):
+def test_a_file_with_images_keeps_its_image_storage(tmp_path, images):
     path = tmp_path / "x.hdf5"
     gave = Episodes()
     with record(Everything(length=3), tmp_path / "x") as env:

@@ -78,7 +78,7 @@ def check(path, count=3):
 
 @pytest.mark.parametrize("info", [True, False, ["twice"]])
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_environments_that_reset_themselves(tmp_path, mode, info):
+def test_vector_env_with_autoreset_is_recorded(tmp_path, mode, info):
     with record(environments(mode), tmp_path / "x.hdf5", info=info) as env:
         env.reset(seed=0)
         for t in range(30):
@@ -94,7 +94,7 @@ def test_environments_that_reset_themselves(tmp_path, mode, info):
         assert transitions in range(30 * 3 - whole, 30 * 3 - whole + 4)
 
 
-def test_environments_that_the_user_resets(tmp_path):
+def test_vector_env_with_reset_mask_is_recorded(tmp_path):
     with record(environments(AutoresetMode.DISABLED), tmp_path / "x.hdf5") as env:
         env.reset()
         for t in range(30):
@@ -104,7 +104,7 @@ def test_environments_that_the_user_resets(tmp_path):
     assert {index for index, _ in check(tmp_path / "x.hdf5")} == {0, 1, 2}
 
 
-def test_environments_in_processes_of_their_own(tmp_path):
+def test_async_vector_env_is_recorded(tmp_path):
     # A fork would copy TensorFlow's locks, but not the threads that give them back.
     spawned = functools.partial(AsyncVectorEnv, context="spawn")
     with record(environments(AutoresetMode.SAME_STEP, spawned), tmp_path / "x.hdf5") as env:
@@ -114,7 +114,7 @@ def test_environments_in_processes_of_their_own(tmp_path):
     assert len(check(tmp_path / "x.hdf5")) >= 6
 
 
-def test_an_episode_of_one_environment_is_discarded(tmp_path):
+def test_discard_episode_removes_the_episode_of_one_environment(tmp_path):
     with record(environments(AutoresetMode.NEXT_STEP), tmp_path / "x.hdf5", unfinished="drop") as env:
         env.reset(seed=0)
         env.step(actions(0))

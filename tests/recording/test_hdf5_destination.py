@@ -1,4 +1,4 @@
-"""Recording to an HDF5 file: the same file as `convert` makes of a recorded RLDS dataset, and what is taken up."""
+"""Recording to an HDF5 file: its content equals a converted RLDS recording; interrupted recordings are recovered."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def log_the_rest(path, **options):
 
 
 @pytest.mark.parametrize("recorded", [record_everything, log_the_rest])
-def test_the_file_equals_that_of_convert_of_a_recorded_rlds_dataset(tmp_path, recorded):
+def test_the_file_equals_a_converted_rlds_recording(tmp_path, recorded):
     recorded(tmp_path / "x")
     recorded(tmp_path / "x.hdf5")
     (tmp_path / "converted").mkdir()
@@ -108,7 +108,7 @@ def test_the_file_equals_that_of_convert_of_a_recorded_rlds_dataset(tmp_path, re
     assert features_after_build(tmp_path / "x.hdf5", tmp_path / "a") == features_after_build(converted, tmp_path / "b")
 
 
-def test_images_have_the_format_in_which_build_stores_them(tmp_path):
+def test_images_have_the_format_that_build_uses(tmp_path):
     with Logger(tmp_path / "x.hdf5", images={"observation/camera": "jpeg"}) as logger:
         log(logger, [1])
     with h5py.File(tmp_path / "x.hdf5") as file:
@@ -119,7 +119,7 @@ def test_images_have_the_format_in_which_build_stores_them(tmp_path):
     assert features["steps"]["observation"]["camera"].encoding_format == "jpeg"
 
 
-def test_a_config_says_the_features_of_a_file(tmp_path):
+def test_a_config_declares_the_features_of_a_file(tmp_path):
     config = tfds.rlds.rlds_base.DatasetConfig(
         name="mine",
         overall_description="About it.",
@@ -142,7 +142,7 @@ def test_a_config_says_the_features_of_a_file(tmp_path):
         assert json.loads(file.attrs["features"]) == json.loads(other.attrs["features"])
 
 
-def test_it_needs_no_tensorflow(tmp_path):
+def test_recording_to_hdf5_needs_no_tensorflow(tmp_path):
     code = """
         import sys
         sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
@@ -162,7 +162,7 @@ def test_it_needs_no_tensorflow(tmp_path):
     assert (done.stdout, done.stderr) == ("2\n", "")
 
 
-def test_a_large_log_is_appended_while_the_recording_goes_on(tmp_path, monkeypatch):
+def test_a_large_log_is_appended_during_the_recording(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_destination, "_LOG_BYTES", 60_000)
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
@@ -177,7 +177,7 @@ def test_a_large_log_is_appended_while_the_recording_goes_on(tmp_path, monkeypat
     assert numbers(path) == [0, 1, 2, 3, 5]
 
 
-def test_a_file_that_is_being_read_is_not_changed_for_its_reader(tmp_path, monkeypatch):
+def test_a_file_does_not_change_while_another_program_reads_it(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_destination, "_LOG_BYTES", 60_000)
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
@@ -209,7 +209,7 @@ def test_a_file_that_cannot_be_written_does_not_stop_the_recording(tmp_path, mon
     assert numbers(tmp_path / "x.hdf5") == list(range(6))
 
 
-def test_convert_reads_the_log_of_a_recording_as_it_is(tmp_path):
+def test_convert_reads_the_log_of_a_recording(tmp_path):
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
         log(logger, [0, 1, 2], goal="red")
@@ -223,7 +223,7 @@ def test_convert_reads_the_log_of_a_recording_as_it_is(tmp_path):
     }
 
 
-def test_convert_leaves_out_a_log_whose_episodes_are_in_the_file(tmp_path, monkeypatch, caplog):
+def test_convert_skips_a_log_whose_episodes_are_in_the_file(tmp_path, monkeypatch, caplog):
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
         log(logger, [0, 1])
@@ -262,7 +262,7 @@ def test_a_recording_of_the_previous_version_is_continued(tmp_path, has_file, im
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
 
 
-def test_what_the_previous_version_had_put_into_the_file_is_not_added_twice(tmp_path):
+def test_episodes_that_the_previous_version_added_are_not_added_twice(tmp_path):
     """It was killed between making the file and removing the folder."""
     path, folder = tmp_path / "x.hdf5", tmp_path / "x.hdf5.recording" / "1.0.0"
     with Logger(folder) as logger:
@@ -274,7 +274,7 @@ def test_what_the_previous_version_had_put_into_the_file_is_not_added_twice(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
 
 
-def test_episodes_of_the_previous_version_without_its_description_are_kept(tmp_path):
+def test_episodes_of_the_previous_version_without_dataset_info_are_kept(tmp_path):
     folder = tmp_path / "x.hdf5.recording" / "1.0.0"
     folder.mkdir(parents=True)
     (folder / "x-train.recording").write_bytes(b"episodes")
@@ -283,7 +283,7 @@ def test_episodes_of_the_previous_version_without_its_description_are_kept(tmp_p
     assert (folder / "x-train.recording").read_bytes() == b"episodes"
 
 
-def test_a_first_episode_stays_if_it_cannot_get_another_field(tmp_path, monkeypatch):
+def test_the_first_episode_is_kept_if_a_new_field_cannot_be_written(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -298,7 +298,7 @@ def test_a_first_episode_stays_if_it_cannot_get_another_field(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("record", [0, 2], ids=["head", "episode"])
-def test_a_log_that_makes_no_sense_is_named_and_kept(tmp_path, record):
+def test_an_invalid_log_is_reported_and_kept(tmp_path, record):
     path = tmp_path / "x.hdf5"
     logger = Logger(path)
     log(logger, [0, 1])
@@ -315,7 +315,7 @@ def test_a_log_that_makes_no_sense_is_named_and_kept(tmp_path, record):
     assert (folder / codec.NAME).read_bytes() == before
 
 
-def test_a_file_that_cannot_grow_is_refused_before_anything_is_recorded(tmp_path):
+def test_a_file_of_fixed_size_is_rejected_before_recording(tmp_path):
     path = tmp_path / "x.hdf5"
     with Logger(path) as logger:
         log(logger, [0])

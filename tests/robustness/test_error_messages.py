@@ -331,8 +331,8 @@ RECORDED = {
         {"text": 3},
         "field 'observation/text' does not match the recording: got .*, expected text",
     ),
-    "a surrogate": ({"text": "\udcff"}, "field 'observation/text': a text that is no valid Unicode"),
-    "metadata named like a field": ({"metadata": {"reward": 1}}, "step metadata 'reward': a field that every step has"),
+    "a surrogate": ({"text": "\udcff"}, "field 'observation/text': text is not valid Unicode"),
+    "metadata named like a field": ({"metadata": {"reward": 1}}, "step metadata 'reward': this name is reserved"),
 }
 
 
@@ -348,7 +348,7 @@ def test_recording_is_kept_if_its_conversion_fails(tmp_path, monkeypatch):
         raise kabuki_rlds.KabukiError("the disk is full")
 
     monkeypatch.setattr(hdf5_destination, "transfer", fails)
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"the disk is full; what was recorded is safe in (.*), which"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"the disk is full; the episodes are safe in (.*), which"):
         recorded(tmp_path / "x.hdf5")
     monkeypatch.undo()
     (left,) = tmp_path.iterdir()

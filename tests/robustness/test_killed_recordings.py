@@ -76,13 +76,13 @@ def copy_of(killed, tmp_path):
     return folder
 
 
-def test_an_episode_is_on_the_disk_when_its_last_step_returns(killed, tmp_path):
+def test_an_episode_is_on_disk_when_its_last_step_returns(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
-    assert numbers(folder) == [0, 1, 2]  # TFDS does not see the journal, and is not disturbed by it.
+    assert numbers(folder) == [0, 1, 2]  # TFDS ignores the journal.
     assert converted(folder, tmp_path) == [0, 1, 2, 3, 4, 5]
 
 
-def test_the_next_recording_takes_up_what_was_left(killed, tmp_path):
+def test_the_next_recording_recovers_the_journal_of_a_killed_recording(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
     logger = Logger(folder)
     assert numbers(folder) == [0, 1, 2, 3, 4, 5]
@@ -92,7 +92,7 @@ def test_the_next_recording_takes_up_what_was_left(killed, tmp_path):
     assert not list(folder.glob("*.recording*"))
 
 
-def test_a_part_of_a_record_is_cut_off(killed, tmp_path):
+def test_an_incomplete_record_at_the_end_of_a_journal_is_removed(killed, tmp_path):
     _, ends = killed
     before = ends[0]
     for size in (before, *(before + n for n in (1, 8, 12, 13, 400)), *(ends[1] + n for n in (-5, -1, 0, 5))):
@@ -105,7 +105,7 @@ def test_a_part_of_a_record_is_cut_off(killed, tmp_path):
         shutil.rmtree(folder.parent)
 
 
-def test_a_record_that_the_power_left_without_its_data_is_cut_off(killed, tmp_path):
+def test_a_record_with_zero_bytes_after_a_power_failure_is_removed(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
     with open(folder / "x-train.recording", "rb+") as journal:
         journal.seek(killed[1][1] + 40)
@@ -114,7 +114,7 @@ def test_a_record_that_the_power_left_without_its_data_is_cut_off(killed, tmp_pa
     assert numbers(folder) == [0, 1, 2, 3, 4]
 
 
-def test_a_shard_that_is_not_listed_is_taken_up(killed, tmp_path):
+def test_a_shard_missing_in_dataset_info_is_recovered(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
     (folder / "x-train.recording").rename(folder / "x-train.tfrecord-00001")
     assert converted(folder, tmp_path) == [0, 1, 2, 3, 4, 5]
@@ -122,7 +122,7 @@ def test_a_shard_that_is_not_listed_is_taken_up(killed, tmp_path):
     assert numbers(folder) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_journal_before_any_shard_is_taken_up(tmp_path):
+def test_a_journal_without_any_shard_is_recovered(tmp_path):
     folder = tmp_path / "x" / "1.0.0"
     logger = Logger(folder)
     log(logger, [0])
@@ -134,7 +134,7 @@ def test_a_journal_before_any_shard_is_taken_up(tmp_path):
     assert numbers(copy) == [0]
 
 
-def test_a_dataset_that_was_declared_and_no_more_may_become_another(tmp_path, monkeypatch):
+def test_a_dataset_without_episodes_can_get_other_fields(tmp_path, monkeypatch):
     folder = tmp_path / "x" / "1.0.0"
     logger = Logger(folder)
     with monkeypatch.context() as patched:
@@ -149,7 +149,7 @@ def test_a_dataset_that_was_declared_and_no_more_may_become_another(tmp_path, mo
 
 
 @pytest.mark.parametrize("killed_after", ["link", "info"])
-def test_giving_the_shards_new_names_may_be_killed(dataset, tmp_path, monkeypatch, killed_after):
+def test_a_kill_while_shards_are_renamed_loses_nothing(dataset, tmp_path, monkeypatch, killed_after):
     folder = tmp_path / "plain" / "1.0.0"
     shutil.copytree(dataset("plain"), folder)
     before = expected.read(folder).steps["reward"]
@@ -168,7 +168,7 @@ def test_giving_the_shards_new_names_may_be_killed(dataset, tmp_path, monkeypatc
     assert not list(folder.glob("plain-train*-of-*"))
 
 
-def test_a_journal_becomes_a_shard_when_it_is_large(tmp_path, monkeypatch):
+def test_a_large_journal_becomes_a_shard(tmp_path, monkeypatch):
     monkeypatch.setattr(recorded_dataset, "_SHARD_BYTES", 2000)
     with Logger(tmp_path / "x") as logger:
         log(logger, range(20))
@@ -182,7 +182,7 @@ def test_a_journal_becomes_a_shard_when_it_is_large(tmp_path, monkeypatch):
     assert numbers(folder) == list(range(20))
 
 
-def test_a_full_disk_loses_one_episode_and_says_so(tmp_path, monkeypatch):
+def test_a_full_disk_loses_one_episode_and_raises(tmp_path, monkeypatch):
     folder = tmp_path / "x" / "1.0.0"
     write = os.pwrite
 
@@ -206,8 +206,8 @@ def test_a_full_disk_loses_one_episode_and_says_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("suffix", "failing"), [*(("", n) for n in range(1, 11)), *((".hdf5", n) for n in range(1, 5))]
 )
-def test_a_disk_that_fills_up_loses_no_episode_that_was_written(tmp_path, monkeypatch, suffix, failing):
-    """Whichever of the waits for the disk it is that fails, here and when the recording ends."""
+def test_a_failed_fsync_loses_no_written_episode(tmp_path, monkeypatch, suffix, failing):
+    """The n-th call of fsync fails, during the recording or at its end."""
     path = tmp_path / f"x{suffix}"
     monkeypatch.setattr(recorded_dataset, "_SHARD_BYTES", 600)
     sync, waits = os.fsync, 0
@@ -244,7 +244,7 @@ def test_a_disk_that_fills_up_loses_no_episode_that_was_written(tmp_path, monkey
     assert numbers(folder) == written
 
 
-def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monkeypatch):
+def test_a_shard_missing_in_dataset_info_is_not_overwritten(dataset, tmp_path, monkeypatch):
     folder = tmp_path / "plain" / "1.0.0"
     shutil.copytree(dataset("plain"), folder)
     taken = folder / "plain-train.tfrecord-00000"
@@ -259,7 +259,7 @@ def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monke
     def refuses(*paths):
         raise PermissionError(1, "Operation not permitted")
 
-    # As a file system without hard links does.
+    # Simulates a file system without hard links.
     monkeypatch.setattr(os, "link", refuses)
     with pytest.raises(
         KabukiError, match=r"cannot create a hard link plain-train.tfrecord-00000 to this file \(Operation not"
@@ -270,7 +270,7 @@ def test_a_shard_that_nobody_listed_is_not_written_over(dataset, tmp_path, monke
     Logger(folder).close()
 
 
-def test_a_journal_of_nobody_knows_what_is_left_alone(killed, tmp_path):
+def test_a_journal_without_dataset_info_is_not_changed(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
     (folder / "dataset_info.json").unlink()
     before = (folder / "x-train.recording").read_bytes()
@@ -295,9 +295,9 @@ def _splits(**changes):
         (lambda info: info.update(name="../x"), "/dataset_info.json: names the shard '.*', which is outside"),
     ],
 )
-def test_a_dataset_that_makes_no_sense_is_left_as_it_is(killed, tmp_path, change, says):
+def test_an_invalid_dataset_is_not_changed(killed, tmp_path, change, says):
     folder = copy_of(killed, tmp_path)
-    # What would be linked or be made a shard of, from outside.
+    # A file outside the dataset that a malicious dataset_info.json names as a shard.
     (folder.parent / "00000").write_bytes(b"of another")
     file = folder / "dataset_info.json"
     info = json.loads(file.read_text())
@@ -305,7 +305,7 @@ def test_a_dataset_that_makes_no_sense_is_left_as_it_is(killed, tmp_path, change
         change(info)
     file.write_text("{" if change is None else json.dumps(info))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    # Again, since no lock may be left.
+    # Try twice: the first failure must release the lock.
     for _ in range(2):
         with pytest.raises(KabukiError, match=says) as error:
             Logger(folder)
@@ -313,7 +313,7 @@ def test_a_dataset_that_makes_no_sense_is_left_as_it_is(killed, tmp_path, change
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_dataset_that_is_not_of_episodes_is_named(killed, tmp_path):
+def test_a_dataset_without_steps_is_rejected(killed, tmp_path):
     folder = copy_of(killed, tmp_path)
     features = json.loads((folder / "features.json").read_text())
     inner = features["featuresDict"]["features"]
@@ -325,8 +325,8 @@ def test_a_dataset_that_is_not_of_episodes_is_named(killed, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["mkdir", "flock"])
-def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch, when):
-    """One that recorded nothing removes the folder that it made."""
+def test_a_folder_removed_by_another_recording_is_reported(tmp_path, monkeypatch, when):
+    """A recording without episodes removes the folder that it created."""
     folder = tmp_path / "x" / "1.0.0"
     module = {"mkdir": Path, "flock": fcntl}[when]
     call = getattr(module, when)
@@ -349,7 +349,7 @@ def test_another_who_ends_meanwhile_is_said(tmp_path, monkeypatch, when):
     assert numbers(folder) == [0]
 
 
-def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
     def refuses(*args):
         raise OSError(37, "No locks available")
 
@@ -358,7 +358,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
         Logger(tmp_path / "x")
 
 
-def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
+def test_other_files_in_the_folder_of_the_log_are_not_removed(tmp_path):
     path = tmp_path / "x.hdf5"
     logger = Logger(path)
     log(logger, [0])
@@ -369,7 +369,7 @@ def test_what_lies_beside_a_recording_to_a_file_is_not_removed(tmp_path):
     assert [p.name for p in (tmp_path / "x.hdf5.recording").iterdir()] == ["notes"]
 
 
-def test_a_journal_that_cannot_be_made_is_said(tmp_path):
+def test_a_journal_that_cannot_be_created_is_reported(tmp_path):
     folder = tmp_path / "x" / "1.0.0"
     with Logger(folder) as logger:
         log(logger, [0])
@@ -399,7 +399,7 @@ for n in range(int(sys.argv[2]), 1 << 62):
 
 
 @pytest.mark.parametrize("suffix", ["", ".hdf5"])
-def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
+def test_every_finished_episode_survives_sigkill(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     last = -1
     for seen in (1, 200):
@@ -408,12 +408,12 @@ def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
             for _ in range(seen):
                 last = int(process.stdout.readline())  # type: ignore[union-attr]
             process.send_signal(signal.SIGKILL)
-            # It may have ended more episodes meanwhile, and printed so.
+            # The process may have finished and printed more episodes before the signal.
             last = max([last, *map(int, process.stdout.read().split())])  # type: ignore[union-attr]
     folder = tmp_path / "x" / "1.0.0"
     found = converted([path, tmp_path / "x.hdf5.recording"] if suffix else folder, tmp_path)
     assert found[: last + 1] == list(range(last + 1))
-    assert len(found) <= last + 2  # One may have ended without a word.
+    assert len(found) <= last + 2  # One more may have been finished but not printed.
     with Logger(path) as logger:
         log(logger, [-1])
     if suffix:
@@ -423,7 +423,7 @@ def test_every_episode_whose_end_was_seen_outlives_sigkill(tmp_path, suffix):
         assert numbers(folder) == [*found, -1]
 
 
-def test_a_recording_that_was_put_into_its_file_is_not_put_there_twice(tmp_path, monkeypatch):
+def test_episodes_of_a_log_are_not_appended_twice(tmp_path, monkeypatch):
     path = tmp_path / "x.hdf5"
     unlink = Path.unlink
 
@@ -446,12 +446,12 @@ def test_a_recording_that_was_put_into_its_file_is_not_put_there_twice(tmp_path,
 
 
 @given(st.binary(min_size=4, max_size=5000))
-def test_the_checksum_is_that_of_tensorflow(data):
+def test_the_record_checksum_equals_that_of_tensorflow(data):
     assert records.checksum(data) == _masked_by_tensorflow(data)
 
 
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3_000_000])
-def test_the_checksum_of_much_data_is_that_of_tensorflow(size):
+def test_the_checksum_of_a_large_record_equals_that_of_tensorflow(size):
     data = np.random.default_rng(0).bytes(size)
     assert records.checksum(data) == _masked_by_tensorflow(data)
 
@@ -465,9 +465,9 @@ def _masked_by_tensorflow(data):
         return struct.unpack("<I", Path(file.name).read_bytes()[-4:])[0]
 
 
-@pytest.mark.parametrize("is_new", [False, True], ids=["fields that were there", "new fields"])
-def test_an_episode_outlives_a_kill_while_it_gets_its_fields(tmp_path, monkeypatch, is_new):
-    """The folder is copied at each of the calls that write, before it and after half of it, as a kill leaves it."""
+@pytest.mark.parametrize("is_new", [False, True], ids=["existing fields", "new fields"])
+def test_an_episode_survives_a_kill_while_its_metadata_is_written(tmp_path, monkeypatch, is_new):
+    """Simulates a kill: copies the folder before each writing call and, for pwrite, after half of the data."""
     folder = tmp_path / "x" / "1.0.0"
     copies: list[Path] = []
 
@@ -506,7 +506,7 @@ def test_an_episode_outlives_a_kill_while_it_gets_its_fields(tmp_path, monkeypat
     assert expected.read(folder).episodes["place"][-1].startswith(b"a place whose")
 
 
-def test_an_episode_that_cannot_be_written_anew_stays(tmp_path, monkeypatch):
+def test_an_episode_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):
     folder = tmp_path / "x" / "1.0.0"
     write = os.pwrite
     with Logger(folder) as logger:

@@ -34,14 +34,14 @@ def other_disk(tmp_path) -> Iterator[Path]:
         yield folder
 
 
-def test_another_file_system_will_do(small, other_disk):
+def test_convert_and_build_work_on_another_file_system(small, other_disk):
     path = kabuki_rlds.convert(small, other_disk / "out.hdf5", resume=True).path
     assert [entry.name for entry in other_disk.iterdir()] == ["out.hdf5"]
     assert kabuki_rlds.build(path, other_disk).num_steps == 8
     assert kabuki_rlds.compare(path, small) == []
 
 
-def test_a_read_only_disk_is_said(small, other_disk, capsys):
+def test_a_read_only_disk_is_reported(small, other_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", other_disk], check=True)
     for command in (["convert", small, other_disk / "out.hdf5"], ["build", small, "--out", other_disk]):
         assert main([*map(str, command), "--quiet"]) == 1
@@ -52,7 +52,7 @@ def test_a_read_only_disk_is_said(small, other_disk, capsys):
 
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 @pytest.mark.parametrize("lengths", [(300_000,), (1_000,) * 300])
-def test_a_disk_that_another_fills_is_said(lengths, file_format, other_disk, tmp_path, capsys, monkeypatch):
+def test_a_disk_that_another_process_fills_is_reported(lengths, file_format, other_disk, tmp_path, capsys, monkeypatch):
     fields = handmade.fields(lengths, (True,) * len(lengths))
     fields["observation"] = np.random.default_rng(0).random((300_000, 8), np.float32)
     file = handmade.write(tmp_path / "large.hdf5", fields)
@@ -68,7 +68,7 @@ def test_a_disk_that_another_fills_is_said(lengths, file_format, other_disk, tmp
 
 
 @pytest.mark.parametrize("command", ["convert", "build"])
-def test_out_of_memory_is_said_in_one_line(command, small, tmp_path, capsys, monkeypatch):
+def test_out_of_memory_is_reported_in_one_line(command, small, tmp_path, capsys, monkeypatch):
     blocks = KabukiSource.blocks
 
     def fail_later(self, only=None, **options):
@@ -84,7 +84,7 @@ def test_out_of_memory_is_said_in_one_line(command, small, tmp_path, capsys, mon
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_that_changes_while_a_dataset_is_built_of_it_is_said(small, tmp_path, monkeypatch):
+def test_a_source_changed_during_build_is_reported(small, tmp_path, monkeypatch):
     from kabuki_rlds.formats.rlds.sink import SplitSink
 
     write = SplitSink.write
@@ -100,7 +100,7 @@ def test_a_file_that_changes_while_a_dataset_is_built_of_it_is_said(small, tmp_p
     assert not folder.exists()
 
 
-def test_a_source_that_vanishes_is_said(small, tmp_path, monkeypatch):
+def test_a_source_deleted_during_convert_is_reported(small, tmp_path, monkeypatch):
     from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     write = KabukiSink.write
@@ -116,14 +116,14 @@ def test_a_source_that_vanishes_is_said(small, tmp_path, monkeypatch):
 
 
 def _sum_of(path: str, start: int, stop: int) -> tuple[float, int]:
-    """What a forked worker reads: rows of an open file, and the whole by this package."""
+    """The data that a forked worker reads: rows of an open file, and the whole file with this package."""
     with h5py.File(path) as file:
         part = float(file["reward"][start:stop].sum())
     with KabukiSource(path) as source:
         return part, sum(block.num_steps for block in source.blocks())
 
 
-def test_forked_readers_of_one_file_read_the_same(tmp_path):
+def test_forked_readers_of_one_file_read_the_same_data(tmp_path):
     """As the workers of a `torch.utils.data.DataLoader` do, after their parent has read the file too."""
     n = 20_000
     fields = handmade.fields([n], [True])
@@ -165,7 +165,7 @@ def held_open(path: Path, *how: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("how", [("a", "earliest"), ("a", "latest"), ("w", "earliest"), ("w", "latest", "flush")])
 @pytest.mark.parametrize("layout", ["kabuki", "robomimic"])
-def test_a_file_that_another_program_writes_is_not_damaged(small, tmp_path, how, layout, capsys):
+def test_a_file_that_another_program_has_open_is_not_reported_as_damaged(small, tmp_path, how, layout, capsys):
     path = small if layout == "kabuki" else layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
     commands = [["convert", path, tmp_path / "out.hdf5"], ["validate", path], ["inspect", path]]
     with held_open(path, *how):
@@ -179,7 +179,7 @@ def test_a_file_that_another_program_writes_is_not_damaged(small, tmp_path, how,
 
 @pytest.mark.parametrize("how", [("latest", "flush"), ("latest", "flush", "swmr")])
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_file_that_is_marked_as_open(tmp_path, how, lives):
+def test_a_file_marked_as_open_is_reported(tmp_path, how, lives):
     path = tmp_path / "x.hdf5"
     with held_open(path, "w", *how) as process:
         if not lives:
