@@ -1,21 +1,20 @@
-"""Offline-RL datasets between RLDS and HDF5, in the Kabuki format.
+"""Converts offline-RL datasets between RLDS and HDF5 (the Kabuki format), and loads and records them.
 
-convert    datasets to one Kabuki HDF5 file
-build      datasets to an RLDS dataset
-export     a dataset to robomimic's, Minari's or D4RL's layout
-validate   a dataset against the rules of the format
-compare    a file with the datasets that it came from
-inspect    what is in a dataset
-open       any source, for random access to its episodes
-load       files as a `tf.data.Dataset` of RLDS episodes
-load_steps, load_transitions, load_windows    batches to train on
-dataset    samples by index, for PyTorch and Grain
-record     an environment, as it is used
-Logger     what a loop of one's own does
-EnvLoggerBackend    what EnvLogger records
+convert    convert datasets to one Kabuki HDF5 file
+build      convert datasets to an RLDS dataset
+export     write a dataset in the layout of robomimic, Minari or D4RL
+validate   check a dataset against the rules of the format
+compare    compare a Kabuki file with its sources
+inspect    summarise a dataset
+open       open any source for random access to its episodes
+load       load files as a `tf.data.Dataset` of RLDS episodes
+load_steps, load_transitions, load_windows    load batches for training
+dataset    load samples by index, for PyTorch and Grain
+record     record an environment while an agent acts in it
+Logger     record the steps of a custom loop
+EnvLoggerBackend    write the steps that EnvLogger records
 
-The public names are those of this module, as `dir(kabuki_rlds)` lists them. Everything else is internal and may change
-in any release.
+The public names are those that `dir(kabuki_rlds)` lists. Everything else is internal and may change in any release.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -46,7 +45,7 @@ from kabuki_rlds.recording.logger import Logger
 from kabuki_rlds.version import VERSION
 
 if TYPE_CHECKING:
-    # Not in `__all__`: `import *` would fail where EnvLogger is not.
+    # Not in `__all__`: otherwise `import *` fails if EnvLogger is not installed.
     from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend as EnvLoggerBackend
 
 __version__ = VERSION
@@ -87,12 +86,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Its base class is EnvLogger's, which is not always installed.
+    # The base class is in EnvLogger, an optional package, so the import is deferred.
     if name == "EnvLoggerBackend":
         require(
             "EnvLoggerBackend",
             "envlogger.backends.backend_writer",
-            otherwise="it exists for Python 3.11 on Linux x86-64; kabuki_rlds.record does without it",
+            otherwise="EnvLogger supports only Python 3.11 on Linux x86-64; kabuki_rlds.record works without it",
         )
         from kabuki_rlds.recording.envlogger_backend import EnvLoggerBackend
 

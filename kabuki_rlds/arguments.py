@@ -1,4 +1,7 @@
-"""Names of arguments in messages: `overwrite=True` in Python, `--overwrite` on the command line. Deprecated names."""
+"""Formats arguments in messages: `overwrite=True` in Python, `--overwrite` on the command line.
+
+Also warns of deprecated names of arguments and attributes.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from typing import Any
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: Whether messages are for the command line.
+#: Whether messages name command-line flags instead of Python arguments.
 _flags = False
 
 
 def argument(name: str, value: object = None) -> str:
-    """An argument, with a value where one is given, as whoever reads the message writes it.
+    """Returns an argument for a message, with its value if one is given: in Python syntax or as a command-line flag.
 
-    Example:
+    Example (Python, command line):
       argument("split")                   split              --split
       argument("overwrite", True)         overwrite=True     --overwrite
       argument("fill", {"reward": 0})     fill={'reward': 0} --fill reward=0
@@ -37,7 +40,7 @@ def argument(name: str, value: object = None) -> str:
 
 @contextlib.contextmanager
 def named_as_flags() -> Iterator[None]:
-    """Within it, messages name the flags of the command line, in all threads of the process."""
+    """A context in which messages name command-line flags. It applies to all threads of the process."""
     global _flags
     before, _flags = _flags, True
     try:
@@ -47,7 +50,11 @@ def named_as_flags() -> Iterator[None]:
 
 
 def warn_deprecated(message: str) -> None:
-    """Warns whoever called the package: by a `DeprecationWarning` in Python, by a line on the command line."""
+    """Warns of a deprecated name.
+
+    In Python, this is a `DeprecationWarning` at the line that calls the package. On the command line, it is a line on
+    stderr.
+    """
     if _flags:
         _log.warning("%s", message)
         return
@@ -58,7 +65,7 @@ def warn_deprecated(message: str) -> None:
 
 
 def renamed(old: str, new: str) -> Any:
-    """An attribute of a result under its old name, for one minor version."""
+    """Returns a property that gives the attribute `new` under its deprecated name `old`, for one minor version."""
 
     def read(result: object) -> Any:
         warn_deprecated(f"{type(result).__name__}.{old} is deprecated; use {new}")

@@ -1,6 +1,6 @@
-"""The errors that are meant for the person who runs the tool, and their text.
+"""The errors that a user can act on, and the format of their messages.
 
-All derive from `KabukiError`; where Python has an error of the same meaning, from that too.
+All derive from `KabukiError`, and also from the built-in exception of the same meaning, if there is one.
 """
 
 from __future__ import annotations
@@ -12,43 +12,48 @@ from typing import Self
 
 
 class KabukiError(Exception):
-    """Something that the user can act on.
+    """Base class of all errors that a user can act on.
 
-    The message is one line: what is wrong, where, and what to do about it. The
-    command line prints it as it is and exits with 1; a library user may catch it.
+    The message is one line: what is wrong, where, and what to do. The command line prints it and exits with 1.
 
-    A name or a value in it may come from a stranger's file, so it is made one line,
-    and characters that a terminal would obey are spelt out.
+    The message may contain names and values from untrusted files. Line breaks are therefore replaced by spaces, and
+    control characters are escaped.
+
+    Example:
+      try:
+          kabuki_rlds.convert("lift.hdf5", "kabuki.hdf5")
+      except kabuki_rlds.KabukiError as e:
+          print(e)
     """
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
     def within(self, place: str | os.PathLike[str]) -> Self:
-        """The same error, with a message that begins with the place where it was found."""
+        """Returns a copy of the error whose message begins with `place`, for example a file name."""
         error = copy.copy(self)
         error.args = (printable(f"{os.fspath(place)}: {self}"),)
         return error
 
 
 class SourceNotFoundError(KabukiError, FileNotFoundError):
-    """There is no source of this path or name."""
+    """No source has the given path or name."""
 
 
 class DestinationExistsError(KabukiError, FileExistsError):
-    """The destination exists, and the caller did not ask to replace it."""
+    """The destination exists, and `overwrite=True` was not given."""
 
 
 class InvalidArgumentError(KabukiError, ValueError):
-    """An argument has a value that it cannot have."""
+    """An argument has an invalid value."""
 
 
 class MissingDependencyError(KabukiError, ImportError):
-    """An optional package is not installed. The message has the command that installs it."""
+    """An optional package is not installed. The message contains the command that installs it."""
 
 
 class _LocatedError(KabukiError):
-    """An error in a source. Its message begins with the file."""
+    """An error in a source. The message begins with the file name."""
 
     def __init__(self, problem: str, file: str | os.PathLike[str]):
         self.problem, self.file = printable(problem), os.fspath(file)
@@ -81,13 +86,13 @@ class SchemaMismatchError(_LocatedError):
 
 
 class DamagedDataError(_LocatedError):
-    """Data cannot be read or contradict each other: a file is cut short, damaged, or was written incorrectly.
+    """Data cannot be read or are inconsistent: a file is truncated, damaged, or was written incorrectly.
 
     Attributes:
       problem: the message without the file.
       file: the file or source; "" if it is not known.
       field: path of the field in the file; "" if no single field is damaged, or it is not known.
-      rows: the rows that cannot be read, counted as the message does; None if they are not known.
+      rows: the rows that cannot be read, numbered as in the message; None if they are not known.
 
     Example:
       try:
@@ -102,13 +107,13 @@ class DamagedDataError(_LocatedError):
 
 
 def printable(text: str) -> str:
-    """Text as one line of characters that can be seen."""
+    """Returns the text as one line of printable characters. Other characters are escaped."""
     line = " ".join(text.splitlines())
     return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, without the place in its graph that TensorFlow adds."""
+    """Returns the first line of an error's message, without the graph node names that TensorFlow adds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", lines[0]) if lines else ""
     return (line or type(error).__name__)[:400]

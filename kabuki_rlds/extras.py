@@ -1,4 +1,4 @@
-"""Imports optional packages, each of which an extra of setup.cfg installs."""
+"""Imports optional packages. Each is installed by an extra of setup.cfg."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 from kabuki_rlds.errors import MissingDependencyError
 
-#: Top-level module to the extra that installs it.
+#: Maps each top-level module to the extra that installs it.
 _EXTRAS = {
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow",
@@ -20,15 +20,16 @@ _EXTRAS = {
 def require(purpose: str, *modules: str, otherwise: str = "") -> None:
     """Imports optional modules. Call this before the first `import` of one of them.
 
-        require("reading an RLDS dataset", "tensorflow", "tensorflow_datasets")
-
     Args:
-      purpose: what needs them, the subject of the error message.
+      purpose: the task that needs the modules. The error message begins with it.
       modules: names of modules.
-      otherwise: what to do without them, for the end of the message.
+      otherwise: an alternative to the modules, for the end of the error message.
 
     Raises:
-      MissingDependencyError: one of them cannot be imported. The message contains the command that installs it.
+      MissingDependencyError: a module cannot be imported. The message contains the command that installs it.
+
+    Example:
+      require("reading an RLDS dataset", "tensorflow", "tensorflow_datasets")
     """
     for module in modules:
         try:

@@ -1,4 +1,4 @@
-"""`python -m kabuki_rlds.cli`."""
+"""Runs the command line with `python -m kabuki_rlds.cli`."""
 
 import sys
 

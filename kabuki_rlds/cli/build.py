@@ -1,4 +1,4 @@
-"""The command `build`: Kabuki files, or demonstrations of others, to an RLDS dataset."""
+"""The command `build`: converts Kabuki files, or other sources, to an RLDS dataset."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from kabuki_rlds.formats.locate import locate
 
 
 def add(commands: Commands, common: Parser) -> None:
-    """Adds the command, with all that it takes."""
+    """Adds the command `build` and its arguments to the parser."""
     command = commands.add_parser(
         "build",
         parents=[common],
-        help="HDF5 files to an RLDS dataset",
-        description="Builds an RLDS dataset, which TFDS and all RLDS readers read, from Kabuki HDF5 files, or straight "
-        "from anything else that convert takes. The dataset gets the features that the files came from, or else ones "
-        "derived from their arrays.",
+        help="convert HDF5 files to an RLDS dataset",
+        description="Builds an RLDS dataset from Kabuki HDF5 files or from any other source of convert. TFDS and all "
+        "RLDS readers can read the dataset. Its features are those of the original RLDS dataset. If the files do not "
+        "come from RLDS, the features are derived from their arrays.",
         epilog="Example: kabuki-rlds build train=a.hdf5 val=b.hdf5 --out ~/tensorflow_datasets --name reach",
     )
     command.add_argument(
         "files",
         metavar="FILE",
         nargs="+",
-        help="a Kabuki file, or any other source of convert, or SPLIT=FILE; without SPLIT it is train, or what the "
-        "recipe says; several of one split are stitched in this order",
+        help="a Kabuki file or any other source of convert, or SPLIT=FILE; the default of SPLIT is train, or the "
+        "splits of the recipe; several files of one split are concatenated in this order",
     )
-    command.add_argument("--out", metavar="DIR", help="where the dataset goes: DIR/NAME/VERSION")
+    command.add_argument("--out", metavar="DIR", help="write the dataset to DIR/NAME/VERSION")
     command.add_argument(
         "--name",
         metavar="NAME[/CONFIG]",
-        help="name of the dataset (default: what the first file says, or else is called)",
+        help="name of the dataset (default: the dataset name stored in the first file, or else its file name)",
     )
     source_options.add_reading_options(command)
     command.add_argument(
@@ -47,8 +47,8 @@ def add(commands: Commands, common: Parser) -> None:
     command.add_argument(
         "--encode",
         choices=["png", "jpeg"],
-        help="how images that are stored as arrays are encoded; jpeg is lossy (default: as their original files, or "
-        "png if these are not known)",
+        help="image format for images that are stored as arrays; jpeg is lossy (default: the format of the original "
+        "image files, or png if it is unknown)",
     )
     command.add_argument("--images", choices=["png", "jpeg"], help=argparse.SUPPRESS)
     source_options.add_writing_options(command, "the dataset")
@@ -56,16 +56,16 @@ def add(commands: Commands, common: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs it, and returns the exit code."""
+    """Runs the command and returns the exit code."""
     if arguments.out is None and arguments.data_dir is None:
         arguments.fail("the following arguments are required: --out")
-    # Without --out, --data-dir is where the dataset goes (deprecated).
+    # Deprecated: without --out, the dataset is written to --data-dir.
     data_dir = None if arguments.out is None else arguments.data_dir
     files: dict[str, list[str]] = {}
     named = False
     for text in arguments.files:
         split, equals, file = text.partition("=")
-        # A name with a = in it may be that of a file.
+        # A file name may contain =.
         if not equals or os.path.lexists(local_path(text)):
             split, file = "train", text
         else:

@@ -1,4 +1,4 @@
-"""The command `convert`: datasets to one Kabuki HDF5 file."""
+"""The command `convert`: converts datasets to one Kabuki HDF5 file."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from kabuki_rlds.files.paths import local_path
 
 
 def add(commands: Commands, common: Parser) -> None:
-    """Adds the command, with all that it takes."""
+    """Adds the command `convert` and its arguments to the parser."""
     command = commands.add_parser(
         "convert",
         parents=[common],
-        help="datasets to one Kabuki HDF5 file",
-        description="Converts one or more datasets into one Kabuki HDF5 file. It appears whole, or not at all.",
+        help="convert datasets to one Kabuki HDF5 file",
+        description="Converts one or more datasets into one Kabuki HDF5 file. If the conversion fails, no partial file "
+        "is left.",
         epilog="Example: kabuki-rlds convert ~/tensorflow_datasets/hopper/1.0.0 hopper.hdf5 --split 'train[:10%]'",
     )
     command.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), a log of EnvLogger's or "
-        "a folder of logs, a Kabuki file, or demonstrations of D4RL, Minari, robomimic, LIBERO, robosuite or ALOHA "
-        "(a file, a folder, 'data/*.hdf5'); several are stitched in this order",
+        help="folder of a TFDS dataset (…/1.0.0), a TFDS name (d4rl_mujoco_hopper/v2-medium), an EnvLogger log or "
+        "a folder of logs, a Kabuki file, or demonstrations in the layout of D4RL, Minari, robomimic, LIBERO, "
+        "robosuite or ALOHA (a file, a folder, 'data/*.hdf5'); several sources are concatenated in this order",
     )
     command.add_argument("dest", metavar="DEST.hdf5", help="the file to write")
     source_options.add_reading_options(command)
@@ -44,25 +45,26 @@ def add(commands: Commands, common: Parser) -> None:
         "--compression",
         choices=["gzip", "lzf", "none"],
         default="gzip",
-        help="gzip is read by any HDF5 library, lzf by h5py alone (default: gzip)",
+        help="any HDF5 library can read gzip; only h5py can read lzf (default: gzip)",
     )
     command.add_argument(
         "--conform",
         action="store_true",
-        help="change discounts and flags that break the rules on how episodes end; without it they are kept",
+        help="correct discounts and flags that break the rules on episode ends; without this option they are kept, "
+        "with a warning",
     )
     command.add_argument(
         "--resume",
         action="store_true",
-        help="keep what is done in DEST.hdf5.parts until the end, and go on from what an earlier call with the same "
-        "sources and options left there; the file is the same as if nothing had happened",
+        help="save finished parts in DEST.hdf5.parts during the conversion, and reuse the parts that an interrupted "
+        "call with the same sources and options left there; the resulting file is the same",
     )
     source_options.add_writing_options(command, "DEST.hdf5")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs it, and returns the exit code."""
+    """Runs the command and returns the exit code."""
     with_tensorflow = source_options.folder_among(arguments.sources, arguments.data_dir)
     if with_tensorflow and (arguments.overwrite or not os.path.lexists(local_path(arguments.dest))):
         import_tensorflow()

@@ -1,4 +1,4 @@
-"""The command `inspect`: what is in a dataset."""
+"""The command `inspect`: prints a summary of a dataset."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from kabuki_rlds.commands.inspect import inspect, to_text
 
 
 def add(commands: Commands, common: Parser) -> None:
-    """Adds the command, with all that it takes."""
+    """Adds the command `inspect` and its arguments to the parser."""
     command = commands.add_parser(
         "inspect",
         parents=[common],
-        help="what is in a dataset of any format",
+        help="summarise a dataset of any format",
         epilog="Example: kabuki-rlds inspect hopper.hdf5 --json | jq .returns.mean",
-        description="Prints the fields, episodes, lengths, returns and endings of a dataset, its size and its sources.",
+        description="Prints the fields, episode lengths, returns, episode ends, size and sources of a dataset.",
     )
-    command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
+    command.add_argument("source", metavar="SOURCE", help="a Kabuki file or any other source of convert")
     add_reading_options(command)
-    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.add_argument("--json", action="store_true", help="print the summary as one JSON object")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs it, and returns the exit code."""
+    """Runs the command and returns the exit code."""
     if folder_among([arguments.source], arguments.data_dir):
         import_tensorflow()
     summary = inspect(arguments.source, **reading_arguments(arguments))

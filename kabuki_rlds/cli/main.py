@@ -1,4 +1,4 @@
-"""Runs a command, and turns what goes wrong into one line and an exit code."""
+"""Runs a command. An error becomes a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMANDS = (convert, build, export, validate, inspect, recipe, demo)
 
 
 class _Terminated(BaseException):
-    """SIGTERM: like Ctrl-C, it must undo what is half done."""
+    """Raised on SIGTERM, so that partial output is removed, as after Ctrl-C."""
 
 
 class _Formatter(logging.Formatter):
@@ -35,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
     Returns:
-      0 done, 1 it failed. Wrong usage exits with 2.
+      0 on success, 1 on failure. Wrong usage exits with 2.
     """
     _open_streams()
-    # TensorFlow is imported where it is needed, which may be to decode the images of an HDF5 file.
+    # TensorFlow is imported only when needed, for example to decode the images of an HDF5 file.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments = _parser().parse_args(argv)
     handler = logging.StreamHandler()
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(str(e), arguments)
     except (KeyboardInterrupt, _Terminated):
         if getattr(arguments, "resume", False):
-            return _failed("interrupted; the same command goes on from what is done", arguments)
+            return _failed("interrupted; run the same command again to resume", arguments)
         writes = arguments.run in (convert.run, build.run, export.run)
         return _failed("interrupted" + ("; nothing was written" if writes else ""), arguments)
     except BrokenPipeError:
-        # The reader of our output, `head` perhaps, has seen enough.
+        # The process that reads stdout, for example `head`, closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:
         lines = str(e).strip().splitlines()
         what = f"{type(e).__name__}: {printable(lines[0])}" if lines else type(e).__name__
-        return _failed(f"{what}; this is a fault of the tool, --debug shows where", arguments)
+        return _failed(f"{what}; this is a bug, --debug shows the traceback", arguments)
     finally:
         signal.signal(signal.SIGTERM, previous)
 
@@ -83,14 +83,14 @@ def _failed(message: str, arguments: argparse.Namespace) -> int:
 
 
 def _open_streams() -> None:
-    """Opens the streams that the caller closed, lest a file that is opened later takes what is printed."""
+    """Opens closed standard streams on /dev/null. Otherwise the next opened file gets the descriptor of stdout."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # It gets the lowest number that is free, so this one.
+            # `open` returns the lowest free descriptor, which is this one.
             os.open(os.devnull, os.O_RDWR)
-    # Python has none for those.
+    # Python sets the stream of a closed descriptor to None.
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
@@ -101,11 +101,11 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     common = Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     parser = Parser(
         prog=PROG,
-        description="Offline-RL datasets between RLDS and HDF5, in the Kabuki format.",
-        epilog=f"{PROG} COMMAND --help tells more of a command.",
+        description="Converts offline-RL datasets between RLDS and HDF5 (the Kabuki format).",
+        epilog=f"{PROG} COMMAND --help describes a command.",
     )
     parser.add_argument("--version", action="version", version=f"{PROG} {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)

@@ -1,4 +1,4 @@
-"""The command `recipe`: what recipes there are, and a first draft of another."""
+"""The command `recipe`: lists or prints built-in recipes, or drafts a recipe for a source."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _log = logging.getLogger("kabuki_rlds")
 
 
 def add(commands: Commands, common: Parser) -> None:
-    """Adds the command, with all that it takes."""
+    """Adds the command `recipe` and its arguments to the parser."""
     command = commands.add_parser(
         "recipe",
         parents=[common],
         help="list or print the built-in recipes, or draft one for a file",
-        description="Lists the built-in recipes, prints one, or prints a first draft of a recipe for a source: all its "
-        "fields, what they are, and what could be done with them.",
+        description="Lists the built-in recipes, prints one of them, or prints a draft of a recipe for a source. The "
+        "draft lists all fields of the source with their types and possible operations.",
         epilog="Example: kabuki-rlds recipe demo.hdf5 > lab.yaml; kabuki-rlds build demo.hdf5 --recipe lab.yaml …",
     )
     command.add_argument(
@@ -34,13 +34,17 @@ def add(commands: Commands, common: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs it, and returns the exit code."""
+    """Runs the command and returns the exit code."""
     known = library()
     if arguments.source in (None, *known) and arguments.assume:
-        arguments.fail("--assume is for the files that a recipe is drafted for")
+        arguments.fail("--assume needs a SOURCE that a recipe is drafted for")
     if arguments.source in known:
         if os.path.lexists(arguments.source):
-            _log.info("printing the built-in recipe %s; ./%s is the file or folder", arguments.source, arguments.source)
+            _log.info(
+                "printing the built-in recipe %s; to draft a recipe for the file or folder of that name, use ./%s",
+                arguments.source,
+                arguments.source,
+            )
         print(known[arguments.source].text, end="")
         return 0
     if arguments.source is None:

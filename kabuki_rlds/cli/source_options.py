@@ -16,12 +16,12 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     """Adds the options that define how sources are read: `--split`, `--data-dir`, and those of `add_assume`."""
     command.add_argument(
         "--split",
-        help="split of each source, or a part of it, like train[:10%%], train[17:18] or train+test: of TFDS datasets "
-        "(default: train), of a Kabuki file, a log or demonstrations, which are train, or a mask of "
-        "demonstrations (default: all)",
+        help="split of each source in TFDS syntax, such as train[:10%%], train[17:18] or train+test (default for TFDS "
+        "datasets: train; default for other sources: all episodes); Kabuki files, logs and demonstrations have the "
+        "split train, and each mask of demonstrations is a split",
     )
     command.add_argument(
-        "--data-dir", metavar="DIR", help="where TFDS names are looked up (default: ~/tensorflow_datasets)"
+        "--data-dir", metavar="DIR", help="folder in which TFDS names are looked up (default: ~/tensorflow_datasets)"
     )
     add_assume(command)
 
@@ -32,14 +32,14 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
         command.add_argument(
             "--recipe",
             metavar="RECIPE",
-            help="what becomes of the fields: a YAML file, or the name of a recipe that comes along "
-            "(`kabuki-rlds recipe` lists them, and drafts one)",
+            help="recipe that maps and transforms the fields: a YAML file or the name of a built-in recipe "
+            "(`kabuki-rlds recipe` lists and drafts recipes)",
         )
         command.add_argument(
             "--last-row",
             choices=CHOICES,
             help="whether the last row of each episode is a step with its own action and reward, or only an "
-            "observation (default: what the source states, its layout or its values tell)",
+            "observation (default: determined from the source's metadata, layout or values)",
         )
     command.add_argument(
         "--assume",
@@ -47,7 +47,7 @@ def add_assume(command: argparse.ArgumentParser, *, recipe: bool = True) -> None
         action="append",
         type=_assumption,
         default=[],
-        help="what files in a layout of others do not say, like dones=reward or max_episode_steps=1000",
+        help="semantics that the source format leaves undefined, such as dones=reward or max_episode_steps=1000",
     )
 
 
@@ -59,7 +59,7 @@ def add_fill(command: argparse.ArgumentParser) -> None:
         action="append",
         type=_fill,
         default=[],
-        help="a constant for a required field that a source lacks, like reward=0",
+        help="constant for a required field that is missing from a source, such as reward=0",
     )
 
 
@@ -74,10 +74,10 @@ def add_writing_options(command: argparse.ArgumentParser, destination: str) -> N
     command.add_argument(
         "--skip-bad-episodes",
         action="store_true",
-        help="leave out the episodes that are damaged, and the damaged files among several, report which they are, and "
-        "go on with the rest; without it the first of them is an error",
+        help="leave out and report damaged episodes, and damaged files if there are several; without this option, the "
+        "first damaged episode is an error",
     )
-    command.add_argument("--overwrite", action="store_true", help=f"replace {destination} if it is there")
+    command.add_argument("--overwrite", action="store_true", help=f"replace {destination} if it exists")
     command.add_argument("--quiet", action="store_true", help="print warnings and errors only")
 
 
@@ -121,8 +121,8 @@ def _assumption(text: str) -> tuple[str, str]:
 def _fill(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     if name not in FILLABLE:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(FILLABLE)}")
+        raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(FILLABLE)}")
     try:
         return name, float(value)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{value!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number") from None

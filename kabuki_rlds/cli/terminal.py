@@ -1,4 +1,4 @@
-"""What all commands share: how they are called, and what reaches the terminal."""
+"""The argument parser and the terminal output that all commands share."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ PROG = "kabuki-rlds"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """An argument parser that prints errors on one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Says what is wrong with the call."""
+        """Prints a usage error and exits with 2."""
         print(f"{PROG}: error: {message}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 
-#: What a command adds itself to.
+#: The subparsers to which each command adds its own parser.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow and TFDS without their start-up messages. Where one is missing, whatever needs it says so."""
+    """Imports TensorFlow and TFDS without their start-up messages.
+
+    A missing package is ignored here. The code that needs it reports it.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Some of it comes from C++ before any log level counts, so the file descriptor is turned away.
+    # C++ code prints some messages before any log level applies, so the file descriptor is redirected.
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)

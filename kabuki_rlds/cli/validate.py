@@ -1,4 +1,4 @@
-"""The command `validate`: a dataset against the rules of the format."""
+"""The command `validate`: checks a dataset against the rules of the Kabuki format."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from kabuki_rlds.formats.hdf5.source import KabukiSource
 
 
 def add(commands: Commands, common: Parser) -> None:
-    """Adds the command, with all that it takes."""
+    """Adds the command `validate` and its arguments to the parser."""
     command = commands.add_parser(
         "validate",
         parents=[common],
-        help="check a dataset against the rules of the format",
-        description="Checks a Kabuki file against each rule of the format, and reads every row of every field. Any "
-        "other source is checked as convert would convert it: missing fields, the rules on values, damaged data. Exits "
-        "with 0 if it is valid, else with 1 and each broken rule: which field, which rows. --against compares a Kabuki "
-        "file with its source, bit by bit, and exits with 1 where an episode is lost, added or changed; the other "
-        "options are then those of the conversion.",
+        help="check a dataset against the rules of the Kabuki format",
+        description="Checks a Kabuki file against each rule of the format. Reads every row of every field. Any other "
+        "source is checked as convert would convert it: missing fields, the rules on values, damaged data. Exits with "
+        "0 if the dataset is valid. Otherwise prints each broken rule with its field and rows, and exits with 1. "
+        "--against also compares a Kabuki file with its sources bit by bit, and exits with 1 if an episode is missing, "
+        "added or changed. With --against, pass the options of the conversion.",
         epilog="Example: kabuki-rlds validate hopper.hdf5 --against ~/tensorflow_datasets/hopper/1.0.0",
     )
-    command.add_argument("source", metavar="SOURCE", help="a Kabuki file, or any other source of convert")
+    command.add_argument("source", metavar="SOURCE", help="a Kabuki file or any other source of convert")
     command.add_argument(
         "--against",
         metavar="SOURCE",
         nargs="+",
-        help="the datasets that the file was converted from, in their order, as convert takes them",
+        help="the sources of the conversion, in the same order",
     )
     add_reading_options(command)
     add_fill(command)
@@ -41,9 +41,9 @@ def add(commands: Commands, common: Parser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs it, and returns the exit code."""
+    """Runs the command and returns the exit code."""
     if arguments.conform and not arguments.against:
-        arguments.fail("--conform applies to --against, which is not given")
+        arguments.fail("--conform requires --against")
     name = printable(arguments.source)
     options = reading_arguments(arguments) | {"fill": dict(arguments.fill)}
     if arguments.against:
@@ -71,6 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not differences:
         with KabukiSource(arguments.source, quiet=True) as file:
             lost = sum(loss.count for loss in file.skipped)
-        but = f", but for {lost:,} damaged episodes that were left out" if lost else ""
-        print(printable(f"{name}: holds what its source holds{but}"))
+        but = f", except for {lost:,} damaged episodes that were left out" if lost else ""
+        print(printable(f"{name}: matches its source{but}"))
     return 1 if validation.violations or differences else 0

@@ -1,1 +1,1 @@
-"""What the package does, a module for each function of the public API: convert, build, export, validate and so on."""
+"""The functions of the public API that process datasets: convert, build, export, validate, compare and inspect."""

@@ -1,8 +1,7 @@
-"""Writes splits by an Apache Beam pipeline, whose workers read ranges of episodes.
+"""Writes splits with an Apache Beam pipeline. Each worker reads a range of episodes.
 
-A worker opens the file itself, and makes the records of its range. TFDS's own
-`BeamWriter` then sorts them into shards; the keys are the numbers of the episodes, so
-that their order is kept.
+A worker opens the file and encodes the records of its range. TFDS's `BeamWriter` then sorts the records into shards.
+The sort keys are the episode numbers, so the order of the episodes is kept.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from kabuki_rlds.formats.rlds.infer_features import ImageFormat, features_of
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-#: A range holds about so many bytes of decoded steps, unless one episode has more.
+#: Approximate size of a range: bytes of decoded steps. A range with one long episode may be larger.
 _RANGE_BYTES = 16 << 20
-#: A file is cut in as many ranges at the least, so that several workers share a small one too.
+#: Minimum number of ranges per file, so that several workers share a small file.
 _LEAST_RANGES = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeRange:
-    """What one worker reads at a time.
+    """A range of consecutive episodes of one file: the work item of a Beam worker.
 
     Attributes:
       path: the Kabuki file.
-      first: the first episode.
-      stop: the one after the last.
-      key: the number of the first episode in its split.
-      images: how images that are stored as arrays are encoded.
-      schema: of all files of the dataset.
+      first: number of the first episode in the file.
+      stop: number of the last episode in the file, plus 1.
+      key: number of the first episode in its split.
+      images: image format for images that are stored as arrays.
+      schema: common schema of all files of the dataset.
     """
 
     path: str
@@ -51,7 +50,7 @@ class EpisodeRange:
     schema: Schema
 
     def records(self) -> Iterator[tuple[int, bytes]]:
-        """(number of the episode in its split, its record)."""
+        """Yields (number of the episode in its split, serialized `tf.train.Example`)."""
         with KabukiSource(self.path, quiet=True) as source:
             encoder = ExampleEncoder(features_of(self.schema, self.images))
             blocks = (fit_block(block, self.schema) for block in source.piece(self.first, self.stop).blocks())
@@ -62,7 +61,7 @@ class EpisodeRange:
 def ranges(
     sources: Sequence[KabukiSource], limit: int | None, images: ImageFormat, schema: Schema
 ) -> list[EpisodeRange]:
-    """Cuts the files of a split, up to `limit` episodes, into ranges of about the same number of steps."""
+    """Splits the first `limit` episodes of some files into ranges of about the same number of steps. None means all."""
     found: list[EpisodeRange] = []
     key = 0
     for source in sources:
@@ -71,7 +70,7 @@ def ranges(
         sample = source.size().sample
         row_bytes = 0 if sample is None else sample.nbytes // max(sample.num_steps, 1)
         count = min(max(_LEAST_RANGES, steps * row_bytes // _RANGE_BYTES), max(episodes, 1))
-        # The episodes that begin nearest to equal parts of the steps; a long one may take several parts.
+        # Ranges begin at the episodes nearest to equal shares of the steps. A long episode may span several shares.
         cuts = np.searchsorted(source.starts[:episodes], np.arange(1, count) * steps // count)
         for first, stop in itertools.pairwise([0, *np.unique(cuts).tolist(), episodes]):
             if stop > first:
@@ -88,18 +87,21 @@ def write_splits(
     file_format: tfds.core.FileFormat,
     shard_config: Any = None,
 ) -> list[tfds.core.SplitInfo]:
-    """Writes the shards of splits, and waits for the pipeline to end.
+    """Runs a pipeline that writes the shards of splits.
 
     Args:
-      pipeline: a `beam.Pipeline` that has not run.
-      splits: split to what its workers are to read.
-      templates: split to the names of its shards.
+      pipeline: a `beam.Pipeline` that has not run yet.
+      splits: maps each split to its ranges of episodes.
+      templates: maps each split to the template of its shard names.
       features: the features of the dataset.
       file_format: the format of the shards.
-      shard_config: TFDS's `ShardConfig`, None for its defaults.
+      shard_config: TFDS's `ShardConfig`. None means the TFDS defaults.
 
     Returns:
-      what TFDS keeps of each split.
+      The `SplitInfo` of each split.
+
+    Raises:
+      KabukiError: the pipeline wrote a different number of episodes than expected.
     """
     import apache_beam as beam
     import tensorflow_datasets as tfds
@@ -121,7 +123,7 @@ def write_splits(
             records = (
                 pipeline
                 | f"Ranges of {split}" >> beam.Create(of_split)
-                # Beam would have one worker do all that follows from one Create.
+                # Without Reshuffle, Beam runs all elements of one Create on one worker.
                 | f"Share out {split}" >> beam.Reshuffle()
                 | f"Read {split}" >> beam.FlatMap(EpisodeRange.records)
             )
@@ -131,7 +133,7 @@ def write_splits(
         lengths, num_bytes = writers[split].finalize() if of_split else ([], 0)
         expected = sum(r.stop - r.first for r in of_split)
         if sum(lengths) != expected:
-            raise KabukiError(f"split {split!r}: {expected} episodes to write, but {sum(lengths)} were written")
+            raise KabukiError(f"split {split!r}: {sum(lengths)} episodes were written, expected {expected}")
         infos.append(
             tfds.core.SplitInfo(
                 name=split, shard_lengths=lengths, num_bytes=num_bytes, filename_template=templates[split]
@@ -146,10 +148,10 @@ def _write(records: Any, writer: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Serialized:
-    """Hands on to TFDS's writer what is serialized already.
+    """A serializer for TFDS's writer that returns serialized records unchanged.
 
     Attributes:
-      example_specs: TFDS uses them to show two records that have the same key.
+      example_specs: TFDS uses them in the error message about two records with the same key.
     """
 
     example_specs: Any

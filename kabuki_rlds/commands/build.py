@@ -1,4 +1,4 @@
-"""Builds RLDS datasets, as TFDS reads them, from Kabuki files."""
+"""Builds RLDS datasets for TFDS from Kabuki files and other sources."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _NAME = re.compile(r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[\w+.-]+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What came of a build.
+    """The result of `build`.
 
     Attributes:
-      path: the folder of the dataset's version, which `tfds.builder_from_directory` takes.
-      splits: name of each split to number of its episodes.
-      num_steps: number of steps of all splits.
-      num_bytes: size on disk.
-      last_rows: split to whether the last row of each of its episodes is a step, and why.
-      nan_actions: split to the rows whose action has a NaN, by field.
+      path: the folder of the dataset's version. Pass it to `tfds.builder_from_directory`.
+      splits: maps each split to its number of episodes.
+      num_steps: total number of steps of all splits.
+      num_bytes: size on disk in bytes.
+      last_rows: maps each split to whether the last row of each episode is a step, and the reason.
+      nan_actions: maps each split to the rows whose action contains NaN, by field.
     """
 
     path: pathlib.Path
@@ -50,7 +50,7 @@ class Built:
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes of all splits."""
+        """Total number of episodes of all splits."""
         return sum(self.splits.values())
 
 
@@ -73,43 +73,48 @@ def build(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Built:
-    """Builds an RLDS dataset that `tfds.load` reads, from Kabuki files or from demonstrations in a layout of others.
+    """Builds an RLDS dataset for `tfds.load` from Kabuki files or other sources.
 
-    Its features are those that the first file came from, where it came from RLDS,
-    else derived from its arrays: see `formats.rlds.infer_features`. The episodes of a split
-    are in the order of its files, and TFDS reads them in this order.
+    If the first file was converted from RLDS, the dataset has the features of the original dataset. Otherwise the
+    features are derived from the arrays: see `formats.rlds.infer_features`. The episodes of a split are in the order
+    of its files. TFDS reads them in this order.
 
-    The dataset is written beside its folder and renamed when it is whole: an error
-    leaves nothing, and an old dataset as it was.
+    The dataset is written to a temporary folder, which is renamed at the end. If an error occurs, no partial dataset is
+    left, and an existing dataset is unchanged.
 
     Args:
-      files: whatever `convert` takes: one, or several that are stitched in the order given,
-        for the split `train`, or for those that the recipe makes; or split to file or files.
-      out: where the dataset goes: `<out>/<name>/<version>`.
-      name: name of the dataset, with `/` that of a config; by default what the first
-        file says, else its name.
-      split: which split of each source, or which part of it: see `convert`. If the recipe makes several splits, the one
-        to build; by default all of them.
-      data_dir: where a TFDS name is looked up. Without `out`, it is where the dataset goes (deprecated).
-      file_format: of the shards.
-      encode: how images that are stored as arrays are encoded; "jpeg" is lossy. None is the
-        format that their original files had, or PNG if it is not known. Those that are
-        stored as image files stay as they are.
+      files: the sources, as in `convert`. One or several sources make the split `train`, or the splits of the recipe;
+        several are concatenated in this order. A mapping from split to sources makes several splits.
+      out: the parent folder. The dataset is written to `<out>/<name>/<version>`.
+      name: name of the dataset, or `<name>/<config>`. The default is the dataset name stored in the first file, or
+        else the file name.
+      split: the split of each source, or a part of it: see `convert`. If the recipe defines several splits: the split
+        to build; the default is all.
+      data_dir: the folder in which a TFDS name is looked up. Deprecated: without `out`, the parent folder of
+        the dataset.
+      file_format: the format of the shards.
+      encode: image format for images that are stored as arrays. "jpeg" is lossy. None means the format of the original
+        image files, or PNG if it is not known. Images that are stored as image files are copied unchanged.
       images: deprecated name of `encode`.
-      recipe: how the fields of the files become those of the dataset: a YAML file, or the
-        name of a recipe that comes with the package.
-      assume: what files in a layout of others do not say: see `convert`.
-      fill: constants for required fields that the files lack: {"reward": 0.0}.
+      recipe: maps the fields of the files to those of the dataset: a YAML file or the name of a built-in recipe.
+      assume: semantics that the source format leaves undefined: see `convert`.
+      fill: constants for required fields that are missing from the files: {"reward": 0.0}.
       last_row: whether the last row of each episode is a "step" or only an "observation": see `convert`. The
-        dataset's `metadata.json` keeps it.
-      skip_bad_episodes: leave out damaged episodes; see `convert`.
-      overwrite: replace the dataset of this name and version.
+        dataset's `metadata.json` stores the decision.
+      skip_bad_episodes: leave out damaged episodes: see `convert`.
+      overwrite: replace an existing dataset of this name and version.
       progress: show a progress bar on stderr.
 
+    Returns:
+      The folder of the dataset, its counts, and the decisions about last rows.
+
     Raises:
-      KabukiError: a file cannot be read, files do not fit each other, a value cannot
-        be stored as its feature says, a file changed meanwhile, or the dataset exists
-        or cannot be written.
+      KabukiError: a file cannot be read, the fields of the files are incompatible, a value does not fit its feature, a
+        file changed during the build, or the dataset exists or cannot be written.
+
+    Example:
+      result = kabuki_rlds.build({"train": "a.hdf5", "val": "b.hdf5"}, "~/tensorflow_datasets", name="reach")
+      dataset = tfds.builder_from_directory(result.path).as_dataset(split="train")
     """
     require("build", "tensorflow", "tensorflow_datasets")
     if images is not None:
@@ -117,7 +122,7 @@ def build(
         encode = encode or images
     if out is None:
         if data_dir is None:
-            raise InvalidArgumentError(f"{argument('out')}: no folder for the dataset is given")
+            raise InvalidArgumentError(f"{argument('out')} is required: the parent folder of the dataset")
         use = f"use {argument('out', str(data_dir))}"
         warn_deprecated(f"{argument('data_dir')} as the folder for the dataset is deprecated; {use}")
         out, data_dir = data_dir, None
@@ -165,13 +170,13 @@ def build(
 
 
 def _dataset_name(name: str | None, opened: OpenedSplits) -> tuple[str, str]:
-    """(name, config or "") of the dataset."""
+    """Returns the name and the config of the dataset. Without a config, the second is ""."""
     if name is not None:
         found = _NAME.fullmatch(name)
         if found is None:
             raise InvalidArgumentError(
-                f"{name!r} cannot be the name of a dataset: a letter, then letters, digits and _, "
-                "then perhaps / and the name of a config"
+                f"{name!r} is not a valid dataset name: use a letter, then letters, digits and _; "
+                "optionally add / and the name of a config"
             )
         return found["name"], found["config"] or ""
     found = _NAME.fullmatch(opened.first.schema.info.name)

@@ -1,4 +1,4 @@
-"""Compares a Kabuki file with the datasets that it came from, episode by episode."""
+"""Compares a Kabuki file with its sources, episode by episode."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from kabuki_rlds.formats.open import open_source
 from kabuki_rlds.transforms.reading_options import ReadingOptions
 from kabuki_rlds.transforms.required_fields import CompletedSource
 
-#: A digest of each part of a column, so that it does not tell where blocks of rows end.
+#: One hash per array of a column. The hashes do not depend on how the rows are split into blocks.
 _Digest: TypeAlias = "list[hashlib.blake2b]"
 
-#: How many episodes a difference names.
+#: Maximum number of episodes that a difference names.
 _NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """One way in which a file differs from the datasets that it came from.
+    """A difference between a Kabuki file and its sources.
 
     Attributes:
       what: the field, or "episodes".
-      message: how they differ.
-      episodes: the first episodes where they do, numbered as in the file where they
-        are there, else as in the sources, end to end.
-      count: in how many episodes.
+      message: the difference, in words.
+      episodes: numbers of the first few episodes that differ, counted in the file. Episodes that are missing from the
+        file are counted over all sources.
+      count: number of episodes that differ.
     """
 
     what: str
@@ -69,27 +69,31 @@ def compare(
     last_row: LastRow | None = None,
     conform: bool = False,
 ) -> list[Difference]:
-    """Compares every value of every field, bit by bit; what a converter derived is passed over.
+    """Compares a Kabuki file with its sources. Every value of every field is compared bit by bit.
 
-    Of a file that says of damaged episodes that they were left out, those that are still
-    damaged are expected to be missing.
+    Fields that `convert` derived are ignored. If the file lists damaged episodes that were left out, episodes that are
+    still damaged in the sources are not reported as missing.
 
     Args:
       file: the Kabuki file.
-      sources: the datasets that it came from, in their order; as `convert` takes them.
-      split: which split of the TFDS datasets, in TFDS's syntax; by default `train`.
-      data_dir: where a TFDS name is looked up.
-      recipe: the recipe by which it was converted.
-      assume: what was assumed when it was converted.
-      fill: what was filled in when it was converted. It matters only with `conform`.
-      last_row: what was said of the last row of each episode.
-      conform: whether it was converted with `conform`.
+      sources: the sources of the conversion, in the same order.
+      split: `split` of the conversion.
+      data_dir: the folder in which a TFDS name is looked up.
+      recipe: `recipe` of the conversion.
+      assume: `assume` of the conversion.
+      fill: `fill` of the conversion. It matters only with `conform`.
+      last_row: `last_row` of the conversion.
+      conform: `conform` of the conversion.
 
     Returns:
-      The differences, those of the fields first; nothing where there are none.
+      The differences, those of the fields first. Empty if the file matches its sources.
 
     Raises:
       KabukiError: the file or a source cannot be read.
+
+    Example:
+      for difference in kabuki_rlds.compare("hopper.hdf5", "~/tensorflow_datasets/hopper/1.0.0"):
+          print(difference.what, difference.message, difference.episodes)
     """
     with contextlib.ExitStack() as stack:
         reading = ReadingOptions(recipe, assume, last_row=last_row)
@@ -101,11 +105,11 @@ def compare(
                 split=split,
                 data_dir=data_dir,
                 images="encoded" if keeps_files else "arrays",
-                # What was left out of the file is no difference.
+                # Damaged episodes that the conversion left out are not a difference.
                 skip_bad=bool(mine.skipped),
             )
         )
-        # A file of format 1.0 does not say what its last rows are.
+        # A file of format 1.0 does not state whether its last rows are steps.
         needs_decision = conform or mine.last_rows is not None
         decided = [reading.decide(source) for source in opened] if needs_decision else []
         theirs = [reading.apply_recipe(source) for source in opened]
@@ -129,9 +133,9 @@ def compare(
 
 
 def _conformed(source: Source, last_rows: LastRows, given: Mapping[str, float]) -> Source:
-    """A source as `conform` changes it, without the fields that it does not have."""
+    """Returns a source after `conform`, with only the step fields that the source itself has."""
     have = source.schema.steps
-    # What stands for a field that is missing is not compared. What can be derived is, as `convert` does it.
+    # Missing fields get a placeholder, which is not compared. Discounts and flags are derived as in `convert`.
     derived = {DISCOUNT, IS_TERMINAL} if DISCOUNT in have else {DISCOUNT}
     fill = {name: 0.0 for name in FILLABLE if name not in derived and not has_field(have, name)}
     whole = CompletedSource(source, {**fill, **given}, conform=True, last_rows=last_rows)
@@ -141,18 +145,18 @@ def _conformed(source: Source, last_rows: LastRows, given: Mapping[str, float]) 
 
 
 def _last_rows(ours: LastRows, right: LastRows) -> list[Difference]:
-    """Where the file and its sources differ in whether last rows are steps."""
+    """Returns a difference if the file and its sources disagree on whether last rows are steps."""
     if len(right.is_step) != len(ours.is_step):
         return []
     wrong = np.flatnonzero(right.is_step != ours.is_step)
     if not len(wrong):
         return []
-    message = f"not as in the source, whose last rows are {right}"
+    message = f"differs from the source, whose last rows are {right}"
     return [Difference(LAST_IS_STEP, message, tuple(wrong[:_NAMED].tolist()), len(wrong))]
 
 
 def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], list[str], list[str]]:
-    """How the fields differ; and those that can be compared, of the steps and of the episodes."""
+    """Returns the differences of the fields, and the names of comparable step fields and episode fields."""
     found: list[Difference] = []
     common: list[list[str]] = []
     for what, kind in (("steps", "step field"), ("metadata", "episode field")):
@@ -164,20 +168,22 @@ def _fields(mine: Source, theirs: Sequence[Source]) -> tuple[list[Difference], l
                 kept.append(path)
             elif not (ours[path].derived and None in others):
                 other = next(other for other in others if other is None or not can_hold(ours[path], other))
-                says = "lacks it" if other is None else f"has {other.describe()}"
+                says = "does not have it" if other is None else f"has {other.describe()}"
                 found.append(Difference(path, f"{kind}: the file has {ours[path].describe()}, the source {says}"))
         lacking = {path: field for source in theirs for path, field in getattr(source.schema, what).items()}
         for path in sorted(lacking.keys() - ours.keys()):
-            found.append(Difference(path, f"{kind}: the source has {lacking[path].describe()}, the file lacks it"))
+            found.append(
+                Difference(path, f"{kind}: the source has {lacking[path].describe()}, the file does not have it")
+            )
         common.append(kept)
     return found, common[0], common[1]
 
 
 class _Digests:
-    """Takes blocks, and keeps of each episode its length and a digest of all it holds.
+    """Computes the length and a digest of each episode in a stream of blocks.
 
     Attributes:
-      of: (steps, digest) of each episode that ended.
+      of: (number of steps, digest) of each complete episode.
     """
 
     def __init__(self, steps: Sequence[str], metadata: Sequence[str]):
@@ -185,8 +191,8 @@ class _Digests:
         self.of: list[tuple[int, bytes]] = []
 
     def take(self, blocks: Iterable[Block]) -> None:
-        """Takes all episodes of a source."""
-        # An episode may go on in the next block, so each field has a digest of its own.
+        """Adds all episodes of a source."""
+        # An episode may continue in the next block, so each field has a separate digest.
         digests: list[_Digest] = [[] for _ in self._steps]
         length, whole = -1, list[bytes]()
         for block in blocks:
@@ -225,7 +231,7 @@ def _add(digest: _Digest, column: Column, start: int, stop: int) -> None:
 
 
 def _streams(column: Column) -> Iterator[bytes | memoryview]:
-    """The bytes of all that a column consists of, as many of them for any rows."""
+    """Yields the bytes of each array of a column. The number of items is the same for any range of rows."""
     for array in _arrays(column):
         if array.dtype == BYTES:
             texts = array.reshape(-1).tolist()
@@ -236,7 +242,7 @@ def _streams(column: Column) -> Iterator[bytes | memoryview]:
 
 
 def _arrays(column: Column) -> Iterator[np.ndarray]:
-    """All that a column consists of."""
+    """Yields the arrays of a column."""
     if isinstance(column, np.ndarray):
         yield column
         return
@@ -245,7 +251,7 @@ def _arrays(column: Column) -> Iterator[np.ndarray]:
 
 
 def _episodes(ours: list[tuple[int, bytes]], right: list[tuple[int, bytes]]) -> list[Difference]:
-    """Which episodes of the sources are not in the file, and the other way round."""
+    """Returns the episodes that are only in the sources, and those that are only in the file."""
     found = []
     for message, here, there in (
         ("in the source, but not in the file", right, ours),
@@ -261,14 +267,14 @@ def _episodes(ours: list[tuple[int, bytes]], right: list[tuple[int, bytes]]) -> 
         if lost:
             found.append(Difference("episodes", message, tuple(lost[:_NAMED]), len(lost)))
     if not found:
-        found.append(Difference("episodes", "in another order than in the source"))
+        found.append(Difference("episodes", "order differs from the source"))
     return found
 
 
 def _values(
     mine: Source, theirs: Sequence[Source], steps: Sequence[str], metadata: Sequence[str], lengths: Sequence[int]
 ) -> list[Difference]:
-    """Which fields differ in which episodes, where all episodes are as long as they should be."""
+    """Returns the fields that differ, with their episodes. All episodes must have equal lengths in both."""
     starts = row_splits(np.array(lengths, np.int64))
     found = []
     for kind, paths in (("step field", steps), ("episode field", metadata)):
@@ -297,7 +303,7 @@ _Columns: TypeAlias = dict[str, Column]
 
 
 def _columns(blocks: Iterable[Block], in_steps: bool) -> Iterator[tuple[_Columns, int]]:
-    """The columns of the steps, or of the episodes, and how many rows they have."""
+    """Yields the step columns, or the episode columns, and their number of rows."""
     for block in blocks:
         yield (block.steps, block.num_steps) if in_steps else (block.metadata, block.num_episodes)
 
@@ -305,7 +311,7 @@ def _columns(blocks: Iterable[Block], in_steps: bool) -> Iterator[tuple[_Columns
 def _aligned(
     ours: Iterator[tuple[_Columns, int]], right: Iterator[tuple[_Columns, int]]
 ) -> Iterator[tuple[_Columns, _Columns, int]]:
-    """The same rows of both, cut where a block of either ends."""
+    """Yields equal ranges of rows of both streams, split where a block of either stream ends."""
     a: _Columns = {}
     b: _Columns = {}
     a_rows = b_rows = 0
@@ -327,7 +333,7 @@ def _cut(columns: _Columns, start: int, stop: int) -> _Columns:
 
 
 def _unequal(ours: Column, right: Column) -> np.ndarray:
-    """The rows that differ, bit by bit: int64."""
+    """Returns the numbers of the rows whose bits differ: int64."""
     count = len(ours)
     if isinstance(ours, np.ndarray) and isinstance(right, np.ndarray):
         if ours.dtype == BYTES:

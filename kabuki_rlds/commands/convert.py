@@ -37,19 +37,19 @@ _log = logging.getLogger("kabuki_rlds")
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What came of a conversion.
+    """The result of `convert`.
 
     Attributes:
-      path: the file that was made.
-      num_steps: number of its steps.
-      num_episodes: number of its episodes.
-      num_bytes: its size on disk.
-      warnings: rules of the format that the source breaks, and so the file.
-      changed: field to number of rows that `conform` changed.
-      derived: field that the source lacks to how it was made.
-      skipped: episodes of the sources that were left out, since they are damaged or empty.
-      last_rows: whether the last row of each episode is a step, and why.
-      nan_actions: the rows whose action has a NaN, by field.
+      path: the file that was written.
+      num_steps: number of steps in the file.
+      num_episodes: number of episodes in the file.
+      num_bytes: size on disk in bytes.
+      warnings: rules of the format that the source, and therefore the file, breaks.
+      changed: maps each field that `conform` changed to the number of changed rows.
+      derived: maps each field that is missing from the source to how it was derived.
+      skipped: episodes that were left out because they are damaged or empty.
+      last_rows: whether the last row of each episode is a step, and the reason.
+      nan_actions: the rows whose action contains NaN, by field.
     """
 
     path: pathlib.Path
@@ -88,51 +88,54 @@ def convert(
 ) -> Conversion:
     """Converts one or more datasets into one Kabuki HDF5 file.
 
-    The file is written beside `dest` and renamed when it is whole: an error leaves
-    no partial file, and an old file as it was.
+    The file is written to a temporary file, which is renamed to `dest` at the end. If an error occurs, no partial file
+    is left, and an existing `dest` is unchanged.
 
     Args:
-      sources: a TFDS dataset's folder, a TFDS name, a Kabuki HDF5 file, demonstrations in
-        a layout of others (a file, a folder, a pattern of names); or several, which are
-        stitched in the order given.
+      sources: the folder of a TFDS dataset, a TFDS name, an EnvLogger log, a Kabuki HDF5 file, or demonstrations in the
+        layout of another project (a file, a folder, or a file name pattern). Several sources are concatenated in this
+        order.
       dest: the file to write.
-      split: which split of each source, or which part of it in TFDS's syntax: `train[:10%]`,
-        `train[17:18]`, `train+test`. Of TFDS datasets it is by default `train`. Of
-        demonstrations it is the name of a mask, or of a split of the recipe; by default all.
-        A Kabuki file is one split, `train`, and so are a log, and demonstrations without masks.
-      data_dir: where a TFDS name is looked up.
-      images: store images decoded ("arrays"), or as the bytes of their files
-        ("encoded").
-      compression: "gzip" for any reader, "lzf" for h5py alone, "none".
-      fill: constants for required fields that a source lacks: {"reward": 0.0}.
-      assume: what files in a layout of others do not say: {"dones": "reward"}; see the
-        module of the layout in `formats.demos`.
-      recipe: how the fields of the sources become those of the file: a YAML file, or the
-        name of a recipe that comes with the package.
-      last_row: whether the last row of each episode is a "step" or only an "observation"; by default
-        the source decides (see `last_row`).
-      conform: change values that break the rules on episode ends and discounts to
-        what the rules say; without it they are kept, and warned of.
-      skip_bad_episodes: leave out the episodes that cannot be read, and the damaged files among
-        several, and convert the rest. The file says which they are. All data is read twice.
-        Demonstrations without steps are left out in any case.
-      resume: keep what is done in `<dest>.parts`, and go on from what is there already,
-        which an earlier call with the same sources and options left. The result is the same as if it had
-        not been interrupted. Until the end it takes twice the room.
-      overwrite: replace `dest`.
+      split: the split of each source, or a part of it in TFDS syntax: `train[:10%]`, `train[17:18]`, `train+test`. The
+        default for TFDS datasets is `train`. For demonstrations it is the name of a mask or of a split of the recipe;
+        the default is all episodes. Kabuki files, logs, and demonstrations without masks have one split, `train`.
+      data_dir: the folder in which a TFDS name is looked up.
+      images: "arrays" stores decoded images. "encoded" stores the bytes of the image files.
+      compression: "gzip" (any HDF5 library can read it), "lzf" (only h5py can read it) or "none".
+      fill: constants for required fields that are missing from a source: {"reward": 0.0}.
+      assume: semantics that the source format leaves undefined: {"dones": "reward"}. See the module of the layout in
+        `formats.demos`.
+      recipe: maps the fields of the sources to those of the file: a YAML file or the name of a built-in recipe.
+      last_row: whether the last row of each episode is a "step" or only an "observation". The default is determined
+        from the metadata, layout or values of the source: see `data.last_row`.
+      conform: correct values that break the rules on episode ends and discounts. Otherwise these values are kept, with
+        a warning.
+      skip_bad_episodes: leave out episodes that cannot be read, and damaged files if there are several sources. The
+        file lists them. All data is read twice. Demonstrations without steps are always left out.
+      resume: save finished parts in `<dest>.parts` during the conversion, and reuse the parts that an interrupted call
+        with the same sources and options left there. The resulting file is the same. The parts need as much disk space
+        as the file; they are deleted at the end.
+      overwrite: replace an existing `dest`.
       progress: show a progress bar on stderr.
 
+    Returns:
+      The path, size and counts of the file, and the reports on its data: broken rules, derived fields, and so on.
+
     Raises:
-      KabukiError: a source cannot be read or lacks a field, the sources do not fit
-        each other, the disk cannot hold the result, `dest` exists, what was read
-        is not what a source says it holds, or a source changed meanwhile.
+      KabukiError: a source cannot be read, a required field is missing, the fields of the sources are incompatible, the
+        disk has too little space, `dest` exists, the data contradict the numbers that a source states, or a source
+        changed during the conversion.
+
+    Example:
+      result = kabuki_rlds.convert("~/tensorflow_datasets/hopper/1.0.0", "hopper.hdf5", split="train[:10%]")
+      print(result.num_episodes, result.num_steps)
     """
     paths = path_list(sources)
     if not paths:
         raise InvalidArgumentError("no source to convert")
     dest = destination_of(dest)
     if os.path.lexists(dest) and not overwrite:
-        raise DestinationExistsError(f"{dest}: already there; {argument('overwrite', True)} replaces it")
+        raise DestinationExistsError(f"{dest}: already exists; {argument('overwrite', True)} replaces it")
     reading = ReadingOptions(recipe, assume, fill, last_row)
     options = {"images": images, "conform": conform, "skip_bad_episodes": skip_bad_episodes} | reading.to_json()
     with reading.open(paths, split=split, data_dir=data_dir, images=images, skip_bad=skip_bad_episodes) as opened:
@@ -148,7 +151,7 @@ def convert(
             KabukiSink(dest, schema, origins, compression=compression, overwrite=overwrite, skipped=skipped) as sink,
             progress_bar(total, dest.name, progress) as bar,
         ):
-            # Only now, since what another conversion is writing is its own.
+            # Only after the sink is open, because the sink detects another conversion that is writing to `dest`.
             parts = ConversionParts(dest, fingerprints.to_json() | options) if resume else None
             if parts is None:
                 discard(dest)
@@ -177,26 +180,29 @@ def convert(
 
 
 def _check_apart(paths: Sequence[StrPath], opened: list[Source], dest: pathlib.Path) -> None:
-    """Refuses a destination that is among what is read, unless the user says so, and sources that it would cost."""
+    """Checks that writing `dest` does not overwrite or delete a file that is read.
+
+    A `dest` that the user also names as a source is allowed.
+    """
     files = [os.path.realpath(file) for source in opened for file in source.files]
     named = [os.path.realpath(local_path(path)) for path in paths]
     real = os.path.realpath(dest)
     if files.count(real) > named.count(real):
         raise InvalidArgumentError(
-            f"{dest}: is among the files of {names_of_some(list(map(str, paths)))}, so its episodes would be there "
+            f"{dest}: is among the files of {names_of_some(list(map(str, paths)))}, so its episodes would be stored "
             "twice; write to another file"
         )
     ours = [os.path.realpath(f"{dest}{end}") for end in (".partial", ".parts")]
     for name in files:
         if name in ours or os.path.dirname(name) in ours:
             raise InvalidArgumentError(
-                f"{name}: is what a conversion to {dest} keeps until it is done, and would be lost; "
+                f"{name}: is a temporary file of the conversion to {dest}, so it would be deleted; "
                 "write to another file"
             )
 
 
 def _check_images(opened: list[Source], images: str) -> None:
-    """Refuses `images="encoded"` if all images are stored as arrays, and warns of the sources where they are."""
+    """Rejects `images="encoded"` if all images are stored as arrays, and warns of each source with such images."""
     if images != "encoded":
         return
     pixels = {
@@ -211,19 +217,19 @@ def _check_images(opened: list[Source], images: str) -> None:
             f"so there are no image files to keep; a recipe can make them: {remedy}"
         )
     for label, paths in pixels.items():
-        _log.warning("%s: its images are arrays already and stay so: %s", label, ", ".join(paths))
+        _log.warning("%s: has images that are stored as arrays; they stay arrays: %s", label, ", ".join(paths))
 
 
 def _is_array_of_pixels(field: Field) -> bool:
-    """Whether a field holds images as arrays: it says so, or has the shape of images."""
+    """Returns whether a field holds images as arrays, according to its kind or its shape (height, width, channels)."""
     by_shape = field.dtype == np.uint8 and len(field.shape) == 3 and field.shape[-1] in (1, 3, 4)
     return not field.encoded and (field.kind == "image" or by_shape)
 
 
 def _common_schema(completed: Sequence[CompletedSource]) -> Schema:
-    """The schema of what all sources make.
+    """Returns the common schema of all sources.
 
-    A field that some sources have and others lack is `derived` in part, and says of which.
+    If a field is derived for some sources only, its `derived` names these sources.
     """
     common = common_schema([source.schema for source in completed], [source.label for source in completed])
     steps = {}

@@ -1,4 +1,4 @@
-"""The whole way once, on a real environment: record, convert, validate, inspect, read back."""
+"""The demo: records a real environment, then converts, validates, inspects and reads the dataset."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import local_path
 
 _STEPS = 20_000
-#: Stands in a folder that the demo made, and may so make again.
+#: Marks a folder that the demo created. A later demo may replace its files.
 _MARK = ".kabuki-demo"
 
 
 def run(folder: str | os.PathLike[str]) -> None:
-    """Runs the demo in a folder, and prints what it does.
+    """Runs the demo in a folder and prints each step.
 
     Raises:
-      KabukiError: an extra is not installed, or the folder holds other things.
+      KabukiError: an extra is not installed, or the folder holds files that are not from the demo.
     """
     folder = local_path(folder)
     with_envlogger = _find_extras()
     if folder.exists() and not folder.is_dir():
-        raise DestinationExistsError(f"{folder}: a file; name a folder")
+        raise DestinationExistsError(f"{folder}: is a file; name a folder")
     if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
-        raise DestinationExistsError(f"{folder}: not empty, and not made by an earlier demo; name another folder")
-    # What the demo made, and nothing that was put beside it.
+        raise DestinationExistsError(f"{folder}: is not empty and not from an earlier demo; name another folder")
+    # Delete only the files that the demo created.
     shutil.rmtree(folder / "hopper", ignore_errors=True)
     (folder / "hopper.hdf5").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,16 +70,16 @@ def run(folder: str | os.PathLike[str]) -> None:
         print(f"observation  {f['observation'][episode].shape} {f['observation'].dtype}")
         print(f"action       {f['action'][episode].shape} {f['action'].dtype}")
         print(f"return       {f['reward'][start : start + length - 1].sum():.3f}")
-        print(f"ends         {'in a terminal state' if f['is_terminal'][start + length - 1] else 'cut short'}")
+        print(f"ends         {'terminated' if f['is_terminal'][start + length - 1] else 'truncated'}")
 
 
 def record_hopper(folder: pathlib.Path, steps: int, with_envlogger: bool) -> int:
-    """Records a noisy controller on Hopper-v5, in whole episodes, until there are that many steps.
+    """Records complete episodes of a noisy controller on Hopper-v5 until there are at least `steps` steps.
 
     Args:
-      folder: where the RLDS dataset goes.
-      steps: how many steps to record at least.
-      with_envlogger: log a dm_env environment with EnvLogger, else wrap Gymnasium's own.
+      folder: the folder of the RLDS dataset.
+      steps: minimum number of steps.
+      with_envlogger: log a dm_env environment with EnvLogger. Otherwise record the Gymnasium environment.
 
     Returns:
       The number of episodes.
@@ -120,7 +120,7 @@ def _act_in_dm_env(environment: Any, folder: pathlib.Path, steps: int, about: di
 
 
 def _act(reset: Callable[[], np.ndarray], step: Callable[[np.ndarray], tuple[np.ndarray, bool]], steps: int) -> int:
-    """Lets the controller act. `step` returns the observation, and whether it was the last."""
+    """Runs the controller and returns the number of episodes. `step` returns (observation, whether it is the last)."""
     rng = np.random.default_rng(0)
     acted = episodes = 0
     while acted < steps:
@@ -128,7 +128,7 @@ def _act(reset: Callable[[], np.ndarray], step: Callable[[np.ndarray], tuple[np.
         noise = rng.uniform(0.05, 1.0)
         acted += 1
         while not ended:
-            # The joints' angles and speeds fed back: falls sooner or later, by how much noise there is.
+            # PD control on joint angles and velocities. More noise makes the hopper fall earlier.
             action = -1.5 * observation[2:5] - 0.1 * observation[8:11] + rng.normal(0, noise, 3)
             observation, ended = step(np.clip(action, -1, 1).astype(np.float32))
             acted += 1
@@ -137,7 +137,7 @@ def _act(reset: Callable[[], np.ndarray], step: Callable[[np.ndarray], tuple[np.
 
 
 def _dm_env(environment: Any) -> Any:
-    """A Gymnasium environment with vector spaces as the dm_env environment that EnvLogger takes."""
+    """Wraps a Gymnasium environment with vector spaces as a dm_env environment, which EnvLogger needs."""
     import dm_env
     from dm_env import specs
 
@@ -170,7 +170,7 @@ def _dm_env(environment: Any) -> Any:
 
 
 def _find_extras() -> bool:
-    """Sees to it that there is an environment, and says whether there is EnvLogger."""
+    """Checks that the environment is installed. Returns whether EnvLogger is installed."""
     require("the demo, which records MuJoCo's Hopper,", "tensorflow", "tensorflow_datasets", "gymnasium", "mujoco")
     import gymnasium
 
@@ -182,7 +182,7 @@ def _find_extras() -> bool:
         import dm_env  # noqa: F401
         import envlogger  # noqa: F401
     except ImportError:
-        # It is made for few Pythons; `record` does without.
+        # EnvLogger supports few Python versions. The demo then uses `record`.
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""Exports datasets to the layouts that other trainers read."""
+"""Exports datasets to the layouts of robomimic, Minari and D4RL."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ LayoutName: TypeAlias = Literal["robomimic", "minari", "d4rl"]
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What came of an export.
+    """The result of `export`.
 
     Attributes:
       path: the file, or the folder of the Minari dataset.
-      num_steps: number of its actions, which is what these layouts call steps.
-      num_episodes: number of its episodes.
-      num_bytes: its size on disk.
-      last_rows: whether the last row of each episode of the source is a step, and why.
-      nan_actions: the rows of the source whose action has a NaN, by field.
+      num_steps: number of actions. These layouts call them steps.
+      num_episodes: number of episodes.
+      num_bytes: size on disk in bytes.
+      last_rows: whether the last row of each episode of the source is a step, and the reason.
+      nan_actions: the rows of the source whose action contains NaN, by field.
     """
 
     path: pathlib.Path
@@ -61,34 +61,40 @@ def export(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Exported:
-    """Writes a dataset in another layout; see the sinks in `formats.demos`.
+    """Writes a dataset in the layout of robomimic, Minari or D4RL. The sinks in `formats.demos` define the layouts.
 
-    It is written beside `dest` and renamed when it is whole: an error leaves nothing,
-    and what was there as it was.
+    The output is written to a temporary path, which is renamed to `dest` at the end. If an error occurs, no partial
+    output is left, and an existing `dest` is unchanged.
 
     Args:
-      source: whatever `convert` takes.
-      dest: the HDF5 file to write; for Minari the folder, `<name>-v<version>`.
-      layout: the layout.
+      source: the source, as in `convert`.
+      dest: the HDF5 file to write. For Minari, the folder `<name>-v<version>`.
+      layout: the layout to write.
       split: as in `convert`.
-      data_dir: likewise.
-      recipe: likewise.
-      assume: likewise.
-      fill: likewise.
-      last_row: likewise.
-      skip_bad_episodes: likewise.
-      overwrite: replace `dest`.
+      data_dir: as in `convert`.
+      recipe: as in `convert`.
+      assume: as in `convert`.
+      fill: as in `convert`.
+      last_row: as in `convert`.
+      skip_bad_episodes: as in `convert`.
+      overwrite: replace an existing `dest`.
       progress: show a progress bar on stderr.
 
+    Returns:
+      The path, size and counts of the output.
+
     Raises:
-      KabukiError: the source cannot be read, or has a field or an episode that the layout has no form for, or `dest`
-        exists or cannot be written.
+      KabukiError: the source cannot be read, the layout cannot represent a field or an episode, or `dest` exists or
+        cannot be written.
+
+    Example:
+      kabuki_rlds.export("lift.hdf5", "~/.minari/datasets/lab/lift-v0", "minari")
     """
     dest = local_path(dest)
     reading = ReadingOptions(recipe, assume, fill, last_row)
     with reading.open(source, split=split, data_dir=data_dir, skip_bad=skip_bad_episodes) as opened:
         if len(opened) > 1:
-            raise InvalidArgumentError(f"{source}: several datasets; `convert` makes one of them first")
+            raise InvalidArgumentError(f"{source}: contains several datasets; merge them with `convert` first")
         fingerprints = Fingerprints(opened)
         whole = reading.complete(opened[0])
         last_rows = whole.decide()

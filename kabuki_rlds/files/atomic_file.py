@@ -117,7 +117,7 @@ class StagedFile:
         # `lexists`: the final rename would also fail on, or replace, a link to a missing file.
         if not self._overwrite and os.path.lexists(self.destination):
             raise DestinationExistsError(
-                f"{self.destination}: already there; {argument('overwrite', True)} replaces it"
+                f"{self.destination}: already exists; {argument('overwrite', True)} replaces it"
             )
 
     def _rename_to_new(self) -> None:

@@ -142,7 +142,7 @@ class StagedFolder:
             return
         if not self._overwrite:
             raise DestinationExistsError(
-                f"{self.destination}: already there; {argument('overwrite', True)} replaces it"
+                f"{self.destination}: already exists; {argument('overwrite', True)} replaces it"
             )
         if not (self.destination / self._mark).is_file():
             raise DestinationExistsError(

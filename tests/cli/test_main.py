@@ -83,7 +83,7 @@ def assert_fails(result: Result, *words: str, code: int = 1) -> None:
     assert result.out == ""
     assert error.startswith("kabuki-rlds: error: ")
     assert all(line.startswith("kabuki-rlds: ") and "error" not in line for line in before)
-    assert "fault of the tool" not in error
+    assert "this is a bug" not in error
     for word in words:
         assert str(word) in error
 
@@ -151,7 +151,7 @@ def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tm
     (tmp_path / "out.hdf5").write_text("precious")
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "features.json").write_text("{}")
-    assert_fails(light("convert", tmp_path / "dataset", tmp_path / "out.hdf5"), "already there", "--overwrite")
+    assert_fails(light("convert", tmp_path / "dataset", tmp_path / "out.hdf5"), "already exists", "--overwrite")
     assert (tmp_path / "out.hdf5").read_text() == "precious"
 
 
@@ -195,7 +195,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):
         (("convert", "one", "two", "--compression", "zstd"), "'zstd'"),
         (("convert", "one", "two", "--fill", "rewards=0"), "'rewards'"),
         (("convert", "one", "two", "--fill", "reward=much"), "'much'"),
-        (("convert", "one", "two", "--fill", "reward"), "no number"),
+        (("convert", "one", "two", "--fill", "reward"), "not a number"),
         (("validate",), "FILE"),
         (("inspect", "a", "b"), "b"),
     ],
@@ -241,7 +241,7 @@ def test_a_source_that_is_not_hdf5_or_holds_no_dataset_is_one_line(tmp_path, cal
 
 def test_an_existing_destination_is_kept(valid, tmp_path, call):
     (tmp_path / "out.hdf5").write_text("precious")
-    assert_fails(call("convert", valid, tmp_path / "out.hdf5"), "out.hdf5: already there; --overwrite replaces it")
+    assert_fails(call("convert", valid, tmp_path / "out.hdf5"), "out.hdf5: already exists; --overwrite replaces it")
     assert (tmp_path / "out.hdf5").read_text() == "precious"
     assert call("convert", valid, tmp_path / "out.hdf5", "--overwrite").code == 0
     assert call("validate", tmp_path / "out.hdf5").code == 0
@@ -304,7 +304,7 @@ def test_a_fault_of_the_tool_is_one_line_too(valid, monkeypatch, call):
     assert result == (
         1,
         "",
-        "kabuki-rlds: error: RuntimeError: what nobody thought of; this is a fault of the tool, --debug shows where\n",
+        "kabuki-rlds: error: RuntimeError: what nobody thought of; this is a bug, --debug shows the traceback\n",
     )
 
 

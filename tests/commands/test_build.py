@@ -673,7 +673,7 @@ def test_dtypes_without_a_tfds_feature_are_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "../up"}, "cannot be the name of a dataset"),
+        ({"name": "../up"}, "is not a valid dataset name"),
         ({"files": {"all": "x"}}, "'all' cannot be the name of a split"),
         ({"files": {"a/b": "x"}}, "'a/b' cannot be the name of a split"),
         ({"files": []}, "no file to build it from"),
@@ -697,7 +697,7 @@ def state(folder: Path) -> dict[str, bytes]:
 def test_existing_dataset_is_replaced_only_with_overwrite(hand_file, converted, tmp_path):
     first = kabuki_rlds.build(hand_file, tmp_path, name="x")
     before = state(tmp_path)
-    with pytest.raises(KabukiError, match="already there; overwrite=True replaces it"):
+    with pytest.raises(KabukiError, match="already exists; overwrite=True replaces it"):
         kabuki_rlds.build(converted("plain"), tmp_path, name="x")
     assert state(tmp_path) == before
     assert kabuki_rlds.build(converted("plain"), tmp_path, name="x", overwrite=True).path == first.path
@@ -760,7 +760,7 @@ def test_second_writer_is_rejected_and_files_of_a_killed_one_are_removed(hand_fi
 
     # Killed between the two renames: the old dataset is there under another name.
     os.rename(built.path, built.path.with_name("1.0.0.old"))
-    with pytest.raises(KabukiError, match="already there"):
+    with pytest.raises(KabukiError, match="already exists"):
         kabuki_rlds.build(hand_file, tmp_path, name="x")
     assert len(records(built.path)) == 3
 
@@ -798,7 +798,7 @@ def test_command_line_builds_a_dataset(hand_file, converted, tmp_path, capsys):
     ]
     assert err == ""
     assert main(arguments) == 1
-    assert capsys.readouterr().err == f"kabuki-rlds: error: {folder}: already there; --overwrite replaces it\n"
+    assert capsys.readouterr().err == f"kabuki-rlds: error: {folder}: already exists; --overwrite replaces it\n"
     assert main([*arguments, "--overwrite", "--quiet", "--file-format", "array_record"]) == 0
     assert capsys.readouterr() == ("", "")
     assert len(records(folder, "val")) == 3

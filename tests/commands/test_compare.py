@@ -31,7 +31,7 @@ def test_several_sources_are_compared_in_their_order(dataset, converted, tmp_pat
     other = kabuki_rlds.convert(dataset("plain"), tmp_path / "test.hdf5", split="test").path
     assert kabuki_rlds.compare(other, dataset("plain"), split="test") == []
     (order,) = kabuki_rlds.compare(kabuki_rlds.convert([file, other], tmp_path / "a.hdf5").path, [other, file])
-    assert (order.what, order.message, order.count) == ("episodes", "in another order than in the source", 0)
+    assert (order.what, order.message, order.count) == ("episodes", "order differs from the source", 0)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_fields_that_differ_are_named(tmp_path):
     new = handmade.write(tmp_path / "new.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
     assert [str(d) for d in kabuki_rlds.compare(new, old)] == [
         "reward: step field: the file has float32, the source has float64",
-        "speed: step field: the source has float32, the file lacks it",
+        "speed: step field: the source has float32, the file does not have it",
     ]
 
 
@@ -136,7 +136,7 @@ def test_lists_that_differ_are_found(group, converted, dataset, tmp_path):
 def test_the_command_validates_against_the_source(converted, dataset, tmp_path, capsys):
     whole, source = str(converted("plain")), str(dataset("plain"))
     assert main(["validate", whole, "--against", source]) == 0
-    assert capsys.readouterr().out == f"{whole}: valid\n{whole}: holds what its source holds\n"
+    assert capsys.readouterr().out == f"{whole}: valid\n{whole}: matches its source\n"
     some = str(kabuki_rlds.convert(source, tmp_path / "some.hdf5", split="train[:2]").path)
     assert main(["validate", some, "--against", source]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_file(demo):
     assert f"observation ({length[-1]}, 11) float64" in text
     assert f"action ({length[-1]}, 3) float32" in text
     assert f"return {returns[-1]:.3f}" in text
-    assert ("ends in a terminal state" if terminal[-1] else "ends cut short") in text
+    assert ("ends terminated" if terminal[-1] else "ends truncated") in text
 
 
 def test_episodes_end_in_either_way_and_the_last_rows_are_padding(demo):
@@ -88,7 +88,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     from kabuki_rlds.commands import demo
 
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(kabuki_rlds.KabukiError, match="not empty, and not made by an earlier demo"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="is not empty and not from an earlier demo"):
         demo.run(tmp_path)
     with pytest.raises(kabuki_rlds.KabukiError, match=re.escape(str(tmp_path / "thesis.tex"))):
         demo.run(tmp_path / "thesis.tex")

@@ -169,7 +169,7 @@ def test_several_datasets_are_one_too_many(tmp_path):
     folder.mkdir()
     _kabuki(folder / "a.hdf5")
     layout_files.robosuite(folder / "b.hdf5", {0: 3})
-    with pytest.raises(KabukiError, match="several datasets; `convert` makes one of them first"):
+    with pytest.raises(KabukiError, match="contains several datasets; merge them with `convert` first"):
         export(folder, tmp_path / "out.hdf5", "robomimic", fill={"reward": 0})
 
 
@@ -191,7 +191,7 @@ def test_what_is_there_is_not_replaced(lift, tmp_path):
     _, kabuki = lift
     export(kabuki, tmp_path / "a.hdf5", "robomimic")
     before = (tmp_path / "a.hdf5").read_bytes()
-    with pytest.raises(KabukiError, match="already there; overwrite=True"):
+    with pytest.raises(KabukiError, match="already exists; overwrite=True"):
         export(kabuki, tmp_path / "a.hdf5", "robomimic")
     with pytest.raises(KabukiError, match="'observation' is a dict, and D4RL takes one array"):
         export(kabuki, tmp_path / "a.hdf5", "d4rl", overwrite=True)

@@ -292,7 +292,7 @@ def test_parts_without_a_plan_are_not_taken_for_ours(stopped, dataset):
 def test_parts_that_are_the_source_are_kept(stopped):
     # Of a source that is gone, say.
     were = parts(stopped)
-    with pytest.raises(kabuki_rlds.KabukiError, match="would be lost; write to another file"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="would be deleted; write to another file"):
         kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped)
     assert parts(stopped) == were
     assert kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped.with_name("saved.hdf5")).num_episodes > 0
@@ -333,7 +333,7 @@ def test_ctrl_c_says_how_to_go_on(dataset, small_parts, tmp_path, capfd, monkeyp
 
     monkeypatch.setattr(KabukiSink, "commit", interrupted)
     assert main(["convert", str(dataset("plain")), str(tmp_path / "out.hdf5"), "--resume", "--quiet"]) == 1
-    assert capfd.readouterr().err == "kabuki-rlds: error: interrupted; the same command goes on from what is done\n"
+    assert capfd.readouterr().err == "kabuki-rlds: error: interrupted; run the same command again to resume\n"
 
 
 _SMALL_PARTS = """

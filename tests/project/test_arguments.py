@@ -62,10 +62,10 @@ def test_an_argument_of_a_message_is_written_as_a_flag() -> None:
 def test_the_same_error_names_the_argument_or_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     kabuki_rlds.convert(file, tmp_path / "k.hdf5")
-    with pytest.raises(FileExistsError, match="already there; overwrite=True replaces it"):
+    with pytest.raises(FileExistsError, match="already exists; overwrite=True replaces it"):
         kabuki_rlds.convert(file, tmp_path / "k.hdf5")
     assert main(["convert", str(file), str(tmp_path / "k.hdf5")]) == 1
-    assert "already there; --overwrite replaces it" in capsys.readouterr().err
+    assert "already exists; --overwrite replaces it" in capsys.readouterr().err
     # A message of Python is one again.
     with pytest.raises(FileExistsError, match="overwrite=True"):
         kabuki_rlds.convert(file, tmp_path / "k.hdf5")

@@ -221,7 +221,7 @@ def test_wrong_stated_number_of_episodes_is_rejected(make, given, tmp_path, monk
 def test_export_rejects_several_datasets(tmp_path):
     for i in range(2):
         layout_files.d4rl(tmp_path / f"{i}.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
-    with pytest.raises(kabuki_rlds.KabukiError, match="several datasets; `convert` makes one of them first"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="contains several datasets; merge them with `convert` first"):
         export(tmp_path, tmp_path / "out.hdf5", "d4rl")
 
 
@@ -359,8 +359,8 @@ def test_recording_is_kept_if_its_conversion_fails(tmp_path, monkeypatch):
     ("option", "says"),
     [
         (("--assume", "dones"), "'dones' is not KEY=VALUE"),
-        (("--fill", "reward=much"), "'much' is no number"),
-        (("--fill", "rewards=0"), "'rewards' is none of observation, action, reward, discount, is_terminal"),
+        (("--fill", "reward=much"), "'much' is not a number"),
+        (("--fill", "rewards=0"), "'rewards' is not one of observation, action, reward, discount, is_terminal"),
     ],
 )
 def test_invalid_options_are_rejected(option, says, tmp_path, capsys):

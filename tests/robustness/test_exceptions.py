@@ -43,7 +43,7 @@ def test_an_existing_destination_is_a_file_exists_error(file: Path, tmp_path: Pa
         lambda: kabuki_rlds.build(file, tmp_path / "data", name="toy"),
         lambda: kabuki_rlds.export(file, tmp_path / "k.hdf5", "robomimic"),
     ):
-        with pytest.raises(FileExistsError, match="already there") as caught:
+        with pytest.raises(FileExistsError, match="already exists") as caught:
             call()
         assert isinstance(caught.value, kabuki_rlds.DestinationExistsError)
 

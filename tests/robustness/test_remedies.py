@@ -323,7 +323,7 @@ def test_several_datasets_become_one_before_they_are_exported(tmp_path):
     for number in range(2):
         ends = np.array([0, 0, 1], bool)
         layout_files.d4rl(tmp_path / f"hopper_{number}.hdf5", terminals=ends, timeouts=np.zeros(3, bool))
-    with pytest.raises(KabukiError, match="several datasets; `convert` makes one of them first"):
+    with pytest.raises(KabukiError, match="contains several datasets; merge them with `convert` first"):
         export(tmp_path / "hopper_*.hdf5", tmp_path / "demo.hdf5", "robomimic")
     convert(tmp_path / "hopper_*.hdf5", tmp_path / "all.hdf5")
     assert export(tmp_path / "all.hdf5", tmp_path / "demo.hdf5", "robomimic").num_steps == 6

@@ -311,7 +311,7 @@ def test_command_line_lists_skipped_episodes(damaged, tmp_path, capfd):
     assert main(["inspect", str(out)]) == 0
     assert f"  left out  {shard}: record 1: the data is damaged (wrong checksum)\n" in capfd.readouterr().out
     assert main(["validate", str(out), "--against", str(damaged)]) == 0
-    assert "holds what its source holds, but for 1 damaged episodes that were left out" in capfd.readouterr().out
+    assert "matches its source, except for 1 damaged episodes that were left out" in capfd.readouterr().out
 
 
 def test_stitched_files_keep_the_list_of_skipped_episodes(damaged, tmp_path):

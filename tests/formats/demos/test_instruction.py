@@ -231,7 +231,7 @@ def test_a_built_in_recipe_is_printed(tmp_path, capsys, monkeypatch, name):
     _aloha(Path(name))
     assert main(["recipe", name]) == 0
     said = capsys.readouterr()
-    assert (said.out, f"./{name} is the file or folder" in said.err) == (text, True)
+    assert (said.out, f"of that name, use ./{name}" in said.err) == (text, True)
     assert main(["recipe", f"./{name}"]) == 0
     assert "drafted for" in capsys.readouterr().out
 
@@ -241,4 +241,4 @@ def test_an_assumption_does_not_apply_to_a_built_in_recipe(capsys, arguments):
     with pytest.raises(SystemExit) as e:
         main(arguments)
     assert e.value.code == 2
-    assert "--assume is for the files that a recipe is drafted for" in capsys.readouterr().err
+    assert "--assume needs a SOURCE that a recipe is drafted for" in capsys.readouterr().err
