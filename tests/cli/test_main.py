@@ -196,7 +196,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):
         (("convert", "one", "two", "--fill", "rewards=0"), "'rewards'"),
         (("convert", "one", "two", "--fill", "reward=much"), "'much'"),
         (("convert", "one", "two", "--fill", "reward"), "not a number"),
-        (("validate",), "FILE"),
+        (("validate",), "SOURCE"),
         (("inspect", "a", "b"), "b"),
     ],
 )
