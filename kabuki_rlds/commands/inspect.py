@@ -1,4 +1,4 @@
-"""Summarises a dataset: fields, episodes, lengths, returns and endings."""
+"""Summarises a dataset: fields, episode lengths, returns and episode ends."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.transforms.reading_options import ReadingOptions
 
-#: How many places of damaged episodes are named.
+#: Maximum number of ranges of damaged episodes that the text lists.
 _NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class FieldSummary:
-    """One field.
+    """The summary of one field.
 
     Attributes:
-      path: where it stands; fields of the episodes are under `episodes/metadata`.
-      holds: what a row is, in words: `float32 (11,)`.
-      num_bytes: what it takes in a Kabuki file, None for other formats. Text and rows of variable length have
-        most of theirs in HDF5's heap, which is not counted by field.
-      memory_bytes: what it takes as arrays, None where rows differ in size.
-      derived: how it was made, where the source had no such field.
+      path: path of the field. Paths of episode fields begin with `episodes/metadata/`.
+      holds: dtype and shape of a row: `float32 (11,)`.
+      num_bytes: size in the Kabuki file in bytes; None for other formats. Most bytes of text and of rows of variable
+        length are in HDF5's heap, which is not included.
+      memory_bytes: size as arrays in bytes; None if the row size varies.
+      derived: how the field was derived; "" if the source has the field.
     """
 
     path: str
@@ -55,7 +55,7 @@ class FieldSummary:
 
 @dataclasses.dataclass(frozen=True)
 class ValueRange:
-    """Smallest, mean and largest of the episodes' values."""
+    """Minimum, mean and maximum of a value over all episodes."""
 
     min: float
     mean: float
@@ -64,28 +64,28 @@ class ValueRange:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
       path: the file or source.
-      format: "kabuki", "rlds", "envlogger", or the layout of demonstrations.
-      format_version: version of the Kabuki format, "" where the file does not say.
-      info: name, version, description and so on of the dataset.
-      num_steps, num_episodes: how many there are.
-      lengths: steps of an episode; None where there are no episodes.
-      returns: sum of an episode's rewards, without that of a last row that is padding;
-        None where the reward is not one number a step.
-      last_steps: in how many episodes the last row is a step; None where the file does not say it.
-      terminal, truncated: how many episodes end in a terminal state, and how many
-        were cut short; None where the flags are missing.
-      num_bytes: size of the files.
-      memory_bytes: size of the columns as arrays, of those whose rows have one size.
+      format: "kabuki", "rlds", "envlogger", or the name of the layout of demonstrations.
+      format_version: version of the Kabuki format; "" if the file does not state it.
+      info: name, version, description and other metadata of the dataset.
+      num_steps, num_episodes: number of steps and of episodes.
+      lengths: number of steps per episode; None if there are no episodes.
+      returns: sum of rewards per episode, without the reward of a padding row; None if the reward is not one number per
+        step.
+      last_steps: number of episodes whose last row is a step; None if the file does not state it.
+      terminal, truncated: number of terminated and of truncated episodes; None if the flags are missing.
+      num_bytes: size of the files in bytes.
+      memory_bytes: size of the columns as arrays in bytes, without columns whose row size varies.
       columns: the fields.
-      sources: where the episodes came from.
-      skipped: damaged episodes of the sources that were left out: file, number of the first, how many, and why.
+      sources: the origins of the episodes.
+      skipped: damaged episodes that were left out: file, number of the first episode, count and reason.
       created_by: the program that wrote the file.
-      notes: deviations from rules 3 to 5 that were kept: rule, field, count and message.
-      nan_actions: the rows whose action has a NaN: field, count and the first rows; None where they cannot be read.
+      notes: deviations from rules 3 to 5 that a conversion kept: rule, field, count and message.
+      nan_actions: the rows whose action contains NaN: field, count and the first few rows; None if actions cannot be
+        read.
     """
 
     path: str
@@ -113,9 +113,9 @@ class Summary:
     disk_bytes = renamed("disk_bytes", "num_bytes")
 
     def to_json(self) -> str:
-        """The summary as a JSON object, with the attributes' names; null where a return is no finite number."""
+        """Returns the summary as a JSON object. Keys are the attribute names. NaN and infinite values become null."""
         found = dataclasses.asdict(self)
-        # JSON has no NaN and no infinity.
+        # JSON cannot represent NaN or infinity.
         for name in ("lengths", "returns"):
             if found[name] is not None:
                 found[name] = {k: v if math.isfinite(v) else None for k, v in found[name].items()}
@@ -132,18 +132,21 @@ def inspect(
     assume: Mapping[str, str] | None = None,
     last_row: LastRow | None = None,
 ) -> Summary:
-    """Looks into a dataset of any format, in constant memory. Only the actions, the rewards and the flags are decoded.
+    """Summarises a dataset of any format, in constant memory. Decodes only actions, rewards and flags.
 
     Args:
-      source: whatever `convert` takes.
-      split: as in `convert`. Sizes on disk are those of whole files.
-      data_dir: likewise.
-      recipe: likewise.
-      assume: likewise.
-      last_row: likewise.
+      source: the source, as in `convert`.
+      split: as in `convert`. Sizes on disk are always those of whole files.
+      data_dir: as in `convert`.
+      recipe: as in `convert`.
+      assume: as in `convert`.
+      last_row: as in `convert`.
+
+    Returns:
+      The summary.
 
     Raises:
-      KabukiError: there is no such source or split, it cannot be read, or its parts do not fit each other.
+      KabukiError: the source or split does not exist or cannot be read, or the fields of its parts are incompatible.
 
     Example:
       kabuki_rlds.inspect("hopper.hdf5").returns.mean
@@ -200,7 +203,7 @@ def _format_of(source: Source) -> str:
 
 
 def _stored_bytes(opened: Sequence[Source], prefix: str, path: str) -> int | None:
-    """What a field takes in Kabuki files; None for other formats, which do not store it by itself."""
+    """Returns the size of a field in Kabuki files in bytes; None for other formats, which mix fields."""
     total = 0
     for source in opened:
         if not isinstance(source, KabukiSource):
@@ -212,14 +215,15 @@ def _stored_bytes(opened: Sequence[Source], prefix: str, path: str) -> int | Non
 
 @dataclasses.dataclass
 class _Read:
-    """What the steps of one source say of its episodes. Arrays have one row an episode.
+    """Statistics of the episodes of one source. Arrays have shape (episodes,).
 
     Attributes:
-      lengths: rows, int64.
-      returns: sum of rewards, without that of a last row that is padding; None if the reward is not one number a step.
-      terminated: whether it ended in a terminal state; None without such a flag.
+      lengths: number of rows, int64.
+      returns: sum of rewards without the reward of a padding row, float64; None if the reward is not one number per
+        step.
+      terminated: whether the episode ends in a terminal state, bool; None if the flag is missing.
       last_rows: whether the last row is a step; None if a Kabuki file does not state it.
-      nan: the rows whose action has a NaN; None if actions cannot be read.
+      nan: the rows whose action contains NaN; None if actions cannot be read.
     """
 
     lengths: np.ndarray
@@ -233,12 +237,12 @@ def _read(reading: ReadingOptions, source: Source, shaped: Source) -> _Read:
     try:
         return _read_steps(reading, source, shaped, NanActionCounter(shaped.schema.steps))
     except DamagedDataError:
-        # `validate` says which actions are damaged; all else may be readable.
+        # `validate` reports the damaged actions. The other fields may still be readable.
         return _read_steps(reading, source, shaped, None)
 
 
 def _read_steps(reading: ReadingOptions, source: Source, shaped: Source, nan: NanActionCounter | None) -> _Read:
-    """Reads a source, and the same with the fields of a recipe."""
+    """Computes the statistics of a source. `shaped` is the same source after the recipe."""
     known = source.last_rows
     evidence = None
     if isinstance(source, KabukiSource):
@@ -265,23 +269,23 @@ def _read_steps(reading: ReadingOptions, source: Source, shaped: Source, nan: Na
 
 
 class _EpisodeSums:
-    """Sums over the steps of each episode, of which a source has a known number."""
+    """Sums over the steps of each episode. The number of episodes is known in advance."""
 
     def __init__(self, num_episodes: int, fields: Mapping[str, Field]):
         self.fields = [name for name in (REWARD, IS_TERMINAL) if name in fields]
         self.lengths = np.zeros(num_episodes, np.int64)
-        #: The rewards of all rows but the last, and of the last.
+        #: Sum of rewards without the last row of each episode, float64 (episodes,).
         self.rewards = np.zeros(num_episodes) if REWARD in fields else None
         self.last_rewards = np.zeros(num_episodes)
         self.terminated = np.zeros(num_episodes, bool) if IS_TERMINAL in fields else None
         self._begun = 0
 
     def observe(self, block: Block) -> None:
-        """Takes the next block."""
+        """Adds the next block."""
         episode = self._begun + block.episode_of
         self._begun += block.num_episodes
         if self._begun > len(self.lengths):
-            raise DamagedDataError(f"holds more episodes than the {len(self.lengths)} that are stated")
+            raise DamagedDataError(f"contains more episodes than the stated {len(self.lengths)}")
         if not block.num_steps:
             return
         self.lengths += np.bincount(episode, minlength=len(self.lengths))
@@ -298,7 +302,7 @@ class _EpisodeSums:
             self.rewards = None
             return
         reward = reward.astype(np.float64)
-        # The last row of an episode in the blocks before is not its last of all.
+        # If the episode continues from the previous block, the last row there was not its last row.
         self.rewards[episode[0]] += self.last_rewards[episode[0]]
         is_last = np.append(episode[1:] != episode[:-1], True)
         self.rewards += np.bincount(episode, np.where(is_last, 0, reward), len(self.rewards))
@@ -311,7 +315,7 @@ def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
 
 
 def _nan_actions(found: Sequence[_Read]) -> list[dict[str, Any]] | None:
-    """The rows of all sources whose action has a NaN, by field; rows are counted over all."""
+    """Returns the rows whose action contains NaN, by field. Rows are numbered over all sources."""
     joined: dict[str, NanRows] = {}
     start = 0
     for each in found:
@@ -331,12 +335,12 @@ def _range(values: np.ndarray) -> ValueRange | None:
 
 
 def to_text(summary: Summary) -> str:
-    """The summary for people."""
+    """Returns the summary as text for the terminal."""
     info = summary.info
     title = " ".join(part for part in (info.name, info.version) if part)
     kind = summary.format
     if kind == "kabuki":
-        kind = f"Kabuki {summary.format_version}" if summary.format_version else "no format stated"
+        kind = f"Kabuki {summary.format_version}" if summary.format_version else "HDF5 file without format_version"
     lines = [f"{summary.path}: {kind}{f', {title}' if title else ''}"]
     if info.description.strip():
         lines.append(f"  {info.description.strip().splitlines()[0][:100]}")
@@ -351,10 +355,11 @@ def to_text(summary: Summary) -> str:
     if summary.last_steps is not None:
         observations = summary.num_episodes - summary.last_steps
         lines.append(f"  {'last rows':<9} {summary.last_steps:,} steps, {observations:,} observations")
-    varies = " and what varies" if any(column.memory_bytes is None for column in summary.columns) else ""
+    varies = any(column.memory_bytes is None for column in summary.columns)
+    without = " without fields of variable size" if varies else ""
     lines.append(
         f"  {'size':<9} {format_bytes(summary.num_bytes)} on disk, "
-        f"{format_bytes(summary.memory_bytes)}{varies} in memory"
+        f"{format_bytes(summary.memory_bytes)} in memory{without}"
     )
     for origin in summary.sources:
         split = f" ({origin['split']})" if origin.get("split") else ""
@@ -362,16 +367,14 @@ def to_text(summary: Summary) -> str:
     for loss in summary.skipped[:_NAMED]:
         lines.append(f"  {'left out':<9} {Skipped(**loss)}")
     if len(summary.skipped) > _NAMED:
-        lines.append(
-            f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more places, which the JSON output names"
-        )
+        lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more ranges, listed by --json")
     for each in summary.nan_actions or ():
         lines.append(f"  {'NaN':<9} {NanRows(**each)}")
     for note in summary.notes:
         lines.append(f"  {'note':<9} rule {note['rule']}: {note['field']}: {note['message']} ({note['count']:,})")
     if summary.created_by:
         lines.append(f"  {'made by':<9} {summary.created_by}")
-    rows = [("field", "a row is", "on disk", "in memory")]
+    rows = [("field", "row", "on disk", "in memory")]
     for column in summary.columns:
         memory = "varies" if column.memory_bytes is None else format_bytes(column.memory_bytes)
         disk = "" if column.num_bytes is None else format_bytes(column.num_bytes)

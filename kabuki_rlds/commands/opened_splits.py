@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from kabuki_rlds.formats.rlds.infer_features import ImageFormat
 
-#: One file or several in order, all of the split `train`; or those of each split.
+#: One or several files of the split `train`, in order; or a mapping from split to files.
 Files: TypeAlias = StrPath | Sequence[StrPath] | Mapping[str, StrPath | Sequence[StrPath]]
 
 _log = logging.getLogger("kabuki_rlds")
@@ -40,10 +40,10 @@ _SPLIT = re.compile(r"\w[\w-]*")
 
 
 class OpenedSplits:
-    """The opened sources of the splits of one dataset. Their fields fit each other.
+    """The opened sources of the splits of one dataset. Their fields are compatible.
 
     Attributes:
-      sources: split to its sources, in order.
+      sources: maps each split to its sources, in order.
       schema: the common schema of all sources.
       features: the TFDS features of the dataset.
       fingerprints: the state of the sources' files when they were opened.
@@ -71,14 +71,14 @@ class OpenedSplits:
 
     @property
     def total_steps(self) -> int:
-        """The number of steps of all splits, or an estimate."""
+        """The total number of steps of all splits, possibly an estimate."""
         return sum(size.steps for sizes in self._sizes.values() for size in sizes)
 
     def check_disk(self, folder: pathlib.Path) -> None:
         """Checks that the disk has space for the records.
 
         Raises:
-          KabukiError: it has not.
+          KabukiError: the disk has too little space.
         """
         needed, free = sum(self._num_bytes.values()), shutil.disk_usage(folder).free
         if needed > free:
@@ -87,14 +87,14 @@ class OpenedSplits:
             )
 
     def warn_of_loss(self) -> None:
-        """Warns of images that were decoded from JPEG files and are encoded as JPEG again."""
+        """Warns if images that were decoded from JPEG files are encoded as JPEG again."""
         from kabuki_rlds.formats.rlds.infer_features import images_encoded_again
 
         again = images_encoded_again(self.first.schema, self.features) if self._encode is None else []
         if again:
             _log.warning(
-                "encoded as JPEG again, as their original files were, which changes pixels a little: %s; "
-                "%s keeps them as they are",
+                "images are encoded as JPEG again, like their original files, which slightly changes pixels: %s; "
+                "%s keeps the pixels unchanged",
                 ", ".join(again),
                 argument("encode", "png"),
             )
@@ -112,13 +112,13 @@ class OpenedSplits:
 
         Args:
           split: the split.
-          template: names the shards.
-          bar: counts the steps.
+          template: the template of the shard names.
+          bar: the progress bar, in steps.
           limit: the maximum number of episodes.
-          shard_config: TFDS's `ShardConfig`, None for its defaults.
+          shard_config: TFDS's `ShardConfig`. None means the TFDS defaults.
 
         Returns:
-          What TFDS keeps of the split, and what was written.
+          The `SplitInfo` of the split, and the counts and reports of the transfer.
 
         Raises:
           KabukiError: a source cannot be read, or a value cannot be stored.
@@ -134,7 +134,7 @@ class OpenedSplits:
 
     @functools.cached_property
     def _num_bytes(self) -> dict[str, int]:
-        """An estimate of the bytes of the records of each split."""
+        """Maps each split to the estimated size of its records in bytes."""
         from kabuki_rlds.formats.rlds.sink import estimated_bytes
 
         return {split: estimated_bytes(sizes, self.features) for split, sizes in self._sizes.items()}
@@ -150,30 +150,30 @@ def open_splits(
     split: str | None = None,
     data_dir: StrPath | None = None,
 ) -> Iterator[OpenedSplits]:
-    """Opens the files of a dataset, and closes them at the end of the `with`.
+    """Opens the files of a dataset. A context manager that closes them at the end.
 
     Args:
       files: as in `build`.
-      encode: likewise.
-      reading: how they are read.
+      encode: as in `build`.
+      reading: the options for reading the files.
       skip_bad: leave out damaged episodes.
       split: as in `build`.
-      data_dir: likewise.
+      data_dir: as in `build`.
 
     Raises:
-      KabukiError: a file cannot be opened, the name of a split is not allowed, or the fields of files differ.
+      KabukiError: a file cannot be opened, a split name is invalid, or the fields of the files are incompatible.
     """
     reading = reading or ReadingOptions()
     by_split = paths_of(files)
     if reading.splits and isinstance(files, Mapping):
         raise InvalidArgumentError(
-            f"the recipe makes the splits {', '.join(reading.splits)}, and so do the sources ({', '.join(by_split)}); "
-            "name them in one place: give the sources without a split, or remove `split` from the recipe"
+            f"both the recipe ({', '.join(reading.splits)}) and the sources ({', '.join(by_split)}) define splits; "
+            "give the sources without a split, or remove `split` from the recipe"
         )
     if reading.splits:
         if split is not None and split not in reading.splits:
             names = ", ".join(reading.splits)
-            raise InvalidArgumentError(f"{argument('split')}: the recipe makes no split {split!r}, but {names}")
+            raise InvalidArgumentError(f"{argument('split')}: the recipe has no split {split!r}, it has {names}")
         (paths,) = by_split.values()
         by_split = dict.fromkeys(reading.splits if split is None else [split], paths)
     with contextlib.ExitStack() as stack:
@@ -183,7 +183,7 @@ def open_splits(
             opened = stack.enter_context(
                 reading.open(paths, split=taken, data_dir=data_dir, images="encoded", skip_bad=skip_bad)
             )
-            # A Kabuki file is read as it is: one that was made by hand may lack what RLDS can do without.
+            # Kabuki files are not completed: a handwritten file may omit fields that RLDS does not require.
             bare = reading.recipe is None and not reading.fill
             sources[name] = [
                 source if bare and isinstance(source, KabukiSource) else reading.complete(source) for source in opened
@@ -192,7 +192,10 @@ def open_splits(
 
 
 def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
-    """The first episodes of some sources. The whole of each source decides whether last rows are steps."""
+    """Returns the first `limit` episodes of some sources.
+
+    Whether last rows are steps is decided from all episodes of a source.
+    """
     found = []
     for source in sources:
         taken = min(source.num_episodes, limit)
@@ -204,27 +207,27 @@ def _first_episodes(sources: Sequence[Source], limit: int) -> list[Source]:
 
 
 def paths_of(files: Files) -> dict[str, list[StrPath]]:
-    """The files of each split.
+    """Returns the files of each split.
 
     Raises:
-      KabukiError: there are none, or the name of a split is not allowed.
+      KabukiError: no file is given, or a split name is invalid.
     """
     named = files if isinstance(files, Mapping) else {"train": files}
     paths = {split: path_list(f) for split, f in named.items()}
     for split in paths:
         if not _SPLIT.fullmatch(split) or split.lower() == "all":
             raise InvalidArgumentError(
-                f"{split!r} cannot be the name of a split: letters, digits, _ and -, and not 'all'"
+                f"{split!r} is not a valid split name: use letters, digits, _ and -; 'all' is reserved"
             )
         if not paths[split]:
-            raise InvalidArgumentError(f"split {split!r}: no file to build it from")
+            raise InvalidArgumentError(f"split {split!r}: no files are given")
     if not paths:
-        raise InvalidArgumentError("no file to build from")
+        raise InvalidArgumentError("no files are given")
     return paths
 
 
 def _common(sources: Sequence[Source], encode: ImageFormat | None) -> tuple[Schema, tfds.features.FeaturesDict]:
-    """The common schema of all sources, and the features of the dataset."""
+    """Returns the common schema of all sources, and the TFDS features of the dataset."""
     from kabuki_rlds.formats.rlds.infer_features import features_of
 
     schemas = [source.schema for source in sources]
@@ -238,7 +241,7 @@ def _common(sources: Sequence[Source], encode: ImageFormat | None) -> tuple[Sche
     for source, features in zip(sources[1:], made[1:], strict=True):
         if features.to_json() != made[0].to_json():
             raise SchemaMismatchError(
-                f"{source.label} does not fit {sources[0].label}: their fields are the same, but not their attributes "
-                "'features', which say how TFDS stores them"
+                f"{source.label} is incompatible with {sources[0].label}: they have the same fields, but different "
+                "TFDS features in the attribute 'features'"
             )
     return common, made[0]

@@ -1,10 +1,8 @@
-"""Conversions that are taken up again where they stopped.
+"""Resumes interrupted conversions.
 
-An HDF5 file in the making cannot be read once its writer was killed. So what is done
-is also kept in parts beside it, each a whole Kabuki file of some consecutive
-episodes: `<destination>.parts/00000.hdf5`, and so on. A part is there or not, as any
-file that this package writes. The next conversion reads those that are there, instead
-of the source.
+A partly written HDF5 file cannot be read after its writer was killed. Therefore a conversion also writes finished
+episodes to part files: `<destination>.parts/00000.hdf5`, and so on. Each part is a complete Kabuki file of consecutive
+episodes and is written atomically. A resumed conversion reads the existing parts instead of the source.
 """
 
 from __future__ import annotations
@@ -29,11 +27,11 @@ from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.transforms.required_fields import CompletedSource
 from kabuki_rlds.version import VERSION
 
-#: About so many bytes of a source make a part.
+#: Approximate size of a part, in bytes of the source.
 _PART_BYTES = 128 << 20
 
 _PLAN = "plan.json"
-#: The files of a folder of parts.
+#: Names of part files, and of all files that a folder of parts may contain.
 _PART = re.compile(r"\d{5,}\.hdf5")
 _OURS = re.compile(r"plan\.json(\.new)?|\d{5,}\.(json|hdf5(\.partial)?)")
 
@@ -42,11 +40,11 @@ class ConversionParts:
     """The parts of one conversion.
 
     Args:
-      dest: the file that is to be made.
-      plan: all that the result depends on: sources and options.
+      dest: the destination of the conversion.
+      plan: the sources and options that the result depends on.
 
     Raises:
-      KabukiError: there are parts of another conversion, or they cannot be written.
+      KabukiError: the folder contains parts of a different conversion, or cannot be written.
     """
 
     def __init__(self, dest: pathlib.Path, plan: Mapping[str, Any]):
@@ -58,31 +56,30 @@ class ConversionParts:
             if (self._folder / _PLAN).is_file():
                 self._check(json.loads((self._folder / _PLAN).read_text()), now)
             elif any(_PART.fullmatch(path.name) for path in self._folder.iterdir()):
-                raise KabukiError(
-                    f"{self._folder}: holds parts without a {_PLAN} that says of what; move it away, or remove it"
-                )
+                raise KabukiError(f"{self._folder}: contains part files but no {_PLAN}; move or remove the folder")
             else:
                 _write(self._folder / _PLAN, now)
         except KabukiError:
             # Some derive from a built-in error too.
             raise
         except (OSError, ValueError, RecursionError) as e:
-            raise KabukiError(f"{self._folder}: cannot be used ({e}); {_anew()}") from e
+            raise KabukiError(f"{self._folder}: cannot be used ({e}); {_restart()}") from e
 
     def _check(self, before: Any, plan: dict[str, Any]) -> None:
         differ = [name for name in plan if not isinstance(before, dict) or before.get(name) != plan[name]]
         if differ:
             raise InvalidArgumentError(
-                f"{self._folder}: holds parts of another conversion, with other {', '.join(differ)}; "
-                f"call it as before, or without {argument('resume', True)}, which deletes these parts"
+                f"{self._folder}: contains parts of a conversion with different {', '.join(differ)}; "
+                f"repeat the earlier call, or leave out {argument('resume', True)} to delete these parts"
             )
 
     def blocks(self, whole: CompletedSource) -> Iterator[Block]:
-        """The blocks of a source, from the parts that are there, and then from itself.
+        """Yields the blocks of a source: from existing parts, and for missing parts from the source itself.
+
+        Call this once per source, in the order of the sources.
 
         Args:
-          whole: the source, completed, which takes the counts of what was changed. The sources of a conversion are
-            given in order.
+          whole: the completed source. Its `changed` is increased by the counts that the parts store.
         """
         for part in whole.pieces(_PART_BYTES):
             path = self._folder / f"{self._next:05d}.hdf5"
@@ -105,13 +102,13 @@ class ConversionParts:
 
 
 def discard(dest: pathlib.Path) -> None:
-    """Removes the parts that a conversion to `dest` left, if any."""
+    """Removes the part files of an earlier conversion to `dest`, if there are any."""
     folder = _folder(dest)
     if not (folder / _PLAN).is_file():
         return
     try:
         ours = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
-        # Parts before what belongs to them, and at last the plan, by which the folder is known.
+        # Delete parts before their counts, and the plan last: a folder without a plan is not recognised.
         for path in sorted(ours, key=lambda path: (path.name == _PLAN, path.suffix != ".hdf5")):
             path.unlink()
         if not any(folder.iterdir()):
@@ -125,31 +122,31 @@ def _folder(dest: pathlib.Path) -> pathlib.Path:
 
 
 def _counts(path: pathlib.Path) -> dict[str, int]:
-    """Field to number of rows that `conform` changed in a part."""
+    """Returns the number of rows that `conform` changed in a part, by field."""
     try:
         counts = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as e:
-        raise DamagedDataError(f"cannot be read ({e}); {_anew()}", file=path) from e
+        raise DamagedDataError(f"cannot be read ({e}); {_restart()}", file=path) from e
     if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
-        raise DamagedDataError(f"does not say how many rows were changed; {_anew()}", file=path)
+        raise DamagedDataError(f"does not contain the counts of changed rows; {_restart()}", file=path)
     return counts
 
 
 def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
-    """The blocks of a part that is there already."""
+    """Yields the blocks of an existing part."""
     with contextlib.ExitStack() as stack:
         try:
             stored = stack.enter_context(KabukiSource(path))
             stored.check_complete()
         except KabukiError as e:
-            raise KabukiError(f"{e}; {_anew()}") from e
+            raise KabukiError(f"{e}; {_restart()}") from e
         misfit = "; ".join(each.why for each in differences(part.schema, stored.schema, "this conversion", "the part"))
         stored_origins = [origin.path for origin in stored.origins]
         expected = [origin.path for origin in _origins(path, part)]
         if not misfit and (stored.num_episodes, stored_origins) != (part.num_episodes, expected):
-            misfit = "it is another part"
+            misfit = "different episodes"
         if misfit:
-            raise KabukiError(f"{path}: not what this conversion left there ({misfit}); {_anew()}")
+            raise KabukiError(f"{path}: is not the expected part of this conversion ({misfit}); {_restart()}")
         for block in stored.blocks():
             yield dataclasses.replace(
                 block,
@@ -159,12 +156,12 @@ def _blocks_of(path: pathlib.Path, part: CompletedSource) -> Iterator[Block]:
 
 
 def _origins(path: pathlib.Path, part: CompletedSource) -> list[Origin]:
-    """The origins of the episodes of a part. The last names the part, in case its file is moved."""
+    """Returns the origins of the episodes of a part. The last one is the part itself, to detect a renamed file."""
     return [*part.origins, Origin(path.name)]
 
 
 def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON to a file that is there whole or not at all."""
+    """Writes JSON to a file and flushes it to disk. The plan is written atomically."""
     new = path.with_name(f"{path.name}.new") if path.name == _PLAN else path
     with open(new, "w") as file:
         json.dump(content, file)
@@ -173,5 +170,5 @@ def _write(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     os.replace(new, path)
 
 
-def _anew() -> str:
-    return f"without {argument('resume', True)} the conversion begins anew"
+def _restart() -> str:
+    return f"leave out {argument('resume', True)} to restart the conversion"

@@ -1,10 +1,8 @@
-"""The TFDS builder of Kabuki files, which `builders/kabuki_hdf5` names.
+"""The TFDS builder for Kabuki files. `builders/kabuki_hdf5` imports it.
 
-Why it is not a `GeneratorBasedBuilder`: that takes examples one at a time and encodes
-their steps one at a time in Python, which nothing can be put in place of. TFDS's
-hook below it is `_download_and_prepare`, "writes the dataset into `data_dir`". All
-around it is TFDS's: the folder that is renamed at the end, the names and number of
-shards, `dataset_info.json`, reading.
+A `GeneratorBasedBuilder` encodes examples and their steps one at a time in Python, and this cannot be replaced.
+Therefore the builder overrides `_download_and_prepare`, the lower-level hook that writes the dataset. TFDS does the
+rest: the temporary folder, the names and number of shards, `dataset_info.json`, and reading.
 """
 
 from __future__ import annotations
@@ -32,14 +30,14 @@ from kabuki_rlds.transforms.required_fields import decide_last_rows
 
 @dataclasses.dataclass(eq=False)
 class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships no types
-    """Which files to build from.
+    """The files of a dataset and how to encode their images.
 
     Attributes:
-      version: of the dataset; by default what the first file says.
-      path: a Kabuki HDF5 file; or several, stitched in this order, for the split
-        `train`; or split to file or files.
-      encode: how images that are stored as arrays are encoded: "png" or "jpeg"; by default the format of their
-        original files, or PNG.
+      version: version of the dataset. The default is the version stored in the first file.
+      path: a Kabuki HDF5 file, or several that are concatenated in this order, for the split `train`; or a mapping from
+        split to files.
+      encode: image format for images that are stored as arrays: "png" or "jpeg". The default is the format of the
+        original image files, or PNG if it is not known.
       images: deprecated name of `encode`.
     """
 
@@ -55,7 +53,7 @@ class KabukiConfig(tfds.core.BuilderConfig):  # type: ignore[misc]  # TFDS ships
         if self.encode not in (None, "png", "jpeg"):
             raise InvalidArgumentError(f"encode: {self.encode!r} is neither 'png' nor 'jpeg'")
         if self.path and self.version is None:
-            # TFDS asks for it before it asks for anything else.
+            # TFDS reads the version before it calls any other method.
             first = next(iter(paths_of(self.path).values()))[0]
             with ReadingOptions().open(first) as opened:
                 self.version = dataset_info.valid_version(opened[0].schema.info.version)
@@ -67,7 +65,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
     VERSION = tfds.core.Version("1.0.0")
 
     def get_default_builder_config(self) -> Any:
-        # TFDS notes it beside the datasets, as the one to load where none is named.
+        # TFDS stores it in the data folder as the config that `tfds.load` uses by default.
         return getattr(self, "_builder_config", None) or super().get_default_builder_config()
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -78,7 +76,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
     def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         limit = download_config.max_examples_per_split
         if limit == 0:
-            # As in TFDS: a dataset without splits.
+            # As in TFDS, the dataset then has no splits.
             return
         with self._opened() as opened:
             opened.warn_of_loss()
@@ -100,19 +98,24 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
     def _write_by_beam(
         self, opened: OpenedSplits, templates: Mapping[str, Any], download_config: Any
     ) -> tuple[list[tfds.core.SplitInfo], dict[str, np.ndarray]]:
-        """What TFDS keeps of each split; and split to whether the last row of each of its episodes is a step."""
+        """Writes the splits with Beam.
+
+        Returns:
+          The `SplitInfo` of each split, and for each split whether the last row of each episode is a step, bool
+          (episodes,).
+        """
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions
 
         options = download_config.beam_options or PipelineOptions()
-        # TFDS turns it off too: its writer's steps are not what it takes them for.
+        # TFDS disables the type check too, because it rejects the types of TFDS's own Beam writer.
         options.view_as(TypeOptions).pipeline_type_check = False
         ranges, is_step = {}, {}
         for split, sources in opened.sources.items():
             for source in sources:
                 if not isinstance(source, KabukiSource):
                     raise InvalidArgumentError(
-                        f"{source.label}: Beam reads Kabuki files alone; `convert` makes one of it"
+                        f"{source.label}: a Beam build reads only Kabuki files; use `convert` first"
                     )
             files = [source for source in sources if isinstance(source, KabukiSource)]
             limit = download_config.max_examples_per_split
@@ -133,7 +136,7 @@ class KabukiBuilder(FileReaderBuilder):  # type: ignore[misc]
         config = self.builder_config
         if not getattr(config, "path", None):
             raise InvalidArgumentError(
-                """say what to build: --config '{"name": "hopper", "path": "/data/hopper.hdf5"}'; """
-                "the path is a Kabuki file, a list of them, or split to file"
+                """no file to build is given: pass --config '{"name": "hopper", "path": "/data/hopper.hdf5"}'; """
+                "path is a Kabuki file, a list of files, or a mapping from split to file"
             )
         return open_splits(config.path, config.encode)

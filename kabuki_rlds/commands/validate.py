@@ -31,10 +31,9 @@ class Validation:
 
     Attributes:
       violations: broken rules, in order; empty if the dataset is valid.
-      notes: deviations from rules 3 to 5 that a Kabuki file notes of itself.
-      derived: field that a source lacks to how `convert` makes it; empty for a Kabuki file.
-      last_rows: whether the last row of each episode of a source is a step; None for a Kabuki file, which is checked
-        by what it states.
+      notes: deviations from rules 3 to 5 that a Kabuki file lists in its attribute `notes`.
+      derived: maps each field that is missing from a source to how `convert` derives it; empty for a Kabuki file.
+      last_rows: whether the last row of each episode of a source is a step; None for a Kabuki file.
     """
 
     violations: list[Violation]
@@ -54,29 +53,30 @@ def validate(
     last_row: LastRow | None = None,
     progress: bool = False,
 ) -> list[Violation]:
-    """Checks a dataset against the rules of docs/format.md, in constant memory. Every row of every field is read.
+    """Checks a dataset against the rules of docs/format.md, in constant memory. Reads every row of every field.
 
     A Kabuki file is checked against every rule. A deviation from rules 3 to 5 that it lists in its attribute `notes`,
     with the right number of rows, is not a violation.
 
-    Any other source, and any source with one of the options, is checked as `convert` would convert it: required fields
-    that cannot be derived, the rules on values, damaged data, and the stated numbers of episodes.
+    Any other source, or a Kabuki file with one of the options, is checked as `convert` would convert it. The check
+    reports required fields that cannot be derived, values that break the rules, damaged data, and wrong numbers of
+    episodes.
 
     Args:
-      source: whatever `convert` takes.
+      source: the source, as in `convert`.
       split: as in `convert`.
-      data_dir: likewise.
-      recipe: likewise.
-      assume: likewise.
-      fill: likewise.
-      last_row: likewise.
+      data_dir: as in `convert`.
+      recipe: as in `convert`.
+      assume: as in `convert`.
+      fill: as in `convert`.
+      last_row: as in `convert`.
       progress: show a progress bar on stderr.
 
     Returns:
       The broken rules in order; empty if the dataset is valid.
 
     Raises:
-      KabukiError: there is no such source or split, or it cannot be opened.
+      KabukiError: the source or split does not exist, or cannot be opened.
 
     Example:
       for violation in kabuki_rlds.validate("hopper.hdf5"):
@@ -106,7 +106,7 @@ def examine(
     last_row: LastRow | None = None,
     progress: bool = False,
 ) -> Validation:
-    """As `validate`, and also returns the notes, what `convert` would derive, and what last rows are."""
+    """Checks a dataset like `validate`. Also returns notes, derived fields, and whether last rows are steps."""
     file = None if any((split, data_dir, recipe, assume, fill, last_row)) else _kabuki_file(source)
     if file is not None:
         return Validation(*check_file(file, progress=progress))
@@ -116,7 +116,7 @@ def examine(
 
 
 def _kabuki_file(source: StrPath) -> pathlib.Path | None:
-    """The file, if the source is a single HDF5 file in no layout of demonstrations."""
+    """Returns the path of a source that is a single Kabuki file. Returns None for any other source."""
     paths = locate(source).paths
     is_kabuki = len(paths) == 1 and paths[0].is_file() and find_layout(paths[0]) is None
     return paths[0] if is_kabuki else None
@@ -150,7 +150,10 @@ def _examine_steps(reading: ReadingOptions, opened: Sequence[Source], label: str
 
 
 def _completed(reading: ReadingOptions, source: Source, lacking: dict[str, str]) -> CompletedSource:
-    """The source with the required fields that can be derived; adds to `lacking` why one cannot."""
+    """Returns the source with the required fields that can be derived.
+
+    Adds the other required fields to `lacking`, each with the reason.
+    """
     try:
         return reading.complete(source)
     except SchemaMismatchError as e:
@@ -161,7 +164,7 @@ def _completed(reading: ReadingOptions, source: Source, lacking: dict[str, str])
 
 
 class _NoSink:
-    """A sink that stores nothing: blocks are only checked on their way to it."""
+    """A sink that discards all blocks. `transfer` checks the blocks before it writes them."""
 
     def write(self, block: Block) -> None:
         pass

@@ -36,26 +36,27 @@ from kabuki_rlds.formats.hdf5.variable import CompanionError
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.damage import find_damage
 
-#: How many damaged images of a field are named.
+#: Maximum number of damaged images that are listed per field.
 _NAMED = 5
-#: The index and the flags contradict each other.
-_OTHER_STARTS = "episodes begin at other rows than is_first says"
+#: Message if the episode index contradicts `is_first`.
+_OTHER_STARTS = "episode starts differ from is_first"
 
-#: Bytes of a column that are read at once, and rows where a row's size is not known.
+#: Bytes of a column that are read at once, and the number of rows if the row size is unknown.
 _READ_BYTES = 8 << 20
 _READ_ROWS = 4096
 
 
 def check_file(path: str | os.PathLike[str], *, progress: bool = False) -> tuple[list[Violation], list[Violation]]:
-    """Checks every rule of docs/format.md, in constant memory; every row of every field is read.
+    """Checks every rule of docs/format.md, in constant memory. Reads every row of every field.
 
     Args:
       path: a Kabuki file.
       progress: show a progress bar on stderr.
 
     Returns:
-      The broken rules in order, without deviations that the file lists in its attribute `notes` with the right number
-      of rows; and these notes.
+      (violations, notes). The violations are the broken rules in order. They exclude deviations that the file lists in
+      its attribute `notes` with the right number of rows. The notes are all entries of this
+      attribute.
 
     Raises:
       KabukiError: the file cannot be opened, or is not HDF5.
@@ -77,7 +78,7 @@ def check_file(path: str | os.PathLike[str], *, progress: bool = False) -> tuple
 
 
 class _Check:
-    """The checks of one file, each of which adds to `found` what it finds."""
+    """The checks of one file. Each check appends violations to `found`."""
 
     def __init__(self, file: h5py.File, executor: concurrent.futures.Executor):
         self.file = file
@@ -90,20 +91,20 @@ class _Check:
         self._fields: dict[str, Field] = {}
         self._num_steps = 0
         self._num_begun: int | None = None
-        #: Path to the rows of damaged images, each with what is wrong.
+        #: Maps each path to its damaged images: (row, problem).
         self._damaged: dict[str, list[tuple[int, str]]] = {}
 
     def _note(self, rule: int, field: str, message: str) -> None:
         self.found.append(Violation(rule, field, message))
 
     def fields(self) -> None:
-        """Rules 1 and 2: the fields, their types and their lengths."""
+        """Checks rules 1 and 2: the fields, their types and their lengths."""
         for path in self._lost:
-            self._note(1, path, "a link that leads nowhere")
+            self._note(1, path, "is a broken link")
         lengths: dict[int, list[str]] = {}
         for path, dataset in self._datasets.items():
             if not dataset.shape:
-                self._note(1, path, "a single value, where a field has one row a step")
+                self._note(1, path, "is a single value, expected one row per step")
                 continue
             try:
                 field = layout.read_field(dataset)
@@ -118,16 +119,16 @@ class _Check:
             self._fields[path] = field
             self._readers[path] = reader
         self.found += field_violations(self._datasets, self._fields)
-        # The length that most fields have is taken for the number of steps.
+        # The most common length is the number of steps.
         self._num_steps = max(lengths, key=lambda n: len(lengths[n]), default=0)
         for length, paths in lengths.items():
             if length != self._num_steps:
                 for path in paths:
-                    self._note(1, path, f"{length} rows, where other fields have {self._num_steps}")
+                    self._note(1, path, f"has {length} rows, expected {self._num_steps} as in other fields")
                     del self._readers[path]
 
     def filters(self) -> None:
-        """Rule 8: only filters that every HDF5 library has."""
+        """Checks rule 8: only filters that every HDF5 library has."""
 
         def visit(name: str, item: h5py.HLObject) -> None:
             if not isinstance(item, h5py.Dataset):
@@ -137,12 +138,12 @@ class _Check:
                 number, _, _, label = properties.get_filter(i)
                 if number not in (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32):
                     known = label.decode(errors="replace") or f"number {number}"
-                    self._note(8, name, f"filter {known} is not in every HDF5 library; gzip and shuffle are")
+                    self._note(8, name, f"filter {known} is not in every HDF5 library; use gzip and shuffle")
 
         self.file.visititems(visit)
 
     def rows(self, progress: bool) -> None:
-        """Rule 1, and 9: every row of every field can be read, and is what the field says."""
+        """Checks rules 1 and 9: every row of every field is readable and has the type of the field."""
         total = self._num_steps * len(self._readers)
         with tqdm(total=total, unit=" rows", unit_scale=True, disable=not progress, desc="reading") as bar:
             for path, reader in list(self._readers.items()):
@@ -165,7 +166,7 @@ class _Check:
                     bar.update(stop - start)
 
     def images(self) -> None:
-        """Rule 9: image files are whole. Each is named by its episode and the row in there."""
+        """Checks rule 9: image files are undamaged. Reports the episode and the row in the episode."""
         is_first = self._readers.get(IS_FIRST)
         begins = np.zeros(1, np.int64)
         if self._damaged and is_first is not None and self._is_checkable(IS_FIRST):
@@ -180,7 +181,7 @@ class _Check:
             self.found.append(Violation(9, path, "; ".join(places), rows, len(found)))
 
     def values(self) -> None:
-        """Rules 4 and 5: where episodes begin and end, and how."""
+        """Checks rules 4 and 5: discounts, and the flags at episode boundaries."""
         names = [*FLAGS, *([DISCOUNT] if self._is_checkable(DISCOUNT) else [])]
         if not all(self._is_checkable(name) for name in FLAGS):
             return
@@ -201,9 +202,10 @@ class _Check:
         self.found += checker.finish()
 
     def _episodes_with_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """(first row, whether the last row is a step) of each episode that has rows: int64 and bool, (episodes,).
+        """Returns (first row, whether the last row is a step) of each non-empty episode: int64 and bool, (episodes,).
 
-        The index says where they begin; the flags, if there is none or it is wrong, which `episodes` reports.
+        First rows come from the index `episodes/start`. If the index is missing or wrong, they come from `is_first`.
+        `episodes` reports a wrong index.
         """
         first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1).astype(bool)
         first[:1] = True
@@ -223,7 +225,7 @@ class _Check:
                 if fits and sizes.sum() == self._num_steps:
                     begins = np.asarray(starts[:])[sizes > 0]
                     is_step = is_step[sizes > 0] if len(is_step) else is_step
-        # Where nothing is stated, or too little, last rows are observations.
+        # Last rows are observations for episodes without a stated value.
         return begins, np.append(is_step, np.zeros(max(len(begins) - len(is_step), 0), bool))
 
     def _is_checkable(self, name: str) -> bool:
@@ -233,21 +235,21 @@ class _Check:
         return is_flag_or_number(field.dtype)
 
     def episodes(self) -> None:
-        """Rule 6, where there is an index: it says what the flags say."""
+        """Checks rule 6: the episode index, if there is one, is consistent with the flags."""
         group = self.file.get(layout.EPISODES)
         if group is None:
             return
         if not isinstance(group, h5py.Group):
-            self._note(6, layout.EPISODES, "not a group")
+            self._note(6, layout.EPISODES, "is not a group")
             return
         if set(group) == {stored_last_rows.NAME}:
-            # Rule 3 stands without an index: the flags say where episodes begin.
+            # A file may state its last rows (rule 3) without an index. The flags then define the episodes.
             return
         index: dict[str, np.ndarray] = {}
         for name in ("start", "length", "source"):
             dataset = group.get(name)
             if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or not layout.holds_integers(dataset):
-                self._note(6, f"{layout.EPISODES}/{name}", "missing, or not one integer an episode")
+                self._note(6, f"{layout.EPISODES}/{name}", "is missing, or is not one integer per episode")
                 continue
             try:
                 index[name] = dataset[:].astype(np.int64)
@@ -259,17 +261,19 @@ class _Check:
         rows = {name: len(values) for name, values in index.items()}
         for name, count in rows.items():
             if count != len(starts):
-                self._note(6, f"{layout.EPISODES}/{name}", f"{count} rows, where there are {len(starts)} episodes")
+                self._note(
+                    6, f"{layout.EPISODES}/{name}", f"has {count} rows, expected {len(starts)} (one per episode)"
+                )
                 return
         for path, dataset in metadata_datasets(self.file).items():
             self._metadata(f"{layout.METADATA}/{path}", dataset, len(starts))
         ends = np.cumsum(lengths)
-        # A sum that is too large for an integer is another one.
+        # The sum may overflow int64, so individual lengths are checked too.
         if (lengths < 0).any() or (lengths > self._num_steps).any() or not np.array_equal(starts, ends - lengths):
-            self._note(6, f"{layout.EPISODES}/start", "not the sum of the lengths of the episodes before")
+            self._note(6, f"{layout.EPISODES}/start", "is not the sum of the lengths of the earlier episodes")
         elif (int(ends[-1]) if len(ends) else 0) != self._num_steps:
             total = int(ends[-1]) if len(ends) else 0
-            self._note(6, f"{layout.EPISODES}/length", f"sums to {total}, where there are {self._num_steps} steps")
+            self._note(6, f"{layout.EPISODES}/length", f"has sum {total}, expected {self._num_steps} (all steps)")
         elif self._is_checkable(IS_FIRST):
             first = np.asarray(self._readers[IS_FIRST].read(0, self._num_steps)).reshape(-1).astype(bool)
             begins = np.zeros(self._num_steps, bool)
@@ -281,14 +285,16 @@ class _Check:
         stated = self._json("sources")
         if isinstance(stated, list) and len(sources) and not 0 <= sources.min() <= sources.max() < len(stated):
             self._note(
-                6, f"{layout.EPISODES}/source", f"names a source that is not among the {len(stated)} of `sources`"
+                6,
+                f"{layout.EPISODES}/source",
+                f"refers to a source that is not among the {len(stated)} of `sources`",
             )
 
     def _metadata(self, path: str, dataset: h5py.Dataset, episodes: int) -> None:
-        """One field of the episodes: it has a row for each, and they can be read."""
+        """Checks one episode field: it has one readable row per episode."""
         if not dataset.shape or dataset.shape[0] != episodes:
-            rows = f"{dataset.shape[0]} rows" if dataset.shape else "a single value"
-            self._note(6, path, f"{rows}, where there are {episodes} episodes")
+            rows = f"has {dataset.shape[0]} rows" if dataset.shape else "is a single value"
+            self._note(6, path, f"{rows}, expected one row for each of the {episodes} episodes")
             return
         try:
             field = layout.read_field(dataset)
@@ -305,24 +311,24 @@ class _Check:
             self._note(6, path, f"cannot be read: {e}")
 
     def attributes(self) -> None:
-        """Rule 7, where there are attributes: they say what the file holds."""
+        """Checks rule 7: attributes, where present, agree with the contents of the file."""
         for name, known in (("format", (layout.FORMAT,)), ("format_version", layout.FORMAT_VERSIONS)):
             stated = layout.text_attribute(self.file, name, known[-1])
             if stated not in known:
-                self._note(7, name, f"{stated}, expected {' or '.join(known)}")
+                self._note(7, name, f"is {stated}, expected {' or '.join(known)}")
         if not layout.flag_attribute(self.file, "complete", True):
-            self._note(7, "complete", "false: the file was never finished")
+            self._note(7, "complete", "is false: the file was not written completely")
         starts = self.file.get(f"{layout.EPISODES}/start")
-        # Without an index, the flags say how many episodes there are.
+        # Without an index, the number of episodes comes from the flags.
         has_index = isinstance(starts, h5py.Dataset) and starts.ndim == 1
         counted = {"num_steps": self._num_steps, "num_episodes": len(starts) if has_index else self._num_begun}
         for name, count in counted.items():
             says = layout.attribute(self.file, name, count)
             if count is not None and not np.array_equal(says, count):  # type: ignore[arg-type]  # whatever it is
-                self._note(7, name, f"{says}, where the file holds {count}")
+                self._note(7, name, f"is {says}, but the file contains {count}")
         for name in ("features", "environment"):
             if layout.text_attribute(self.file, name) and self._json(name) is None:
-                self._note(7, name, "not JSON")
+                self._note(7, name, "is not valid JSON")
         for name, of_json in (("sources", Origin.from_json), ("skipped", Skipped.from_json)):
             try:
                 entries(layout.text_attribute(self.file, name), of_json)
@@ -341,7 +347,10 @@ class _Check:
 
 
 def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
-    """The violations that the file does not note: those of other rules than 3 to 5, or of another number of rows."""
+    """Returns the violations that are not listed in the notes of the file.
+
+    Only violations of rules 3 to 5 can be listed, and only with the right number of rows.
+    """
     counts: collections.Counter[tuple[int, str]] = collections.Counter()
     for violation in found:
         counts[violation.rule, violation.field] += violation.count
@@ -351,7 +360,7 @@ def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
 
     def is_noted(violation: Violation) -> bool:
         if violation.message == _OTHER_STARTS:
-            # The index is right, and it is `is_first` that deviates, by rule 5.
+            # The index is the reference, so this is a deviation of `is_first` from rule 5.
             key = 5, IS_FIRST
         elif 3 <= violation.rule <= 5:
             key = violation.rule, violation.field
@@ -363,12 +372,12 @@ def _unnoted(found: list[Violation], notes: list[Violation]) -> list[Violation]:
 
 
 def _rule_of(error: Exception) -> int:
-    """Which rule a field breaks whose rows cannot be read."""
+    """Returns the number of the rule that a field with unreadable rows breaks."""
     return 9 if isinstance(error, CompanionError) else 1
 
 
 def _damaged_images(field: Field, column: Column) -> Iterator[tuple[int, str]]:
-    """The rows of damaged image files in a column, and what is wrong with each."""
+    """Yields (row, problem) of each damaged image file in a column."""
     if not field.encoded:
         return
     assert isinstance(column, (np.ndarray, Ragged))
@@ -381,9 +390,9 @@ def _damaged_images(field: Field, column: Column) -> Iterator[tuple[int, str]]:
 
 
 def _rows_at_once(dataset: h5py.Dataset) -> int:
-    """How many rows of a field to read at once."""
+    """Returns the number of rows of a field to read at once."""
     size = layout.stored_row_nbytes(dataset)
     if size is None:
-        # What varies is stored as it is, so the file's size bounds it.
+        # Rows of variable size are not compressed, so the file size bounds the mean row size.
         size = max(dataset.file.id.get_filesize() // max(len(dataset), 1), _READ_BYTES // _READ_ROWS)
     return max(1, _READ_BYTES // max(size, 1))

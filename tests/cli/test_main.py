@@ -114,7 +114,7 @@ def test_an_invalid_file_validates_with_1_and_each_broken_rule(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", fields)
     assert light("validate", file) == (
         1,
-        f"{file}: rule 1: reward: 7 rows, where other fields have 8\n"
+        f"{file}: rule 1: reward: has 7 rows, expected 8 as in other fields\n"
         f"{file}: rule 4: discount: not 0 where the next row is terminal (row 1)\n",
         "",
     )

@@ -502,7 +502,7 @@ def test_beam_accepts_only_kabuki_files(tmp_path):
     pytest.importorskip("apache_beam", reason="needs the extra `build`")
     file = layout_files.d4rl(tmp_path / "d4rl.hdf5", terminals=np.array([0, 1], bool), timeouts=np.zeros(2, bool))
     options = ("--config", config(str(file), "hopper"), "--data_dir", tmp_path / "data")
-    with pytest.raises(KabukiError, match=f"{file}: Beam reads Kabuki files alone; `convert` makes one of it"):
+    with pytest.raises(KabukiError, match=f"{file}: a Beam build reads only Kabuki files; use `convert` first"):
         run_tfds(*options, "--beam_pipeline_options=runner=DirectRunner")
     assert not list((tmp_path / "data").rglob("*tfrecord*"))
     run_tfds(*options)
@@ -674,10 +674,10 @@ def test_dtypes_without_a_tfds_feature_are_rejected(tmp_path):
     ("options", "message"),
     [
         ({"name": "../up"}, "is not a valid dataset name"),
-        ({"files": {"all": "x"}}, "'all' cannot be the name of a split"),
-        ({"files": {"a/b": "x"}}, "'a/b' cannot be the name of a split"),
-        ({"files": []}, "no file to build it from"),
-        ({"files": {}}, "no file to build from"),
+        ({"files": {"all": "x"}}, "'all' is not a valid split name"),
+        ({"files": {"a/b": "x"}}, "'a/b' is not a valid split name"),
+        ({"files": []}, "split 'train': no files are given"),
+        ({"files": {}}, "^no files are given"),
         ({"file_format": "parquet"}, "shards in the format 'parquet' cannot be written"),
     ],
 )

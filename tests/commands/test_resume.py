@@ -192,7 +192,7 @@ def test_other_options_are_refused_and_what_differs_is_named(stopped, dataset):
         ({"fill": {"reward": 1.0}}, "fill"),
     ):
         folder = re.escape(f"{stopped}.parts")
-        message = f"^{folder}: holds parts of another conversion, with other {what};"
+        message = f"^{folder}: contains parts of a conversion with different {what};"
         with pytest.raises(kabuki_rlds.InvalidArgumentError, match=message):
             kabuki_rlds.convert(dataset("plain"), stopped, resume=True, **options)
     assert len(parts(stopped)) == 2
@@ -205,7 +205,7 @@ def test_a_source_that_changed_meanwhile_is_refused(stopped, dataset, tmp_path):
     was = json.loads(plan.read_text())
     was["files"][next(iter(was["files"]))][1] += 1
     plan.write_text(json.dumps(was))
-    with pytest.raises(kabuki_rlds.KabukiError, match="with other files; call it as before, or without resume=True"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="with different files; repeat the earlier call, or"):
         kabuki_rlds.convert(dataset("plain"), dest, resume=True)
 
 
@@ -277,7 +277,7 @@ DAMAGES = {
 def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, dataset):
     DAMAGES[damage](Path(f"{stopped}.parts"))
     with pytest.raises(
-        kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*without resume=True the conversion begins anew"
+        kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*leave out resume=True to restart the conversion"
     ):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
     assert not stopped.exists()
@@ -285,7 +285,10 @@ def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, data
 
 def test_parts_without_a_plan_are_not_taken_for_ours(stopped, dataset):
     Path(f"{stopped}.parts", "plan.json").unlink()
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts: holds parts .* remove it"):
+    with pytest.raises(
+        kabuki_rlds.KabukiError,
+        match=r"out.hdf5.parts: contains part files but no plan.json; move or remove",
+    ):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
 
 

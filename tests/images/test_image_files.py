@@ -504,7 +504,7 @@ def test_build_encodes_decoded_images_in_their_original_format(tmp_path, caplog)
         built = build(again, tmp_path / "rlds", name=f"made_{kind or 'mixed'}")
         feature = tfds.builder_from_directory(built.path).info.features["steps"]["observation"]["images"]["top"]
         assert feature.encoding_format == (kind or "png")
-        assert (f"encoded as JPEG again, as their original files were, which changes pixels a little: {CAMERA}"
+        assert (f"encoded as JPEG again, like their original files, which slightly changes pixels: {CAMERA}"
                 in caplog.text) == (kind == "jpeg")  # fmt: skip
         back = convert(built.path, tmp_path / f"{kind or 'mixed'}3.hdf5").path
         assert read(back)[1]["file_format"] == (kind or "png")

@@ -416,7 +416,7 @@ def test_invalid_tfds_build_config_is_rejected(tmp_path):
     class Builder(KabukiBuilder):
         BUILDER_CONFIGS = [KabukiConfig(name="no_files")]  # noqa: RUF012  # TFDS's attribute
 
-    with pytest.raises(kabuki_rlds.KabukiError, match="say what to build: --config"):
+    with pytest.raises(kabuki_rlds.KabukiError, match="no file to build is given: pass --config"):
         Builder(data_dir=tmp_path, config="no_files", version="1.0.0").download_and_prepare()
 
 

@@ -430,7 +430,7 @@ def test_terminal_control_characters_are_escaped(tmp_path, capsys):
     file = handmade.write(tmp_path / "f.hdf5", bad, {"name": "\x1b]0;title\x07"})
     assert main(["validate", str(file)]) == 1
     (line,) = capsys.readouterr().out.splitlines()
-    assert "\\x1b[2Jgone kabuki-rlds: valid: 3 rows, where other fields have 8" in line
+    assert "\\x1b[2Jgone kabuki-rlds: valid: has 3 rows, expected 8 as in other fields" in line
     assert main(["convert", str(file), str(tmp_path / "out.hdf5")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.isprintable()
