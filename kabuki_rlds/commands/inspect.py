@@ -367,7 +367,7 @@ def to_text(summary: Summary) -> str:
     for loss in summary.skipped[:_NAMED]:
         lines.append(f"  {'left out':<9} {Skipped(**loss)}")
     if len(summary.skipped) > _NAMED:
-        lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more ranges, listed by --json")
+        lines.append(f"  {'left out':<9} and {len(summary.skipped) - _NAMED:,} more ranges, listed in the JSON output")
     for each in summary.nan_actions or ():
         lines.append(f"  {'NaN':<9} {NanRows(**each)}")
     for note in summary.notes:

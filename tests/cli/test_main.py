@@ -99,15 +99,15 @@ def test_help_needs_no_tensorflow(command):
     assert "%%" not in result.out
 
 
-def test_version(call):
+def test_version_is_printed(call):
     assert call("--version") == (0, f"kabuki-rlds {__version__}\n", "")
 
 
-def test_a_valid_file_validates_with_0_and_without_tensorflow(valid):
+def test_validate_exits_with_0_for_a_valid_file_and_needs_no_tensorflow(valid):
     assert light("validate", valid) == (0, f"{valid}: valid\n", "")
 
 
-def test_an_invalid_file_validates_with_1_and_each_broken_rule(tmp_path):
+def test_validate_exits_with_1_and_prints_each_broken_rule(tmp_path):
     fields = handmade.fields()
     fields["discount"][1] = 1
     fields["reward"] = fields["reward"][1:]
@@ -132,7 +132,7 @@ def test_inspect_prints_one_json_object(valid, call):
     assert json.loads(result.out)["num_steps"] == 8
 
 
-def test_a_kabuki_file_is_converted_without_tensorflow(valid, tmp_path):
+def test_converting_a_kabuki_file_needs_no_tensorflow(valid, tmp_path):
     result = light("convert", valid, valid, tmp_path / "out.hdf5")
     assert result.code == 0
     last_rows, line = result.out.splitlines()
@@ -142,12 +142,12 @@ def test_a_kabuki_file_is_converted_without_tensorflow(valid, tmp_path):
     assert len(result.err.splitlines()) == 1
 
 
-def test_a_source_that_is_not_there_is_said_so_without_tensorflow(tmp_path):
+def test_missing_source_is_reported_without_tensorflow(tmp_path):
     result = light("convert", "nowhere", tmp_path / "out.hdf5", "--data-dir", tmp_path)
     assert_fails(result, "nowhere: no such file or folder", tmp_path, "holds no dataset of this name")
 
 
-def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tmp_path):
+def test_existing_destination_is_reported_before_importing_tensorflow(tmp_path):
     (tmp_path / "out.hdf5").write_text("precious")
     (tmp_path / "dataset").mkdir()
     (tmp_path / "dataset" / "features.json").write_text("{}")
@@ -155,7 +155,7 @@ def test_a_destination_that_is_there_is_said_so_before_tensorflow_is_imported(tm
     assert (tmp_path / "out.hdf5").read_text() == "precious"
 
 
-def test_a_name_that_is_no_utf_8_is_printed_all_the_same(valid, tmp_path, monkeypatch):
+def test_file_name_that_is_not_utf_8_is_printed(valid, tmp_path, monkeypatch):
     name = tmp_path / os.fsdecode(b"caf\xe9.hdf5")
     monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
     for arguments in (("convert", valid, name), ("validate", name), ("inspect", name)):
@@ -164,14 +164,14 @@ def test_a_name_that_is_no_utf_8_is_printed_all_the_same(valid, tmp_path, monkey
 
 
 @pytest.mark.parametrize("streams", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_are_no_files_of_ours(streams, valid, tmp_path):
+def test_closed_standard_streams_are_not_reused_for_files(streams, valid, tmp_path):
     dest = tmp_path / "out.hdf5"
     command = f'"{sys.executable}" -m kabuki_rlds.cli convert "{valid}" "{dest}" {streams}'
     assert subprocess.run(command, shell=True, capture_output=True, check=False).returncode == 0
     assert validate(dest) == []
 
 
-def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):
+def test_closed_output_pipe_is_not_an_error(valid):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:
@@ -200,7 +200,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(valid):
         (("inspect", "a", "b"), "b"),
     ],
 )
-def test_wrong_usage_exits_with_2_and_one_line(arguments, words, call):
+def test_wrong_usage_exits_with_2_and_prints_one_line(arguments, words, call):
     result = call(*arguments)
     assert_fails(result, words, "--help", code=2)
     assert len(result.err.splitlines()) == 1
@@ -210,7 +210,7 @@ def test_wrong_usage_exits_with_2_and_one_line(arguments, words, call):
 
 
 @pytest.mark.parametrize("command", ["validate", "inspect"])
-def test_a_file_that_cannot_be_opened_is_one_line(command, tmp_path, call):
+def test_unopenable_file_is_reported_in_one_line(command, tmp_path, call):
     (tmp_path / "text.hdf5").write_text("no HDF5 at all")
     (tmp_path / "cut.hdf5").write_bytes(handmade.write(tmp_path / "f.hdf5", handmade.fields()).read_bytes()[:3000])
     assert_fails(call(command, tmp_path / "none.hdf5"), f"{tmp_path / 'none.hdf5'}: no such file")
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_opened_is_one_line(command, tmp_path, call):
 
 
 @pytest.mark.parametrize("command", [("convert", "{}", "out.hdf5"), ("inspect", "{}")])
-def test_a_damaged_file_is_one_line_with_the_field(command, tmp_path, call):
+def test_damaged_file_is_reported_in_one_line_with_the_field(command, tmp_path, call):
     fields = handmade.fields()
     file = handmade.write(tmp_path / "f.hdf5", fields | {"reward": handmade.chunked(fields["reward"])})
     handmade.put_chunk(file, "reward", b"no zlib stream")
@@ -230,7 +230,7 @@ def test_a_damaged_file_is_one_line_with_the_field(command, tmp_path, call):
     assert_fails(call(*arguments), file, "'reward'", "rows 0 to 7")  # type: ignore[arg-type]
 
 
-def test_a_source_that_is_not_hdf5_or_holds_no_dataset_is_one_line(tmp_path, call):
+def test_source_that_is_not_a_dataset_is_reported_in_one_line(tmp_path, call):
     (tmp_path / "text.hdf5").write_text("no HDF5 at all")
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     assert_fails(call("convert", tmp_path / "text.hdf5", tmp_path / "out.hdf5"), "text.hdf5: not an HDF5 file")
@@ -239,7 +239,7 @@ def test_a_source_that_is_not_hdf5_or_holds_no_dataset_is_one_line(tmp_path, cal
     assert_fails(call("convert", "folder:2.0.0", tmp_path / "out.hdf5", "--data-dir", tmp_path), "folder:2.0.0")
 
 
-def test_an_existing_destination_is_kept(valid, tmp_path, call):
+def test_existing_destination_is_kept(valid, tmp_path, call):
     (tmp_path / "out.hdf5").write_text("precious")
     assert_fails(call("convert", valid, tmp_path / "out.hdf5"), "out.hdf5: already exists; --overwrite replaces it")
     assert (tmp_path / "out.hdf5").read_text() == "precious"
@@ -247,13 +247,13 @@ def test_an_existing_destination_is_kept(valid, tmp_path, call):
     assert call("validate", tmp_path / "out.hdf5").code == 0
 
 
-def test_a_source_is_not_overwritten_with_itself_in_the_making(valid, call):
+def test_converting_a_file_onto_itself_keeps_its_data(valid, call):
     assert call("convert", valid, valid, "--overwrite").code == 0
     with h5py.File(valid) as f:
         assert f["reward"][:].tolist() == handmade.fields()["reward"].tolist()
 
 
-def test_a_destination_that_is_a_folder_or_in_none_is_one_line(valid, tmp_path, call):
+def test_invalid_destination_is_reported_in_one_line(valid, tmp_path, call):
     (tmp_path / "folder").mkdir()
     assert_fails(call("convert", valid, tmp_path / "folder"), "folder")
     assert_fails(
@@ -262,13 +262,13 @@ def test_a_destination_that_is_a_folder_or_in_none_is_one_line(valid, tmp_path, 
     assert_fails(call("convert", valid, tmp_path / "no" / "out.hdf5"), "does not exist; create it first")
 
 
-def test_a_wrong_split_names_those_there_are(dataset, tmp_path, call):
+def test_unknown_split_error_lists_the_splits(dataset, tmp_path, call):
     for split in ("valid", "train[", "train[:200%", "test+", ""):
         result = call("convert", dataset("plain"), tmp_path / "out.hdf5", "--split", split)
         assert_fails(result, dataset("plain"), repr(split), "train (10 episodes)", "test (4 episodes)")
 
 
-def test_a_missing_field_names_the_remedy(dataset, tmp_path, call):
+def test_missing_field_error_contains_a_remedy(dataset, tmp_path, call):
     result = call("convert", dataset("no_reward"), tmp_path / "out.hdf5")
     assert_fails(result, dataset("no_reward"), "no 'reward'", "--fill reward=0")
     result = call("convert", dataset("no_reward"), tmp_path / "out.hdf5", "--fill", "reward=0")
@@ -276,7 +276,7 @@ def test_a_missing_field_names_the_remedy(dataset, tmp_path, call):
     assert "reward: not in the source, filled with 0.0\n" in result.out
 
 
-def test_sources_that_do_not_fit_name_the_field(valid, tmp_path, call):
+def test_incompatible_sources_error_names_the_field(valid, tmp_path, call):
     fields = handmade.fields()
     other = handmade.write(tmp_path / "other.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
     hand = handmade.write(tmp_path / "hand.hdf5", fields)
@@ -287,7 +287,7 @@ def test_sources_that_do_not_fit_name_the_field(valid, tmp_path, call):
     assert_fails(call("convert", other, valid, tmp_path / "out.hdf5"), "valid.hdf5 does not fit")
 
 
-def test_debug_shows_where(valid, tmp_path, call):
+def test_debug_prints_a_traceback(valid, tmp_path, call):
     (tmp_path / "out.hdf5").touch()
     result = call("convert", "--debug", valid, tmp_path / "out.hdf5")
     assert result.code == 1
@@ -295,7 +295,7 @@ def test_debug_shows_where(valid, tmp_path, call):
     assert result.err.splitlines()[-1].startswith("kabuki-rlds: error: ")
 
 
-def test_a_fault_of_the_tool_is_one_line_too(valid, monkeypatch, call):
+def test_unexpected_exception_is_reported_in_one_line(valid, monkeypatch, call):
     def fail(*_, **__):
         raise RuntimeError("what nobody thought of\nand more of it")
 
@@ -311,7 +311,7 @@ def test_a_fault_of_the_tool_is_one_line_too(valid, monkeypatch, call):
 # --- convert ---
 
 
-def test_a_dataset_is_found_by_its_name_and_nothing_of_tensorflow_is_seen(dataset, data_dir, tmp_path):
+def test_tfds_name_is_converted_without_tensorflow_messages(dataset, data_dir, tmp_path):
     dataset("plain")
     result = process("convert", "plain", tmp_path / "out.hdf5", "--data-dir", data_dir)
     assert result.code == 0
@@ -322,25 +322,25 @@ def test_a_dataset_is_found_by_its_name_and_nothing_of_tensorflow_is_seen(datase
     assert result.err.startswith("kabuki-rlds: 139 steps, ")
 
 
-def test_no_noise_stands_before_an_error_either(dataset, tmp_path):
+def test_error_is_printed_without_tensorflow_messages(dataset, tmp_path):
     result = process("convert", dataset("no_reward"), tmp_path / "out.hdf5")
     assert_fails(result, "--fill reward=0")
     assert len(result.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["plain", "plain:1.0.0", "with_config/medium", "with_config/medium:1.0.0"])
-def test_names_of_tfds(name, dataset, data_dir, tmp_path, call):
+def test_tfds_names_are_found(name, dataset, data_dir, tmp_path, call):
     dataset(name.partition("/")[0].partition(":")[0])
     result = call("convert", name, tmp_path / "out.hdf5", "--data-dir", data_dir)
     assert result.code == 0
     assert "139 steps in 10 episodes" in result.out
 
 
-def test_the_folder_above_the_version_will_do(dataset, tmp_path, call):
+def test_folder_above_the_version_is_accepted(dataset, tmp_path, call):
     assert call("convert", dataset("plain").parent, tmp_path / "out.hdf5").code == 0
 
 
-def test_a_version_that_is_not_there_names_those_that_are(dataset, data_dir, tmp_path, call):
+def test_unknown_version_error_lists_the_versions(dataset, data_dir, tmp_path, call):
     dataset("plain")
     result = call("convert", "plain:3.0.0", tmp_path / "out.hdf5", "--data-dir", data_dir)
     assert_fails(result, "plain:3.0.0", "1.0.0")
@@ -355,7 +355,7 @@ def test_a_version_that_is_not_there_names_those_that_are(dataset, data_dir, tmp
         ("train+test", [("train", 0, 10), ("test", 0, 4)]),
     ],
 )
-def test_a_split_is_named_in_the_syntax_of_tfds(split, parts, dataset, expected, tmp_path, call):
+def test_split_option_accepts_tfds_syntax(split, parts, dataset, expected, tmp_path, call):
     lengths = [n for name, start, stop in parts for n in expected("plain", name).lengths[start:stop]]
     result = call("convert", dataset("plain"), tmp_path / "out.hdf5", "--split", split)
     assert result.code == 0
@@ -364,7 +364,7 @@ def test_a_split_is_named_in_the_syntax_of_tfds(split, parts, dataset, expected,
         assert f["episodes/length"][:].tolist() == lengths
 
 
-def test_sources_are_stitched_a_kabuki_file_among_them(dataset, tmp_path, call):
+def test_kabuki_and_tfds_sources_are_concatenated(dataset, tmp_path, call):
     assert call("convert", dataset("plain"), tmp_path / "test.hdf5", "--split", "test").code == 0
     sources = (dataset("plain"), tmp_path / "test.hdf5", dataset("array_record"))
     result = call("convert", *sources, tmp_path / "out.hdf5")
@@ -383,7 +383,7 @@ def test_quiet_prints_nothing(valid, dataset, tmp_path, call):
     assert call("convert", "--quiet", dataset("plain"), tmp_path / "b.hdf5") == (0, "", "")
 
 
-def test_broken_rules_of_the_source_are_warned_of_and_conform_mends_them(dataset, tmp_path, call):
+def test_rule_violations_cause_a_warning_and_conform_corrects_them(dataset, tmp_path, call):
     result = call("convert", "--quiet", dataset("oxe_style"), tmp_path / "as-is.hdf5")
     assert (result.code, result.out) == (0, "")
     (warning,) = result.err.splitlines()
@@ -399,12 +399,12 @@ def test_broken_rules_of_the_source_are_warned_of_and_conform_mends_them(dataset
     assert call("validate", tmp_path / "conformed.hdf5").code == 0
 
 
-def test_a_derived_field_is_told_of(dataset, tmp_path, call):
+def test_derived_field_is_reported(dataset, tmp_path, call):
     result = call("convert", dataset("no_discount"), tmp_path / "out.hdf5")
     assert "discount: not in the source, by the rules for discount\n" in result.out
 
 
-def test_the_demo_without_its_extras_says_what_to_install(tmp_path, call, monkeypatch):
+def test_demo_without_extras_names_the_install_command(tmp_path, call, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     assert_fails(call("demo", tmp_path / "demo"), "Hopper", "pip install 'kabuki_rlds[environments]'")
     assert not (tmp_path / "demo").exists()

@@ -234,7 +234,7 @@ def test_hdf5_enumeration_becomes_class_names(tmp_path, caplog):
     }
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | fields)
     kabuki_rlds.convert(file, tmp_path / "out.hdf5")
-    assert caplog.text.count("f.hdf5: 'trouble': its values have names, which are left out") == 1
+    assert caplog.text.count("f.hdf5: 'trouble': the names of the enumeration are ignored") == 1
     with h5py.File(tmp_path / "out.hdf5") as out:
         assert out["phase"].dtype == np.int8 and h5py.check_enum_dtype(out["phase"].dtype) is None
         assert out["phase"].attrs["class_names"].tolist() == ["reach", "grasp", "lift"]
@@ -490,7 +490,7 @@ def test_beam_rejects_a_file_that_lost_episodes(tmp_path, monkeypatch):
         return pipeline(*args, **options)
 
     monkeypatch.setattr(beam, "Pipeline", later)
-    with pytest.raises(KabukiError, match="split 'train': 3 episodes to write, but 2 were written"):
+    with pytest.raises(KabukiError, match="split 'train': 2 episodes were written, expected 3"):
         run_tfds(
             *("--config", config(str(file)), "--data_dir", tmp_path / "data"),
             "--beam_pipeline_options=runner=DirectRunner",
@@ -712,7 +712,7 @@ def test_folder_that_is_not_a_dataset_is_never_replaced(hand_file, tmp_path):
     mine = tmp_path / "x" / "1.0.0" / "thesis.tex"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    with pytest.raises(KabukiError, match="no TFDS dataset"):
+    with pytest.raises(KabukiError, match="is not a TFDS dataset"):
         kabuki_rlds.build(hand_file, tmp_path, name="x", overwrite=True)
     assert list(state(tmp_path)) == ["x/1.0.0/thesis.tex"]
 

@@ -20,11 +20,11 @@ READABLE = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "no
 
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
 @pytest.mark.parametrize("name", READABLE)
-def test_what_was_converted_does_not_differ(name, images, dataset, converted):
+def test_converted_file_has_no_differences(name, images, dataset, converted):
     assert kabuki_rlds.compare(converted(name, images), dataset(name)) == []
 
 
-def test_several_sources_are_compared_in_their_order(dataset, converted, tmp_path):
+def test_several_sources_are_compared_in_order(dataset, converted, tmp_path):
     sources = [dataset("plain"), converted("plain"), dataset("array_record")]
     file = kabuki_rlds.convert(sources, tmp_path / "all.hdf5").path
     assert kabuki_rlds.compare(file, sources) == []
@@ -41,7 +41,7 @@ def changed(converted, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("path", ["reward", "observation/scalar/none/int8", "observation/a/b/c", "language_embedding"])
-def test_a_changed_row_is_found(path, changed, dataset):
+def test_changed_row_is_reported(path, changed, dataset):
     with h5py.File(changed, "r+") as f:
         row = int(f["episodes/start"][1])
         f[path][row] = np.where(f[path][row] == 1, 2, 1)
@@ -50,7 +50,7 @@ def test_a_changed_row_is_found(path, changed, dataset):
     assert difference.message == "step field: 1 rows differ"
 
 
-def test_the_bits_are_compared(dataset, tmp_path):
+def test_values_are_compared_bit_by_bit(dataset, tmp_path):
     fields = handmade.fields()
     old = handmade.write(tmp_path / "old.hdf5", fields | {"reward": np.array([0.0, np.nan] * 4, np.float32)})
     new = handmade.write(tmp_path / "new.hdf5", fields | {"reward": np.array([-0.0, np.nan] * 4, np.float32)})
@@ -60,7 +60,7 @@ def test_the_bits_are_compared(dataset, tmp_path):
     assert difference.message == "step field: 4 rows differ"
 
 
-def test_lost_episodes_are_named(dataset, tmp_path):
+def test_missing_episodes_are_listed(dataset, tmp_path):
     all_of_it = dataset("plain")
     file = kabuki_rlds.convert(all_of_it, tmp_path / "some.hdf5", split="train[1:]").path
     (lost,) = kabuki_rlds.compare(file, all_of_it)
@@ -72,7 +72,7 @@ def test_lost_episodes_are_named(dataset, tmp_path):
     assert str(more) == "episodes: in the file, but not in the source (1 episode: 0)"
 
 
-def test_where_blocks_end_is_no_difference(tmp_path, monkeypatch):
+def test_comparison_does_not_depend_on_block_boundaries(tmp_path, monkeypatch):
     # Episodes of text and of rows that vary, which a block cuts at other rows once one of them is lost.
     monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.source"], "_BLOCK_ROWS", 64)
     texts = np.array([f"{i}" * (i % 5) for i in range(400)], object)
@@ -93,7 +93,7 @@ def test_where_blocks_end_is_no_difference(tmp_path, monkeypatch):
     assert str(found) == "episodes: in the source, but not in the file (1 episode: 0)"
 
 
-def test_fields_that_differ_are_named(tmp_path):
+def test_differing_fields_are_listed(tmp_path):
     fields = handmade.fields()
     old = handmade.write(tmp_path / "old.hdf5", fields | {"speed": np.zeros(8, np.float32)})
     new = handmade.write(tmp_path / "new.hdf5", fields | {"reward": fields["reward"].astype(np.float32)})
@@ -113,14 +113,14 @@ def test_episode_fields_are_compared(converted, dataset, tmp_path):
     assert difference.message == "episode field: differs"
 
 
-def test_what_a_converter_derived_is_passed_over(converted, dataset):
+def test_derived_fields_are_not_compared(converted, dataset):
     with h5py.File(converted("no_discount")) as f:
         assert f["discount"].attrs["derived"]
     assert kabuki_rlds.compare(converted("no_discount"), dataset("no_discount")) == []
 
 
 @pytest.mark.parametrize("group", ["ragged/bytes", "sequence"])
-def test_lists_that_differ_are_found(group, converted, dataset, tmp_path):
+def test_differing_lists_are_reported(group, converted, dataset, tmp_path):
     file = Path(shutil.copy(converted("every_kind"), tmp_path / "f.hdf5"))
     with h5py.File(file, "r+") as f:
         fields = {n: d for n, d in f["observation"][group].items() if isinstance(d, h5py.Dataset)}
@@ -133,7 +133,7 @@ def test_lists_that_differ_are_found(group, converted, dataset, tmp_path):
     assert difference.message == "step field: 1 rows differ"
 
 
-def test_the_command_validates_against_the_source(converted, dataset, tmp_path, capsys):
+def test_validate_against_compares_the_file_with_its_source(converted, dataset, tmp_path, capsys):
     whole, source = str(converted("plain")), str(dataset("plain"))
     assert main(["validate", whole, "--against", source]) == 0
     assert capsys.readouterr().out == f"{whole}: valid\n{whole}: matches its source\n"

@@ -61,12 +61,12 @@ KINDS = [name for name in (*datasets.READ_BY_TFDS, *datasets.NOT_READ_BY_TFDS) i
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_value_of_every_field_is_kept(name, converted, expected):
+def test_convert_keeps_every_value_of_every_field(name, converted, expected):
     assert_holds(converted(name), expected(name))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_dataset_of_tfds_4_4_is_read(old_dataset, expected, tmp_path, split):
+def test_convert_reads_a_dataset_of_tfds_4_4(old_dataset, expected, tmp_path, split):
     from tests import expected as module
 
     kabuki_rlds.convert(old_dataset, tmp_path / "out.hdf5", split=split)
@@ -74,7 +74,7 @@ def test_a_dataset_of_tfds_4_4_is_read(old_dataset, expected, tmp_path, split):
 
 
 @pytest.mark.reference
-def test_a_recording_of_envlogger_is_read(tmp_path):
+def test_convert_reads_an_envlogger_recording(tmp_path):
     from tests import expected as module
 
     folder = datasets.record_catch(tmp_path / "catch", episodes=7)
@@ -85,7 +85,7 @@ def test_a_recording_of_envlogger_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["every_kind", "uncovered", "zero_size", "static_sequence", "no_steps", "oxe_style"])
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
-def test_a_kabuki_file_is_a_source_too(name, images, converted, tmp_path):
+def test_convert_accepts_a_kabuki_file(name, images, converted, tmp_path):
     first, second = converted(name, images), tmp_path / "second.hdf5"
     kabuki_rlds.convert(first, second)
     for a, b in zip(by_hand.read(first), by_hand.read(second), strict=True):
@@ -102,7 +102,7 @@ def test_a_kabuki_file_is_a_source_too(name, images, converted, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["every_kind", "oxe_style", "uncovered"])
-def test_encoded_images_are_the_bytes_of_their_files(name, converted, expected):
+def test_encoded_images_are_the_original_file_bytes(name, converted, expected):
     steps, episodes = by_hand.read(converted(name, "encoded"))
     want = expected(name)
     found = 0
@@ -129,7 +129,7 @@ def test_images_of_different_sizes_in_one_row_require_encoded_images(dataset, tm
     assert [len(row) for row in steps["images"]] == [2, 1, 3, 2, 1, 3, 2, 1]
 
 
-def test_lists_in_lists_of_arrays_of_unknown_shape_are_refused_by_name(tmp_path):
+def test_nested_lists_of_arrays_of_unknown_shape_are_rejected(tmp_path):
     rng = np.random.default_rng(0)
     item = tfds.features.Tensor(shape=(None,), dtype=np.int32, encoding="zlib")
     items = tfds.features.Sequence(tfds.features.Sequence(item))
@@ -139,7 +139,7 @@ def test_lists_in_lists_of_arrays_of_unknown_shape_are_refused_by_name(tmp_path)
         kabuki_rlds.convert(folder, tmp_path / "out.hdf5")
 
 
-def test_what_tfds_cannot_read_for_want_of_an_encoding_is_refused(dataset, tmp_path):
+def test_fields_that_tfds_cannot_decode_are_rejected(dataset, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"field 'rows': TFDS cannot read .* encoding='zlib'"):
         kabuki_rlds.convert(dataset("unencoded_ragged"), tmp_path / "out.hdf5")
 
@@ -157,13 +157,13 @@ def test_what_tfds_cannot_read_for_want_of_an_encoding_is_refused(dataset, tmp_p
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "array_record"])
-def test_splits_in_the_syntax_of_tfds(name, split, parts, dataset, expected, tmp_path):
+def test_split_accepts_tfds_syntax(name, split, parts, dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset(name), tmp_path / "out.hdf5", split=split)
     assert_holds(tmp_path / "out.hdf5", _joined([_episodes(expected(name, s), rows) for s, rows in parts]))
 
 
 @pytest.mark.parametrize("split", ["train[5:3]", "test+train[9:8]", "train[80%:20%]"])
-def test_a_split_that_ends_before_it_begins_is_refused(split, dataset, tmp_path):
+def test_split_that_ends_before_its_start_is_rejected(split, dataset, tmp_path):
     with pytest.raises(
         kabuki_rlds.KabukiError,
         match=r"1.0.0: split '.*': the slice of 'train' ends at episode \d+, before its start at",
@@ -171,13 +171,13 @@ def test_a_split_that_ends_before_it_begins_is_refused(split, dataset, tmp_path)
         kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", split=split)
 
 
-def test_an_empty_split_makes_a_valid_file_without_steps(dataset, expected, tmp_path):
+def test_empty_split_is_converted_to_a_valid_file_without_steps(dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset("empty_split"), tmp_path / "out.hdf5", split="nothing")
     assert_holds(tmp_path / "out.hdf5", expected("empty_split", "nothing"))
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
-def test_sources_are_stitched_in_order(dataset, expected, tmp_path):
+def test_sources_are_concatenated_in_order(dataset, expected, tmp_path):
     file = tmp_path / "test.hdf5"
     kabuki_rlds.convert(dataset("plain"), file, split="test")
     kabuki_rlds.convert([dataset("plain"), file, dataset("array_record")], tmp_path / "out.hdf5")
@@ -196,14 +196,14 @@ def test_sources_are_stitched_in_order(dataset, expected, tmp_path):
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
-def test_sources_that_do_not_fit_are_refused_with_the_field_named(dataset, tmp_path):
+def test_incompatible_sources_are_rejected_and_the_field_is_named(dataset, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"does not fit .*: (step|episode) field '.*' is"):
         kabuki_rlds.convert([dataset("plain"), dataset("oxe_style")], tmp_path / "out.hdf5")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_blocks_of_any_size_give_the_same_file(batch, dataset, expected, tmp_path, monkeypatch):
+def test_converted_file_does_not_depend_on_block_size(batch, dataset, expected, tmp_path, monkeypatch):
     from kabuki_rlds.formats.hdf5 import layout
     from kabuki_rlds.formats.hdf5 import source as hdf5_source
     from kabuki_rlds.formats.rlds import pipeline, source
@@ -222,14 +222,14 @@ def test_blocks_of_any_size_give_the_same_file(batch, dataset, expected, tmp_pat
 
 
 @pytest.mark.parametrize("compression", ["gzip", "lzf", "none"])
-def test_each_compression_gives_the_same_values(compression, dataset, expected, tmp_path):
+def test_every_compression_keeps_the_values(compression, dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset("uncovered"), tmp_path / "out.hdf5", compression=compression)
     assert_holds(tmp_path / "out.hdf5", expected("uncovered"))
     with h5py.File(tmp_path / "out.hdf5") as f:
         assert f["reward"].compression == (None if compression == "none" else compression)
 
 
-def test_what_the_dataset_says_of_itself_is_in_the_attributes(dataset, converted):
+def test_dataset_metadata_is_stored_in_attributes(dataset, converted):
     info = tfds.builder_from_directory(dataset("every_kind")).info
     with h5py.File(converted("every_kind")) as f:
         assert f.attrs["format"] == "kabuki"
@@ -255,7 +255,7 @@ def test_what_the_dataset_says_of_itself_is_in_the_attributes(dataset, converted
 # --- what a source lacks, and what breaks the rules ---
 
 
-def test_a_missing_discount_is_derived_from_how_episodes_end(dataset, expected, tmp_path):
+def test_missing_discount_is_derived_from_episode_ends(dataset, expected, tmp_path):
     result = kabuki_rlds.convert(dataset("no_discount"), tmp_path / "out.hdf5")
     assert set(result.derived) == {"discount"}
     assert (result.num_steps, result.num_episodes) == (139, 10)
@@ -267,7 +267,7 @@ def test_a_missing_discount_is_derived_from_how_episodes_end(dataset, expected, 
         assert f["discount"].attrs["derived"]
 
 
-def test_a_missing_reward_is_refused_or_filled(dataset, expected, tmp_path):
+def test_missing_reward_is_rejected_unless_filled(dataset, expected, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=r"have no 'reward' .* fill={'reward': 0}"):
         kabuki_rlds.convert(dataset("no_reward"), tmp_path / "out.hdf5")
     kabuki_rlds.convert(dataset("no_reward"), tmp_path / "out.hdf5", fill={"reward": 0.5})
@@ -277,12 +277,12 @@ def test_a_missing_reward_is_refused_or_filled(dataset, expected, tmp_path):
         assert f["reward"].dtype == np.float32
 
 
-def test_fill_does_not_touch_a_field_that_is_there(dataset, expected, tmp_path):
+def test_fill_does_not_change_an_existing_field(dataset, expected, tmp_path):
     kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", fill={"reward": 7.0})
     assert_holds(tmp_path / "out.hdf5", expected("plain"))
 
 
-def test_a_source_that_breaks_the_rules_is_kept_as_it_is_and_warned_of(dataset, expected, tmp_path):
+def test_rule_violations_of_the_source_are_kept_with_a_warning(dataset, expected, tmp_path):
     result = kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")
     assert_holds(tmp_path / "out.hdf5", expected("oxe_style"))
     assert [(v.rule, v.field, v.count) for v in result.warnings] == [(4, "discount", 4)]
@@ -290,7 +290,7 @@ def test_a_source_that_breaks_the_rules_is_kept_as_it_is_and_warned_of(dataset, 
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
-def test_conform_changes_what_breaks_the_rules_and_nothing_else(dataset, expected, tmp_path):
+def test_conform_changes_only_values_that_break_the_rules(dataset, expected, tmp_path):
     result = kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5", conform=True)
     want = expected("oxe_style")
     ends = np.cumsum(want.lengths)
@@ -307,7 +307,7 @@ def test_conform_changes_what_breaks_the_rules_and_nothing_else(dataset, expecte
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
-def test_the_rules_hold_of_numbers_of_bfloat16_too(tmp_path):
+def test_rules_are_checked_for_bfloat16(tmp_path):
     rng = np.random.default_rng(0)
     one = datasets.Field(
         tfds.features.Tensor(shape=(), dtype=tf.bfloat16, encoding="bytes"), lambda: np.array(1.5, ml_dtypes.bfloat16)
@@ -331,13 +331,13 @@ def test_the_rules_hold_of_numbers_of_bfloat16_too(tmp_path):
 # --- what is said before the work ---
 
 
-def test_the_size_is_said_beforehand(dataset, tmp_path, caplog):
+def test_convert_logs_the_estimated_size(dataset, tmp_path, caplog):
     caplog.set_level("INFO", "kabuki_rlds")
     kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5")
     assert "steps" in caplog.text and "out.hdf5" in caplog.text
 
 
-def test_decoded_images_many_times_their_source_are_warned_of(dataset, tmp_path, caplog, monkeypatch):
+def test_warning_if_decoded_images_are_much_larger_than_the_source(dataset, tmp_path, caplog, monkeypatch):
     # `kabuki_rlds.convert` is the function; the module of that name stands behind it.
     monkeypatch.setattr(sys.modules["kabuki_rlds.formats.hdf5.size_estimate"], "_MUCH_LARGER", 0.01)
     kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")

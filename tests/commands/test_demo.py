@@ -28,7 +28,7 @@ def demo(tmp_path_factory):
     return folder, done.stdout
 
 
-def test_each_step_is_told_of(demo):
+def test_demo_prints_each_step(demo):
     folder, printed = demo
     headings = [line for line in printed.splitlines() if line.startswith("== ")]
     assert [heading.split()[1] for heading in headings] == [
@@ -43,7 +43,7 @@ def test_each_step_is_told_of(demo):
     assert "Hopper-v5 of Gymnasium under a noisy controller" in printed
 
 
-def test_the_numbers_are_those_of_the_file(demo):
+def test_demo_prints_the_numbers_of_the_file(demo):
     folder, printed = demo
     with h5py.File(folder / "hopper.hdf5") as f:
         steps, start, length = len(f["reward"]), f["episodes/start"][:], f["episodes/length"][:]
@@ -65,7 +65,7 @@ def test_the_numbers_are_those_of_the_file(demo):
     assert ("ends terminated" if terminal[-1] else "ends truncated") in text
 
 
-def test_episodes_end_in_either_way_and_the_last_rows_are_padding(demo):
+def test_demo_episodes_are_terminated_or_truncated_and_last_rows_are_padding(demo):
     folder, _ = demo
     with h5py.File(folder / "hopper.hdf5") as f:
         last = f["episodes/start"][:] + f["episodes/length"][:] - 1
@@ -76,7 +76,7 @@ def test_episodes_end_in_either_way_and_the_last_rows_are_padding(demo):
     assert set(before.tolist()) <= {0.0, 1.0}
 
 
-def test_the_file_is_valid_and_names_where_it_came_from(demo):
+def test_demo_file_is_valid_and_lists_its_source(demo):
     folder, _ = demo
     assert kabuki_rlds.validate(folder / "hopper.hdf5") == []
     summary = kabuki_rlds.inspect(folder / "hopper.hdf5")
@@ -84,7 +84,7 @@ def test_the_file_is_valid_and_names_where_it_came_from(demo):
     assert [source["path"] for source in summary.sources] == [str((folder / "hopper" / "1.0.0").resolve())]
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path):
+def test_demo_does_not_change_a_folder_with_other_files(tmp_path):
     from kabuki_rlds.commands import demo
 
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -95,7 +95,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_gymnasium_without_hopper_is_said(tmp_path, monkeypatch, capsys):
+def test_demo_reports_a_gymnasium_without_hopper(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(gymnasium.registry, "Hopper-v5")
     assert main(["demo", str(tmp_path / "demo")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -117,7 +117,7 @@ class Praise(gymnasium.Env):
         return np.zeros(11), "good", True, False, {}
 
 
-def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, capsys):
+def test_demo_fails_if_the_recording_breaks_the_rules(tmp_path, monkeypatch, capsys):
     from kabuki_rlds.commands import demo
 
     spec = gymnasium.envs.registration.EnvSpec("Hopper-v5", entry_point=Praise, disable_env_checker=True)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_a_recording_that_breaks_the_rules_is_a_failure(tmp_path, monkeypatch, c
     assert "reward" in out.splitlines()[-1]
 
 
-def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
+def test_demo_can_be_repeated_in_its_folder(tmp_path, monkeypatch, capsys):
     from kabuki_rlds.commands import demo
 
     monkeypatch.setattr(demo, "_STEPS", 300)
@@ -140,7 +140,7 @@ def test_the_demo_may_be_run_again_in_its_folder(tmp_path, monkeypatch, capsys):
     assert kabuki_rlds.inspect(tmp_path / "demo" / "hopper.hdf5").num_steps >= 300
 
 
-def test_the_demo_does_without_envlogger(tmp_path, monkeypatch, capsys):
+def test_demo_works_without_envlogger(tmp_path, monkeypatch, capsys):
     from kabuki_rlds.commands import demo
 
     monkeypatch.setattr(demo, "_STEPS", 300)

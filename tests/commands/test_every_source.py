@@ -65,12 +65,12 @@ def test_inspect_of_a_source_agrees_with_the_converted_file(make, tmp_path, kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_validate_of_a_valid_source_finds_nothing(make, kind):
+def test_validate_reports_no_violations_for_a_valid_source(make, kind):
     source, options = make(kind)
     assert kabuki_rlds.validate(source, **options) == []
 
 
-def test_a_name_is_looked_up(dataset, data_dir):
+def test_tfds_name_is_looked_up_in_data_dir(dataset, data_dir):
     dataset("plain")
     assert kabuki_rlds.inspect("plain", data_dir=data_dir).info.name == "plain"
     assert kabuki_rlds.validate("plain", data_dir=data_dir) == []
@@ -116,13 +116,13 @@ def test_validate_reports_damaged_data_of_a_source(tmp_path, dataset):
     assert violation.rule == 1 and shard.name in violation.field
 
 
-def test_validate_takes_the_constants_of_a_conversion(tmp_path):
+def test_validate_accepts_fill(tmp_path):
     source = layout_files.aloha(tmp_path / "episode_0.hdf5", 5)
     assert kabuki_rlds.validate(source, fill={"reward": 0}) == []
     assert main(["validate", str(source), "--fill", "reward=0"]) == 0
 
 
-def test_a_file_that_was_filled_and_conformed_is_compared_with_its_source(tmp_path):
+def test_filled_and_conformed_file_matches_its_source(tmp_path):
     fields = handmade.fields()
     del fields["is_terminal"]
     fields["discount"][:] = 1
@@ -135,7 +135,7 @@ def test_a_file_that_was_filled_and_conformed_is_compared_with_its_source(tmp_pa
     assert main(command) == 0
 
 
-def test_one_step_that_is_skipped_is_counted_in_the_singular(tmp_path, caplog):
+def test_message_uses_the_singular_for_one_skipped_step(tmp_path, caplog):
     fields = handmade.fields((3,), (False,))
     file = handmade.write(tmp_path / "k.hdf5", fields | handmade.index((3,)))
     kabuki_rlds.load_transitions(file, 2, last_row="step", as_numpy=True)

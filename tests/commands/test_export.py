@@ -22,7 +22,7 @@ def _lift(tmp_path):
     return source, tmp_path / "k.hdf5"
 
 
-def test_robomimic_gets_back_what_it_had(lift, tmp_path):
+def test_robomimic_round_trip_keeps_all_values(lift, tmp_path):
     source, kabuki = lift
     result = export(kabuki, tmp_path / "back.hdf5", "robomimic")
     assert (result.num_episodes, result.num_steps) == (4, 5012)
@@ -39,7 +39,7 @@ def test_robomimic_gets_back_what_it_had(lift, tmp_path):
             assert dict(new[f"data/{demo}"].attrs).items() >= dict(old[f"data/{demo}"].attrs).items()
 
 
-def test_d4rl_gets_back_what_it_had(tmp_path):
+def test_d4rl_round_trip_keeps_all_values(tmp_path):
     count = 9000
     rng = np.random.default_rng(0)
     ends = rng.random(count) < 0.01
@@ -63,7 +63,7 @@ def test_d4rl_gets_back_what_it_had(tmp_path):
             np.testing.assert_array_equal(new[name][:], old[name][:], err_msg=name)
 
 
-def test_minari_iterates_what_was_exported(lift, tmp_path, monkeypatch):
+def test_minari_reads_the_exported_episodes(lift, tmp_path, monkeypatch):
     minari = pytest.importorskip("minari", reason="judges its own datasets")
     _, kabuki = lift
     root = tmp_path / "minari"
@@ -90,7 +90,7 @@ def test_minari_iterates_what_was_exported(lift, tmp_path, monkeypatch):
             )
 
 
-def test_minari_there_and_back(lift, tmp_path):
+def test_minari_round_trip_keeps_all_values(lift, tmp_path):
     _, kabuki = lift
     export(kabuki, tmp_path / "lift-v1", "minari")
     convert(tmp_path / "lift-v1", tmp_path / "back.hdf5")
@@ -133,13 +133,13 @@ def _kabuki(path, **fields):
         ("robomimic", {"action": None, "action/arm": np.zeros(4)}, "'action' is a dict, and robomimic takes one array"),
     ],
 )
-def test_what_has_no_form_in_a_layout_is_named(tmp_path, layout, fields, message):
+def test_fields_that_a_layout_cannot_represent_are_rejected(tmp_path, layout, fields, message):
     source = _kabuki(tmp_path / "k.hdf5", **fields)
     with pytest.raises(KabukiError, match=message):
         export(source, tmp_path / "out-v0", layout)
 
 
-def test_what_varies_in_size_has_no_form(tmp_path):
+def test_fields_of_variable_size_are_rejected(tmp_path):
     source = _kabuki(tmp_path / "k.hdf5")
     with h5py.File(source, "a") as file:
         ragged = file.create_dataset("points", 4, h5py.vlen_dtype(np.float32))
@@ -156,7 +156,7 @@ def test_what_varies_in_size_has_no_form(tmp_path):
         export(source, tmp_path / "d.hdf5", "d4rl")
 
 
-def test_fields_without_elements(tmp_path):
+def test_fields_with_zero_elements_are_exported(tmp_path):
     source = _kabuki(tmp_path / "k.hdf5", nothing=np.zeros((4, 0), np.float32))
     for layout in ("robomimic", "d4rl", "minari"):
         export(source, tmp_path / f"{layout}-v0", layout)
@@ -164,7 +164,7 @@ def test_fields_without_elements(tmp_path):
         assert file["data/demo_1/nothing"].shape == (1, 0)
 
 
-def test_several_datasets_are_one_too_many(tmp_path):
+def test_export_rejects_several_datasets(tmp_path):
     folder = tmp_path / "both"
     folder.mkdir()
     _kabuki(folder / "a.hdf5")
@@ -174,7 +174,7 @@ def test_several_datasets_are_one_too_many(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["robomimic", "d4rl", "minari"])
-def test_an_error_leaves_nothing(tmp_path, layout):
+def test_failed_export_leaves_no_output(tmp_path, layout):
     source = tmp_path / "k.hdf5"
     with h5py.File(source, "w") as file:
         # The second episode has one row, so no action.
@@ -187,7 +187,7 @@ def test_an_error_leaves_nothing(tmp_path, layout):
     assert [path.name for path in tmp_path.iterdir()] == ["k.hdf5"]
 
 
-def test_what_is_there_is_not_replaced(lift, tmp_path):
+def test_existing_destination_is_not_replaced(lift, tmp_path):
     _, kabuki = lift
     export(kabuki, tmp_path / "a.hdf5", "robomimic")
     before = (tmp_path / "a.hdf5").read_bytes()
@@ -201,7 +201,7 @@ def test_what_is_there_is_not_replaced(lift, tmp_path):
     assert export(kabuki, tmp_path / "a.hdf5", "robomimic", overwrite=True).num_episodes == 4
 
 
-def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
+def test_overwrite_replaces_a_minari_dataset_but_no_other_folder(lift, tmp_path):
     _, kabuki = lift
     dest = tmp_path / "lift-v0"
     (dest / "data").mkdir(parents=True)
@@ -213,7 +213,7 @@ def test_a_minari_dataset_is_replaced_and_no_other_folder(lift, tmp_path):
     assert sorted(path.name for path in (dest / "data").iterdir()) == ["main_data.hdf5", "metadata.json"]
 
 
-def test_demonstrations_of_several_files_are_named_by_number(tmp_path):
+def test_exported_demonstrations_of_several_files_are_numbered(tmp_path):
     folder = tmp_path / "made"
     folder.mkdir()
     for name in "ab":
@@ -243,7 +243,7 @@ def test_demonstrations_of_several_files_are_named_by_number(tmp_path):
         ([b"demo_0", b"demo_0/obs"], ["demo_0", "demo_1"]),
     ],
 )
-def test_demonstrations_are_named_as_episodes_say_where_all_can_be(tmp_path, said, names):
+def test_exported_demonstrations_keep_valid_unique_names(tmp_path, said, names):
     source = _kabuki(tmp_path / "k.hdf5", action=np.arange(4.0), **{
         "episodes/start": [0, 2],
         "episodes/length": [2, 2],

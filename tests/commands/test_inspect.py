@@ -43,12 +43,12 @@ def assert_agrees(path) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "one_step", "oxe_style"])
-def test_lengths_returns_and_endings_are_those_of_a_loop(name, dataset, tmp_path):
+def test_lengths_returns_and_episode_ends_match_a_loop_over_episodes(name, dataset, tmp_path):
     kabuki_rlds.convert(dataset(name), tmp_path / "f.hdf5")
     assert_agrees(tmp_path / "f.hdf5")
 
 
-def test_a_file_without_index_and_attributes_is_inspected(tmp_path):
+def test_inspect_reads_a_file_without_index_and_attributes(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     assert_agrees(file)
     summary = kabuki_rlds.inspect(file)
@@ -56,14 +56,14 @@ def test_a_file_without_index_and_attributes_is_inspected(tmp_path):
     assert [source["path"] for source in summary.sources] == [str(file)]
 
 
-def test_padding_is_no_part_of_a_return(tmp_path):
+def test_returns_exclude_padding_rows(tmp_path):
     fields = handmade.fields()
     fields["reward"][fields["is_last"]] = 1e9
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields))
     assert dataclasses.astuple(summary.returns) == (0.0, (0.5 + 0 + 7.5) / 3, 7.5)  # type: ignore[arg-type]
 
 
-def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
+def test_returns_are_summed_across_blocks(tmp_path, monkeypatch):
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 50, 30)
@@ -74,7 +74,7 @@ def test_many_rows_are_summed_across_reads(tmp_path, monkeypatch):
     assert_agrees(file)
 
 
-def test_episodes_without_steps_are_neither_terminal_nor_cut_short(dataset, tmp_path):
+def test_empty_episodes_are_neither_terminated_nor_truncated(dataset, tmp_path):
     kabuki_rlds.convert(dataset("no_steps"), tmp_path / "f.hdf5")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
     assert (summary.num_episodes, summary.lengths.min, summary.lengths.max) == (6, 0, 3)  # type: ignore[union-attr]
@@ -83,7 +83,7 @@ def test_episodes_without_steps_are_neither_terminal_nor_cut_short(dataset, tmp_
     assert summary.terminal + summary.truncated == 2  # type: ignore[operator]
 
 
-def test_an_empty_split_has_no_lengths_and_no_returns(dataset, tmp_path):
+def test_empty_split_has_no_lengths_and_no_returns(dataset, tmp_path):
     kabuki_rlds.convert(dataset("empty_split"), tmp_path / "f.hdf5", split="nothing")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
     assert (summary.num_steps, summary.num_episodes, summary.terminal, summary.truncated) == (0, 0, 0, 0)
@@ -91,12 +91,12 @@ def test_an_empty_split_has_no_lengths_and_no_returns(dataset, tmp_path):
     assert "0 steps in 0 episodes" in to_text(summary)
 
 
-def test_an_empty_file_made_by_hand_is_inspected(tmp_path):
+def test_inspect_reads_an_empty_handwritten_file(tmp_path):
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", handmade.fields((), ())))
     assert (summary.num_steps, summary.num_episodes, summary.lengths) == (0, 0, None)
 
 
-def test_sizes_are_those_of_the_file_and_of_the_arrays(dataset, tmp_path):
+def test_sizes_match_the_file_and_the_arrays(dataset, tmp_path):
     kabuki_rlds.convert(dataset("plain"), tmp_path / "f.hdf5")
     summary = kabuki_rlds.inspect(tmp_path / "f.hdf5")
     assert summary.num_bytes == (tmp_path / "f.hdf5").stat().st_size
@@ -180,7 +180,7 @@ def test_json_has_the_documented_keys(every_kind):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_returns_that_are_no_number_are_said_as_such(bad, tmp_path):
+def test_nan_and_infinite_returns_are_null_in_json(bad, tmp_path):
     fields = handmade.fields()
     fields["reward"][0] = bad
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields))
@@ -188,7 +188,7 @@ def test_returns_that_are_no_number_are_said_as_such(bad, tmp_path):
     assert read_json(summary.to_json())["returns"]["max"] is None
 
 
-def test_a_reward_that_is_not_one_number_has_no_returns(tmp_path):
+def test_no_returns_unless_reward_is_one_number_per_step(tmp_path):
     for reward in (np.zeros((8, 2)), np.array([b"much"] * 8)):
         summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", handmade.fields() | {"reward": reward}))
         assert summary.returns is None
@@ -196,7 +196,7 @@ def test_a_reward_that_is_not_one_number_has_no_returns(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["reward", "is_first", "is_terminal", "observation"])
-def test_a_file_that_lacks_a_field_is_inspected_as_far_as_it_goes(missing, tmp_path):
+def test_inspect_reads_a_file_with_a_missing_field(missing, tmp_path):
     fields = handmade.fields()
     del fields[missing]
     summary = kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", fields))
@@ -205,7 +205,7 @@ def test_a_file_that_lacks_a_field_is_inspected_as_far_as_it_goes(missing, tmp_p
     assert (summary.terminal is None) == (missing == "is_terminal")
 
 
-def test_the_text_says_what_a_researcher_wants_to_know(tmp_path):
+def test_text_contains_the_main_facts(tmp_path):
     root = handmade.attributes() | {"name": "hands", "version": "2.0.0", "description": "Made by hand.\nAll of it."}
     more = Stored(["go"] * 8, {"dtype": h5py.string_dtype()}, {"derived": "out of thin air"})
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields() | handmade.index() | {"more": more}, root)
@@ -225,7 +225,7 @@ def test_the_text_says_what_a_researcher_wants_to_know(tmp_path):
     assert "episodes/metadata/seed int64 24 bytes 24 bytes" in lines
 
 
-def test_a_description_of_nothing_but_space_is_none(tmp_path):
+def test_blank_description_is_not_printed(tmp_path):
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields(), {"description": " \n"})
     assert "8 steps" in to_text(kabuki_rlds.inspect(file)).splitlines()[1]
 
@@ -252,19 +252,19 @@ def test_a_description_of_nothing_but_space_is_none(tmp_path):
         ({"a": np.zeros(3, [("b", "i4")]), "episodes/start": [0]}, "expected numbers"),
     ],
 )
-def test_a_file_that_holds_no_steps_is_refused_with_the_reason(datasets, message, tmp_path):
+def test_file_without_step_fields_is_rejected(datasets, message, tmp_path):
     with pytest.raises(kabuki_rlds.KabukiError, match=message):
         kabuki_rlds.inspect(handmade.write(tmp_path / "f.hdf5", datasets))
 
 
-def test_a_damaged_reward_is_refused_with_the_field_named(tmp_path):
+def test_damaged_reward_is_rejected_and_named(tmp_path):
     fields = handmade.fields()
     file = handmade.write(tmp_path / "f.hdf5", fields | {"reward": handmade.chunked(fields["reward"])})
     with pytest.raises(kabuki_rlds.KabukiError, match="field 'reward': rows 0 to 7 cannot be read"):
         kabuki_rlds.inspect(handmade.put_chunk(file, "reward", b"no zlib stream"))
 
 
-def test_a_damaged_index_is_refused_with_its_name(tmp_path):
+def test_damaged_index_is_rejected_and_named(tmp_path):
     found = handmade.fields() | handmade.index()
     found["episodes/start"] = handmade.chunked(found["episodes/start"])
     file = handmade.put_chunk(handmade.write(tmp_path / "f.hdf5", found), "episodes/start", b"no zlib stream")

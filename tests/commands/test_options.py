@@ -164,14 +164,14 @@ def test_options_without_effect_are_accepted(tmp_path, dataset):
     export(source, tmp_path / "b.hdf5", "robomimic", fill={"reward": 0}, overwrite=True)
 
 
-def test_build_takes_its_folder_by_out_and_looks_names_up_under_data_dir(tmp_path, dataset, data_dir):
+def test_build_writes_to_out_and_looks_up_names_in_data_dir(tmp_path, dataset, data_dir):
     dataset("plain")
     built = build("plain", tmp_path / "rlds", name="x", data_dir=data_dir, split="train[:2]")
     assert built.path.parent.parent == tmp_path / "rlds"
     assert built.splits == {"train": 2}
 
 
-def test_the_old_arguments_of_build_work_with_a_warning(tmp_path, capsys):
+def test_deprecated_arguments_of_build_work_with_a_warning(tmp_path, capsys):
     file = handmade.write(tmp_path / "k.hdf5", handmade.fields())
     with pytest.warns(DeprecationWarning, match="use out='.*a'") as caught:
         assert build(file, data_dir=tmp_path / "a", name="x").path.is_relative_to(tmp_path / "a")
@@ -189,7 +189,7 @@ def test_the_old_arguments_of_build_work_with_a_warning(tmp_path, capsys):
     assert "required: --out" in capsys.readouterr().err
 
 
-def test_the_old_names_of_results_work_with_a_warning(tmp_path):
+def test_deprecated_result_attributes_work_with_a_warning(tmp_path):
     result = convert(handmade.write(tmp_path / "f.hdf5", handmade.fields()), tmp_path / "k.hdf5")
     with pytest.warns(DeprecationWarning, match="Conversion.steps is deprecated; use num_steps") as caught:
         assert result.steps == result.num_steps == 8

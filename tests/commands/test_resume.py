@@ -92,7 +92,9 @@ RECIPES = ["plain", "array_record", "every_kind", "uncovered", "zero_size", "oxe
 
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_kind_of_field_comes_out_the_same(name, images, dataset, converted, small_parts, stop_after, tmp_path):
+def test_resumed_conversion_keeps_every_kind_of_field(
+    name, images, dataset, converted, small_parts, stop_after, tmp_path
+):
     dest = tmp_path / "out.hdf5"
     stop_after(2)
     with pytest.raises(StoppedError):
@@ -106,7 +108,9 @@ def test_every_kind_of_field_comes_out_the_same(name, images, dataset, converted
 
 
 @pytest.mark.parametrize("options", [{"conform": True}, {"fill": {"reward": 2.0}, "compression": "none"}])
-def test_several_sources_and_what_was_changed_or_derived(options, dataset, small_parts, stop_after, tmp_path):
+def test_resumed_conversion_reports_changed_and_derived_fields_of_all_sources(
+    options, dataset, small_parts, stop_after, tmp_path
+):
     name = "no_reward" if "fill" in options else "oxe_style"
     other = kabuki_rlds.convert(dataset(name), tmp_path / "other.hdf5", fill={"reward": 1.0}).path
     sources = [dataset(name), other, dataset(name)]
@@ -124,7 +128,7 @@ def test_several_sources_and_what_was_changed_or_derived(options, dataset, small
     assert_same(dest, undisturbed.path)
 
 
-def test_what_is_done_is_not_read_again(dataset, small_parts, stop_after, tmp_path, monkeypatch):
+def test_resume_does_not_read_finished_episodes_again(dataset, small_parts, stop_after, tmp_path, monkeypatch):
     from kabuki_rlds.formats.rlds.pipeline import Pipeline
 
     read = Pipeline.read
@@ -144,7 +148,7 @@ def test_what_is_done_is_not_read_again(dataset, small_parts, stop_after, tmp_pa
     assert 0 < sum(episodes) < 10
 
 
-def test_a_kabuki_file_is_taken_up_again_by_its_episodes(tmp_path, small_parts, stop_after):
+def test_conversion_of_a_kabuki_file_is_resumed_by_episodes(tmp_path, small_parts, stop_after):
     lengths = [3, 0, 0, 500, 1, 700, 2, 0]
     fields = handmade.fields([n for n in lengths if n], [True] * 5) | handmade.index(lengths)
     source = handmade.write(tmp_path / "in.hdf5", fields)
@@ -185,7 +189,7 @@ def stopped(dataset, small_parts, stop_after, tmp_path) -> Path:
     return dest
 
 
-def test_other_options_are_refused_and_what_differs_is_named(stopped, dataset):
+def test_resume_with_other_options_is_rejected_and_names_them(stopped, dataset):
     for options, what in (
         ({"conform": True}, "conform"),
         ({"split": "test"}, "sources, files"),
@@ -198,7 +202,7 @@ def test_other_options_are_refused_and_what_differs_is_named(stopped, dataset):
     assert len(parts(stopped)) == 2
 
 
-def test_a_source_that_changed_meanwhile_is_refused(stopped, dataset, tmp_path):
+def test_resume_rejects_a_source_that_changed(stopped, dataset, tmp_path):
     dest = tmp_path / "again.hdf5"
     os.rename(f"{stopped}.parts", f"{dest}.parts")
     plan = Path(f"{dest}.parts", "plan.json")
@@ -209,13 +213,13 @@ def test_a_source_that_changed_meanwhile_is_refused(stopped, dataset, tmp_path):
         kabuki_rlds.convert(dataset("plain"), dest, resume=True)
 
 
-def test_without_resume_it_begins_anew_and_cleans_up(stopped, dataset, converted):
+def test_conversion_without_resume_restarts_and_removes_parts(stopped, dataset, converted):
     kabuki_rlds.convert(dataset("plain"), stopped)
     assert [path.name for path in stopped.parent.iterdir()] == ["out.hdf5"]
     assert_same(stopped, converted("plain"))
 
 
-def test_a_folder_of_someone_else_is_left_alone(dataset, tmp_path):
+def test_parts_folder_without_a_plan_is_not_removed(dataset, tmp_path):
     folder = tmp_path / "out.hdf5.parts"
     folder.mkdir()
     (folder / "00000.hdf5").write_bytes(b"mine")
@@ -223,15 +227,15 @@ def test_a_folder_of_someone_else_is_left_alone(dataset, tmp_path):
     assert (folder / "00000.hdf5").read_bytes() == b"mine"
 
 
-def test_parts_that_cannot_be_written_are_said(dataset, tmp_path):
+def test_unwritable_parts_are_reported(dataset, tmp_path):
     (tmp_path / "out.hdf5.parts").write_bytes(b"a file")
     with pytest.raises(kabuki_rlds.KabukiError, match=r"out.hdf5.parts: cannot be used"):
         kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", resume=True)
 
 
-def test_a_plan_that_is_damaged_is_said(stopped, dataset):
+def test_damaged_plan_is_reported(stopped, dataset):
     Path(f"{stopped}.parts", "plan.json").write_text("{")
-    with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; without resume=True"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"cannot be used .*; leave out resume=True"):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
 
 
@@ -274,7 +278,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, dataset):
+def test_damaged_parts_are_named_with_a_remedy(damage, stopped, dataset):
     DAMAGES[damage](Path(f"{stopped}.parts"))
     with pytest.raises(
         kabuki_rlds.KabukiError, match=r"out.hdf5.parts.*leave out resume=True to restart the conversion"
@@ -283,7 +287,7 @@ def test_parts_that_are_damaged_are_named_with_the_way_out(damage, stopped, data
     assert not stopped.exists()
 
 
-def test_parts_without_a_plan_are_not_taken_for_ours(stopped, dataset):
+def test_parts_without_a_plan_are_rejected(stopped, dataset):
     Path(f"{stopped}.parts", "plan.json").unlink()
     with pytest.raises(
         kabuki_rlds.KabukiError,
@@ -292,7 +296,7 @@ def test_parts_without_a_plan_are_not_taken_for_ours(stopped, dataset):
         kabuki_rlds.convert(dataset("plain"), stopped, resume=True)
 
 
-def test_parts_that_are_the_source_are_kept(stopped):
+def test_parts_that_are_also_sources_are_kept(stopped):
     # Of a source that is gone, say.
     were = parts(stopped)
     with pytest.raises(kabuki_rlds.KabukiError, match="would be deleted; write to another file"):
@@ -301,7 +305,7 @@ def test_parts_that_are_the_source_are_kept(stopped):
     assert kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped.with_name("saved.hdf5")).num_episodes > 0
 
 
-def test_parts_in_the_folder_of_the_sources_are_none_of_them(small_parts, stop_after, tmp_path):
+def test_parts_in_the_source_folder_are_not_sources(small_parts, stop_after, tmp_path):
     for name in "ab":
         handmade.write(tmp_path / f"{name}.hdf5", handmade.fields((300, 300), (True, True)))
     stop_after(2)
@@ -312,7 +316,7 @@ def test_parts_in_the_folder_of_the_sources_are_none_of_them(small_parts, stop_a
     assert kabuki_rlds.convert(tmp_path, tmp_path / "out.hdf5", resume=True).num_episodes == 4
 
 
-def test_a_full_disk_names_what_could_not_be_written(dataset, small_parts, tmp_path, monkeypatch):
+def test_full_disk_error_names_the_file(dataset, small_parts, tmp_path, monkeypatch):
     def full(file: int) -> None:
         if os.readlink(f"/proc/self/fd/{file}").endswith("00000.json"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -322,13 +326,13 @@ def test_a_full_disk_names_what_could_not_be_written(dataset, small_parts, tmp_p
         kabuki_rlds.convert(dataset("plain"), tmp_path / "out.hdf5", resume=True)
 
 
-def test_parts_that_cannot_be_removed_are_said(stopped, dataset):
+def test_unremovable_parts_are_reported(stopped, dataset):
     Path(f"{stopped}.parts", "00007.hdf5").mkdir()
     with pytest.raises(kabuki_rlds.KabukiError, match=r"00007.hdf5: cannot be removed .* by hand"):
         kabuki_rlds.convert(dataset("plain"), stopped)
 
 
-def test_ctrl_c_says_how_to_go_on(dataset, small_parts, tmp_path, capfd, monkeypatch):
+def test_interrupt_message_explains_how_to_resume(dataset, small_parts, tmp_path, capfd, monkeypatch):
     from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     def interrupted(self) -> None:
@@ -348,7 +352,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_after_kills_at_any_time_it_equals_the_undisturbed(tmp_path):
+def test_conversion_resumed_after_kills_equals_an_uninterrupted_one(tmp_path):
     rng = random.Random(5)
     source = handmade.write(tmp_path / "in.hdf5", handmade.fields([1000] * 300, [True] * 300))
     undisturbed = kabuki_rlds.convert(source, tmp_path / "undisturbed.hdf5").path

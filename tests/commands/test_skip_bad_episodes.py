@@ -85,7 +85,7 @@ def empty_minari(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [empty_robomimic, empty_robosuite, empty_aloha, empty_minari])
-def test_an_empty_episode_is_skipped_and_reported(tmp_path, make, caplog):
+def test_empty_episode_is_skipped_and_reported(tmp_path, make, caplog):
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in")
     fill = {"reward": 0.0} if make in (empty_robosuite, empty_aloha) else {}
@@ -108,7 +108,7 @@ def test_isaac_lab_file_with_an_empty_demonstration(tmp_path, capsys):
         assert f["episodes/length"][:].tolist() == [8, 6]
 
 
-def test_a_file_of_which_all_episodes_are_empty_is_an_error(tmp_path):
+def test_file_with_only_empty_episodes_is_rejected(tmp_path):
     path = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 4})
     with h5py.File(path, "a") as f:
         for name in list(f["data"]):
@@ -195,7 +195,7 @@ DAMAGED: list[Callable[[Path], Path]] = [
 
 
 @pytest.mark.parametrize("make", DAMAGED)
-def test_a_damaged_episode_is_left_out_on_request(tmp_path, make, caplog):
+def test_skip_bad_episodes_leaves_out_a_damaged_episode(tmp_path, make, caplog):
     (tmp_path / "in").mkdir()
     source = make(tmp_path / "in")
     fill = {"reward": 0.0} if make is truncated_aloha else {}
@@ -214,7 +214,7 @@ def test_a_damaged_episode_is_left_out_on_request(tmp_path, make, caplog):
 
 
 @pytest.mark.parametrize("make", [damaged_robomimic, damaged_d4rl, damaged_kabuki, damaged_minari])
-def test_all_damaged_is_an_error(tmp_path, make):
+def test_source_with_only_damaged_episodes_is_rejected(tmp_path, make):
     (tmp_path / "in").mkdir()
     path = make(tmp_path / "in")
     with h5py.File(path) as f:
@@ -233,7 +233,7 @@ def test_all_damaged_is_an_error(tmp_path, make):
     assert not (tmp_path / "out.hdf5").exists()
 
 
-def test_a_damaged_file_among_others_is_left_out(tmp_path):
+def test_skip_bad_episodes_leaves_out_a_damaged_file(tmp_path):
     good, bad = (write(tmp_path / f"{name}.hdf5", steps(4)) for name in ("good", "bad"))
     bad.write_bytes(bad.read_bytes()[:300])
     result = kabuki_rlds.convert([bad, good], tmp_path / "out.hdf5", skip_bad_episodes=True)
@@ -273,7 +273,7 @@ def test_a_missing_package_is_not_taken_for_damage(tmp_path, monkeypatch):
         kabuki_rlds.convert(paths, tmp_path / "o.hdf5", images="arrays", skip_bad_episodes=True)
 
 
-def test_an_error_of_a_recipe_names_the_file_and_the_episode(tmp_path):
+def test_recipe_error_names_the_file_and_the_episode(tmp_path):
     paths = [layout_files.robomimic(tmp_path / f"{name}.hdf5", {0: 3, 1: 3}, next_obs=False) for name in "ab"]
     for i, path in enumerate(paths):
         with h5py.File(path, "a") as f:
@@ -285,7 +285,7 @@ def test_an_error_of_a_recipe_names_the_file_and_the_episode(tmp_path):
         kabuki_rlds.convert(paths, tmp_path / "out.hdf5", recipe=recipe)
 
 
-def test_no_message_says_and_more(tmp_path):
+def test_error_for_all_files_names_the_first_and_the_last(tmp_path):
     for i in range(4):
         layout_files.aloha(tmp_path / f"episode_{i}.hdf5", 3)
     with pytest.raises(
@@ -294,7 +294,7 @@ def test_no_message_says_and_more(tmp_path):
         kabuki_rlds.convert(tmp_path, tmp_path.parent / "left_out_joined.hdf5")
 
 
-def test_a_damaged_image_is_named_by_its_file_when_several_are_loaded(tmp_path):
+def test_damaged_image_error_names_its_file_among_several(tmp_path):
     import tensorflow as tf
 
     files = [tf.io.encode_png(np.full((8, 9, 3), i, np.uint8)).numpy() for i in range(4)]

@@ -27,7 +27,7 @@ def _strings(module: Path) -> list[tuple[int, str]]:
     return [(node.lineno, node.value) for node in found if isinstance(node.value, str)]
 
 
-def test_flags_are_written_out_in_the_command_line_alone() -> None:
+def test_only_the_cli_contains_flags_in_strings() -> None:
     found = [
         f"{name}:{line}: {text}"
         for module in PACKAGE.rglob("*.py")
@@ -38,7 +38,7 @@ def test_flags_are_written_out_in_the_command_line_alone() -> None:
     assert not found
 
 
-def test_an_argument_of_a_message_is_written_as_in_python() -> None:
+def test_argument_is_formatted_as_python() -> None:
     from kabuki_rlds.arguments import argument
 
     assert argument("split") == "split"
@@ -47,7 +47,7 @@ def test_an_argument_of_a_message_is_written_as_in_python() -> None:
     assert argument("fill", {"observation": float("nan")}) == "fill={'observation': float('nan')}"
 
 
-def test_an_argument_of_a_message_is_written_as_a_flag() -> None:
+def test_argument_is_formatted_as_a_flag() -> None:
     from kabuki_rlds.arguments import argument, named_as_flags
 
     with named_as_flags():
@@ -59,7 +59,9 @@ def test_an_argument_of_a_message_is_written_as_a_flag() -> None:
     assert argument("data_dir") == "data_dir"
 
 
-def test_the_same_error_names_the_argument_or_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_names_the_argument_in_python_and_the_flag_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     kabuki_rlds.convert(file, tmp_path / "k.hdf5")
     with pytest.raises(FileExistsError, match="already exists; overwrite=True replaces it"):

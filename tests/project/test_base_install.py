@@ -13,13 +13,13 @@ from tests.places import ROOT
 HEAVY = ("tensorflow", "tensorflow_datasets", "pyarrow", "simplejpeg", "PIL", "yaml", "gymnasium", "dm_env")
 
 
-def test_the_package_is_imported_without_anything_heavy() -> None:
+def test_importing_the_package_loads_no_heavy_dependency() -> None:
     code = f"import sys, kabuki_rlds; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
-def test_the_tour_of_the_base_install_needs_no_extra(tmp_path: Path) -> None:
+def test_base_install_tour_needs_no_extra(tmp_path: Path) -> None:
     pytest.importorskip("simplejpeg", reason="run `make test` once")
     command = [sys.executable, "-m", "tests.project.base_tour", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

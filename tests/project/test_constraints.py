@@ -110,5 +110,5 @@ def test_requirements_of_pinned_packages_are_pinned():
         pytest.skip("no package is installed in its pinned version")
 
 
-def test_names_no_index():
+def test_constraints_name_no_package_index():
     assert "://" not in (ROOT / "constraints.txt").read_text()

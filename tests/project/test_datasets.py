@@ -29,23 +29,23 @@ def assert_same(got: expected.Expected, want: expected.Expected) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_tfds_reads_what_was_generated(dataset, split):
+def test_tfds_reads_the_generated_datasets(dataset, split):
     want = expected.generated(datasets.in_order(), split)
     assert_same(expected.read(dataset("in_order"), split), want)
 
 
-def test_episodes_without_steps_are_read_as_such(dataset):
+def test_tfds_reads_empty_episodes(dataset):
     want = expected.generated(datasets.no_steps())
     assert want.lengths == [0, 3, 0, 0, 2, 0]
     assert_same(expected.read(dataset("no_steps")), want)
 
 
-def test_array_record_holds_what_tfrecord_holds(dataset):
+def test_array_record_and_tfrecord_have_equal_contents(dataset):
     assert_same(expected.read(dataset("array_record")), expected.read(dataset("plain")))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_todays_tfds_reads_an_old_dataset_as_old_tfds_did(old_dataset: Path, split):
+def test_current_tfds_reads_an_old_dataset_like_the_old_tfds(old_dataset: Path, split):
     want = expected.read_json(old_dataset.parent.parent / "old_robot.json", split)
     assert_same(expected.read(old_dataset, split), want)
 

@@ -54,7 +54,7 @@ def _home(prepared, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_block_of_the_page_runs(home, page, monkeypatch):
+def test_every_code_block_of_the_page_runs(home, page, monkeypatch):
     names = stand_ins(page, monkeypatch)
     for block in documentation.blocks(page):
         with _located(block):
@@ -231,7 +231,7 @@ def _block(page: str, with_text: str) -> Code:
 
 
 @pytest.mark.parametrize("success_at", [3, None])
-def test_the_robot_loop_tells_terminated_episodes_from_truncated_ones(tmp_path, monkeypatch, success_at):
+def test_robot_loop_distinguishes_terminated_from_truncated_episodes(tmp_path, monkeypatch, success_at):
     monkeypatch.chdir(tmp_path)
     page = ROOT / "docs/guides/recording.md"
     names = stand_ins(page, monkeypatch) | {"robot": _Robot(success_at)}
@@ -260,7 +260,7 @@ def test_the_pytorch_example_works_with_text_fields(tmp_path, monkeypatch):
     assert len(seen) >= 10
 
 
-def test_the_layout_of_the_contributor_guide_is_read(tmp_path, monkeypatch):
+def test_layout_of_the_contributor_guide_can_be_read(tmp_path, monkeypatch):
     layout, test = (_block("CONTRIBUTING.md", text) for text in ("class ToyLab", "def test_runs_become_episodes"))
     names: dict[str, Any] = {}
     exec(layout.text, names)
@@ -288,19 +288,19 @@ def _anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_to_a_file_or_heading_leads_there(page):
+def test_internal_links_are_valid(page):
     for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
         file = page.parent / target if target else page
         assert file.exists(), target
         assert not anchor or anchor in _anchors(file), f"{target}#{anchor}"
 
 
-def test_the_python_reference_has_every_public_name():
+def test_api_reference_contains_every_public_name():
     named = re.findall(r"^::: kabuki_rlds\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     assert sorted(named) == sorted([*kabuki_rlds.__all__, "EnvLoggerBackend"]), "docs/api.md lists each name"
 
 
-def test_every_message_that_troubleshooting_lists_is_in_the_code():
+def test_every_message_in_troubleshooting_exists_in_the_code():
     code = " ".join(path.read_text() for path in sorted((ROOT / "kabuki_rlds").glob("**/*.py")))
     # Parts of one text stand on several lines.
     code = re.sub(r'"\s*(f?)"', "", code)

@@ -51,7 +51,7 @@ CALLS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_missing_package_is_an_import_error_with_the_command_that_installs_it(name: str, file: Path) -> None:
+def test_missing_package_raises_an_import_error_with_the_install_command(name: str, file: Path) -> None:
     call, remedy = CALLS[name]
     with pytest.raises(ImportError) as caught:
         call(file)
@@ -73,7 +73,7 @@ def test_a_missing_package_is_an_import_error_with_the_command_that_installs_it(
     ],
     ids=lambda command: command[0],
 )
-def test_a_missing_package_is_one_line_and_exit_code_1(command, file, monkeypatch, capsys) -> None:
+def test_missing_package_prints_one_line_and_exits_with_1(command, file, monkeypatch, capsys) -> None:
     monkeypatch.chdir(file.parent)
     assert main([str(argument) for argument in command]) == 1
     *warnings, line = capsys.readouterr().err.splitlines()

@@ -24,7 +24,7 @@ if not PYTHON:
     pytest.skip("JUDGES_PYTHON names no Python with robomimic and robosuite", allow_module_level=True)
 
 
-def test_robomimic_serves_the_sequences_of_the_original(tmp_path):
+def test_robomimic_reads_equal_sequences_from_the_export_and_the_original(tmp_path):
     masks = {"train": [0, 10], "valid": [3]}
     demo = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 30, 3: 4, 10: 12, 2: 1}, success=[0, 2], masks=masks)
     with h5py.File(demo, "a") as file:
@@ -59,7 +59,7 @@ def _demonstrations():
 
 
 @pytest.mark.parametrize("name", ["lift", "wipe/panda", "handover/panda_panda"])
-def test_demonstrations_of_robosuite(tmp_path, name):
+def test_robosuite_demonstrations_are_converted(tmp_path, name):
     source = _demonstrations() / name / "demo.hdf5"
     convert(source, tmp_path / "k.hdf5", fill={"reward": 0})
     assert not validate(tmp_path / "k.hdf5")

@@ -110,7 +110,7 @@ def test_there_are_no_import_cycles():
     assert not graph, f"these modules import each other, or a module that does: {sorted(graph)}"
 
 
-def test_no_two_classes_have_one_name():
+def test_class_names_are_unique():
     places = collections.defaultdict(list)
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -129,5 +129,5 @@ def test_no_public_name_shadows_a_module(name):
 
 
 @pytest.mark.parametrize("name", ["utils", "helpers", "common", "misc"])
-def test_no_module_is_named_after_nothing(name):
+def test_no_module_has_a_generic_name(name):
     assert not [module for module in MODULES if module.rpartition(".")[2] == name]

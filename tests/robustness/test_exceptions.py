@@ -64,7 +64,7 @@ def test_a_destination_created_during_the_write_is_a_file_exists_error(staged, f
             kabuki_rlds.convert(file, tmp_path / "k.hdf5")
         else:
             kabuki_rlds.build(file, tmp_path / "data", name="toy")
-    assert str(caught.value) == f"{created[0]}: already there; overwrite=True replaces it"
+    assert str(caught.value) == f"{created[0]}: already exists; overwrite=True replaces it"
 
 
 def test_an_argument_that_makes_no_sense_is_a_value_error(file: Path) -> None:

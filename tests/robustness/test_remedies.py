@@ -37,7 +37,7 @@ def quoted(error: pytest.ExceptionInfo[KabukiError]) -> list[str]:
     [("observation", "obs"), ("observation", "states"), ("action", "actions"), ("reward", "rewards")],
 )
 @pytest.mark.parametrize("inner", ["", "/arm"])
-def test_a_field_under_another_name_is_to_be_renamed_and_not_filled(tmp_path, missing, name, inner):
+def test_remedy_for_a_field_under_another_name_is_renaming(tmp_path, missing, name, inner):
     fields = handmade.fields()
     fields[name + inner] = fields.pop(missing)
     source = handmade.write(tmp_path / "in.hdf5", fields)
@@ -53,7 +53,7 @@ def test_a_field_under_another_name_is_to_be_renamed_and_not_filled(tmp_path, mi
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8])
-def test_flags_under_another_name_are_to_be_renamed(tmp_path, dtype):
+def test_remedy_for_flags_under_another_name_is_renaming(tmp_path, dtype):
     fields = handmade.fields()
     del fields["discount"]
     fields["done"] = fields.pop("is_terminal").astype(dtype)
@@ -65,7 +65,7 @@ def test_flags_under_another_name_are_to_be_renamed(tmp_path, dtype):
     assert kabuki_rlds.inspect(tmp_path / "out.hdf5").terminal == sum(handmade.TERMINAL)
 
 
-def test_a_field_that_is_not_there_at_all_is_filled(tmp_path):
+def test_remedy_for_a_missing_field_is_fill(tmp_path):
     fields = handmade.fields()
     for name in ("observation", "action", "reward", "is_terminal", "discount"):
         del fields[name]
@@ -125,7 +125,7 @@ def _minari(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @pytest.mark.parametrize("kind", INSTEAD)
-def test_a_file_in_place_of_the_data_is_named_and_copying_it_again_is_not_suggested(tmp_path, dataset, kind):
+def test_error_about_a_pointer_or_text_file_does_not_suggest_copying_it_again(tmp_path, dataset, kind):
     content, says = INSTEAD[kind]
     for source, file in (*_hdf5(tmp_path), *_rlds(tmp_path, dataset), *_log(tmp_path), *_minari(tmp_path)):
         if file.suffix == ".json" and kind in ("a text", "a gzip file"):
@@ -140,7 +140,7 @@ def test_a_file_in_place_of_the_data_is_named_and_copying_it_again_is_not_sugges
         file.write_bytes(kept)
 
 
-def test_a_link_of_git_annex_that_leads_nowhere(tmp_path, dataset):
+def test_broken_git_annex_link_is_reported(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shard = sorted(folder.glob("*train*"))[1]
     shard.unlink()
@@ -149,7 +149,7 @@ def test_a_link_of_git_annex_that_leads_nowhere(tmp_path, dataset):
         convert(folder, tmp_path / "out.hdf5")
 
 
-def test_a_shard_that_is_a_pointer_is_left_out_as_such(tmp_path, dataset):
+def test_shard_that_is_a_git_lfs_pointer_is_skipped_and_reported(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     sorted(folder.glob("*train*"))[1].write_bytes(LFS)
     result = convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True)
@@ -161,7 +161,7 @@ def test_a_shard_that_is_a_pointer_is_left_out_as_such(tmp_path, dataset):
 
 
 @pytest.mark.parametrize("gone", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]])
-def test_the_split_that_is_suggested_takes_the_shards_that_are_there(tmp_path, dataset, gone):
+def test_suggested_split_reads_the_existing_shards(tmp_path, dataset, gone):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shards = sorted(folder.glob("*train*"))
     counts = [len(tfrecords.read(shard)) for shard in shards]
@@ -178,7 +178,7 @@ def test_the_split_that_is_suggested_takes_the_shards_that_are_there(tmp_path, d
     )
 
 
-def test_if_every_record_fails_on_the_same_field_the_features_are_at_fault(tmp_path, dataset):
+def test_features_are_blamed_if_every_record_fails_on_one_field(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     path = folder / "features.json"
     text = path.read_text()
@@ -193,7 +193,7 @@ def test_if_every_record_fails_on_the_same_field_the_features_are_at_fault(tmp_p
     assert convert(folder, tmp_path / "out.hdf5").num_episodes == 10
 
 
-def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
+def test_single_failing_record_is_reported_as_damaged(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shard = sorted(folder.glob("*train*"))[1]
     tfrecords.edit(shard, 1, lambda example: example.features.feature["steps/reward"].float_list.value.pop())
@@ -204,7 +204,7 @@ def test_one_record_that_fails_among_others_is_damage(tmp_path, dataset):
     assert convert(folder, tmp_path / "out.hdf5", skip_bad_episodes=True).num_episodes == 9
 
 
-def test_a_shard_that_is_not_listed_is_to_be_moved_and_not_removed(tmp_path, dataset):
+def test_remedy_for_an_unlisted_shard_is_moving_it(tmp_path, dataset):
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     shard = sorted(folder.glob("*train*"))[0]
     extra = shutil.copy(shard, folder / shard.name.replace("00000-of-00003", "00007-of-00009"))
@@ -226,7 +226,7 @@ def _exported(tmp_path: Path, source: Path, layout: str, says: str) -> None:
     export(source, tmp_path / f"{layout}.hdf5", layout, recipe=recipe)  # type: ignore[arg-type]
 
 
-def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):
+def test_suggested_recipe_joins_a_group_and_keeps_its_images(tmp_path):
     fields = handmade.fields((3, 5), (True, False))
     for name in ("action", "observation"):
         fields |= {f"{name}/{part}": np.ones((_ROWS, 2)) for part in ("arm", "hand 1")}
@@ -242,7 +242,7 @@ def test_a_group_becomes_one_array_and_its_pictures_are_kept(tmp_path):
         assert file["observation_camera"].shape[1:] == (4, 4, 3)
 
 
-def test_image_files_are_decoded_and_not_left_out(tmp_path):
+def test_suggested_recipe_decodes_image_files(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
     files = [tf.io.encode_png(picture).numpy() for picture in pictures]
     source = layout_files.aloha(tmp_path / "episode_0.hdf5", 4, files)
@@ -252,7 +252,7 @@ def test_image_files_are_decoded_and_not_left_out(tmp_path):
         np.testing.assert_array_equal(file["data/demo_0/obs/images/top"][:], pictures)
 
 
-def test_next_obs_are_kept_under_another_name(tmp_path):
+def test_suggested_recipe_renames_next_obs(tmp_path):
     source = layout_files.robomimic(tmp_path / "in.hdf5", {0: 3, 1: 4})
     convert(source, tmp_path / "k.hdf5", assume={"next_obs": "keep"})
     _exported(tmp_path, tmp_path / "k.hdf5", "robomimic", "'next_obs/.*': next_obs are made anew here")
@@ -262,7 +262,7 @@ def test_next_obs_are_kept_under_another_name(tmp_path):
         )
 
 
-def test_two_fields_of_one_name_are_kept(tmp_path):
+def test_suggested_recipe_keeps_two_fields_with_one_name(tmp_path):
     source = handmade.write(
         tmp_path / "in.hdf5", handmade.fields((3, 5), (True, False)) | {"actions": np.arange(_ROWS)}
     )
@@ -274,7 +274,7 @@ def test_two_fields_of_one_name_are_kept(tmp_path):
 # --- other remedies ---
 
 
-def test_fields_of_rlds_whose_names_a_file_cannot_hold_are_renamed_by_a_recipe(tmp_path):
+def test_suggested_recipe_renames_rlds_fields_with_invalid_hdf5_names(tmp_path):
     numbers = {name: tfds.features.Scalar(np.float32) for name in ("observation", "action", "reward", "discount")}
     flags = dict.fromkeys(("is_first", "is_last", "is_terminal"), np.bool_)
     features = {
@@ -296,7 +296,7 @@ def test_fields_of_rlds_whose_names_a_file_cannot_hold_are_renamed_by_a_recipe(t
 
 
 @pytest.mark.parametrize("name", ["steps", "steps/more"])
-def test_an_episode_field_that_rlds_cannot_hold_is_renamed_by_a_recipe(tmp_path, name):
+def test_suggested_recipe_renames_episode_fields_invalid_in_rlds(tmp_path, name):
     fields = handmade.fields() | handmade.index() | {f"episodes/metadata/{name}": np.arange(3)}
     source = handmade.write(tmp_path / "in.hdf5", fields)
     with pytest.raises(
@@ -310,7 +310,7 @@ def test_an_episode_field_that_rlds_cannot_hold_is_renamed_by_a_recipe(tmp_path,
     assert [int(each["more"] if isinstance(each, dict) else each) for each in counts] == [0, 1, 2]
 
 
-def test_splits_are_named_in_one_place(tmp_path):
+def test_splits_in_both_recipe_and_sources_are_rejected(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3, 1: 2}, masks={"train": [0], "valid": [1]})
     (tmp_path / "r.yaml").write_text("split: {train: train, val: valid}\n")
     with pytest.raises(KabukiError, match=r"both the recipe \(train, val\) and the sources \(.*\) define splits"):
@@ -319,7 +319,7 @@ def test_splits_are_named_in_one_place(tmp_path):
     assert build({"everything": source}, tmp_path / "other", name="x").splits == {"everything": 2}
 
 
-def test_several_datasets_become_one_before_they_are_exported(tmp_path):
+def test_remedy_for_exporting_several_datasets_is_convert(tmp_path):
     for number in range(2):
         ends = np.array([0, 0, 1], bool)
         layout_files.d4rl(tmp_path / f"hopper_{number}.hdf5", terminals=ends, timeouts=np.zeros(3, bool))
@@ -329,7 +329,7 @@ def test_several_datasets_become_one_before_they_are_exported(tmp_path):
     assert export(tmp_path / "all.hdf5", tmp_path / "demo.hdf5", "robomimic").num_steps == 6
 
 
-def test_float64_that_the_stated_features_cannot_hold_is_stored_without_them(tmp_path):
+def test_remedy_for_float64_values_outside_the_stated_features(tmp_path):
     fields = handmade.fields()
     fields["reward"] += 0.1
     kinds = {
