@@ -55,7 +55,7 @@ def _field(path: str, field: Field, named: Mapping[str, str], everywhere: str) -
     if not image.holds_images:
         if path in named:
             raise InvalidArgumentError(
-                f"images: field {path!r} is {field.describe()}, not an image: uint8 (height, width, channels)"
+                f"images: field {path!r} is {field.describe()}, but an image is uint8 (height, width, channels)"
             )
         return field
     can_be_jpeg = field.dtype == np.uint8 and field.shape[-1] in (1, 3)

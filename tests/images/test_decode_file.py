@@ -1,4 +1,4 @@
-"""Image files of every kind, against the pixels that TensorFlow decodes them to."""
+"""`decode_file` gives the same pixels as TensorFlow for image files of every kind."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _jpeg(image: np.ndarray | Image.Image, **options: Any) -> bytes:
 
 def _rotated(image: np.ndarray) -> bytes:
     exif = Image.Exif()
-    exif[0x112] = 6  # Orientation: turned by 90 degrees, which no decoder here undoes.
+    exif[0x112] = 6  # Orientation: rotated by 90 degrees. The decoders here ignore it.
     return _jpeg(image, exif=exif)
 
 
@@ -167,7 +167,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _png(size: tuple[int, int], colour: int, bits: int, interlaced: bool, transparent: bool, seed: int = 0) -> bytes:
-    """A PNG file of random samples, each row in another filter."""
+    """A PNG file of random samples in which successive rows have different filters."""
     rng = np.random.default_rng(seed)
     (height, width), data = size, b""
     for y, x, dy, dx in png._PASSES if interlaced else ((0, 0, 1, 1),):

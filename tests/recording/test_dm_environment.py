@@ -1,4 +1,4 @@
-"""dm_env environments, wrapped by `record` or logged by EnvLogger: what TFDS reads is what they gave."""
+"""TFDS reads exactly the values of dm_env environments that `record` or EnvLogger recorded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ specs = pytest.importorskip("dm_env.specs")
 
 
 class Catch(dm_env.Environment):  # type: ignore[name-defined]
-    """A ball falls down a board of 10 rows and 5 columns; the reward is a float64 that float32 does not hold."""
+    """A ball falls down a board of 10 rows and 5 columns. float32 cannot hold the reward exactly."""
 
     def __init__(self):
         self._rng = np.random.default_rng(0)
@@ -52,13 +52,13 @@ class Catch(dm_env.Environment):  # type: ignore[name-defined]
         self.closed = True
 
     def _observation(self):
-        self._board[:] = 0  # It is the same array each time.
+        self._board[:] = 0  # Reuses the array of the previous observation.
         self._board[self._row, self._column] = self._board[9, self._paddle] = 1
         return self._board
 
 
 class Arm(dm_env.Environment):  # type: ignore[name-defined]
-    """Nested observations and actions, with tuples and lists; episodes are cut short after 4 steps."""
+    """Nested observations and actions, with tuples and lists. Episodes are truncated after 4 steps."""
 
     def __init__(self):
         self._rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ class Arm(dm_env.Environment):  # type: ignore[name-defined]
 
 
 def noted(given, timestep, action=None, **metadata):
-    """Notes a time step, and returns it."""
+    """Appends a time step to the expected values, and returns it."""
     if timestep.first():
         given.begin(timestep.observation, **metadata)
         return timestep
@@ -137,7 +137,7 @@ def test_nested_observations_and_actions_are_recorded_exactly(tmp_path):
     given = Episodes()
     with record(Arm(), tmp_path / "arm") as env:
         act(env, of_arm(), 3, given)
-    assert given.steps["action/1/grip"][0].dtype == np.int32  # As the spec says.
+    assert given.steps["action/1/grip"][0].dtype == np.int32  # The dtype of the spec.
     assert_same(read(tmp_path / "arm").steps, given.steps)
     assert not any(map(bool, given.steps["is_terminal"]))
 
@@ -182,7 +182,7 @@ def test_info_is_rejected_for_dm_env(tmp_path):
 def test_a_dm_control_task_is_recorded_exactly(tmp_path):
     try:
         from dm_control import suite
-    except (ImportError, AttributeError) as e:  # It needs a MuJoCo of its own time.
+    except (ImportError, AttributeError) as e:  # dm_control needs a MuJoCo of the same age.
         pytest.skip(f"dm_control does not load here: {e}")
     given = Episodes()
     rng = np.random.default_rng(0)
@@ -269,7 +269,7 @@ def test_envlogger_accepts_a_backend_object(tmp_path, envlogger):
         env.reset()
         env.step(0)
         assert made.num_episodes == 2
-    made.close()  # EnvLogger closes it again, when it is forgotten.
+    made.close()  # EnvLogger closes the backend again when it is garbage-collected.
     assert read(tmp_path / "x").lengths == [10, 10]
     assert json.loads((tmp_path / "x" / "1.0.0" / "metadata.json").read_text())["who"] == "me"
 
@@ -303,7 +303,7 @@ def test_a_closed_backend_rejects_steps(tmp_path, envlogger):
 
 
 def test_backend_without_envlogger_raises_with_the_install_command(monkeypatch):
-    for name in ("envlogger", "envlogger.backends"):
+    for name in ("envlogger", "envlogger.backends", "envlogger.backends.backend_writer"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "kabuki_rlds.recording.envlogger_backend", raising=False)
     with pytest.raises(
@@ -311,7 +311,7 @@ def test_backend_without_envlogger_raises_with_the_install_command(monkeypatch):
         match=r"EnvLoggerBackend needs envlogger \(.*\): pip install 'kabuki_rlds\[envlogger\]'; .* Python 3.11",
     ):
         _ = kabuki_rlds.EnvLoggerBackend
-    # All the rest is to be had.
+    # All other names can be imported.
     names: dict = {}
     exec("from kabuki_rlds import *", names)
     assert names["record"] is record
@@ -352,14 +352,14 @@ def test_a_dataset_of_tfds_backend_writer_is_continued(tmp_path, envlogger):
     folder.mkdir(parents=True)
     theirs = tfds_backend_writer.TFDSBackendWriter(str(folder), config, version="1.0.0", max_episodes_per_file=2)
 
-    class Fresh(Catch):  # Theirs does not copy what it is given.
+    class Fresh(Catch):  # TFDSBackendWriter does not copy its observations.
         def _observation(self):
             return super()._observation().copy()
 
     given, env = Episodes(), Fresh()
     with envlogger.EnvLogger(env, backend=theirs) as logged:
         act(logged, of_catch(), 3, given)
-    del theirs, logged  # Or it writes dataset_info.json once more when it is forgotten.
+    del theirs, logged  # Otherwise TFDSBackendWriter writes dataset_info.json again when it is garbage-collected.
     converted = kabuki_rlds.convert(folder, tmp_path / "theirs.hdf5")
     assert (converted.num_episodes, converted.warnings) == (3, [])
     assert kabuki_rlds.validate(converted.path) == []

@@ -1,4 +1,4 @@
-"""What TFDS reads from a recording is what the environment gave."""
+"""TFDS reads exactly the values that a Gymnasium environment or a `Logger` recorded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_truncated_episode_is_not_terminal(tmp_path):
     with record(Everything(limit=3), tmp_path / "x.hdf5") as env:
         act(env, 2, gave)
     with h5py.File(tmp_path / "x.hdf5") as f:
-        assert f["discount"][:].tolist() == [1, 1, 1, 0] * 2  # The last is padding.
+        assert f["discount"][:].tolist() == [1, 1, 1, 0] * 2  # The last value of an episode is padding.
         assert not f["is_terminal"][:].any()
         assert f["is_last"][:].tolist() == [False, False, False, True] * 2
     assert kabuki_rlds.validate(tmp_path / "x.hdf5") == []
@@ -88,9 +88,9 @@ def test_info_true_records_the_entries_of_the_first_step(tmp_path, caplog):
         act(env, 2, Episodes())
         env.set_episode_metadata({"try": 2})
     found = read(tmp_path / "x")
-    assert [v.item() for v in found.episodes["try"]] == [0, 2]  # The first had only begun.
+    assert [v.item() for v in found.episodes["try"]] == [0, 2]  # The first episode had no steps.
     assert [v.item() for v in found.steps["time"][:6]] == [0, 1, 2, 3, 4, 5]
-    assert [v.item() for v in found.steps["nested/x"][:6]] == [0, 1, 2, 3, 4, 5]  # The first is padding.
+    assert [v.item() for v in found.steps["nested/x"][:6]] == [0, 1, 2, 3, 4, 5]  # The first value is padding.
     assert found.steps["note"][:3] == [b"begin", "é".encode(), "éé".encode()]
     assert [r.message for r in caplog.records if "late" in r.message] == [
         "info has 'late', which the first step did not have; not recorded"
@@ -150,7 +150,7 @@ def test_record_rejects_other_objects(tmp_path):
 
 
 def log(logger, episodes=1, steps=3, first=0):
-    """Logs episodes whose observations count up."""
+    """Logs episodes whose observations count the steps."""
     for i in range(episodes):
         logger.reset({"n": np.int32(first + i), "t": 0})
         for t in range(steps):
@@ -158,7 +158,7 @@ def log(logger, episodes=1, steps=3, first=0):
 
 
 def numbers(folder, split="train"):
-    """The number of each episode, by its first step."""
+    """The number of each episode, read from its first step."""
     found = read(folder, split)
     starts = np.cumsum([0, *found.lengths[:-1]])
     return [int(found.steps["observation/n"][start]) for start in starts]
@@ -178,7 +178,7 @@ def test_the_fields_are_learned_from_the_first_step(tmp_path):
             logger.step(action, t, values[t], discount=0.5, metadata={"m": [1, t]}, last=t == 3)
             gave.step(action, float(t), 0.5, values[t], m=np.array([1, t]))
         gave.end(terminal=False)
-    gave.steps["m"].insert(0, np.zeros(2, int))  # `reset` gave none.
+    gave.steps["m"].insert(0, np.zeros(2, int))  # `reset` had no metadata.
     assert_same(read(tmp_path / "robot").steps, gave.steps)
 
 
@@ -198,7 +198,7 @@ def test_a_terminal_step_is_last_and_has_discount_0(tmp_path):
 def test_an_unfinished_episode_is_kept_or_dropped_by_option(tmp_path, unfinished):
     with Logger(tmp_path / "x", unfinished=unfinished) as logger:
         log(logger, 1)
-        for n in (1, 2):  # One that the next reset cuts short, one that close does.
+        for n in (1, 2):  # The next reset truncates the first episode, and close the second.
             logger.reset({"n": np.int32(n), "t": 0})
             logger.step(0.0, 0, {"n": np.int32(n), "t": 1})
     found = read(tmp_path / "x")
@@ -226,11 +226,11 @@ def test_a_recording_without_episodes_leaves_no_files(tmp_path):
 def test_discard_episode_works_until_the_next_episode_begins(tmp_path):
     with Logger(tmp_path / "x") as logger:
         log(logger, 1, first=0)
-        logger.discard_episode()  # It had ended.
+        logger.discard_episode()  # Removes an episode that has ended.
         log(logger, 1, first=1)
         logger.reset({"n": np.int32(2), "t": 0})
         logger.step(0.0, 0, {"n": np.int32(2), "t": 1})
-        logger.discard_episode()  # It was open: what is to come of it is passed over.
+        logger.discard_episode()  # Discards the current episode: its remaining steps are ignored.
         logger.step(0.0, 0, {"n": np.int32(2), "t": 2}, last=True)
         with pytest.raises(KabukiError, match="no episode to discard"):
             logger.discard_episode()
@@ -442,14 +442,14 @@ def test_image_format_can_be_set_per_field(tmp_path):
     assert features["wrist"].encoding_format == "jpeg"
     assert not isinstance(features["raw"], tfds.features.Image)
     found = read(tmp_path / "x")
-    for name in ("top", "wrist", "raw"):  # One colour survives a JPEG.
+    for name in ("top", "wrist", "raw"):  # JPEG keeps an image of one colour exactly.
         assert [int(image[0, 0, 0]) for image in found.steps[f"observation/{name}"]] == [0, 16, 32, 48] * 2
 
 
 def test_image_format_for_a_field_without_images_is_rejected(tmp_path):
     with Logger(tmp_path / "x", images={"observation": "png"}) as logger:
         logger.reset(1.0)
-        with pytest.raises(KabukiError, match=r"images: field 'observation' is .*, not an image"):
+        with pytest.raises(KabukiError, match=r"images: field 'observation' is .*, but an image is uint8"):
             logger.step(0, 0.0, 1.0)
 
 
@@ -479,7 +479,7 @@ def test_a_config_declares_the_features(tmp_path):
 
 
 def config(**infos):
-    """A dataset whose features are said beforehand, the observation a list of any length."""
+    """A config of declared features. The observation is a list of any length."""
     plain = {"observation_info": tfds.features.Tensor(shape=(None,), dtype=np.float32, encoding="bytes")}
     plain |= {"action_info": np.int64, "reward_info": np.float64, "discount_info": np.float64}
     return tfds.rlds.rlds_base.DatasetConfig(name="mine", overall_description="", **plain | infos)
@@ -508,7 +508,7 @@ def test_nested_variable_length_lists_are_rejected(tmp_path):
         Logger(tmp_path / "x", config=of_episodes)
     assert str(error.value).startswith(f"{tmp_path / 'x'}: ")
     assert list(tmp_path.iterdir()) == []
-    # And no lock is left, though the error still is.
+    # The lock is released although the error object still exists.
     Logger(tmp_path / "x").close()
 
 
@@ -518,12 +518,12 @@ _SHAPE = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 
 
 def _arrays(dtype):
-    """Values of one shape: a strategy of them, for a drawn shape."""
+    """A strategy of arrays of one shape, which is drawn first."""
     return _SHAPE.map(lambda shape: hnp.arrays(dtype, shape))
 
 
 def _leaf():
-    """A strategy of strategies, each of the values that one field has."""
+    """A strategy that draws a strategy for the values of one field."""
     numbers = [
         np.dtype(name) for name in ("bool", "int8", "uint16", "int64", "uint64", "float16", "float32", "float64")
     ]
@@ -622,7 +622,7 @@ def test_a_dataset_written_by_tfds_is_continued(dataset, tmp_path):
     count = sum(before.lengths)
     assert_same({p: v[:count] for p, v in after.steps.items()}, before.steps)
     assert not list(folder.glob("plain-train*-of-*"))
-    assert expected.read(folder, "test").lengths  # Which nobody recorded into.
+    assert expected.read(folder, "test").lengths  # The other split still has its episodes.
 
 
 def test_a_second_concurrent_recording_is_rejected(tmp_path):
@@ -638,7 +638,7 @@ def test_an_invalid_path_is_reported(tmp_path):
     for path, message in (
         (tmp_path / "file" / "a" / "b", f"{tmp_path}/file/a/b/1.0.0: cannot be created (Not a directory)"),
         (tmp_path / "file" / "x.hdf5", f"{tmp_path}/file/x.hdf5.recording: cannot be created (Not a directory)"),
-        # The folder above it can be made, and does not stay.
+        # The parent folder is created and removed again.
         (tmp_path / "new" / long, f"{tmp_path}/new/{long}/1.0.0: cannot be created (File name too long)"),
         (tmp_path / long, f"{tmp_path}/{long}: cannot record to this path (File name too long)"),
         (tmp_path / f"{long}.h5", f"{tmp_path}/{long}.h5: cannot record to this path (File name too long)"),

@@ -1,4 +1,4 @@
-"""Each of several environments has its own episodes in the recording, whole and in order."""
+"""A recording of a vectorized environment has complete episodes of each environment, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kabuki_rlds.recording.environments import record
 
 
 class Counter(gymnasium.Env):
-    """Counts: an observation is which environment, which of its episodes, which step."""
+    """An environment that counts: an observation is (environment, episode, step)."""
 
     observation_space = spaces.Dict(
         {"at": spaces.Box(-np.inf, np.inf, (3,), np.float64), "who": spaces.Tuple([spaces.Discrete(9)])}
@@ -51,7 +51,7 @@ def actions(t, count=3):
 
 
 def check(path, count=3):
-    """Sees to it that every episode is one that an environment had, and returns (environment, episode) of each."""
+    """Checks that each recorded episode is complete, and returns (environment, episode) of each."""
     assert kabuki_rlds.validate(path) == []
     found = []
     with h5py.File(path) as f:
@@ -90,7 +90,7 @@ def test_vector_env_with_autoreset_is_recorded(tmp_path, mode, info):
     transitions = kabuki_rlds.inspect(tmp_path / "x.hdf5").num_steps - len(found)
     if mode is AutoresetMode.SAME_STEP:
         assert transitions == 30 * 3
-    else:  # A step that resets is none; an environment may have ended in the very last.
+    else:  # A step that only resets is not recorded. An episode may have ended in the last step.
         assert transitions in range(30 * 3 - whole, 30 * 3 - whole + 4)
 
 
@@ -105,7 +105,7 @@ def test_vector_env_with_reset_mask_is_recorded(tmp_path):
 
 
 def test_async_vector_env_is_recorded(tmp_path):
-    # A fork would copy TensorFlow's locks, but not the threads that give them back.
+    # A fork would copy TensorFlow's locks, but not the threads that release them.
     spawned = functools.partial(AsyncVectorEnv, context="spawn")
     with record(environments(AutoresetMode.SAME_STEP, spawned), tmp_path / "x.hdf5") as env:
         env.reset(seed=0)
@@ -118,7 +118,7 @@ def test_discard_episode_removes_the_episode_of_one_environment(tmp_path):
     with record(environments(AutoresetMode.NEXT_STEP), tmp_path / "x.hdf5", unfinished="drop") as env:
         env.reset(seed=0)
         env.step(actions(0))
-        env.discard_episode(1)  # The steps that are to come of it are passed over.
+        env.discard_episode(1)  # The remaining steps of the episode are ignored.
         env.set_episode_metadata({"who": "two"}, 2)
         with pytest.raises(KabukiError, match="index: no environment 3; valid are 0 to 2"):
             env.discard_episode(3)

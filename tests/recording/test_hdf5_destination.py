@@ -44,7 +44,7 @@ def numbers(path):
 
 
 def contents(path):
-    """All that a file holds, apart from where its episodes come from and what TFDS adds."""
+    """The content of a file without the origins of its episodes and the additions of TFDS."""
     found = {}
 
     def visit(name, item):
@@ -87,7 +87,7 @@ def record_everything(path, **options):
 
 
 def log_the_rest(path, **options):
-    """What no space of Gymnasium has: texts with NULs, several images a row, values that break rule 4."""
+    """Logs values that no Gymnasium space has: text with NULs, several images per row, values that break rule 4."""
     for _ in range(2):
         with Logger(path, metadata={"robot": {"joints": 7}}, **options) as logger:
             for e in range(2):
@@ -113,7 +113,7 @@ def test_images_have_the_format_that_build_uses(tmp_path):
         log(logger, [1])
     with h5py.File(tmp_path / "x.hdf5") as file:
         assert file["observation/camera"].attrs["file_format"] == "jpeg"
-        assert (file["observation/camera"][0] == picture(1)).all()  # Without loss.
+        assert (file["observation/camera"][0] == picture(1)).all()  # The pixels are lossless.
     kabuki_rlds.build(tmp_path / "x.hdf5", tmp_path / "built", name="x")
     features = tfds.builder("x", data_dir=tmp_path / "built").info.features
     assert features["steps"]["observation"]["camera"].encoding_format == "jpeg"
@@ -187,7 +187,7 @@ def test_a_file_does_not_change_while_another_program_reads_it(tmp_path, monkeyp
         with Logger(path) as logger:
             log(logger, range(1, 5))
             assert path.read_bytes() == before
-        # The reader has the file as it was, and others the new one.
+        # The reader still sees the old file; other programs see the new one.
         assert file["observation/n"][:].tolist() == [0] * 4
     assert numbers(path) == [0, 1, 2, 3, 4]
     assert [p.name for p in tmp_path.iterdir()] == ["x.hdf5"]
@@ -237,7 +237,7 @@ def test_convert_skips_a_log_whose_episodes_are_in_the_file(tmp_path, monkeypatc
 @pytest.mark.parametrize("has_file", [False, True])
 @pytest.mark.parametrize("images", ["arrays", "encoded"])
 def test_a_recording_of_the_previous_version_is_continued(tmp_path, has_file, images):
-    """It recorded RLDS datasets beside the file, and added them to the file at the end."""
+    """The previous version recorded RLDS datasets next to the file, and appended them to the file at the end."""
     path = tmp_path / "x.hdf5"
     first = 0
     if has_file:
@@ -263,7 +263,7 @@ def test_a_recording_of_the_previous_version_is_continued(tmp_path, has_file, im
 
 
 def test_episodes_that_the_previous_version_added_are_not_added_twice(tmp_path):
-    """It was killed between making the file and removing the folder."""
+    """The previous version was killed after it wrote the file and before it removed the folder."""
     path, folder = tmp_path / "x.hdf5", tmp_path / "x.hdf5.recording" / "1.0.0"
     with Logger(folder) as logger:
         log(logger, [0, 1])

@@ -1,4 +1,4 @@
-"""What a killed recording leaves, the next one takes up, and `convert` reads as it is."""
+"""The next recording recovers the episodes of a killed recording, and `convert` reads them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def log(logger, numbers, steps=3, metadata=None):
 
 
 def numbers(folder):
-    """The number of each episode, as TFDS reads them."""
+    """The number of each episode, read by TFDS."""
     found = expected.read(folder)
     starts = np.cumsum([0, *found.lengths[:-1]]).astype(int)
     return [int(found.steps["observation"][start]) for start in starts]
 
 
 def converted(folder, tmp_path):
-    """The number of each episode, as `convert` reads them."""
+    """The number of each episode, read by `convert`."""
     import h5py
 
     path = kabuki_rlds.convert(folder, tmp_path / "converted.hdf5", overwrite=True).path
@@ -55,7 +55,7 @@ def converted(folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A dataset with a shard of episodes 0 to 2 and a journal of 3 to 5, and where in it each episode ends."""
+    """A dataset with episodes 0 to 2 in a shard and 3 to 5 in the journal, and the end of each in the journal."""
     folder = tmp_path_factory.mktemp("killed") / "x" / "1.0.0"
     with Logger(folder) as logger:
         log(logger, range(3))

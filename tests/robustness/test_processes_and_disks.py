@@ -1,4 +1,4 @@
-"""What happens around a process: memory, disks, forks, and files that change under it."""
+"""Full memory, full and read-only disks, forked processes, and files that change while they are read."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _sum_of(path: str, start: int, stop: int) -> tuple[float, int]:
 
 
 def test_forked_readers_of_one_file_read_the_same_data(tmp_path):
-    """As the workers of a `torch.utils.data.DataLoader` do, after their parent has read the file too."""
+    """Like the workers of a `torch.utils.data.DataLoader` whose parent process has read the file before."""
     n = 20_000
     fields = handmade.fields([n], [True])
     fields["reward"] = handmade.Stored(np.arange(n, dtype=np.float64), {"chunks": (1000,), "compression": "gzip"})
