@@ -86,7 +86,7 @@ def find_damage(
         # Images of one camera usually have the same header bytes. Parse the header only if these bytes differ.
         if not head or not file.startswith(head):
             header = header_of(file)
-            problem = _misfit(file, header, size, dtype, decodes)
+            problem = _header_problem(file, header, size, dtype, decodes)
             if header is None or problem is not None:
                 yield DamagedImageError(number, problem or "")
                 continue
@@ -98,7 +98,7 @@ def find_damage(
             yield DamagedImageError(number, problem)
 
 
-def _misfit(
+def _header_problem(
     file: bytes, header: ImageHeader | None, shape: tuple[int | None, ...], dtype: np.dtype | None, decodes: bool
 ) -> str | None:
     """The problem that the header of a file shows; None if there is none."""

@@ -108,8 +108,8 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _samples(data: bytes, height: int, width: int, bits: int, count: int, is_interlaced: bool) -> np.ndarray:
     """The samples of an image: (height, width, count) of uint8 or uint16. Samples of 1, 2 or 4 bits are not scaled."""
-    whole = np.empty((height, width, count), np.uint16 if bits == 16 else np.uint8)
-    passes = [whole[y::dy, x::dx] for y, x, dy, dx in _PASSES] if is_interlaced else [whole]
+    image = np.empty((height, width, count), np.uint16 if bits == 16 else np.uint8)
+    passes = [image[y::dy, x::dx] for y, x, dy, dx in _PASSES] if is_interlaced else [image]
     passes = [each for each in passes if each.size]
     row_bytes = [1 + (each.shape[1] * count * bits + 7) // 8 for each in passes]
     expected = sum(len(each) * size for each, size in zip(passes, row_bytes, strict=True))
@@ -127,7 +127,7 @@ def _samples(data: bytes, height: int, width: int, bits: int, count: int, is_int
         if bits < 8:
             unfiltered = _unpacked(unfiltered, bits)[:, : each.shape[1]]
         each[...] = unfiltered.view(">u2" if bits == 16 else np.uint8).reshape(each.shape)
-    return whole
+    return image
 
 
 def _unfiltered(rows: np.ndarray, pixel: int) -> np.ndarray:

@@ -55,10 +55,10 @@ class ColumnGroup:
         try:
             for key, column in self._fields:
                 column.put(row, value[key])
-            whole = len(value) == len(self._fields)
+            matches = len(value) == len(self._fields)
         except (KeyError, IndexError, TypeError):
-            whole = False
-        if not whole:
+            matches = False
+        if not matches:
             expected = ", ".join(str(key) for key, _ in self._fields)
             raise mismatch(self._path, _names(value), f"the fields {expected}")
 
