@@ -1,1 +1,1 @@
-"""The tests. A package, so that `tests.datasets` never stands in for another `datasets`."""
+"""The tests. This is a package so that `tests.datasets` does not shadow another module named `datasets`."""

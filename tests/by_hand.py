@@ -1,7 +1,6 @@
-"""Reads a Kabuki file with h5py alone, by what docs/format.md says, row by row.
+"""Reads a Kabuki file row by row with h5py only, as docs/format.md describes.
 
-It shares no code with the package: it is what a user in another language would
-write, and what the tests take the file's word from.
+It shares no code with the package. It is the independent reader with which the tests check files.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 
 def read(path: Path) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """(step fields, episode fields): path to one value a row, as `tests.expected` has them."""
+    """Returns (step fields, episode fields). Each maps a path to one value per row, in the form of `tests.expected`."""
     with h5py.File(path, "r") as f:
         steps = columns(f, skip=("episodes", "companion"))
         episodes = columns(f["episodes/metadata"]) if "metadata" in f["episodes"] else {}
@@ -22,7 +21,7 @@ def read(path: Path) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
 
 
 def columns(group: h5py.Group, skip: tuple[str, ...] = ()) -> dict[str, list[Any]]:
-    """Every dataset below a group, read a row at a time."""
+    """Returns the rows of every dataset in a group, including subgroups."""
     found: dict[str, list[Any]] = {}
 
     def visit(name: str, item: h5py.HLObject) -> None:
@@ -34,7 +33,7 @@ def columns(group: h5py.Group, skip: tuple[str, ...] = ()) -> dict[str, list[Any
 
 
 def rows(dataset: h5py.Dataset) -> list[Any]:
-    """Every row of a dataset, each as an array, `bytes`, or a list of such."""
+    """Returns the rows of a dataset. A row is an array, `bytes`, or a list of these."""
     attributes = dataset.attrs
     companion = dataset.file[attributes["companion"]] if "companion" in attributes else {}
     if h5py.check_string_dtype(dataset.dtype):

@@ -1,4 +1,4 @@
-"""Fixtures: the datasets of `tests.datasets`, each written once a session."""
+"""Fixtures for the datasets of `tests.datasets`. Each dataset is written once per session."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hypothesis import settings
 import kabuki_rlds
 from tests.places import FIXTURES
 
-# How long one example takes says nothing on a busy machine; a check that a change must pass draws the same each time.
+# No deadline, because the duration of an example varies on a busy machine. CI uses the same examples in every run.
 settings.register_profile("kabuki", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("kabuki")
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Before anything imports TensorFlow.
-os.environ.setdefault("MUJOCO_GL", "disable")  # Nothing is drawn, and there may be no screen.
+os.environ.setdefault("MUJOCO_GL", "disable")  # Nothing is rendered, and there may be no display.
 
 
 @pytest.fixture(autouse=True)
 def log_as_before() -> Iterator[None]:
-    """Undoes what `main` does to the log of this process, which would hide from `caplog` what later tests log."""
+    """Restores the logger after `main` changed it. Otherwise `caplog` is empty in later tests."""
     log = logging.getLogger("kabuki_rlds")
     before = log.handlers, log.propagate, log.level
     yield
@@ -35,13 +35,13 @@ def log_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder under which the datasets are written, as `--data-dir` takes it."""
+    """Returns the parent folder of the datasets, for `--data-dir`."""
     return tmp_path_factory.mktemp("tensorflow_datasets")
 
 
 @pytest.fixture(scope="session")
 def dataset(data_dir: Path) -> Callable[[str], Path]:
-    """`dataset("plain")` is the folder of the dataset of that recipe, `…/plain/1.0.0`."""
+    """Returns a function that writes a dataset: `dataset("plain")` is its folder, `…/plain/1.0.0`."""
     from tests import datasets
 
     @functools.cache
@@ -53,7 +53,7 @@ def dataset(data_dir: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def converted(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`converted("plain", "encoded")` is a Kabuki file of that dataset, and of its images."""
+    """Returns a function that converts a dataset: `converted("plain", "encoded")` is a Kabuki file with image files."""
     folder = tmp_path_factory.mktemp("converted")
 
     @functools.cache
@@ -65,9 +65,9 @@ def converted(dataset: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def expected(dataset: Callable[[str], Path]) -> Callable[..., object]:
-    """`expected("plain", "test")` is what TFDS decodes from that split, an `Expected`.
+    """Returns a function: `expected("plain", "test")` is the `Expected` that TFDS decodes from the split "test".
 
-    Of a dataset that TFDS cannot read, it is what was written.
+    For a dataset that TFDS cannot read, it contains the written values.
     """
     from tests import datasets
     from tests import expected as module
@@ -83,5 +83,5 @@ def expected(dataset: Callable[[str], Path]) -> Callable[..., object]:
 
 @pytest.fixture(scope="session")
 def old_dataset() -> Path:
-    """The folder of a dataset that TFDS 4.4 wrote; `read_json(…/"old_robot.json")` is expected."""
+    """Returns the folder of a dataset that TFDS 4.4 wrote. `old_robot.json` contains its expected values."""
     return FIXTURES / "tfds_4_4" / "old_robot" / "1.0.0"

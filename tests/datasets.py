@@ -1,13 +1,11 @@
-"""RLDS datasets for the tests to read, written to disk by TFDS itself.
+"""RLDS datasets for the tests, written by TFDS.
 
-A `Recipe` is what a dataset holds: its features, and the values of every
-episode of every split. A function of this module makes each recipe, always
-with the same values; `write` hands one to TFDS and returns the dataset's
-folder. What TFDS decodes from that folder is `tests.expected.read`. A few
-datasets TFDS writes but cannot read: for them the values of the recipe are
-what a reader has to find.
+A `Recipe` contains the features of a dataset and the values of all episodes of all splits. Each function of this
+module returns one recipe, always with the same values. `write` writes a recipe with TFDS and returns the folder of the
+dataset. `tests.expected.read` returns the values that TFDS decodes from this folder. TFDS cannot read some datasets
+that it writes. Tests compare these with the values of the recipe.
 
-Where a kind of field is missing here, TFDS cannot write it:
+TFDS cannot write these kinds of fields and splits, so they are missing here:
 
 * bfloat16 with no encoding, also in a Sequence ("does not support type");
 * complex numbers;
@@ -37,19 +35,18 @@ Episode = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a dataset holds.
+    """The features and values of a dataset.
 
     Attributes:
-      name: of the dataset, and of the function that makes the recipe.
-      features: of an episode; `features["steps"]` is a `tfds.features.Dataset`.
-      splits: name of the split -> episodes. An episode is a dict of its
+      name: name of the dataset and of the function that returns the recipe.
+      features: features of an episode; `features["steps"]` is a `tfds.features.Dataset`.
+      splits: maps each split to its episodes. An episode is a dict of its
         metadata, and under "steps" a list of steps, each a nested dict.
-      shards: how many files a split has.
+      shards: number of files of a split.
       file_format: "tfrecord" or "array_record".
       config: name of the dataset's config, if it has one.
-      in_order: write with TFDS's SequentialWriter, which keeps the episodes in
-        order, writes splits without any, and names shards without their number
-        ("-00000", no "-of-00003"). A builder shuffles the episodes.
+      in_order: write with TFDS's SequentialWriter. It keeps the order of the episodes, can write empty splits, and
+        leaves the number of shards out of file names ("-00000" without "-of-00003"). A builder shuffles the episodes.
     """
 
     name: str
@@ -107,11 +104,11 @@ def _write_in_order(recipe: Recipe, data_dir: Path) -> Path:
     return folder
 
 
-# Fields: a feature, and what draws its values.
+# Fields: a feature and a function that draws its values.
 
 
 class Field(NamedTuple):
-    """A field of a table: `draw()` gives its value in the next step or episode."""
+    """A field of a table. `draw()` returns its value in the next step or episode."""
 
     feature: tff.FeatureConnector
     draw: Callable[[], Any]
@@ -129,7 +126,7 @@ def _row(table: Table) -> dict[str, Any]:
 
 
 def _in_turn(values: Iterable[Any]) -> Callable[[], Any]:
-    """Draws the values one after the other, and again from the first."""
+    """Returns a function that cycles through the values."""
     turn = itertools.cycle(values)
     return lambda: next(turn)
 
@@ -145,7 +142,7 @@ def _flag_features() -> dict[str, Any]:
 
 
 def _episodes_of(lengths: Iterable[int], steps: Table, metadata: Table) -> list[Episode]:
-    """Episodes whose every value is drawn; every second one ends terminal."""
+    """Returns episodes with drawn values. Every second episode is terminated."""
     return [
         {
             "steps": [{**flags, **_row(steps)} for flags in _flags(length, terminal=i % 2 == 0)],
@@ -171,11 +168,11 @@ def _recipe_of_tables(
     )
 
 
-# Datasets as most are: the fields of the RLDS convention.
+# Typical datasets: the fields of the RLDS convention.
 
 
 def plain() -> Recipe:
-    """Float observations and actions, episodes of 1 to 40 steps, in 3 shards a split."""
+    """Float observations and actions, episodes of 1 to 40 steps, 3 shards per split."""
     return _standard("plain", shards=3)
 
 
@@ -190,7 +187,7 @@ def with_config() -> Recipe:
 
 
 def in_order() -> Recipe:
-    """`plain` by the SequentialWriter, as EnvLogger writes: 3 and 1 shards, "-00000" and so on."""
+    """`plain` written by the SequentialWriter, as EnvLogger does: 3 and 1 shards, named "-00000" and so on."""
     return _standard("in_order", shards=3, in_order=True)
 
 
@@ -211,17 +208,17 @@ def no_reward() -> Recipe:
 
 
 def no_metadata() -> Recipe:
-    """`plain` whose episodes have nothing but steps."""
+    """`plain` without episode fields."""
     return _standard("no_metadata", without=["episode_id", "agent"])
 
 
 def one_step() -> Recipe:
-    """Every episode a single step: is_first and is_last at once."""
+    """Episodes of one step each, with both is_first and is_last."""
     return _standard("one_step", lengths={"train": [1] * 5, "test": [1]})
 
 
 def no_steps() -> Recipe:
-    """Some episodes without any step, the first and the last among them."""
+    """Episodes of which some are empty, including the first and the last."""
     return _standard("no_steps", lengths={"train": [0, 3, 0, 0, 2, 0]}, in_order=True)
 
 
@@ -232,7 +229,7 @@ def _standard(
     without: Iterable[str] = (),
     **options: Any,
 ) -> Recipe:
-    """The dataset `plain`, or one like it under another name."""
+    """Returns the recipe `plain`, or a variant of it with another name."""
     rng = np.random.default_rng(20)
     step = {
         "observation": {
@@ -293,10 +290,10 @@ def _standard(
 
 
 def oxe_style() -> Recipe:
-    """As the builder template that labs copy writes: breaks rules 3 to 5 of the format.
+    """A dataset like those of the Open X-Embodiment builder template. It breaks rules 3 to 5 of the format.
 
-    `is_terminal` at the last step, discount 1.0 throughout, and an action and a
-    reward of the last step that are none of padding.
+    `is_terminal` is true at every last step, every discount is 1.0, and the last step has a real action and reward
+    instead of padding.
     """
     rng = np.random.default_rng(21)
 
@@ -363,7 +360,7 @@ DTYPES = {
 
 
 def every_kind() -> Recipe:
-    """Every kind of field that TFDS can both write and read."""
+    """Fields of every kind that TFDS can both write and read."""
     rng = np.random.default_rng(22)
     steps: Table = {
         "observation": {
@@ -388,7 +385,7 @@ def every_kind() -> Recipe:
         },
         "reward": _tensor(rng, "float64", (), "bytes"),
         "discount": Field(tff.Scalar(dtype=np.float32), lambda: 1.0),
-        # Step fields beyond the standard ones, one named as HDF5 and TFDS allow.
+        # Additional step fields. One has an unusual name that HDF5 and TFDS allow.
         "language_embedding": _tensor(rng, "bfloat16", (4,), "bytes"),
         "teacher q-values (v2.0)": _tensor(rng, "float32", (3,)),
     }
@@ -471,7 +468,7 @@ def _image_fields(rng: np.random.Generator) -> Table:
             tff.Image(shape=(None, 4, 3), encoding_format="png"),
             _in_turn([_picture(rng, (height, 4, 3)) for height in (2, 5)]),
         ),
-        # No encoding of the feature's own: the file decides, here JPEG in one step, PNG in the next.
+        # The feature states no encoding: images are JPEG in one step and PNG in the next.
         "either": Field(
             tff.Image(shape=(6, 5, 3)),
             _in_turn([_file(_picture(rng, (6, 5, 3)), form) for form in ("jpeg", "png")]),
@@ -480,7 +477,7 @@ def _image_fields(rng: np.random.Generator) -> Table:
 
 
 def _ragged_fields(rng: np.random.Generator) -> Table:
-    """Tensors with unknown dimensions; some steps have none of a dimension."""
+    """Tensors with unknown dimensions. In some steps a dimension is 0."""
     table: dict[str, Table] = {}
     for encoding in ("bytes", "zlib"):
         table[encoding] = {
@@ -564,7 +561,7 @@ def _sequence_fields(rng: np.random.Generator) -> Table:
 
 
 def uncovered() -> Recipe:
-    """Kinds of field beyond those of `every_kind` that TFDS can write and read."""
+    """Kinds of fields that TFDS can write and read and that `every_kind` does not have."""
     rng = np.random.default_rng(23)
     steps: Table = {
         **_standard_fields(rng),
@@ -628,8 +625,8 @@ def uncovered() -> Recipe:
             _in_turn([np.array(["a", "b"], object), np.array([], object)]),
         ),
         "optional": Field(
-            # Missing from some episodes, then TFDS gives the least int32.
-            # (Text missing from some it writes and cannot read: "required but could not be found".)
+            # Missing from some episodes. TFDS then returns the smallest int32.
+            # (TFDS can write but not read missing text: "required but could not be found".)
             tff.Tensor(shape=(), dtype=np.int32, optional=True),
             _in_turn([1, None, 3]),
         ),
@@ -637,12 +634,12 @@ def uncovered() -> Recipe:
     return _recipe_of_tables("uncovered", {"train": [3, 1, 4]}, steps, metadata)
 
 
-# Datasets that TFDS writes and cannot read. They are in order: what a reader has
-# to find is `tests.expected.generated`.
+# Datasets that TFDS can write but not read. Episodes are in order, and the expected values are
+# `tests.expected.generated`.
 
 
 def zero_size() -> Recipe:
-    """Steps with tensors of shape (0,) and (0, 3). Reading them by TFDS ends the process: SIGFPE."""
+    """Steps with tensors of shape (0,) and (0, 3). Reading them with TFDS crashes the process (SIGFPE)."""
     rng = np.random.default_rng(24)
     return _recipe_of_tables(
         "zero_size",
@@ -662,7 +659,7 @@ def zero_size() -> Recipe:
 
 
 def encoded_uint32() -> Recipe:
-    """uint32 as bytes or zlib. Reading by TFDS: TypeError, "uint32 not in list of allowed values"."""
+    """uint32 with encoding bytes or zlib. TFDS raises TypeError on reading, "uint32 not in list of allowed values"."""
     rng = np.random.default_rng(25)
     return _recipe_of_tables(
         "encoded_uint32",
@@ -687,9 +684,8 @@ def encoded_uint32() -> Recipe:
 def static_sequence() -> Recipe:
     """Sequences of static length in steps, of arrays without unknown dimensions.
 
-    Reading by TFDS: TypeError, "…are valid indices, got 'ragged_flat_values'".
-    The same for episode fields that are Sequences of Sequences, one of them of
-    static length.
+    Reading with TFDS raises TypeError, "…are valid indices, got 'ragged_flat_values'". Episode fields that are
+    Sequences of Sequences raise the same error if one Sequence has static length.
     """
     rng = np.random.default_rng(26)
     texts = np.array(TEXTS[:6], object).reshape(3, 2)
@@ -733,7 +729,7 @@ def static_sequence() -> Recipe:
 def mixed_images() -> Recipe:
     """A Sequence of images whose sizes differ within a step.
 
-    Reading by TFDS: InvalidArgumentError, "Incompatible shapes during merge".
+    Reading with TFDS raises InvalidArgumentError, "Incompatible shapes during merge".
     """
     rng = np.random.default_rng(27)
     return _recipe_of_tables(
@@ -757,7 +753,7 @@ def mixed_images() -> Recipe:
 
 
 def image_lists() -> Recipe:
-    """Lists of images of unknown size, and videos, some of them empty, in the steps and in the episodes."""
+    """Step and episode fields with lists of images of unknown size, and videos. Some are empty."""
     rng = np.random.default_rng(31)
     image, depth = tff.Image(shape=(None, None, 3)), tff.Image(shape=(None, None, 1), dtype=np.float32)
     fields: Table = {
@@ -779,10 +775,10 @@ def image_lists() -> Recipe:
 
 
 def unencoded_ragged() -> Recipe:
-    """Tensors with an unknown dimension and no encoding, of one size within an episode.
+    """Tensors with an unknown dimension and no encoding. The size is constant within an episode.
 
-    Otherwise TFDS cannot write them. Reading by TFDS: NotImplementedError,
-    "Multiple unknown dimension not supported".
+    TFDS cannot write them if the size varies. Reading with TFDS raises NotImplementedError, "Multiple unknown dimension
+    not supported".
     """
     rng = np.random.default_rng(28)
     lengths = [3, 1, 4]
@@ -816,11 +812,10 @@ def _standard_fields(rng: np.random.Generator) -> Table:
 
 
 def record_catch(folder: Path, episodes: int) -> Path:
-    """Records episodes of Catch, 10 steps each, by EnvLogger's RLDS backend into `folder`.
+    """Records episodes of Catch, 10 steps each, with EnvLogger's RLDS backend into `folder`. Returns the folder.
 
-    Reward and discount are float64, as dm_env's are, with an encoding that
-    keeps them so; every step has the field "lucky", every episode "number".
-    Needs EnvLogger 1.2. Returns the folder.
+    Reward and discount are float64, as in dm_env, with an encoding that keeps this dtype. Every step has the field
+    "lucky", and every episode the field "number". Requires EnvLogger 1.2.
     """
     import envlogger
     from envlogger.backends import tfds_backend_writer
@@ -868,12 +863,12 @@ def record_catch(folder: Path, episodes: int) -> Path:
 
 
 def _each_dtype(rng: np.random.Generator, shape: tuple[int, ...]) -> Table:
-    """A group for each encoding, with a field for each dtype."""
+    """Returns one group per encoding, with one field per dtype."""
     return {
         encoding: {
             dtype: _tensor(rng, dtype, shape, encoding)
             for dtype in DTYPES
-            # The first TFDS cannot write, the second it cannot read: `encoded_uint32`.
+            # TFDS cannot write the first one and cannot read the second one: `encoded_uint32`.
             if not (dtype == "bfloat16" and encoding == "none") and not (dtype == "uint32" and encoding != "none")
         }
         for encoding in ENCODINGS
@@ -912,7 +907,7 @@ def _tfds_dtype(dtype: str) -> Any:
 
 
 def _values(rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:
-    """Values that a careless conversion changes, then some others. Shape (11,) or less."""
+    """Returns values that a wrong conversion would change, and ordinary values. The shape is (11,) or smaller."""
     if dtype == np.bool_:
         return np.array([True, False, False, True, True])
     if dtype.kind in "iu":
@@ -934,7 +929,7 @@ def _picture(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = np.u
 
 
 def _file(picture: np.ndarray, form: str) -> bytes:
-    """The bytes of a file of the picture, of the form "jpeg" or "png"."""
+    """Returns the bytes of an image file of the picture in the format "jpeg" or "png"."""
     import tensorflow as tf
 
     encode = tf.io.encode_jpeg if form == "jpeg" else tf.io.encode_png

@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """Mounts an empty file system of this size ("3m") at a new folder; skips the test where that is not allowed."""
+    """Mounts an empty file system of a size such as "3m" at a new folder. Skips the test if mounting is not allowed."""
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True, text=True, check=False

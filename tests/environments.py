@@ -1,4 +1,4 @@
-"""Small environments that the recording tests act in, and what they gave, written down beside."""
+"""Small environments for the recording tests, and a log of the values that they return."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gymnasium import spaces
 
 @dataclasses.dataclass
 class Episodes:
-    """What an environment gave, in the form in which TFDS gives a dataset back.
+    """The values that an environment returned, in the form in which TFDS returns a dataset.
 
     Attributes:
-      steps: path -> a value for each step, all episodes end to end.
+      steps: maps each path to one value per step, with all episodes concatenated.
       lengths: number of steps of each episode.
     """
 
@@ -32,7 +32,7 @@ class Episodes:
         self._add(observation=observation, is_first=False, **metadata)
 
     def end(self, terminal: bool) -> None:
-        """Adds the padding of the last row."""
+        """Ends the episode and adds the padding of its last row."""
         for path in list(self.steps):
             if path.split("/")[0] in ("action", "reward", "discount"):
                 value = self.steps[path][-1]
@@ -48,7 +48,7 @@ class Episodes:
 
 
 def leaves(value: Any, path: str) -> list[tuple[str, Any]]:
-    """Path and copy of every array or text in nested dicts, tuples and lists."""
+    """Returns (path, copy) of every array and string in nested dicts, tuples and lists."""
     if isinstance(value, dict):
         return [leaf for name, inner in value.items() for leaf in leaves(inner, f"{path}/{name}")]
     if isinstance(value, (tuple, list)):
@@ -59,7 +59,7 @@ def leaves(value: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def assert_same(found: dict[str, list[Any]], given: dict[str, list[Any]]) -> None:
-    """Sees to it that each value is the same to the bit, and of the same type."""
+    """Asserts that all values have equal bits and types."""
     assert set(found) == set(given)
     for path, values in given.items():
         assert len(found[path]) == len(values), path
@@ -119,7 +119,7 @@ class Everything(gymnasium.Env):
 
 
 class Endless(gymnasium.Env):
-    """Never ends."""
+    """An environment whose episodes never end."""
 
     observation_space = spaces.Box(0, np.iinfo(np.uint64).max, (2,), np.uint64)
     action_space = spaces.Discrete(2)
@@ -140,7 +140,7 @@ class Endless(gymnasium.Env):
 
 
 def act(env: Any, episodes: int, given: Episodes, info: tuple[str, ...] = ()) -> None:
-    """Takes random actions in a Gymnasium environment for some episodes, and notes what it gave."""
+    """Takes random actions in a Gymnasium environment for some episodes, and adds the returned values to `given`."""
     env.action_space.seed(1)
     for _ in range(episodes):
         observation, about = env.reset()

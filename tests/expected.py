@@ -1,4 +1,4 @@
-"""What TFDS decodes from a dataset: the reference that the tests compare with."""
+"""Reads datasets with TFDS. The tests compare with these values."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from tests.datasets import Recipe
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """A split, field by field, in the order in which its episodes stand in the shards.
+    """The values of a split by field, in the order of the episodes in the shards.
 
-    A value is an array (of no dimension for a scalar), `bytes` for a string of
-    no dimension, or a list of arrays (or of such lists) for a sequence of
-    sequences and for a sequence of images of several sizes.
+    A value is an array (0-dimensional for a scalar), `bytes` for a scalar string, or a nested list of arrays for a
+    sequence of sequences or of images with different sizes.
 
     Attributes:
-      steps: path ("observation/state") -> a value for each step of the split,
-        all episodes end to end.
-      episodes: path of an episode field -> a value for each episode.
+      steps: maps each path ("observation/state") to one value per step, with all episodes concatenated.
+      episodes: maps the path of each episode field to one value per episode.
       lengths: number of steps of each episode.
     """
 
@@ -36,15 +34,15 @@ class Expected:
 
 
 def read(folder: Path, split: str = "train") -> Expected:
-    """Reads a split of the dataset in `folder` as a user of TFDS would, in loops."""
+    """Returns a split of the dataset in `folder`, read with the public API of TFDS in Python loops."""
     builder = tfds.builder_from_directory(folder)
     result = _nothing(builder.info.features)
     if split in builder.info.splits and not builder.info.splits[split].shard_lengths:
         return result  # TFDS raises "corresponds to no data".
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-        source = builder.as_data_source(split=split)  # TFDS offers nothing else.
+        source = builder.as_data_source(split=split)  # TFDS reads ArrayRecord only in this way.
     else:
-        # Without this, TFDS reads 16 episodes of each shard in turn.
+        # By default, TFDS interleaves blocks of 16 episodes from several shards.
         config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         source = builder.as_dataset(split=split, read_config=config, shuffle_files=False)
     _add(result, source, builder.info.features)
@@ -52,23 +50,22 @@ def read(folder: Path, split: str = "train") -> Expected:
 
 
 def collect(episodes: Iterable[dict[str, Any]], features: tfds.features.FeaturesDict) -> Expected:
-    """Reads episodes that have these features, in loops."""
+    """Returns the values of decoded episodes that have these features."""
     result = _nothing(features)
     _add(result, episodes, features)
     return result
 
 
 def generated(recipe: Recipe, split: str = "train") -> Expected:
-    """What TFDS would decode from a dataset written in order, had it no faults.
+    """Returns the values of a generated dataset without reading it: the expected result of a correct reader.
 
-    For the datasets that TFDS writes but cannot read. Not for recipes with a
-    Sequence of dicts, JPEG or files of images.
+    Use it for datasets that TFDS can write but not read. It does not support a Sequence of dicts, JPEG or image files.
     """
     return collect(recipe.splits[split], recipe.features)
 
 
 def read_json(file: Path, split: str = "train") -> Expected:
-    """What an older TFDS decoded, as the scripts in `tests/fixtures` store it."""
+    """Returns the values that an older TFDS decoded. The scripts in `tests/fixtures` store them."""
     stored = json.loads(file.read_text())[split]
 
     def values(columns: dict[str, Any]) -> dict[str, list[Any]]:
@@ -108,7 +105,7 @@ def _add(result: Expected, source: Iterable[dict[str, Any]], features: tfds.feat
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Path and value of every leaf of a nested dict."""
+    """Yields (path, value) of every leaf of a nested dict."""
     for name, value in tree.items():
         if isinstance(value, tf.data.Dataset):  # Within a step: as a Sequence.
             elements = [dict(_leaves({name: element}, prefix)) for element in value]
@@ -122,7 +119,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _to_numpy(value: Any, info: tfds.features.TensorInfo) -> Any:
-    """A value that TFDS gave (or was given), as `Expected` describes."""
+    """Converts a decoded or generated value to the form that `Expected` describes."""
     if isinstance(value, tf.RaggedTensor):
         return [_to_numpy(row, info) for row in value]
     if isinstance(value, tf.Tensor):

@@ -1,7 +1,7 @@
-"""Kabuki files made by hand, with h5py and nothing of the package, as a user might make them.
+"""Writes Kabuki files with h5py only, without the package, as a user might do.
 
-A file is a dict: path to what stands there, an array or `Stored`. The names `episodes/…`
-are the index; the attributes of the root are a dict of their own.
+The contents of a file are a dict from path to array or `Stored`. The paths `episodes/…` are the episode index. The
+attributes of the root group are a separate dict.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TERMINAL = (True, False, True)
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A dataset that is made with more than its values: `options` go to h5py's `create_dataset`."""
+    """Values of a dataset with attributes and with options for h5py's `create_dataset`."""
 
     values: Any
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -30,7 +30,7 @@ class Stored:
 
 
 def fields(lengths: Sequence[int] = LENGTHS, terminal: Sequence[bool] = TERMINAL) -> dict[str, Any]:
-    """Rules 1 to 5, and no more."""
+    """Returns the step fields of a minimal valid file (rules 1 to 5)."""
     n = sum(lengths)
     ends = np.cumsum(lengths, dtype=int)
     is_first, is_last, is_terminal = np.zeros((3, n), bool)
@@ -50,7 +50,7 @@ def fields(lengths: Sequence[int] = LENGTHS, terminal: Sequence[bool] = TERMINAL
 
 
 def index(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
-    """What rule 6 adds."""
+    """Returns the episode index and an episode field (rule 6)."""
     return {
         "episodes/start": np.array([0, *np.cumsum(lengths)][: len(lengths)], np.int64),
         "episodes/length": np.array(lengths, np.int64),
@@ -60,7 +60,7 @@ def index(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
 
 
 def companions() -> dict[str, Any]:
-    """Rule 9: 8 rows of fields that need one."""
+    """Returns fields with companion datasets (rule 9), 8 rows each."""
     rows = _vlen([np.arange(i, dtype=np.int64) for i in range(8)])
     unknown = {"shape": np.array([-1, -1]), "dtype": "int64"}
     words = _vlen([np.frombuffer(b"abc"[:i] * i, np.uint8) for i in range(4)] * 2)
@@ -87,7 +87,7 @@ def _vlen(rows: Sequence[np.ndarray]) -> Stored:
 
 
 def attributes(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
-    """What rule 7 adds."""
+    """Returns the attributes of the root group (rule 7)."""
     return {
         "format": "kabuki",
         "format_version": "1.0",
@@ -102,7 +102,7 @@ def attributes(lengths: Sequence[int] = LENGTHS) -> dict[str, Any]:
 
 
 def write(path: Path, datasets: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Path:
-    """Makes the file and returns its path."""
+    """Writes the file and returns its path."""
     with h5py.File(path, "w") as file:
         for name, item in datasets.items():
             stored = item if isinstance(item, Stored) else Stored(item)
@@ -113,7 +113,7 @@ def write(path: Path, datasets: Mapping[str, Any], root: Mapping[str, Any] | Non
 
 
 def put_chunk(path: Path, name: str, stored: bytes) -> Path:
-    """Puts these bytes in the place of the first chunk of a dataset."""
+    """Replaces the stored bytes of the first chunk of a dataset."""
     with h5py.File(path, "r+") as file:
         dataset = file[name]
         dataset.id.write_direct_chunk((0,) * dataset.ndim, stored)
@@ -121,19 +121,19 @@ def put_chunk(path: Path, name: str, stored: bytes) -> Path:
 
 
 def chunked(values: np.ndarray, **options: Any) -> Stored:
-    """All rows in one chunk, gzip'd."""
+    """Returns a dataset with all rows in one gzip-compressed chunk."""
     return Stored(values, {"chunks": values.shape, "compression": "gzip", **options})
 
 
 def gzip_with_a_flipped_bit(values: np.ndarray) -> bytes:
-    """What zlib makes of an array, of level 0 so that the bit is one of the data: only the checksum tells."""
+    """Compresses an array with zlib level 0 and flips one bit of the data. Only the checksum reveals the damage."""
     stored = bytearray(zlib.compress(np.ascontiguousarray(values).tobytes(), 0))
     stored[len(stored) // 2] ^= 1
     return bytes(stored)
 
 
 def slow(path: Path, steps: int) -> Path:
-    """A small file that takes long to convert: all of its rows are zeros, and all of its chunks the same."""
+    """Writes a small file that takes long to convert. All rows are zero, and all chunks are identical."""
     columns = {**dict.fromkeys(_NUMBERS, ("float32", ())), **dict.fromkeys(_FLAGS, ("bool", ()))}
     with h5py.File(path, "w") as file:
         for name, (dtype, shape) in {**columns, "observation": ("float32", (64,))}.items():

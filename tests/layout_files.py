@@ -1,4 +1,4 @@
-"""Files of demonstrations as other projects lay them out, made with plain h5py."""
+"""Writes demonstration files in the layouts of other projects, with h5py only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def robomimic(
     masks: Mapping[str, Sequence[int]] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Demonstrations `demo_<number>` of so many actions each; those of `success` end done and rewarded."""
+    """Writes demonstrations `demo_<number>` of the given lengths. Those in `success` end done and rewarded."""
     rng = np.random.default_rng(sum(lengths))
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -51,13 +51,13 @@ def robomimic(
 
 
 def libero(path: Path, lengths: Mapping[int, int], instruction: str) -> Path:
-    """As LIBERO: robomimic's layout without `next_obs`, and all done at the end."""
+    """Writes a LIBERO file: the robomimic layout without `next_obs`. All demonstrations end with done."""
     says = {"problem_info": json.dumps({"language_instruction": instruction}), "bddl_file_name": "task.bddl"}
     return robomimic(path, lengths, next_obs=False, success=list(lengths), attributes=says)
 
 
 def robosuite(path: Path, lengths: Mapping[int, int]) -> Path:
-    """As robosuite's script collects them: states and actions."""
+    """Writes a file like robosuite's collection script: states and actions."""
     rng = np.random.default_rng(1)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -70,7 +70,7 @@ def robosuite(path: Path, lengths: Mapping[int, int]) -> Path:
 
 
 def aloha(path: Path, length: int, files: Sequence[bytes] = ()) -> Path:
-    """One episode of ALOHA's; with pictures as padded JPEG files where they are given."""
+    """Writes one ALOHA episode. `files` are image files, stored as padded JPEG files."""
     rng = np.random.default_rng(length)
     with h5py.File(path, "w") as file:
         file.attrs["sim"] = False
@@ -88,7 +88,7 @@ def aloha(path: Path, length: int, files: Sequence[bytes] = ()) -> Path:
 
 
 def d4rl(path: Path, **arrays: Any) -> Path:
-    """Flat arrays of 3-dimensional observations, as many as `terminals`, and whatever else is given."""
+    """Writes a D4RL file with observations of shape (3,), one per row of `terminals`, and the given arrays."""
     count = len(arrays["terminals"])
     rng = np.random.default_rng(count)
     made = {
@@ -103,7 +103,7 @@ def d4rl(path: Path, **arrays: Any) -> Path:
 
 
 def minari(path: Path, lengths: Sequence[int], files: Sequence[bytes] = ()) -> Path:
-    """Episodes of so many actions each, without `metadata.json`; with pictures as image files where they are given."""
+    """Writes Minari episodes with the given numbers of actions, without `metadata.json`. `files` are image files."""
     rng = np.random.default_rng(sum(lengths))
     with h5py.File(path, "w") as file:
         for number, length in enumerate(lengths):
@@ -125,7 +125,7 @@ def minari(path: Path, lengths: Sequence[int], files: Sequence[bytes] = ()) -> P
 
 
 def minari_arrow(folder: Path, lengths: Sequence[int], data_format: str = "parquet") -> Path:
-    """Episodes of so many actions each, a folder for each, as Minari's Arrow storage lays them out."""
+    """Writes episodes with the given numbers of actions in Minari's Arrow storage, one folder per episode."""
     import pyarrow as pa
     import pyarrow.dataset
 
@@ -151,7 +151,7 @@ def minari_arrow(folder: Path, lengths: Sequence[int], data_format: str = "parqu
         "data_format": data_format,
         "total_episodes": len(lengths),
         "total_steps": sum(lengths),
-        # The spaces are JSON within JSON.
+        # The spaces are JSON strings inside JSON.
         "observation_space": json.dumps(box),
         "action_space": json.dumps({"type": "Discrete", "dtype": "int64", "start": 0, "n": 5}),
     }
@@ -161,7 +161,7 @@ def minari_arrow(folder: Path, lengths: Sequence[int], data_format: str = "parqu
 
 
 def change_table(folder: Path, data_format: str, change: Callable[[Any], Any]) -> None:
-    """Stores what is made of the table of an episode in its place; None stores nothing."""
+    """Replaces the table of an episode by `change(table)`. If the result is None, nothing is stored."""
     import pyarrow.dataset
 
     (file,) = folder.glob(f"*.{data_format}")

@@ -1,12 +1,11 @@
-"""Prints each `raise` of the package that the tests did not reach.
+"""Prints each `raise` statement of the package that the tests do not execute.
 
     python -m coverage run -m pytest [TESTS...]
     python -m tests.raises
 
-Coverage keeps a file for each process that ran; several runs of parts of the tests add up.
-`python -m coverage erase` forgets them. The tests in which no file may grow fail under it,
-since its own may not either. What runs in TensorFlow's threads is seen by Python 3.12 alone:
-`COVERAGE_CORE=sysmon python -m coverage run ...`.
+Coverage writes one file per process, and the results of several runs are combined. `python -m coverage erase` deletes
+these files. Tests that limit the file size fail under coverage, because the limit also applies to coverage's files.
+Code in TensorFlow's threads is measured only by Python >= 3.12 with `COVERAGE_CORE=sysmon python -m coverage run ...`.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from coverage import CoverageData, CoverageException
 import kabuki_rlds
 
 PACKAGE = Path(kabuki_rlds.__file__).parent
-#: What cannot be reached, by what it raises: that of an abstract method, or of a case that no caller may bring about.
+#: Exceptions of statements that cannot be reached: abstract methods, and cases that no caller can cause.
 UNREACHABLE = ("AssertionError", "NotImplementedError")
 
 
 def raises(module: Path) -> Iterator[tuple[int, str]]:
-    """The line and the text of each `raise` in a module, but for those that raise again what was caught."""
+    """Yields (line, text) of each `raise` in a module, except statements that re-raise a caught exception."""
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Raise) and node.exc is not None:
             text = ast.unparse(node)
@@ -35,14 +34,14 @@ def raises(module: Path) -> Iterator[tuple[int, str]]:
 
 
 def reached(folder: Path) -> dict[str, set[int]]:
-    """Path to the lines that ran, by all of coverage's files in a folder."""
+    """Returns the executed lines of each path, from all coverage files in a folder."""
     lines: dict[str, set[int]] = {}
     for file in folder.glob(".coverage*"):
         data = CoverageData(str(file))
         try:
             data.read()
         except CoverageException:
-            # Of a process that was killed.
+            # The process was killed while it wrote the file.
             continue
         for path in data.measured_files():
             lines.setdefault(path, set()).update(data.lines(path) or ())
@@ -50,7 +49,7 @@ def reached(folder: Path) -> dict[str, set[int]]:
 
 
 def main() -> None:
-    """Prints what was not reached, and exits with 1 if there is any."""
+    """Prints the statements that were not executed. Exits with 1 if there are any."""
     ran = reached(Path.cwd())
     missed = [
         f"{module.relative_to(PACKAGE.parent)}:{line}: {text}"

@@ -1,4 +1,4 @@
-"""Riegeli files and EnvLogger's messages made by hand: right in their hashes, whatever they hold."""
+"""Writes Riegeli files and EnvLogger messages with valid hashes and arbitrary, possibly invalid, contents."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from kabuki_rlds.formats.riegeli.highwayhash import hash_all
 from kabuki_rlds.formats.varint import varint
 
 SIMPLE, TRANSPOSED = b"rt"
-#: Where the first chunk with records begins.
+#: Offset of the first chunk with records, in bytes.
 FIRST = 64
 
 
 def write(path: Path, chunks: Sequence[bytes]) -> Path:
-    """A file of chunks, which fit one block of 64 KiB."""
+    """Writes a file of chunks. All chunks must fit in one block of 64 KiB."""
     signature = chunk(ord("s"), b"", 0, 0)
     block = struct.pack("<QQ", 0, FIRST)
     path.write_bytes(struct.pack("<Q", *hash_all([block])) + block + signature + b"".join(chunks))
@@ -25,14 +25,14 @@ def write(path: Path, chunks: Sequence[bytes]) -> Path:
 
 
 def chunk(kind: int, data: bytes, records: int, decoded: int) -> bytes:
-    """A chunk with its header."""
+    """Returns a chunk with its header."""
     (data_hash,) = hash_all([data])
     header = struct.pack("<QQQQ", len(data), data_hash, kind | records << 8, decoded)
     return struct.pack("<Q", *hash_all([header])) + header + data
 
 
 def simple(records: Sequence[bytes]) -> bytes:
-    """A chunk that holds records as they are."""
+    """Returns a simple chunk: the records are stored unchanged."""
     sizes = b"".join(varint(len(record)) for record in records)
     whole = b"".join(records)
     return chunk(SIMPLE, b"\0" + varint(len(sizes)) + sizes + whole, len(records), len(whole))
@@ -42,10 +42,10 @@ class Node(NamedTuple):
     """A node of the state machine of a transposed chunk.
 
     Attributes:
-      tag: of its field, or what it is instead.
-      after: the node after it.
-      buffer: where its values are.
-      implicit: going to it takes no transition.
+      tag: tag of the field, or a reserved id.
+      after: number of the next node.
+      buffer: number of the buffer with the values.
+      implicit: whether the step to this node consumes no transition byte.
     """
 
     tag: int
@@ -57,7 +57,7 @@ class Node(NamedTuple):
 def transposed(
     nodes: Sequence[Node], buffers: Sequence[bytes], transitions: bytes, records: int, decoded: int = 0
 ) -> bytes:
-    """A chunk whose records a state machine puts together, the last of them first; without varints."""
+    """Returns a transposed chunk without varints. A state machine assembles its records from the last to the first."""
     header = b"".join(
         map(
             varint,
@@ -75,34 +75,34 @@ def transposed(
 
 
 def field(number: int, value: bytes) -> bytes:
-    """A field of a message."""
+    """Returns an encoded field of a protobuf message."""
     return bytes([number << 3 | 2]) + varint(len(value)) + value
 
 
 def datum(dims: Sequence[int], kind: int, values: bytes) -> bytes:
-    """A `Datum`, of the field of its values that is of that kind."""
+    """Returns an encoded `Datum` message. `kind` is the number of the field with its values."""
     shape = b"".join(field(2, b"\x08" + varint(dim % (1 << 64))) for dim in dims)
     return field(1, shape) + field(2, field(kind, values))
 
 
 def scalar(value: int) -> bytes:
-    """A `Data`: an int32."""
+    """Returns an encoded `Data` message with one int32."""
     return field(1, datum((-438,), 3, varint(value)))
 
 
 def items(number: int, parts: Sequence[bytes]) -> bytes:
-    """A `Data`: a list (2) or a tuple (3) of others."""
+    """Returns an encoded `Data` message: a list (`number` 2) or a tuple (`number` 3) of `Data`."""
     return field(number, b"".join(field(1, part) for part in parts))
 
 
 def step(kind: int, observation: bytes, custom: bytes = b"") -> bytes:
-    """A record: dm_env's type of a step, and what was observed."""
+    """Returns an encoded step record: dm_env step type and observation."""
     time_step = items(3, [scalar(kind), scalar(0), scalar(1), observation])
     return items(3, [time_step, scalar(4), custom])
 
 
 def log(folder: Path, records: Sequence[bytes], *, indexed: bool) -> Path:
-    """A log of one shard. Its index says of each step that it is an episode."""
+    """Writes a log of one shard. Its index lists each step as an episode."""
     shard = folder / "20260101T000000000000"
     shard.mkdir(parents=True)
     write(shard / "steps.riegeli", [simple(records)])

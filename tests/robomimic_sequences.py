@@ -1,4 +1,4 @@
-"""Run by a Python that has robomimic: what its `SequenceDataset` serves of files, each as one `.npz`.
+"""Saves the samples of robomimic's `SequenceDataset` to `.npz` files. Runs in a Python that has robomimic.
 
     python tests/robomimic_sequences.py DEMO.hdf5 OUT.npz [DEMO.hdf5 OUT.npz …]
 

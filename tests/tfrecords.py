@@ -1,4 +1,4 @@
-"""TFRecord files taken apart and put together by hand, for the tests to damage."""
+"""Reads, writes and damages TFRecord files, without TensorFlow's reader."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Record:
 
 
 def shards(folder: Path, split: str = "train") -> list[Path]:
-    """The shards of a split, in order."""
+    """Returns the shards of a split, in order."""
     return sorted(folder.glob(f"*-{split}.*-of-*"))
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a whole file."""
+    """Returns all records of a file."""
     stored = path.read_bytes()
     records, at = [], 0
     while at < len(stored):
@@ -42,21 +42,21 @@ def read(path: Path) -> list[Record]:
 
 
 def write(path: Path, examples: Iterable[bytes]) -> None:
-    """Writes a whole file, with the checksums that it needs."""
+    """Writes a file with valid checksums."""
     with tf.io.TFRecordWriter(str(path)) as writer:
         for data in examples:
             writer.write(data)
 
 
 def flip(path: Path, at: int, bit: int = 1) -> None:
-    """Changes one bit of a file."""
+    """Flips bits of one byte of a file."""
     stored = bytearray(path.read_bytes())
     stored[at] ^= bit
     path.write_bytes(stored)
 
 
 def edit(path: Path, number: int, change: Callable[[tf.train.Example], object]) -> None:
-    """Changes one example of a file, whose checksums are right again after it."""
+    """Changes one example of a file and updates the checksums."""
     records = [record.data for record in read(path)]
     example = tf.train.Example.FromString(records[number])
     change(example)
@@ -65,7 +65,7 @@ def edit(path: Path, number: int, change: Callable[[tf.train.Example], object]) 
 
 
 def edit_info(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes what `dataset_info.json` says of the split "train"."""
+    """Changes the entry of the split "train" in `dataset_info.json`."""
     info = json.loads((folder / "dataset_info.json").read_text())
     (train,) = (split for split in info["splits"] if split["name"] == "train")
     change(train)
