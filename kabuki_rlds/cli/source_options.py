@@ -106,7 +106,7 @@ def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
     """Returns whether a source is a folder. Reading a folder may need TensorFlow.
 
     Raises:
-      KabukiError: there is no such source.
+      KabukiError: the source does not exist.
     """
     return any(path.is_dir() for source in sources for path in locate(source, data_dir).paths)
 

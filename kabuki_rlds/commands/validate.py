@@ -142,11 +142,11 @@ def _examine_steps(reading: ReadingOptions, opened: Sequence[Source], label: str
         violations, last_rows = moved.violations, moved.last_rows
     except DamagedDataError as e:
         violations = [*field_violations(schema.steps, schema.steps), Violation(1, e.field or e.file, e.problem)]
-    told = [
+    explained = [
         dataclasses.replace(each, message=lacking[each.field]) if each.rule == 2 and each.field in lacking else each
         for each in violations
     ]
-    return Validation(sorted(told, key=lambda each: each.rule), [], derived, last_rows)
+    return Validation(sorted(explained, key=lambda each: each.rule), [], derived, last_rows)
 
 
 def _completed(reading: ReadingOptions, source: Source, lacking: dict[str, str]) -> CompletedSource:

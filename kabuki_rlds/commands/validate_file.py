@@ -324,7 +324,7 @@ class _Check:
         counted = {"num_steps": self._num_steps, "num_episodes": len(starts) if has_index else self._num_begun}
         for name, count in counted.items():
             says = layout.attribute(self.file, name, count)
-            if count is not None and not np.array_equal(says, count):  # type: ignore[arg-type]  # whatever it is
+            if count is not None and not np.array_equal(says, count):  # type: ignore[arg-type]  # any type
                 self._note(7, name, f"is {says}, but the file contains {count}")
         for name in ("features", "environment"):
             if layout.text_attribute(self.file, name) and self._json(name) is None:

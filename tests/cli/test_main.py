@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and what it exits with.
+"""The output and exit codes of the command line.
 
 What must do without TensorFlow runs in a process of its own that cannot import it.
 What needs TensorFlow runs in this one, which has it loaded, but for one test that
@@ -25,7 +25,7 @@ from tests import handmade
 
 
 class Result(NamedTuple):
-    """What came of a call: the exit code, and the two outputs."""
+    """The exit code, stdout and stderr of a call."""
 
     code: int
     out: str
@@ -42,7 +42,7 @@ runpy.run_module("kabuki_rlds.cli", run_name="__main__")
 
 
 def process(*arguments, code=("-m", "kabuki_rlds.cli"), **options) -> Result:
-    """Runs the command in a process of its own."""
+    """Runs the command in a new process."""
     command = [sys.executable, *code, *map(str, arguments)]
     environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"} | {"COLUMNS": "80"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
@@ -50,7 +50,7 @@ def process(*arguments, code=("-m", "kabuki_rlds.cli"), **options) -> Result:
 
 
 def light(*arguments, **options) -> Result:
-    """Runs the command where nothing heavy can be imported."""
+    """Runs the command in a process where TensorFlow and other large packages cannot be imported."""
     return process(*arguments, code=("-c", _NO_TENSORFLOW), **options)
 
 
@@ -71,13 +71,13 @@ def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 @pytest.fixture
 def valid(tmp_path):
-    # Without the flag, the rewards in its last rows would be warned of.
+    # Without the flag, the rewards in the last rows cause a warning.
     fields = handmade.fields() | handmade.index() | {"episodes/last_is_step": np.zeros(3, bool)}
     return handmade.write(tmp_path / "valid.hdf5", fields, handmade.attributes())
 
 
 def assert_fails(result: Result, *words: str, code: int = 1) -> None:
-    """One line says why, after what was said before the work began, if it did begin."""
+    """Asserts that the last line of stderr is the error, and that earlier lines are not errors."""
     *before, error = result.err.splitlines()
     assert result.code == code
     assert result.out == ""
@@ -389,7 +389,7 @@ def test_rule_violations_cause_a_warning_and_conform_corrects_them(dataset, tmp_
     (warning,) = result.err.splitlines()
     assert warning.startswith("kabuki-rlds: warning: the source breaks rule 4: discount: ")
     assert "4 rows: " in warning and "--conform" in warning
-    # The file notes the rule that its source breaks.
+    # The file lists the broken rule in its notes.
     noted = call("validate", tmp_path / "as-is.hdf5")
     assert noted.code == 0 and "noted: rule 4: discount" in noted.out
 

@@ -35,7 +35,7 @@ from tests.project.test_datasets import assert_same, same
 
 BUILDER = ROOT / "builders" / "kabuki_hdf5"
 
-# A tensor of unknown size without an encoding nobody can read, so nobody converts it.
+# TFDS cannot read a tensor of unknown size without an encoding, so it cannot be converted.
 RECIPES = [n for n in (*datasets.READ_BY_TFDS, *datasets.NOT_READ_BY_TFDS) if n != "unencoded_ragged"]
 
 
@@ -44,7 +44,7 @@ def features_of(folder: Path) -> tff.FeaturesDict:
 
 
 def records(folder: Path, split: str = "train") -> list[tf.train.Example]:
-    """The records of a split, in the order of its shards."""
+    """Returns the records of a split, in the order of its shards."""
     info = tfds.builder_from_directory(folder).info
     found: list[bytes] = []
     for shard in info.splits[split].file_instructions if info.splits[split].num_examples else ():
@@ -58,7 +58,7 @@ def records(folder: Path, split: str = "train") -> list[tf.train.Example]:
 
 
 def lists(example: tf.train.Example, without: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Key to what stands in its list, to the bit."""
+    """Maps each key to its serialized feature, for comparison bit by bit."""
     return {key: value.SerializeToString() for key, value in example.features.feature.items() if key not in without}
 
 
@@ -82,7 +82,7 @@ def test_round_trip_gives_identical_records(name, dataset, converted, expected, 
     assert built.num_steps == sum(expected(name).lengths)
     want, got = features_of(dataset(name)), features_of(built.path)
     assert (repr(got), got.to_json()) == (repr(want), want.to_json())
-    # An optional field that an episode lacks has a value once it is read.
+    # TFDS returns a value for an optional field that is missing from an episode.
     missing = ("optional",) if name == "uncovered" else ()
     for ours, theirs in zip(records(built.path), records(dataset(name)), strict=True):
         assert lists(ours, missing) == lists(theirs, missing)
@@ -90,7 +90,7 @@ def test_round_trip_gives_identical_records(name, dataset, converted, expected, 
 
 @pytest.mark.parametrize("name", datasets.READ_BY_TFDS)
 def test_tfds_decodes_the_same_values(name, dataset, converted, expected, tmp_path):
-    # What was lost by JPEG once is not lost twice.
+    # PNG keeps the pixels, so JPEG loss occurs only once.
     built = build_again(name, "arrays", converted, dataset, tmp_path, images="png")
     want = json.dumps(features_of(dataset(name)).to_json()).replace('"jpeg"}', '"png"}')
     assert features_of(built.path).to_json() == json.loads(want)
@@ -110,7 +110,7 @@ def test_decoded_images_get_the_format_of_their_original_files(name, dataset, co
             if formats[path] != "jpeg":
                 assert same(ours, theirs)
                 continue
-            # JPEG is lossy, so roughly the same pixels come back.
+            # JPEG is lossy, so the pixels are only approximately equal.
             assert np.shape(ours) == np.shape(theirs)
             assert not np.size(ours) or np.abs(np.subtract(ours, theirs, dtype=float)).mean() < 20
 
@@ -163,7 +163,7 @@ def test_column_added_by_hand_is_built(converted, tmp_path):
 
 
 def by_hand() -> dict[str, Any]:
-    """Rules 1 to 5 and no more: no features, no index. One field of each kind that h5py writes."""
+    """Returns the fields of a file without features and index. There is one field of each kind that h5py writes."""
     rng = np.random.default_rng(1)
     n = sum(handmade.LENGTHS)
     rows = np.empty(n, object)
@@ -253,7 +253,7 @@ def test_images_jpeg_encodes_images_as_jpeg(hand_file, converted, tmp_path):
     assert features_of(built.path)["steps"]["observation"]["camera"].encoding_format == "jpeg"
     file = records(built.path)[0].features.feature["steps/observation/camera"].bytes_list.value[0]
     assert file[:3] == b"\xff\xd8\xff"
-    # What its source kept without loss stays so.
+    # Images that were stored losslessly stay lossless.
     images = features_of(kabuki_rlds.build(converted("every_kind"), tmp_path, encode="jpeg").path)["steps"]
     formats = {name: images["observation"]["image"][name]["fixed"].encoding_format for name in ("png_3", "jpeg_3")}
     assert formats == {"png_3": "png", "jpeg_3": "jpeg"}
@@ -311,7 +311,7 @@ def test_arbitrary_columns_round_trip(tmp_path_factory, drawn):
 
 
 def test_episode_of_many_blocks_is_one_record(tmp_path):
-    # A block has 65,536 rows at the most.
+    # A block has at most 65,536 rows.
     lengths = (5, 150_000, 1, 70_000)
     file = handmade.write(tmp_path / "long.hdf5", handmade.fields(lengths, (True,) * 4))
     examples = records(kabuki_rlds.build(file, tmp_path).path)
@@ -371,7 +371,7 @@ def test_load_rejects_files_with_different_fields(converted, hand_file, tmp_path
 
 
 def run_tfds(*arguments: Any) -> None:
-    """Runs TFDS's command line in this process."""
+    """Runs the TFDS command line in this process."""
     pytest.importorskip("mlcroissant", reason="the tfds command needs the extra `build`")
     from tensorflow_datasets.scripts.cli import main as tfds_main
 
@@ -413,7 +413,7 @@ def test_tfds_build_options_work(converted, dataset, expected, tmp_path, monkeyp
 
     run_tfds(*options, "--overwrite", "--num_shards=4")
     assert info_of(folder).splits["train"].shard_lengths == [2, 3, 3, 2]
-    # TFDS's own defaults keep the order, over several shards too.
+    # The defaults of TFDS keep the order, also with several shards.
     ids = [int(episode["episode_id"]) for episode in tfds.load("kabuki_hdf5/plain", data_dir=tmp_path, split="train")]
     assert ids == [int(i) for i in expected("plain").episodes["episode_id"]]
     assert_same(module_expected(folder, "test"), expected("plain"))
@@ -527,7 +527,7 @@ def test_ranges_contain_every_episode_once(tmp_path):
 
 
 def broken(tmp_path: Path, converted: Any, change: Any) -> Path:
-    """A converted file that was changed with h5py."""
+    """Returns a converted file that was changed with h5py."""
     file = tmp_path / "broken.hdf5"
     shutil.copy(converted("plain"), file)
     with h5py.File(file, "a") as f:
@@ -606,7 +606,7 @@ def test_fields_that_contradict_their_features_are_rejected(change, message, con
 
 def other_boxes(f: h5py.File) -> None:
     shapes = f["companion/observation/ragged/bytes/boxes/shape"]
-    # As many elements as before.
+    # The number of elements is unchanged.
     shapes[...] = shapes[:][:, [1, 0, 2]]
 
 
@@ -725,7 +725,7 @@ def test_error_during_build_keeps_the_old_dataset(hand_file, tmp_path):
     fields["action"] = handmade.Stored(fields["action"], {"chunks": (n // 4,), "compression": "gzip"})
     file = handmade.write(tmp_path / "damaged.hdf5", fields)
     with h5py.File(file, "a") as f:
-        # The last rows, so that most of the dataset is written by then.
+        # Change the last rows, so that most of the dataset is written before the error.
         f["action"].id.write_direct_chunk((3 * n // 4,), b"no gzip stream")
     for name, overwrite in (("x", True), ("y", False)):
         with pytest.raises(KabukiError, match=r"field 'action': rows .* cannot be read"):
@@ -758,7 +758,7 @@ def test_second_writer_is_rejected_and_files_of_a_killed_one_are_removed(hand_fi
     assert [f.name for f in built.path.parent.iterdir()] == ["1.0.0"]
     assert not (built.path / "half a shard").exists()
 
-    # Killed between the two renames: the old dataset is there under another name.
+    # The process was killed between the two renames: the old dataset still has its temporary name.
     os.rename(built.path, built.path.with_name("1.0.0.old"))
     with pytest.raises(KabukiError, match="already exists"):
         kabuki_rlds.build(hand_file, tmp_path, name="x")

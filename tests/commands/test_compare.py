@@ -1,4 +1,4 @@
-"""`compare` says in which episodes and fields a file differs from the datasets that it came from."""
+"""`compare` reports the episodes and fields in which a file differs from its sources."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_several_sources_are_compared_in_order(dataset, converted, tmp_path):
 
 @pytest.fixture
 def changed(converted, tmp_path) -> Path:
-    """A copy of a file, to be changed."""
+    """Returns a copy of a file that a test may change."""
     return Path(shutil.copy(converted("every_kind"), tmp_path / "changed.hdf5"))
 
 

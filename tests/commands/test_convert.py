@@ -1,4 +1,4 @@
-"""What h5py reads from a converted file is what TFDS decodes from its source."""
+"""h5py reads the same values from a converted file that TFDS decodes from its source."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.project.test_datasets import same
 
 
 def as_h5py_gives(value: Any) -> Any:
-    """A value that TFDS decodes, in the types that h5py has."""
+    """Converts a value that TFDS decodes to the types of h5py."""
     value = np.asarray(value) if isinstance(value, np.generic) else value
     if isinstance(value, np.ndarray) and value.dtype == object:
         return value.tolist()
@@ -35,7 +35,7 @@ def as_h5py_gives(value: Any) -> Any:
 
 
 def assert_holds(path: Path, want: Expected, derived: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Compares every element of every field, to the bit."""
+    """Asserts that every element of every field is equal bit by bit."""
     steps, episodes = by_hand.read(path)
     assert steps.keys() == want.steps.keys() | derived
     assert episodes.keys() == want.episodes.keys()
@@ -55,7 +55,7 @@ def assert_holds(path: Path, want: Expected, derived: set[str] = frozenset()) ->
         assert f.attrs["complete"]
 
 
-# These need a choice, or have no form as arrays; each has a test of its own below.
+# These need an option, or cannot be stored as arrays. Each has a separate test below.
 APART = {"mixed_images", "unencoded_ragged", "no_reward", "no_discount"}
 KINDS = [name for name in (*datasets.READ_BY_TFDS, *datasets.NOT_READ_BY_TFDS) if name not in APART]
 
@@ -286,7 +286,7 @@ def test_rule_violations_of_the_source_are_kept_with_a_warning(dataset, expected
     result = kabuki_rlds.convert(dataset("oxe_style"), tmp_path / "out.hdf5")
     assert_holds(tmp_path / "out.hdf5", expected("oxe_style"))
     assert [(v.rule, v.field, v.count) for v in result.warnings] == [(4, "discount", 4)]
-    # The file notes it, so it is no violation there.
+    # The file lists it in its notes, so it is not a violation.
     assert kabuki_rlds.validate(tmp_path / "out.hdf5") == []
 
 
@@ -348,7 +348,7 @@ def test_warning_if_decoded_images_are_much_larger_than_the_source(dataset, tmp_
 
 
 def _episodes(want: Expected, part: slice) -> Expected:
-    """Some episodes of a split."""
+    """Returns some episodes of a split."""
     ends = np.cumsum(want.lengths)
     chosen = range(len(want.lengths))[part]
     rows = [row for i in chosen for row in range(ends[i] - want.lengths[i], ends[i])]

@@ -1,4 +1,4 @@
-"""`demo` does the whole way once, and what it prints is what is in the file."""
+"""`demo` runs all steps, and its output matches the file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from kabuki_rlds.cli.main import main
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """(folder, what the demo printed)."""
+    """Returns (folder, output of the demo)."""
     folder = tmp_path_factory.mktemp("demo") / "here"
     done = subprocess.run(
         [sys.executable, "-m", "kabuki_rlds.cli", "demo", folder], capture_output=True, text=True, check=False
     )
-    # The size depends on the recorded episodes, and these on the version of MuJoCo.
+    # The size depends on the recorded episodes, which depend on the version of MuJoCo.
     unexpected = [line for line in done.stderr.splitlines() if not re.search(r"steps, \d\.\d MB as arrays", line)]
     assert (done.returncode, unexpected) == (0, [])
     return folder, done.stdout
@@ -105,7 +105,7 @@ def test_demo_reports_a_gymnasium_without_hopper(tmp_path, monkeypatch, capsys):
 
 
 class Praise(gymnasium.Env):
-    """Its rewards are words."""
+    """An environment whose rewards are strings, which breaks the rules."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (11,), np.float64)
     action_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)

@@ -20,7 +20,7 @@ from tests.places import FIXTURES
 
 @pytest.fixture(name="make")
 def _make(tmp_path, dataset):
-    """Makes a source of a kind: the source, and the arguments to read it."""
+    """Returns a source of the given kind and the arguments to read it."""
 
     def make(kind: str):
         if kind == "rlds":

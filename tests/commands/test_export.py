@@ -1,4 +1,4 @@
-"""Exports: the values and the ends of episodes, as the loaders of those layouts find them."""
+"""`export` writes the values and the episode ends that the loaders of each layout expect."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests import layout_files
 
 @pytest.fixture(name="lift")
 def _lift(tmp_path):
-    """robomimic's file, and what it became."""
+    """Returns a robomimic file and its converted file."""
     source = layout_files.robomimic(
         tmp_path / "demo.hdf5", {0: 5000, 3: 4, 12: 1, 13: 7}, success=[0, 12], masks={"train": [0, 13], "valid": [3]}
     )
@@ -106,7 +106,7 @@ def test_minari_round_trip_keeps_all_values(lift, tmp_path):
 
 
 def _kabuki(path, **fields):
-    """Two episodes of two rows each."""
+    """Writes a file of two episodes with two rows each."""
     plain = {
         "observation": np.zeros((4, 2), np.float32),
         "action": np.zeros((4, 1), np.float32),

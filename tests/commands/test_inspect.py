@@ -1,4 +1,4 @@
-"""`inspect`: its numbers are those of a loop over the file with h5py."""
+"""`inspect` returns the same numbers as a loop over the file with h5py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.handmade import Stored
 
 
 def by_a_loop(path) -> dict:
-    """Lengths, returns and endings, a row at a time."""
+    """Returns lengths, returns and episode ends, computed row by row."""
     lengths, returns, terminal = [], [], 0
     with h5py.File(path) as f:
         is_step = f["episodes/last_is_step"][:] if "episodes/last_is_step" in f else np.zeros(len(f["is_first"]), bool)
@@ -114,7 +114,7 @@ def test_sizes_match_the_file_and_the_arrays(dataset, tmp_path):
 
 @pytest.fixture(scope="module")
 def every_kind(dataset, tmp_path_factory):
-    """The dataset `every_kind`, converted."""
+    """Returns the converted dataset `every_kind`."""
     return kabuki_rlds.convert(dataset("every_kind"), tmp_path_factory.mktemp("every_kind") / "f.hdf5").path
 
 
@@ -162,7 +162,7 @@ KEYS = {
 
 
 def read_json(text: str) -> dict:
-    """Reads JSON as others do: Python's own module would take NaN and Infinity."""
+    """Reads standard JSON. Unlike Python's default, NaN and Infinity are errors."""
 
     def refuse(word: str) -> None:
         raise AssertionError(f"{word} is not JSON")

@@ -127,7 +127,7 @@ def test_assumptions_that_cannot_apply_are_rejected(tmp_path, make, assume, why)
 
 
 def _without(path: Path, name: str) -> Path:
-    """A robomimic file whose demonstrations do not have the dataset or group `name`."""
+    """Writes a robomimic file whose demonstrations do not have the dataset or group `name`."""
     layout_files.robomimic(path, {0: 3, 1: 2})
     with h5py.File(path, "a") as file:
         for demo in file["data"].values():

@@ -1,4 +1,4 @@
-"""A conversion that is taken up again makes the same file as one that was never interrupted."""
+"""A resumed conversion writes the same file as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import handmade
 
 
 def contents(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
-    """All that h5py can tell of a file: names, types, chunks, filters, attributes, and the bytes of the values."""
+    """Returns the contents of a file: names, types, chunks, filters, attributes, and the bytes of the values."""
     found: dict[str, Any] = {"attributes": {name: np.asarray(value).tolist() for name, value in item.attrs.items()}}
     if isinstance(item, h5py.Group):
         return found | {name: contents(inner) for name, inner in item.items()}
@@ -42,12 +42,12 @@ def contents(item: h5py.Group | h5py.Dataset) -> dict[str, Any]:
 
 def assert_same(a: Path, b: Path) -> None:
     with h5py.File(a) as mine, h5py.File(b) as other:
-        # Not compared by pytest, which would go through all of it to say how they differ.
+        # Not compared with `assert`, because pytest would format a difference of the whole contents.
         assert list(differing(contents(mine), contents(other))) == []
 
 
 def differing(mine: Any, other: Any, at: str = "") -> Iterator[str]:
-    """Where two contents differ."""
+    """Yields the paths at which two contents differ."""
     if isinstance(mine, dict) and isinstance(other, dict):
         for name in mine | other:
             yield from differing(mine.get(name), other.get(name), f"{at}/{name}")
@@ -57,7 +57,7 @@ def differing(mine: Any, other: Any, at: str = "") -> Iterator[str]:
 
 @pytest.fixture
 def small_parts(monkeypatch) -> None:
-    """Parts of a few episodes."""
+    """Sets a small part size, so that a part contains a few episodes."""
     monkeypatch.setattr(sys.modules["kabuki_rlds.commands.resume"], "_PART_BYTES", 4000)
 
 
@@ -67,7 +67,7 @@ class StoppedError(Exception):
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """`stop_after(n)` ends conversions as a kill would after their `n`-th part, or not at all."""
+    """Returns a function: after `stop_after(n)`, a conversion stops after its `n`-th part as if it were killed."""
     from kabuki_rlds.formats.hdf5.sink import KabukiSink
 
     commit = KabukiSink.commit
@@ -180,7 +180,7 @@ def test_episodes_of_stored_parts_keep_their_origins(tmp_path, small_parts, stop
 
 @pytest.fixture
 def stopped(dataset, small_parts, stop_after, tmp_path) -> Path:
-    """The destination of a conversion that was interrupted."""
+    """Returns the destination of an interrupted conversion."""
     dest = tmp_path / "out.hdf5"
     stop_after(2)
     with pytest.raises(StoppedError):
@@ -297,7 +297,7 @@ def test_parts_without_a_plan_are_rejected(stopped, dataset):
 
 
 def test_parts_that_are_also_sources_are_kept(stopped):
-    # Of a source that is gone, say.
+    # For example, the parts of a source that no longer exists.
     were = parts(stopped)
     with pytest.raises(kabuki_rlds.KabukiError, match="would be deleted; write to another file"):
         kabuki_rlds.convert(f"{stopped}.parts/*.hdf5", stopped)

@@ -1,4 +1,4 @@
-"""Episodes that are left out: empty ones always, damaged ones on request, of every kind of source."""
+"""Empty episodes are always left out, and damaged episodes on request, for every kind of source."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.places import CASES
 
 
 def skipped(path: Path) -> list[tuple[str, int]]:
-    """(name of the file, number of the episode) of what a Kabuki file says was left out."""
+    """Returns (file name, episode number) of the left-out episodes that a Kabuki file lists."""
     with h5py.File(path) as f:
         return [(Path(loss["path"]).name, loss["record"]) for loss in json.loads(f.attrs.get("skipped", "[]"))]
 
 
 def damage(path: Path, dataset: str, row: int) -> None:
-    """Makes the chunk of a dataset unreadable that holds a row."""
+    """Damages the chunk of a dataset that contains the given row."""
     with h5py.File(path) as f:
         at = f[dataset].id.get_chunk_info_by_coord((row, *[0] * (f[dataset].ndim - 1)))
     with open(path, "r+b") as file:
@@ -240,7 +240,7 @@ def test_skip_bad_episodes_leaves_out_a_damaged_file(tmp_path):
     assert (result.num_episodes, skipped(result.path)) == (1, [("bad.hdf5", 0)])
     with pytest.raises(KabukiError, match=r"bad.hdf5: "):
         kabuki_rlds.convert(bad, tmp_path / "other.hdf5", skip_bad_episodes=True)
-    # What is no damage is an error all the same.
+    # Other errors are still raised.
     with pytest.raises(KabukiError, match="no split 'val'"):
         kabuki_rlds.convert([good, good], tmp_path / "other.hdf5", split="val", skip_bad_episodes=True)
 

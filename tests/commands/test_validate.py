@@ -1,4 +1,4 @@
-"""`validate` on handmade files: valid files, and one file for each way to violate a rule."""
+"""`validate` with handwritten files: valid files, and one file for each way to violate a rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.handmade import LENGTHS, Stored, chunked
 
 
 def broken(path) -> list[tuple]:
-    """(rule, field, rows, count) of each violation."""
+    """Returns (rule, field, rows, count) of each violation."""
     return [(v.rule, v.field, v.rows, v.count) for v in kabuki_rlds.validate(path)]
 
 
@@ -92,7 +92,7 @@ NOT_VALID_AT_THE_SOURCE = {"image_lists", "oxe_style", "every_kind", "uncovered"
 
 @pytest.fixture(scope="module")
 def converted(dataset, tmp_path_factory):
-    """`converted("plain", "arrays")` is what came of the conversion of that dataset."""
+    """Returns a function: `converted("plain", "arrays")` is the `Conversion` of that dataset."""
     folder = tmp_path_factory.mktemp("converted")
 
     @functools.cache
@@ -106,7 +106,7 @@ def converted(dataset, tmp_path_factory):
 @pytest.mark.parametrize("name", datasets.READ_BY_TFDS)
 def test_converted_files_are_valid_except_for_violations_of_the_source(name, converted):
     result = converted(name, "arrays")
-    # The file notes what it keeps of that.
+    # The file lists these violations in its notes.
     assert kabuki_rlds.validate(result.path) == []
     found = {(v.rule, v.field) for v in result.warnings}
     assert found == ({(4, "discount")} if name in NOT_VALID_AT_THE_SOURCE else set())
@@ -124,12 +124,12 @@ def test_converted_files_are_valid_except_for_violations_of_the_source(name, con
 
 
 def edited(**changes) -> dict:
-    """The fields of a valid file with some replaced, or left out where None."""
+    """Returns the fields of a valid file with some replaced. Fields that are None are left out."""
     return {name: value for name, value in (handmade.fields() | changes).items() if value is not None}
 
 
 def put(name: str, row: int, value) -> dict:
-    """The fields of a valid file with one value replaced."""
+    """Returns the fields of a valid file with one value replaced."""
     fields = handmade.fields()
     fields[name][row] = value
     return fields
@@ -426,7 +426,7 @@ def test_truncated_file_is_rejected_in_one_line(size, tmp_path):
 
 
 def by_a_loop(is_first, is_last, is_terminal, discount) -> dict[tuple[int, str, str], list[int]]:
-    """Rules 4 and 5 as docs/format.md words them: what is broken to the rows where it is."""
+    """Checks rules 4 and 5 as docs/format.md states them. Maps each violation to its rows."""
     n = len(is_first)
     found: dict[tuple[int, str, str], list[int]] = {}
 
@@ -454,7 +454,7 @@ def by_a_loop(is_first, is_last, is_terminal, discount) -> dict[tuple[int, str, 
 
 @st.composite
 def columns(draw: Callable, longest: int = 30) -> list[np.ndarray]:
-    """Flags and discounts: those of valid episodes, with some values changed."""
+    """Draws flags and discounts of valid episodes with some values changed."""
     lengths = draw(st.lists(st.integers(1, 6), max_size=longest // 6))
     terminal = draw(st.lists(st.booleans(), min_size=len(lengths), max_size=len(lengths)))
     fields = handmade.fields(lengths, terminal)

@@ -1,4 +1,4 @@
-"""What the base install can do, without TensorFlow, TFDS and pyarrow. Run in a process of its own.
+"""Uses all features of the base install, without TensorFlow, TFDS and pyarrow. Runs in a separate process.
 
 python -m tests.project.base_tour FOLDER
 """
@@ -26,7 +26,7 @@ from tests.places import FIXTURES  # noqa: E402
 
 
 def _image_files(form: str, count: int) -> tuple[list[bytes], np.ndarray]:
-    """Image files of gradients, and what they show."""
+    """Returns image files of gradients, and their pixels."""
     y, x = np.mgrid[:48, :64]
     images = np.stack([np.stack([3 * x, 4 * y, np.full_like(x, 9 * i)], -1) for i in range(count)]).astype(np.uint8)
     files = []
@@ -38,7 +38,7 @@ def _image_files(form: str, count: int) -> tuple[list[bytes], np.ndarray]:
 
 
 def _check(source: Path, kabuki: Path, **options: Any) -> None:
-    """Converts a source, and reads the result in every way."""
+    """Converts a source, and reads the result with every reader."""
     result = kabuki_rlds.convert(source, kabuki, overwrite=True, **options)
     assert kabuki_rlds.validate(kabuki) == []
     assert main(["validate", str(kabuki)]) == 0 and main(["inspect", str(kabuki)]) == 0
@@ -103,7 +103,7 @@ def images(folder: Path) -> None:
 
 
 def logs(folder: Path) -> None:
-    """Reads a log of EnvLogger's."""
+    """Reads an EnvLogger log."""
     result = kabuki_rlds.convert(FIXTURES / "envlogger_versions" / "1.2", folder / "log.hdf5")
     assert (result.num_episodes, kabuki_rlds.validate(folder / "log.hdf5")) == (4, [])
 
@@ -128,7 +128,7 @@ def by_hand(folder: Path) -> None:
 
 
 def run(folder: Path) -> None:
-    """Does all of it."""
+    """Runs all steps."""
     heavy = {*EXTRAS, "simplejpeg"}
     assert not [each for each in heavy if sys.modules.get(each) is not None], "imported with the package"
     for part in (by_hand, layouts, exports, images, logs, records):

@@ -1,4 +1,4 @@
-"""Reads the documentation's pages, and makes the folder in which their examples run."""
+"""Reads the pages of the documentation, and creates the folder in which their examples run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Code:
 
 
 def blocks(page: Path) -> list[Code]:
-    """The fenced blocks of a page, in their order."""
+    """Returns the fenced blocks of a page, in order."""
     text = page.read_text()
     found = list(_FENCE.finditer(text))
     result = []
@@ -65,7 +65,7 @@ def table_commands(page: Path) -> list[str]:
 
 
 def make_folder(home: Path) -> None:
-    """Makes all files and datasets that the documentation's examples name.
+    """Creates all files and datasets that the examples of the documentation use.
 
     `home` is both the home folder and the working directory of the examples.
     """

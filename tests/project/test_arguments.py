@@ -1,4 +1,4 @@
-"""Messages name arguments as the reader writes them: in Python, or on the command line."""
+"""Messages name arguments in Python syntax, or as flags on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAY_NAME_FLAGS = ("cli/", "arguments.py", "commands/tfds_builder.py")
 
 
 def _strings(module: Path) -> list[tuple[int, str]]:
-    """The line and the value of each string of a module, but for docstrings."""
+    """Returns (line, value) of each string in a module, except docstrings."""
     tree = ast.parse(module.read_text())
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and node.body
@@ -68,6 +68,6 @@ def test_error_names_the_argument_in_python_and_the_flag_on_the_command_line(
         kabuki_rlds.convert(file, tmp_path / "k.hdf5")
     assert main(["convert", str(file), str(tmp_path / "k.hdf5")]) == 1
     assert "already exists; --overwrite replaces it" in capsys.readouterr().err
-    # A message of Python is one again.
+    # After the context, messages use Python syntax again.
     with pytest.raises(FileExistsError, match="overwrite=True"):
         kabuki_rlds.convert(file, tmp_path / "k.hdf5")

@@ -1,4 +1,4 @@
-"""The base install does without TensorFlow, TFDS and pyarrow."""
+"""The base install works without TensorFlow, TFDS and pyarrow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""constraints.txt agrees with setup.cfg, and is complete."""
+"""constraints.txt is complete and consistent with setup.cfg."""
 
 import configparser
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""The test data itself: what TFDS decodes from it is what was put in."""
+"""TFDS decodes the generated values from the test datasets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests import datasets, expected
 
 
 def same(a, b) -> bool:
-    """Whether two values of an `Expected` are of one type and shape, and the same to the bit."""
+    """Returns whether two values of an `Expected` have equal types, shapes and bits."""
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.dtype == b.dtype:

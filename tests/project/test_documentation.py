@@ -1,4 +1,4 @@
-"""The examples of the documentation run as they stand, and its links lead somewhere."""
+"""The examples of the documentation run unchanged, and its internal links are valid."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _located(block: Code):
 
 
 def run(block: Code, names: dict[str, Any], home: Path) -> None:
-    """Runs a block; one that is marked as not run is checked as far as can be."""
+    """Runs a code block. A block that is marked as not run is only checked for syntax and names."""
     assert block.language, "a block has a language: ```python, ```sh, ```console or ```text"
     if block.language == "python":
         code = compile(block.text, block.where, "exec")
@@ -103,7 +103,7 @@ def run(block: Code, names: dict[str, Any], home: Path) -> None:
 
 
 def _imports(text: str) -> bool:
-    """Whether all that a block imports is installed."""
+    """Returns whether all imports of a block are installed."""
     imported = {
         name.partition(".")[0]
         for node in ast.walk(ast.parse(text))
@@ -119,7 +119,7 @@ def _imports(text: str) -> bool:
 
 
 def commands(block: Code) -> list[tuple[str, str]]:
-    """(command, what the block says that it prints) of each command of a block."""
+    """Returns (command, expected output) of each command of a block."""
     text = block.text.replace("\\\n", " ")
     if block.language == "sh":
         return [(line, "") for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -129,7 +129,7 @@ def commands(block: Code) -> list[tuple[str, str]]:
 
 
 def run_command(command: str) -> tuple[int, str]:
-    """(exit code, what it prints) of a command."""
+    """Returns (exit code, output) of a command."""
     words = shlex.split(command, comments=True)
     words = [os.path.expanduser(word) for word in words]
     if words[0] != "kabuki-rlds":
@@ -174,7 +174,7 @@ def check_usage(command: str) -> None:
 
 
 def check_output(printed: str, expected: str, home: Path) -> None:
-    """Compares what was printed with what the page says, but for numbers and spaces; a line `…` is any lines."""
+    """Compares the output with the page, ignoring numbers and spaces. A line `…` matches any lines."""
     lines = _masked(expected, home).splitlines()
     wanted = "".join(r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n" for line in lines)
     if not re.fullmatch(wanted, _masked(printed, home)):
@@ -188,7 +188,7 @@ def _masked(text: str, home: Path) -> str:
 
 
 def stand_ins(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the blocks of a page use and do not define."""
+    """Returns the names that the blocks of a page use but do not define."""
     names: dict[str, Any] = {"kabuki_rlds": kabuki_rlds, "np": np}
     if page.name in ("training.md", "README.md", "quickstart.md"):
         if importlib.util.find_spec("torch") is None:
@@ -216,7 +216,7 @@ class _Robot:
 
 
 class _Torch(types.ModuleType):
-    """Stands in for PyTorch where it is not installed: `from_numpy` rejects the same arrays."""
+    """Replaces PyTorch if it is not installed. `from_numpy` rejects the same arrays as PyTorch does."""
 
     @staticmethod
     def from_numpy(array):
@@ -281,7 +281,7 @@ def test_layout_of_the_contributor_guide_can_be_read(tmp_path, monkeypatch):
 
 
 def _anchors(page: Path) -> set[str]:
-    """The anchors that the headings of a page get."""
+    """Returns the anchors of the headings of a page."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
@@ -321,7 +321,7 @@ def test_every_name_in_the_architecture_exists():
 
 
 def _exists(name: str) -> bool:
-    """Whether a dotted name of the package is a module, or something in one."""
+    """Returns whether a dotted name is a module of the package or a name in a module."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         try:

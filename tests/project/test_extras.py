@@ -1,4 +1,4 @@
-"""What needs an optional package says which command installs it, in one line."""
+"""If an optional package is missing, the one-line error names the command that installs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RLDS = Path(__file__).parents[1] / "fixtures" / "tfds_4_4" / "old_robot" / "1.0.
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Kabuki file, where no optional package can be imported."""
+    """Returns a Kabuki file, and blocks the import of all optional packages."""
     for name in ("tensorflow", "tensorflow_datasets", "pyarrow", "pyarrow.dataset"):
         monkeypatch.setitem(sys.modules, name, None)
     return handmade.write(tmp_path / "f.hdf5", handmade.fields())

@@ -33,7 +33,7 @@ MAX_LINES = 450
 
 
 def _modules() -> dict[str, Path]:
-    """Name of each module, without `kabuki_rlds.`, to its file."""
+    """Maps the name of each module, without `kabuki_rlds.`, to its file."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -74,7 +74,7 @@ def _outside_functions(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _module_of(name: str) -> str:
-    """The longest part of a dotted name that is a module."""
+    """Returns the longest prefix of a dotted name that is a module."""
     while name not in MODULES and "." in name:
         name = name.rpartition(".")[0]
     return name if name in MODULES else "kabuki_rlds"

@@ -1,4 +1,4 @@
-"""Error messages that no other test covers: each says what is wrong, and where."""
+"""Error messages that no other test covers. Each names the problem and its place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.environments import Endless
 
 
 def edited(**changes) -> dict:
-    """The fields and the index of a file, with some replaced, or left out where None."""
+    """Returns the fields and the index of a file with some replaced. Entries that are None are left out."""
     fields = handmade.fields() | handmade.index() | {name.replace("__", "/"): value for name, value in changes.items()}
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -80,7 +80,7 @@ def test_damaged_index_dataset_is_named(name, tmp_path):
     found = handmade.fields() | handmade.index()
     values = found[name]
     if name == "is_first":
-        # Then it is the flags that tell where episodes begin.
+        # The flags then define the episode boundaries.
         found = handmade.fields()
     found[name] = garbled(values)
     file = handmade.write(tmp_path / "f.hdf5", found, {"sources": handmade.attributes()["sources"]})
@@ -157,7 +157,7 @@ def test_invalid_and_reserved_field_names_are_rejected(path, says, tmp_path):
 
 
 def test_sink_rejects_columns_of_different_lengths(tmp_path):
-    """The writer's own check: HDF5 would read what lies behind them in memory."""
+    """Tests the check of the writer. Without it, HDF5 would read memory beyond the arrays."""
     fields = {"a": Field(np.dtype(int)), "b": Field(np.dtype(int), (None,))}
     good = Ragged(np.arange(3), np.array([[1], [2]]))
 
@@ -197,7 +197,7 @@ def test_unreadable_group_is_rejected(tmp_path):
 
 @pytest.mark.parametrize(("make", "given"), [("convert", 2), ("convert", 4), ("build", 2), ("build", 4), ("export", 2)])
 def test_wrong_stated_number_of_episodes_is_rejected(make, given, tmp_path, monkeypatch):
-    """A source does so if its file changes and keeps its size and time."""
+    """This happens if a file changes but keeps its size and modification time."""
     file = handmade.write(inside(tmp_path) / "f.hdf5", handmade.fields((2, 2, 4)) | handmade.index((2, 2, 4)))
     blocks = KabukiSource.blocks
     monkeypatch.setattr(hdf5_source, "_BLOCK_ROWS", 4)

@@ -1,4 +1,4 @@
-"""A remedy that a message suggests works, and loses no data."""
+"""The remedies that messages suggest work and lose no data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = sum(handmade.LENGTHS)
 
 
 def quoted(error: pytest.ExceptionInfo[KabukiError]) -> list[str]:
-    """What a message has in backticks."""
+    """Returns the parts of a message that are in backticks."""
     return str(error.value).split("`")[1::2]
 
 
@@ -131,7 +131,7 @@ def test_error_about_a_pointer_or_text_file_does_not_suggest_copying_it_again(tm
         if file.suffix == ".json" and kind in ("a text", "a gzip file"):
             continue  # JSON is text itself, and TFDS says that it is none.
         kept = file.read_bytes()
-        # A shard of as many bytes as before passes the check of its size.
+        # A shard with the same number of bytes passes the size check.
         for padded in (content, content + b"\n" * max(len(kept) - len(content), 0)):
             file.write_bytes(padded)
             with pytest.raises(KabukiError, match=f"{re.escape(file.name)}: .*but {says}") as e:
@@ -182,7 +182,7 @@ def test_features_are_blamed_if_every_record_fails_on_one_field(tmp_path, datase
     folder = shutil.copytree(dataset("plain"), tmp_path / "plain" / "1.0.0")
     path = folder / "features.json"
     text = path.read_text()
-    # A position of 3 numbers a step.
+    # A position has 3 numbers per step.
     assert '"3"' in text
     path.write_text(text.replace('"3"', '"7"'))
     says = r"record 0: field 'observation/position': .*; all \d other records that were tried fail too"
