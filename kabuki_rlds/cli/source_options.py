@@ -17,8 +17,8 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--split",
         help="split of each source in TFDS syntax, such as train[:10%%], train[17:18] or train+test (default for TFDS "
-        "datasets: train; default for other sources: all episodes); Kabuki files, logs and demonstrations have the "
-        "split train, and each mask of demonstrations is a split",
+        "datasets: train; default for other sources: all episodes); Kabuki files, logs and demonstrations "
+        "without masks have the split train; each mask of demonstrations is a split",
     )
     command.add_argument(
         "--data-dir", metavar="DIR", help="folder in which TFDS names are looked up (default: ~/tensorflow_datasets)"
