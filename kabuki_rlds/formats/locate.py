@@ -105,7 +105,6 @@ def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
       KabukiError: there is no such source, it is a URL, or a folder holds several configs of one TFDS dataset.
     """
     if not os.fspath(source):
-        # `pathlib` takes it for the working folder.
         raise InvalidArgumentError("the name of a source is empty; give the name of a file, a folder or a dataset")
     path = local_path(source)
     if data_dir is not None:
@@ -118,6 +117,8 @@ def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
         return _in_folder(path, str(source)) if named is None else _shadowing(path, named)
     if not os.path.lexists(path) and glob.has_magic(os.fspath(path)):
         return _matches(path, str(source))
+    if os.path.exists(path):
+        raise KabukiError(f"{path}: not a regular file")
     return _by_name(source, data_dir)
 
 

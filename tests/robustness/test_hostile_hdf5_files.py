@@ -492,7 +492,8 @@ def test_only_open_file_opens_hdf5_files():
     assert opening == {
         ("formats/safe_hdf5/open_file.py", "r"),
         ("formats/hdf5/sink.py", "w"),
-        ("commands/export.py", "w"),
+        ("formats/hdf5/appending_sink.py", "r+"),
+        ("formats/demos/demo_sink.py", "w"),
         ("commands/demo.py", "r"),
         # Only in memory.
         ("formats/safe_hdf5/vlen_lengths.py", "w"),
