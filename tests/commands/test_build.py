@@ -362,7 +362,9 @@ def test_load_rejects_files_with_different_fields(converted, hand_file, tmp_path
     shutil.copy(converted("plain"), other)
     with h5py.File(other, "a") as f:
         f.attrs["features"] = f.attrs["features"].replace('"encoding": "none"', '"encoding": "zlib"', 1)
-    with pytest.raises(KabukiError, match=r"other.hdf5 is incompatible with .*: they have the same fields, but different TFDS features"):
+    with pytest.raises(
+        KabukiError, match=r"other.hdf5 is incompatible with .*: they have the same fields, but different TFDS features"
+    ):
         kabuki_rlds.build([converted("plain"), other], tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

@@ -785,7 +785,7 @@ def test_a_replaced_file_is_read_again(file: Path, tmp_path: Path) -> None:
     assert len(_rows(loaded)) == 3
     # The number of batches is known beforehand, so it cannot change.
     handmade.write(path, _fields([9]))
-    with pytest.raises(kabuki_rlds.KabukiError, match="file.hdf5: was changed since it was loaded; load it again"):
+    with pytest.raises(kabuki_rlds.KabukiError, match=r"file.hdf5: was changed since it was loaded; load it again"):
         _rows(loaded)
 
 
