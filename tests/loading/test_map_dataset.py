@@ -242,7 +242,7 @@ def test_threads_read_the_same_samples(converted: Any) -> None:
     ds = pickle.loads(pickle.dumps(kabuki_rlds.dataset(converted("oxe_style", "encoded"))))
     alone = ds.__getitems__(list(range(len(ds))))
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        for got, want in zip(threads.map(ds.__getitem__, range(len(ds))), alone, strict=True):
+        for got, want in zip(threads.map(ds.__getitem__, [*range(len(ds))] * 20), alone * 20, strict=True):
             _assert_equal(got, want)
 
 

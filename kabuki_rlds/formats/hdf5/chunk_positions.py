@@ -7,6 +7,7 @@ import os
 
 import h5py
 import numpy as np
+from h5py._objects import phil
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,9 @@ def chunk_positions(dataset: h5py.Dataset) -> ChunkPositions | None:
         masks |= chunk.filter_mask
 
     try:
-        descriptor = dataset.file.id.get_vfd_handle()
-        dataset.id.chunk_iter(note)
+        with phil:
+            descriptor = dataset.file.id.get_vfd_handle()
+            dataset.id.chunk_iter(note)
         is_plain = dataset.file.id.get_create_plist().get_userblock() == 0
     except (RuntimeError, IndexError, OverflowError, ValueError, TypeError, NotImplementedError):
         # The HDF5 library raises a clear error when it reads the rows.

@@ -17,6 +17,8 @@ import h5py
 import numpy as np
 from isal import isal_zlib
 
+from kabuki_rlds.formats.safe_hdf5.direct_chunks import write_chunk
+
 Compression = Literal["gzip", "lzf", "none"]
 
 #: ISA-L has levels 0 to 3. Level 1 compresses floats as well as level 3, at twice the speed.
@@ -154,7 +156,7 @@ class ChunkPool:
         self._pending_bytes -= nbytes
 
     def _write(self, dataset: h5py.h5d.DatasetID, row: int, chunk: bytes | np.ndarray) -> None:
-        dataset.write_direct_chunk((row,) + (0,) * (dataset.rank - 1), chunk)
+        write_chunk(dataset, (row,) + (0,) * (dataset.rank - 1), chunk)
         self._unsynced += len(chunk)
         if self._unsynced > _SYNC_BYTES and (self._sync is None or self._sync.done()):
             if self._sync is not None:

@@ -17,6 +17,7 @@ import numpy as np
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
 from kabuki_rlds.formats.hdf5.chunk_positions import ChunkPositions, chunk_positions
+from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk
 
 #: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
@@ -285,7 +286,7 @@ class FixedReader:
     def _stored(self, offset: int) -> bytes | None:
         """Returns the stored bytes of the chunk whose first row is `offset`, or None if only HDF5 can read it."""
         try:
-            skipped_filters, stored = self._dataset.id.read_direct_chunk((offset,) + (0,) * len(self._shape))
+            skipped_filters, stored = read_chunk(self._dataset.id, (offset,) + (0,) * len(self._shape))
         except RuntimeError:
             # HDF5 itself raises a clear error when it reads the chunk.
             return None

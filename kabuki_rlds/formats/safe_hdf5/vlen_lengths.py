@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.formats.safe_hdf5 import object_headers
+from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk, write_chunk
 
 _REFERENCE = np.dtype([("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
 
@@ -110,11 +111,11 @@ def _chunked_references(dataset: h5py.Dataset, start: int, stop: int) -> np.ndar
         others = (range(0, size, chunk) for size, chunk in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
         for row, *at in itertools.product(range(first, last, rows), *others):
             try:
-                skipped_filters, stored = dataset.id.read_direct_chunk((row, *at))
+                skipped_filters, stored = read_chunk(dataset.id, (row, *at))
             except (OSError, RuntimeError, ValueError):
                 # This chunk was never written.
                 continue
-            copy.write_direct_chunk((row - first, *at), stored, skipped_filters)
+            write_chunk(copy, (row - first, *at), stored, skipped_filters)
         # HDF5 2.0 applies the mask of skipped filters only after the dataset is opened again.
         del copy
         return np.asarray(memory["references"][start - first : stop - first]).reshape(-1)
