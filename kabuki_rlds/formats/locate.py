@@ -107,8 +107,7 @@ def locate(source: StrPath, data_dir: StrPath | None = None) -> Located:
     if not os.fspath(source):
         raise InvalidArgumentError("the name of a source is empty; give the name of a file, a folder or a dataset")
     path = local_path(source)
-    if data_dir is not None:
-        data_dir = local_path(data_dir)
+    data_dir = None if data_dir is None else local_path(data_dir)
     # `os.path` returns False for a name that is too long. `pathlib` raises an error.
     if os.path.isfile(path):
         return Located([path], [])
