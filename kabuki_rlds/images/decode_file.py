@@ -65,11 +65,8 @@ def _decode_jpeg(file: bytes, channels: int | None) -> np.ndarray | None:
     Raises:
       ValueError: the file is damaged. libjpeg-turbo only gives a warning.
     """
-    try:
-        import simplejpeg
-    except ImportError:
-        # Environments from before simplejpeg became a requirement have TensorFlow, which decodes instead.
-        return None
+    import simplejpeg
+
     stored = simplejpeg.decode_jpeg_header(file)[2]
     wanted = _COLOUR_SPACES.get(channels or (1 if stored == "Gray" else 3))
     if wanted is None or stored not in ("Gray", "YCbCr", "RGB"):

@@ -232,7 +232,7 @@ class Batches:
 
     def _on_disk(self, table: Table, index: SampleIndex, order: Permutation) -> _Blocks:
         batches = LOOK_AHEAD_BYTES // 2 // (table.row_nbytes * self._samples.rows) // self.batch_size
-        parts = _growing_parts(len(index), self.batch_size, max(batches, 1))
+        parts = _parts(len(index), self.batch_size, max(batches, 1))
         pieces = (self._samples.gather(table.take, *index.locate(order[start:stop])) for start, stop in parts)
         rows = math.prod(self.lead)
         with contextlib.closing(_ahead(pieces)) as ahead:
@@ -245,7 +245,7 @@ class Batches:
         return self.__dict__ | {"_held": None, "_images": None}
 
 
-def _growing_parts(count: int, size: int, most: int) -> Iterator[tuple[int, int]]:
+def _parts(count: int, size: int, most: int = 1) -> Iterator[tuple[int, int]]:
     """Yields ranges of 1, 2, 4, … times `size`, up to `most` times `size`. Small first ranges are read quickly."""
     start, times = 0, 1
     while start < count:
@@ -255,10 +255,6 @@ def _growing_parts(count: int, size: int, most: int) -> Iterator[tuple[int, int]
 
 def _changed(path: str) -> KabukiError:
     return KabukiError(f"{path}: was changed since it was loaded; load it again")
-
-
-def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:

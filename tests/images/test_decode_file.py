@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 import sys
@@ -22,8 +21,6 @@ from kabuki_rlds.images.decode_file import UndecodableImageError, decode_file
 from kabuki_rlds.images.headers import header_of
 
 SIZES = [(1, 1), (7, 5), (16, 16), (17, 33), (40, 48), (3, 100), (101, 2)]
-
-needs_simplejpeg = pytest.mark.skipif(importlib.util.find_spec("simplejpeg") is None, reason="run `make test` once")
 
 
 @pytest.fixture
@@ -88,7 +85,6 @@ JPEGS: dict[str, Callable[[np.ndarray], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-@needs_simplejpeg
 def test_jpeg_pixels_equal_those_of_tensorflow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for height, width in SIZES:
         file = JPEGS[kind](_pixels(height, width))
@@ -147,7 +143,6 @@ def test_damaged_jpeg_files_give_the_pixels_or_the_error_of_tensorflow(seed: int
     assert decoded > 20 and refused
 
 
-@needs_simplejpeg
 def test_a_damaged_jpeg_file_without_tensorflow_is_rejected(no_tensorflow: None) -> None:
     file = bytearray(_jpeg(_pixels(60, 70)))
     file[len(file) // 2 :][:40] = bytes(40)
