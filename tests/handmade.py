@@ -112,6 +112,29 @@ def write(path: Path, datasets: Mapping[str, Any], root: Mapping[str, Any] | Non
     return path
 
 
+def contents(path: Path, without: Sequence[str] = ("sources",)) -> dict[str, Any]:
+    """Each dataset of a file but `episodes/source`, with its type and attributes, and the root attributes.
+
+    Args:
+      path: the file.
+      without: root attributes to leave out.
+    """
+    found: dict[str, Any] = {}
+
+    def visit(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and name != "episodes/source":
+            attributes = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
+            values = [v if isinstance(v, bytes) else v.tobytes() for v in item[:]]
+            found[name] = (
+                str(item.dtype), item.shape, item.chunks, item.compression, item.maxshape, attributes, values
+            )  # fmt: skip
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+        found["attributes"] = {k: np.asarray(v).tolist() for k, v in file.attrs.items() if k not in without}
+    return found
+
+
 def put_chunk(path: Path, name: str, stored: bytes) -> Path:
     """Replaces the stored bytes of the first chunk of a dataset."""
     with h5py.File(path, "r+") as file:

@@ -45,30 +45,6 @@ def append(path: pathlib.Path, other: pathlib.Path) -> None:
             sink.commit(LastRows.of_all(False, source.num_episodes, ""))
 
 
-def contents(path: pathlib.Path) -> dict[str, object]:
-    """Each dataset of a file, with its type and attributes, apart from where the episodes come from."""
-    found: dict[str, object] = {}
-
-    def visit(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and name != "episodes/source":
-            attributes = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
-            values = [v if isinstance(v, bytes) else v.tobytes() for v in item[:]]
-            found[name] = (
-                str(item.dtype),
-                item.shape,
-                item.chunks,
-                item.compression,
-                item.maxshape,
-                attributes,
-                values,
-            )
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-        found["attributes"] = {k: np.asarray(v).tolist() for k, v in file.attrs.items() if k != "sources"}
-    return found
-
-
 @pytest.mark.parametrize("times", [1, 3])
 def test_an_appended_file_equals_one_converted_at_once(tmp_path, times):
     path, other = source_file(tmp_path / "a.hdf5"), source_file(tmp_path / "b.hdf5", 1000)
@@ -77,7 +53,7 @@ def test_an_appended_file_equals_one_converted_at_once(tmp_path, times):
     whole = kabuki_rlds.convert(
         [tmp_path / "a.in.hdf5"] * 20 + [tmp_path / "b.in.hdf5"] * 20 * times, tmp_path / "c.hdf5"
     ).path
-    assert contents(path) == contents(whole)
+    assert handmade.contents(path) == handmade.contents(whole)
     assert kabuki_rlds.validate(path) == []
 
 
@@ -103,14 +79,14 @@ def test_wherever_the_process_is_killed_the_file_is_the_old_or_the_new_one(tmp_p
 
         return watching
 
-    old = contents(path)
+    old = handmade.contents(path)
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", watched(os.pwrite, halves=True))
         patched.setattr(os, "ftruncate", watched(os.ftruncate))
         patched.setattr(os, "fsync", watched(os.fsync))
         patched.setattr(pathlib.Path, "unlink", watched(pathlib.Path.unlink))
         append(path, other)
-    new = contents(path)
+    new = handmade.contents(path)
     assert [p.name for p in work.iterdir()] == ["a.hdf5"]
     assert len(copies) > 20
     states = []
@@ -118,7 +94,7 @@ def test_wherever_the_process_is_killed_the_file_is_the_old_or_the_new_one(tmp_p
         # Readers outside of this package, which know of no journal, see the old file until the last moment.
         journaled_file.recover(copy / "a.hdf5")
         assert [p.name for p in copy.iterdir()] == ["a.hdf5"]
-        found = contents(copy / "a.hdf5")
+        found = handmade.contents(copy / "a.hdf5")
         assert found in (old, new)
         states.append(found == new)
     assert states == sorted(states)  # Once new, it stays new.

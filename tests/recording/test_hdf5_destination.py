@@ -21,6 +21,7 @@ from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.recording import hdf5_destination
 from kabuki_rlds.recording.environments import record
 from kabuki_rlds.recording.logger import Logger
+from tests import handmade
 from tests.environments import Episodes, Everything, act
 
 
@@ -45,29 +46,8 @@ def numbers(path):
 
 def contents(path):
     """The content of a file without the origins of its episodes and the additions of TFDS."""
-    found = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset) and name != "episodes/source":
-            attributes = {key: np.asarray(value).tolist() for key, value in item.attrs.items()}
-            values = [v if isinstance(v, bytes) else v.tobytes() for v in item[:]]
-            found[name] = (
-                str(item.dtype),
-                item.shape,
-                item.chunks,
-                item.compression,
-                item.maxshape,
-                attributes,
-                values,
-            )
-
+    found = handmade.contents(path, without=("sources", "features", "homepage", "environment"))
     with h5py.File(path) as file:
-        file.visititems(visit)
-        found["attributes"] = {  # type: ignore[assignment]
-            name: np.asarray(value).tolist()
-            for name, value in file.attrs.items()
-            if name not in ("sources", "features", "homepage", "environment")
-        }
         found["environment"] = json.loads(file.attrs["environment"] or "{}")
     return found
 
