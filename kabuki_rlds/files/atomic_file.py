@@ -53,19 +53,26 @@ class StagedFile:
 
     def _acquire(self) -> int:
         """Opens and locks the partial file."""
-        try:
-            # O_NOFOLLOW: in a shared folder, another user could place a link to any file of this user.
-            lock = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as e:
-            why = "it is a symbolic link" if e.errno == errno.ELOOP else e.strerror
-            raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
-        locks.lock(lock, self.destination, "another process is writing this file; wait until it ends")
+        lock = self._open_partial()
+        if not locks.lock(lock, self.destination, "another process is writing this file; wait until it ends"):
+            # Do not write to the file of another process. `commit` of that process will raise an error.
+            os.close(lock)
+            self.partial.unlink(missing_ok=True)
+            lock = self._open_partial(os.O_EXCL)
         if not self._is_locked_file(lock):
             os.close(lock)
             raise KabukiError(
                 f"{self.destination}: another process has just written this file; run again to replace it"
             )
         return lock
+
+    def _open_partial(self, flags: int = 0) -> int:
+        try:
+            # O_NOFOLLOW: in a shared folder, another user could place a link to any file of this user.
+            return os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | flags, 0o666)
+        except OSError as e:
+            why = "it is a symbolic link" if e.errno == errno.ELOOP else e.strerror
+            raise KabukiError(f"{self.partial}: cannot be written ({why})") from e
 
     def fileno(self) -> int:
         """The file descriptor of the partial file."""
@@ -91,6 +98,12 @@ class StagedFile:
         """
         with disk.writing(self.destination):
             os.fsync(self._lock)
+            if not self._is_locked_file(self._lock):
+                raise KabukiError(
+                    f"{self.partial}: another process has deleted or replaced this file; nothing was written"
+                )
+            # The file is complete: readers need not wait until this process has closed it.
+            locks.share(self._lock)
             if self._overwrite:
                 os.replace(self.partial, self.destination)
             else:

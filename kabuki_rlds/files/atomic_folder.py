@@ -64,10 +64,12 @@ class StagedFolder:
             self._made.append(folder)
 
     def _acquire(self) -> None:
-        self.partial.mkdir(exist_ok=True)
-        # O_NOFOLLOW: the content is deleted below, so a link to another folder must not be followed.
-        lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        locks.lock(lock, self.destination, "another process is writing this dataset; wait until it ends")
+        lock = self._open_partial()
+        if not locks.lock(lock, self.destination, "another process is writing this dataset; wait until it ends"):
+            # Do not write to the folder of another process. `commit` of that process will raise an error.
+            os.close(lock)
+            shutil.rmtree(self.partial)
+            lock = self._open_partial()
         self._lock = lock
         if not self._is_locked_folder():
             raise KabukiError(
@@ -83,6 +85,11 @@ class StagedFolder:
             else:
                 os.rename(self._old, self.destination)
 
+    def _open_partial(self) -> int:
+        self.partial.mkdir(exist_ok=True)
+        # O_NOFOLLOW: the content is deleted later, so a link to another folder must not be followed.
+        return os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
     def commit(self) -> None:
         """Renames the partial folder to the destination, and waits until it is on the disk.
 
@@ -90,6 +97,10 @@ class StagedFolder:
           KabukiError: writing failed, or the destination was created in the meantime.
         """
         with disk.writing(self.destination):
+            if not self._is_locked_folder():
+                raise KabukiError(
+                    f"{self.partial}: another process has deleted or replaced this folder; nothing was written"
+                )
             for path in (*self.partial.iterdir(), self.partial):
                 disk.sync(path)
             self._check_free()

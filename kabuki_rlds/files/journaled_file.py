@@ -205,7 +205,7 @@ def recover(path: pathlib.Path) -> None:
         return
     try:
         file = os.open(path, os.O_RDWR)
-        locks.lock(file, path, "another program has it open; close it there, then run again")
+        is_locked = locks.lock(file, path, "another program has it open; close it there, then run again")
     except (OSError, KabukiError) as e:
         if not _is_whole(journal):
             # No recovery is needed to read the file: it has the old content, and unused bytes at its end.
@@ -217,7 +217,9 @@ def recover(path: pathlib.Path) -> None:
             f"({e.strerror}); run `kabuki-rlds inspect {path}` once with permission to write to it"
         ) from e
     try:
-        _recover(path, file)
+        # Without a lock, the process that writes the journal may still run.
+        if is_locked or _is_whole(journal):
+            _recover(path, file)
     finally:
         os.close(file)
 
@@ -259,7 +261,8 @@ def _recover(path: pathlib.Path, file: int) -> None:
             if matches:
                 os.ftruncate(file, new_size)
                 os.fsync(file)
-        journal.unlink()
+        # Without locks, another reader may have recovered the file at the same time.
+        journal.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             disk.sync(path.parent)
 

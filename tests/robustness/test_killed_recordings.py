@@ -349,15 +349,6 @@ def test_a_folder_removed_by_another_recording_is_reported(tmp_path, monkeypatch
     assert numbers(folder) == [0]
 
 
-def test_a_file_system_without_locks_is_reported(tmp_path, monkeypatch):
-    def refuses(*args):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", refuses)
-    with pytest.raises(KabukiError, match=r"x/1.0.0: cannot be locked \(No locks available\)"):
-        Logger(tmp_path / "x")
-
-
 def test_other_files_in_the_folder_of_the_log_are_not_removed(tmp_path):
     path = tmp_path / "x.hdf5"
     logger = Logger(path)

@@ -49,7 +49,7 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
         raise KabukiError(f"{path}: not a regular file")
     # This check comes first, because a partially written file looks damaged.
     if is_locked(path):
-        raise KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
+        raise _being_written(path)
     # A recording that was killed while it appended may have left the file between two states.
     recover(pathlib.Path(path))
     unreadable = _check_file(path, *_file_version(path))
@@ -90,8 +90,11 @@ def _check_file(path: str, *_version: int) -> list[UnreadableAttribute]:
 
 def _open(path: str) -> h5py.File:
     try:
-        return h5py.File(path, "r")
+        return _open_locked_if_possible(path)
     except OSError as e:
+        # Another program began to write after the first check.
+        if is_locked(path):
+            raise _being_written(path) from e
         if not os.access(path, os.R_OK):
             raise KabukiError(f"{path}: no permission to read it") from e
         with open(path, "rb") as f:
@@ -108,3 +111,24 @@ def _open(path: str) -> h5py.File:
             f"damaged or truncated: the HDF5 library cannot open this file ({e}); restore the file from an intact copy",
             file=path,
         ) from e
+
+
+def _open_locked_if_possible(path: str) -> h5py.File:
+    """Opens a file with HDF5's lock, which keeps other programs from writing to the file while it is read.
+
+    Without a lock, if the file system does not support locks. If this process has already opened the file with other
+    options for locking (`h5py.File(path, locking=False)`), HDF5 requires the same options again.
+    """
+    for locking in (None, False):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except BlockingIOError:
+            raise
+        except OSError as e:
+            if "lock" not in str(e):
+                raise
+    return h5py.File(path, "r", locking=True)
+
+
+def _being_written(path: str) -> KabukiError:
+    return KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
