@@ -2,7 +2,7 @@
 # second run finds it there. Another Python: `make test PYTHON=python3.12`.
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo lint docs test-base test-modern test-judges lock clean
+.PHONY: help test demo lint docs test-base test-modern test-judges test-zoo lock clean
 MAKEFLAGS += --no-print-directory
 
 # A pyenv shim may stand on PATH with no Python behind it, so each is run.
@@ -31,6 +31,7 @@ help:
 	@echo 'make test-base    the tests that need no TensorFlow, on the base install'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
 	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
+	@echo 'make test-zoo     HDF5 files of other projects and generated hostile files; with ZOO=FOLDER, those of a folder too'
 	@echo 'make lock         update constraints.txt after a change of setup.cfg; with UPGRADE=1, to the newest versions'
 	@echo 'make clean        remove what the above made'
 
@@ -90,6 +91,12 @@ $(JUDGES)/installed: Makefile
 test-judges: $(INSTALLED) $(JUDGES)/installed
 	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/project/test_judges.py
 
+# What it downloads is kept, since the next run takes the same files.
+ZOO_FILES := .zoo
+
+test-zoo: $(INSTALLED)
+	@$(VENV)/bin/python -m tests.zoo --downloads $(ZOO_FILES) $(ZOO)
+
 # uv resolves for all supported Pythons and all platforms at once. The requirements are those of setup.cfg. The newest
 # TensorFlow excludes the newest h5py; the two lines that printf adds pin each of them on one of the stacks.
 LOCK := .venv-lock
@@ -106,7 +113,7 @@ lock:
 EXTRAS = $(filter-out all,$(shell sed -n '/^\[options.extras_require\]/,/^\[/s/^\([a-z0-9_-]*\) *=$$/\1/p' setup.cfg))
 
 clean:
-	rm -rf .venv .venv-base .venv-modern .venv-judges .venv-lock .venv-docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .zoo .venv .venv-base .venv-modern .venv-judges .venv-lock .venv-docs build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- setting up ---

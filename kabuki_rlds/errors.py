@@ -10,6 +10,10 @@ import os
 import re
 from typing import Self
 
+#: A longer message is shortened to so many characters, and begins with the first `_MAX_BEGIN` of the text.
+_MAX_CHARACTERS = 800
+_MAX_BEGIN = 600
+
 
 class KabukiError(Exception):
     """Base class of all errors that a user can act on.
@@ -17,7 +21,7 @@ class KabukiError(Exception):
     The message is one line: what is wrong, where, and what to do. The command line prints it and exits with 1.
 
     The message may contain names and values from untrusted files. Line breaks are therefore replaced by spaces, and
-    control characters are escaped.
+    control characters are escaped. The middle of a message of more than 800 characters is left out.
 
     Example:
       try:
@@ -107,9 +111,17 @@ class DamagedDataError(_LocatedError):
 
 
 def printable(text: str) -> str:
-    """Returns the text as one line of printable characters. Other characters are escaped."""
+    """Returns the text as one line of printable characters. Other characters are escaped.
+
+    The middle of a long text is left out: a name or a type in an untrusted file may have megabytes.
+    """
     line = " ".join(text.splitlines())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    left_out = len(line) - _MAX_CHARACTERS
+    if left_out <= 0:
+        return line
+    return f"{line[:_MAX_BEGIN]} … ({left_out:,} characters) … {line[_MAX_BEGIN + left_out :]}"
 
 
 def one_line(error: BaseException) -> str:

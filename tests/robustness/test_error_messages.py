@@ -38,6 +38,15 @@ def edited(**changes) -> dict:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+@pytest.mark.parametrize("name", ["x" * 1_000_000, "\x1b" * 60_000], ids=["long", "escaped"])
+def test_long_names_in_a_file_do_not_make_long_messages(name, tmp_path, capsys):
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields() | {name: np.zeros(8, [("a", "i4")])})
+    assert main(["inspect", str(path)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and len(error) < 1000
+    assert str(path) in error and " characters) … " in error
+
+
 def inside(folder: Path) -> Path:
     made = folder / "in"
     made.mkdir()

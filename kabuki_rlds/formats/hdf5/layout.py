@@ -286,8 +286,9 @@ def _read_field(dataset: h5py.Dataset) -> Field:
     dtype = element_dtype(dataset)
     is_object = dtype.kind == "O" and not h5py.check_string_dtype(dataset.dtype)
     if is_object or (dtype.kind not in "biufcO" and dtype != BFLOAT16):
+        kind = f"a compound of {len(dtype.names):,} members" if dtype.names else dtype
         raise DamagedDataError(
-            f"dataset {dataset.name!r}: has the type {dtype}, expected numbers, booleans, text, or variable-length "
+            f"dataset {dataset.name!r}: has the type {kind}, expected numbers, booleans, text, or variable-length "
             "arrays of these; delete or convert the dataset",
             file=dataset.file.filename,
             field=dataset.name[1:],

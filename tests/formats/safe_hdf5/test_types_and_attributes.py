@@ -248,7 +248,7 @@ KINDS: Mapping[str, tuple[Callable[[], h5py.h5t.TypeID], str]] = {
     "one region": (lambda: h5py.h5t.STD_REF_DSETREG, "has the type object"),
     "opaque": (_opaque, "has the type |V7"),
     "a sequence of opaque": (lambda: h5py.h5t.vlen_create(_opaque()), "has the type |V7"),
-    "bits in a compound": (lambda: _in_compound(h5py.h5t.STD_B8LE), "has the type {'names': ['number', 'odd']"),
+    "bits in a compound": (lambda: _in_compound(h5py.h5t.STD_B8LE), "has the type a compound of 2 members"),
 }
 
 

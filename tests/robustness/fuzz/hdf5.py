@@ -1,6 +1,6 @@
 """Searches for HDF5 files that break the package.
 
-    python -m tests.robustness.fuzz.hdf5 [--files 10000] [--seed 0] [--keep DIR]
+    python -m tests.robustness.fuzz.hdf5 [--inputs 10000] [--seed 0] [--keep DIR]
 
 Small valid files of every kind and every layout are changed, a few places each, where
 HDF5 keeps what it knows of a file: or through HDF5 itself, so that the file is
@@ -12,13 +12,10 @@ A long search can be had in parts: of one seed each, the counts add up.
 
 from __future__ import annotations
 
-import argparse
 import random
-import shutil
 import struct
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +24,9 @@ import numpy as np
 
 from kabuki_rlds.images import png
 from tests import handmade, layout_files
-from tests.robustness.fuzz.watched import Verdict, try_all
+from tests.robustness.fuzz.readers import DEMONSTRATIONS, HDF5
+from tests.robustness.fuzz.report import report, search_arguments, secret_in
+from tests.robustness.fuzz.watched import Worker, try_all
 
 #: What HDF5 writes before its structures.
 _SIGNATURES = (b"\x89HDF", b"TREE", b"SNOD", b"HEAP", b"GCOL", b"OHDR", b"OCHK", b"FRHP", b"FHDB", b"BTHD", b"FADB")
@@ -241,46 +240,19 @@ _CHANGES: list[Callable[[h5py.File, str, random.Random, Path], None]] = [
 ]  # fmt: skip
 
 
-def secret_in(folder: Path) -> Path:
-    """A folder with a file that no other may lead to."""
-    secret = folder / "secret"
-    secret.mkdir(exist_ok=True)
-    handmade.write(secret / "secret.hdf5", handmade.fields())
-    return secret
-
-
-def report(tried: Iterator[tuple[Path, Verdict]], keep: Path | None) -> bool:
-    """Prints what was found, and keeps the files that break something. Returns whether none does."""
-    found: Counter[str] = Counter()
-    for path, verdict in tried:
-        found[verdict.kind] += 1
-        if found.total() % 100 == 0:
-            print(dict(found), flush=True)
-        if not verdict.is_good:
-            print(f"{path.name}: {verdict.kind}: {verdict.message}", flush=True)
-            if keep is not None:
-                (shutil.copytree if path.is_dir() else shutil.copy)(path, keep / f"{verdict.kind}-{path.name}")
-    print(dict(found))
-    return not found.keys() - {"converted", "refused"}
-
-
 def main() -> None:
     """Searches, and prints what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
-    parser.add_argument("--from", dest="more", type=Path, nargs="*", default=[], help="further valid files")
-    arguments = parser.parse_args()
-    if arguments.keep is not None:
-        arguments.keep.mkdir(parents=True, exist_ok=True)
+    arguments = search_arguments(__doc__, 10_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         secret = secret_in(folder)
-        valid = (*seeds(folder / "seeds"), *demonstrations(folder / "seeds"), *arguments.more)
-        files = [path.read_bytes() for path in valid]
-        paths = mutated(files, arguments.files, arguments.seed, folder, secret)
-        good = report(try_all("hdf5", paths, secret), arguments.keep)
+        kabuki, layouts = seeds(folder / "seeds"), demonstrations(folder / "seeds")
+        good = True
+        with Worker(secret) as worker:
+            for corpus, valid, names in (("kabuki", kabuki, HDF5), ("layouts", layouts, DEMONSTRATIONS)):
+                files = [path.read_bytes() for path in valid]
+                paths = mutated(files, arguments.inputs // 2, arguments.seed, folder, secret)
+                good &= report(corpus, try_all(worker, names, paths), arguments.keep)
     sys.exit(0 if good else 1)
 
 

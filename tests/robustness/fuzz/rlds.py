@@ -1,6 +1,6 @@
 """Searches for RLDS datasets that break the package.
 
-    python -m tests.robustness.fuzz.rlds [--datasets 2000] [--seed 0] [--keep DIR]
+    python -m tests.robustness.fuzz.rlds [--inputs 2000] [--seed 0] [--keep DIR]
 
 Small datasets that TFDS wrote are changed, a place or a few: the bytes of a shard, an
 episode behind checksums that are right again, a description, or which files there are.
@@ -10,7 +10,6 @@ is watched. A long search can be had in parts, as in `tests.robustness.fuzz.hdf5
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from tests import datasets
-from tests.robustness.fuzz.hdf5 import report, secret_in
-from tests.robustness.fuzz.watched import try_all
+from tests.robustness.fuzz.readers import RLDS
+from tests.robustness.fuzz.report import report, search_arguments, secret_in
+from tests.robustness.fuzz.watched import tensorflow_worker, try_all
 
 #: Recipes of `tests.datasets`, and how often each is taken: TensorFlow takes seconds to see how to decode the first.
 SEEDS = {"every_kind": 1} | dict.fromkeys(
@@ -197,18 +197,13 @@ _CHANGES = (_bytes, _bytes, _episode, _episode, _episode, _description, _descrip
 
 def main() -> None:
     """Searches, and prints what was found."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--datasets", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
-    arguments = parser.parse_args()
-    if arguments.keep is not None:
-        arguments.keep.mkdir(parents=True, exist_ok=True)
+    arguments = search_arguments(__doc__, 2000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         secret = secret_in(folder)
-        paths = mutated(seeds(folder / "seeds"), arguments.datasets, arguments.seed, folder)
-        good = report(try_all("rlds", paths, secret), arguments.keep)
+        paths = mutated(seeds(folder / "seeds"), arguments.inputs, arguments.seed, folder)
+        with tensorflow_worker(secret) as worker:
+            good = report("rlds", try_all(worker, RLDS, paths), arguments.keep)
     sys.exit(0 if good else 1)
 
 

@@ -1,8 +1,8 @@
 """Processes that try files out, and are watched: what crashes, hangs or takes too much memory is seen as such.
 
-    python -m tests.robustness.fuzz.watched hdf5|rlds
+    python -m tests.robustness.fuzz.watched [MODULE ...]
 
-reads paths from its input, one a line, and prints for each what came of it.
+imports the modules, reads lines `["reader", "path"]` from its input, and prints for each what came of it.
 """
 
 from __future__ import annotations
@@ -10,76 +10,84 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import json
 import math
 import os
+import resource
 import select
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
-
-import h5py
 
 import kabuki_rlds
+from tests.robustness.fuzz import readers
 
-#: What one file may take: of the processor's time, since others may use the machine. A dataset is converted
+#: What one attempt may take: of the processor's time, since others may use the machine. A dataset is converted
 #: twice, and two processors work at it.
-SECONDS = {"hdf5": 10.0, "rlds": 30.0}
+SECONDS = 10.0
+SECONDS_WITH_TENSORFLOW = 30.0
 #: Who waits for something that never comes uses none, so there is a limit to the time without any too. It is counted
 #: in looks at the process, for a machine may be stopped, with all that runs on it.
 PATIENCE = 60.0
 _LOOK = 0.5
 MEMORY = 1 << 30
-
-Kind = Literal["hdf5", "rlds"]
+#: The length of an error message, without escapes. A terminal wraps it to a few lines.
+MESSAGE_CHARACTERS = 850
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of one file.
+    """What came of one attempt to read a file.
 
     Attributes:
-      kind: "converted", "refused", or what went wrong: "fault", "crash", "hang", "memory", "outside".
+      kind: "accepted", "rejected", or what went wrong: "fault", "crash", "hang", "memory", "outside".
       message: the error, or where it went wrong.
+      memory: the peak memory in bytes of the process, or of a process that it started.
+      seconds: the duration.
     """
 
     kind: str
     message: str = ""
+    memory: int = 0
+    seconds: float = 0.0
 
     @property
     def is_good(self) -> bool:
-        return self.kind in ("converted", "refused")
+        return self.kind in ("accepted", "rejected")
 
 
 class Worker:
     """A process that tries files out, and is replaced when it dies.
 
     Args:
-      kind: of files.
-      secret: a folder of which nothing may be read.
+      secret: a folder of which nothing may be read, or None.
+      prepare: modules that it imports before it counts memory and time.
+      seconds: the processor time that one attempt may take.
 
     Attributes:
       process: the process, None before the first file and after it died.
     """
 
-    def __init__(self, kind: Kind, secret: Path):
-        self._kind = kind
-        self._secret = Opened(secret)
+    def __init__(self, secret: Path | None, prepare: Sequence[str] = (), seconds: float = SECONDS):
+        self._secret = None if secret is None else Opened(secret)
+        self._prepare = prepare
+        self._seconds = seconds
         self.process: subprocess.Popen[bytes] | None = None
         # What it complains of. Nobody reads it while it runs, so that a pipe would fill up and hold it.
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115
 
-    def try_out(self, path: Path) -> Verdict:
-        """Tries one file out."""
+    def try_out(self, reader: str, path: Path) -> Verdict:
+        """Tries one file out with one of `readers.READERS`."""
         if self.process is None:
             self.process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "tests.robustness.fuzz.watched", self._kind],
+                [sys.executable, "-X", "faulthandler", "-m", "tests.robustness.fuzz.watched", *self._prepare],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._complaints,
@@ -90,11 +98,12 @@ class Worker:
         self._complaints.truncate()
         process = self.process
         assert process.stdin is not None
+        begin = time.monotonic()
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(f"{path}\n".encode())
+            process.stdin.write(f"{json.dumps((reader, str(path)))}\n".encode())
             process.stdin.flush()
-        answer = self._answer(SECONDS[self._kind])
-        opened = self._secret.take()
+        answer = self._answer(self._seconds)
+        opened = self._secret.take() if self._secret else []
         if not answer:
             # What died may still be about to say where.
             died = None if answer is None else _wait(process, 10)
@@ -108,7 +117,7 @@ class Worker:
             self._complaints.seek(0)
             said = self._complaints.read().decode(errors="replace")
             where = " | ".join(said[max(said.find("Fatal Python error"), 0) :].split("\n")[:40])
-            return Verdict("hang" if died is None else "crash", f"{died}: {where}")
+            return Verdict("hang" if died is None else "crash", f"{died}: {where}", 0, time.monotonic() - begin)
         if opened:
             return Verdict("outside", f"{opened} was opened")
         return Verdict(**json.loads(answer))
@@ -134,7 +143,8 @@ class Worker:
             self.process.communicate()
             self.process = None
         self._complaints.close()
-        self._secret.close()
+        if self._secret:
+            self._secret.close()
 
     def __enter__(self) -> Worker:
         return self
@@ -155,11 +165,16 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> int | None:
         return None
 
 
-def try_all(kind: Kind, paths: Iterable[Path], secret: Path) -> Iterator[tuple[Path, Verdict]]:
-    """Tries files out, one after the other."""
-    with Worker(kind, secret) as worker:
-        for path in paths:
-            yield path, worker.try_out(path)
+def tensorflow_worker(secret: Path | None) -> Worker:
+    """A worker for RLDS datasets. It may take longer, because TensorFlow traces how to decode each dataset."""
+    return Worker(secret, ["tensorflow_datasets"], SECONDS_WITH_TENSORFLOW)
+
+
+def try_all(worker: Worker, names: Sequence[str], paths: Iterable[Path]) -> Iterator[tuple[Path, str, Verdict]]:
+    """Tries each file out with each of the readers, and yields (path, reader, verdict)."""
+    for path in paths:
+        for name in names:
+            yield path, name, worker.try_out(name, path)
 
 
 class Opened:
@@ -193,80 +208,68 @@ class Opened:
 # --- within the process ---
 
 
-def _convert(path: Path, dest: Path, **options: bool) -> kabuki_rlds.Conversion:
-    """Converts, and holds the file against the rules: it breaks those that it was said to break, and no other.
-
-    What it breaks of rules 3 to 5 is in its notes.
-    """
-    fill = dict.fromkeys(("observation", "action", "reward", "discount", "is_terminal"), 0.0)
-    result = kabuki_rlds.convert(path, dest, fill=fill, overwrite=True, **options)  # type: ignore[arg-type]
-    noted = kabuki_rlds.validate(dest)
-    assert not any(3 <= violation.rule <= 5 for violation in noted), (noted, result.warnings)
-    with h5py.File(dest, "r+") as file:
-        file.attrs.pop("notes", None)
-    found = kabuki_rlds.validate(dest)
-    rules, said = ({violation.rule for violation in each} for each in (found, result.warnings))
-    assert rules == said, (found, result.warnings)
-    return result
-
-
-def _try_hdf5(path: Path, dest: Path) -> None:
-    for read in (kabuki_rlds.validate, kabuki_rlds.inspect):
-        try:
-            read(path)
-        except kabuki_rlds.KabukiError as e:
-            # Files in the layouts of others can be converted, and not inspected.
-            assert "\n" not in str(e), e
-    _convert(path, dest)
-
-
-def _try_rlds(path: Path, dest: Path) -> None:
-    refused = None
+def _attempt(reader: str, path: Path, folder: Path) -> Verdict:
+    before, ended_before = _reset_peaks(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    begin = time.monotonic()
+    kind, message = "accepted", ""
     try:
-        whole = _convert(path, dest)
+        readers.READERS[reader](path, folder)
     except kabuki_rlds.KabukiError as e:
-        refused = e
-    result = _convert(path, dest, skip_bad_episodes=True)
-    if refused is None:
-        assert (result.num_episodes, result.skipped) == (whole.num_episodes, []), "skipped what is not damaged"
-    else:
-        raise refused
-
-
-def _attempt(kind: str, path: Path, dest: Path) -> Verdict:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # Forgets how much memory was taken before.
-    before = _peak()
-    try:
-        (_try_hdf5 if kind == "hdf5" else _try_rlds)(path, dest)
-        verdict = Verdict("converted")
-    except kabuki_rlds.KabukiError as e:
-        verdict = Verdict("refused", str(e)) if "\n" not in str(e) else Verdict("fault", f"more than a line: {e}")
+        kind, message = "rejected", str(e)
+        # A message is printed on one line, which a terminal wraps.
+        if "\n" in message or len(message) > MESSAGE_CHARACTERS:
+            kind = "fault"
+            message = f"the message is too long: {message}"
     except BaseException:
-        verdict = Verdict("fault", traceback.format_exc())
-    taken = _peak() - before
-    return verdict if taken < MEMORY else Verdict("memory", f"{taken:,} bytes; {verdict.kind}: {verdict.message}")
+        kind, message = "fault", traceback.format_exc()
+    seconds = time.monotonic() - begin
+    own, children = _peak(os.getpid()), max(map(_peak, _children()), default=0)
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    if ended > ended_before:
+        children = max(children, ended << 10)
+    # TensorFlow alone takes half a GiB, so the memory that this process used before is not counted.
+    if max(own - before, children) >= MEMORY:
+        kind, message = "memory", f"{max(own, children):,} bytes; {kind}: {message}"
+    return Verdict(kind, message, max(own, children), seconds)
 
 
-def _peak() -> int:
-    """The most memory that this process took."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) << 10
-    raise AssertionError
+def _children() -> list[int]:
+    """The processes that this one started and that run, for example the one that opens untrusted files first."""
+    numbers: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # The thread ended.
+            numbers += map(int, task.read_text().split())
+    return numbers
 
 
-def _serve(kind: str) -> None:
+def _reset_peaks() -> int:
+    """Sets the peak memory of this process and its children to what they use now. Returns that of this process."""
+    for process in (os.getpid(), *_children()):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process}/clear_refs").write_text("5")
+    return _peak(os.getpid())
+
+
+def _peak(process: int) -> int:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:  # It ended.
+        return 0
+    return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def _serve(prepare: Sequence[str]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    if kind == "rlds":
-        import tensorflow_datasets  # noqa: F401
+    for module in prepare:
+        importlib.import_module(module)
     print("ready", file=answers)
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
-            verdict = _attempt(kind, Path(line.rstrip("\n")), Path(folder) / "out.hdf5")
+            reader, path = json.loads(line)
+            verdict = _attempt(reader, Path(path), Path(folder))
             print(json.dumps(dataclasses.asdict(verdict)), file=answers)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1:])
