@@ -18,7 +18,7 @@ import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.commands.export import export
 from kabuki_rlds.formats.open import open_source
-from kabuki_rlds.formats.safe_hdf5 import vlen_lengths
+from kabuki_rlds.formats.safe_hdf5 import probe, vlen_lengths
 from tests import handmade
 from tests.robustness.fuzz.watched import Opened
 
@@ -256,16 +256,14 @@ def node_linked_to_itself(stored: bytearray, at: int) -> None:
 
 @pytest.mark.parametrize("reader", ["validate", "inspect", "convert"])
 @pytest.mark.parametrize(
-    ("signature", "change", "structure"),
-    [
-        (b"GCOL", free_space_of_size_zero, "heap"),
-        (b"GCOL", object_larger_than_the_heap, "heap"),
-        (b"TREE", node_linked_to_itself, "B-tree"),
-    ],
+    ("signature", "change"),
+    [(b"GCOL", free_space_of_size_zero), (b"GCOL", object_larger_than_the_heap), (b"TREE", node_linked_to_itself)],
 )
-def test_structure_that_would_hang_hdf5_is_rejected(signature, change, structure, reader, tmp_path):
+def test_structure_that_hangs_hdf5_is_rejected(signature, change, reader, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "MAX_CPU_SECONDS", 1)
     file = damage_at(file_with_string_attribute(tmp_path / "f.hdf5"), signature, change)
-    with pytest.raises(kabuki_rlds.KabukiError, match=f"damaged {structure} at byte .*infinite loop"):
+    # Some versions of HDF5 detect the damage.
+    with pytest.raises(kabuki_rlds.DamagedDataError, match=r"takes too long|cannot (be )?read"):
         READERS[reader](file)
 
 
@@ -390,7 +388,7 @@ def test_attribute_that_declares_more_bytes_than_the_file_is_rejected(values, li
         # The header has a checksum, which is now wrong.
         message = "cannot read the structure of the file|checksum"
     else:
-        message = "/reward: an attribute declares"
+        message = "/reward: the attribute b'lesson' cannot be read"
     with pytest.raises(kabuki_rlds.KabukiError, match=message):
         kabuki_rlds.validate(path)
 
@@ -491,6 +489,7 @@ def test_only_open_file_opens_hdf5_files():
     # The demo shows how to read its own file with h5py.
     assert opening == {
         ("formats/safe_hdf5/open_file.py", "r"),
+        ("formats/safe_hdf5/probe_worker.py", "r"),
         ("formats/hdf5/sink.py", "w"),
         ("formats/hdf5/appending_sink.py", "r+"),
         ("formats/demos/demo_sink.py", "w"),

@@ -26,6 +26,7 @@ from kabuki_rlds.errors import KabukiError, SchemaMismatchError
 from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.files.disk import reserve
+from kabuki_rlds.formats.safe_hdf5 import verdicts
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -112,12 +113,12 @@ class DemoSink(abc.ABC):
         self._held: EpisodePiece | None = None
         self._file: h5py.File | None = None
         self._descriptor = -1
-        self._staged, path = self._stage(overwrite)
+        self._staged, self._path = self._stage(overwrite)
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             reserve(self._descriptor, 0, _FILE_OVERHEAD, dest)
             # The partial file or folder is locked already.
-            self._file = h5py.File(path, "w", locking=False)
+            self._file = h5py.File(self._path, "w", locking=False)
             self._begin(self._file)
         except BaseException:
             self.__exit__(None, None, None)
@@ -187,6 +188,7 @@ class DemoSink(abc.ABC):
         self._write_held(ends=True)
         self._complete()
         self._staged.commit()
+        verdicts.trust(self._staged.destination / self._path.relative_to(self._staged.partial))
 
     def _complete(self) -> None:
         """Completes and closes the HDF5 file after the last episode."""

@@ -26,6 +26,7 @@ from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
 from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
+from kabuki_rlds.formats.safe_hdf5 import verdicts
 from kabuki_rlds.version import VERSION
 
 _log = logging.getLogger("kabuki_rlds")
@@ -222,6 +223,7 @@ class KabukiSink:
         with disk.writing(self._staged.destination):
             self._complete(last_rows, _notes(violations, last_rows))
         self._staged.commit()
+        verdicts.trust(self._staged.destination)
 
     def _complete(self, last: LastRows | None, notes: Sequence[Violation]) -> None:
         assert self._file is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import pathlib
@@ -14,15 +13,18 @@ from kabuki_rlds.files.journaled_file import recover
 from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.files.placeholders import placeholder
-from kabuki_rlds.formats.safe_hdf5 import plugins
-from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES
-from kabuki_rlds.formats.safe_hdf5.heaps_and_btrees import check_heaps_and_btrees
-from kabuki_rlds.formats.safe_hdf5.structure import UnreadableAttribute, check_structure
+from kabuki_rlds.formats.safe_hdf5 import plugins, verdicts
+from kabuki_rlds.formats.safe_hdf5.probe import probe
+from kabuki_rlds.formats.safe_hdf5.verdicts import Verdict
 
 _log = logging.getLogger("kabuki_rlds")
 
-#: Part of HDF5's error message for a file whose consistency flags are set.
-_STILL_OPEN = "file is already open for write"
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+#: The signature follows a user block of 0, 512, 1,024, ... bytes.
+_MIN_USER_BLOCK = 512
+
+#: A file that changes while it is probed is probed again, at most so many times.
+_MAX_PROBES = 3
 
 #: The maximum number of attributes listed in a warning.
 _MAX_LISTED = 5
@@ -30,6 +32,9 @@ _MAX_LISTED = 5
 
 def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File:
     """Opens an HDF5 file for reading, after safety checks. All code of the package opens HDF5 files with it.
+
+    A file that this process did not write is first opened in the worker process (see `probe`), once for each version
+    of the file.
 
     Args:
       path: the file.
@@ -52,61 +57,21 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
         raise _being_written(path)
     # A recording that was killed while it appended may have left the file between two states.
     recover(pathlib.Path(path))
-    unreadable = _check_file(path, *_file_version(path))
-    if unreadable and not quiet:
-        listed = ", ".join(f"{name!r} of {item or '/'} ({reason})" for item, name, reason in unreadable[:_MAX_LISTED])
-        more = f" and {len(unreadable) - _MAX_LISTED:,} more" if len(unreadable) > _MAX_LISTED else ""
+    verdict = _verdict_on(path)
+    _check_verdict(path, verdict)
+    if verdict.unreadable and not quiet:
+        listed = ", ".join(
+            f"{name!r} of {item or '/'} ({reason})" for item, name, reason in verdict.unreadable[:_MAX_LISTED]
+        )
+        more = f" and {len(verdict.unreadable) - _MAX_LISTED:,} more" if len(verdict.unreadable) > _MAX_LISTED else ""
         _log.warning("%s: attributes with types that h5py cannot read are ignored: %s%s", path, listed, more)
-    with plugins.disabled():
-        return _open(path)
-
-
-def _file_version(path: str) -> tuple[int, ...]:
-    """Returns numbers that change whenever the file changes."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-@functools.lru_cache(256)
-def _check_file(path: str, *_version: int) -> list[UnreadableAttribute]:
-    """Checks the structure of a file. The cache avoids checking an unchanged file again.
-
-    Returns:
-      the attributes that h5py cannot read. Attributes of dimension scales, which contain references, are not listed.
-    """
-    if os.access(path, os.R_OK):
-        check_heaps_and_btrees(path)
-    with plugins.disabled(), _open(path) as file:
-        try:
-            unreadable = check_structure(file, path)
-        except (OSError, RuntimeError, ValueError, KeyError) as e:
-            raise DamagedDataError(
-                f"damaged: the HDF5 library cannot read the structure of the file ({e}); "
-                "restore the file from an intact copy",
-                file=path,
-            ) from e
-    return [each for each in unreadable if each[1] not in DIMENSION_SCALES]
-
-
-def _open(path: str) -> h5py.File:
     try:
-        return _open_locked_if_possible(path)
+        with plugins.disabled():
+            return _open_locked_if_possible(path)
     except OSError as e:
         # Another program began to write after the first check.
         if is_locked(path):
             raise _being_written(path) from e
-        if not os.access(path, os.R_OK):
-            raise KabukiError(f"{path}: no permission to read it") from e
-        with open(path, "rb") as f:
-            is_hdf5 = f.read(8) == b"\x89HDF\r\n\x1a\n"
-        if _STILL_OPEN in str(e):
-            raise KabukiError(
-                f"{path}: marked as open for writing: another program has the file open, or ended without closing it; "
-                f"close the file there, or remove the mark with `h5clear -s {path}` (a tool of the HDF5 project)"
-            ) from e
-        if not is_hdf5:
-            instead = placeholder(path)
-            raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}") from e
         raise DamagedDataError(
             f"damaged or truncated: the HDF5 library cannot open this file ({e}); restore the file from an intact copy",
             file=path,
@@ -132,3 +97,56 @@ def _open_locked_if_possible(path: str) -> h5py.File:
 
 def _being_written(path: str) -> KabukiError:
     return KabukiError(f"{path}: another program has this file open for writing; close it there, then run again")
+
+
+def _verdict_on(path: str) -> Verdict:
+    """Returns the verdict on a file, from an earlier probe of this version or from a new one."""
+    for _ in range(_MAX_PROBES):
+        version = verdicts.file_version(path)
+        verdict = verdicts.find(version)
+        if verdict is not None:
+            return verdict
+        _check_is_hdf5(path)
+        verdict = probe(path, os.path.getsize(path))
+        if verdict.problem and is_locked(path):
+            raise _being_written(path)
+        if verdicts.file_version(path) == version:
+            verdicts.add(version, verdict)
+    raise KabukiError(f"{path}: changes while it is read; wait until it is complete, then run again")
+
+
+def _check_is_hdf5(path: str) -> None:
+    """Checks that a file can be read and has the signature of HDF5.
+
+    Raises:
+      KabukiError: it does not. The message says what the file is, if that is known.
+    """
+    try:
+        with open(path, "rb") as file:
+            size, at = os.fstat(file.fileno()).st_size, 0
+            while at < size:
+                if os.pread(file.fileno(), len(_SIGNATURE), at) == _SIGNATURE:
+                    return
+                at = at * 2 or _MIN_USER_BLOCK
+    except PermissionError as e:
+        raise KabukiError(f"{path}: no permission to read it") from e
+    instead = placeholder(path)
+    raise KabukiError(f"{path}: not an HDF5 file{f', but {instead}' if instead else ''}")
+
+
+def _check_verdict(path: str, verdict: Verdict) -> None:
+    """Checks that a file is safe, and that this process has all filters that its datasets need."""
+    if verdict.is_damaged:
+        raise DamagedDataError(verdict.problem, file=path)
+    if verdict.problem:
+        raise KabukiError(f"{path}: {verdict.problem}")
+    # The program may have registered filters that the worker process does not have. A query for a filter would load a
+    # plugin if plugins were not disabled.
+    with plugins.disabled():
+        for number, dataset in verdict.filters:
+            if not h5py.h5z.filter_avail(number):
+                raise DamagedDataError(
+                    f"{dataset}: filter {number} needs a plugin, and plugins are not loaded; make a file without it "
+                    "with h5repack -f GZIP=4; file rejected",
+                    file=path,
+                )

@@ -17,7 +17,6 @@ import os
 import h5py
 import numpy as np
 
-from kabuki_rlds.formats.safe_hdf5 import object_headers
 from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk, write_chunk
 
 _REFERENCE = np.dtype([("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
@@ -44,19 +43,6 @@ def check_lengths(dataset: h5py.Dataset, start: int, stop: int) -> None:
     nbytes = elements if is_text else elements * int(kind.get_super().get_size())
     if nbytes > size:
         raise ValueError(f"the rows declare {nbytes:,} bytes, but the file has only {size:,}")
-
-
-def declared_attribute_bytes(file: int, address: int) -> int:
-    """Returns the largest declared size in bytes of the variable-length attributes of an object.
-
-    Args:
-      file: file descriptor.
-      address: offset of the object header in the file. Attributes outside of the header are not counted.
-    """
-    largest = 0
-    for element_bytes, stored in object_headers.variable_attributes(file, address):
-        largest = max(largest, element_bytes * int(_parse_references(stored)["elements"].sum(dtype=np.int64)))
-    return largest
 
 
 def _parse_references(stored: bytes) -> np.ndarray:

@@ -1,0 +1,80 @@
+"""The process that `probe` starts. It opens files with the HDF5 library and checks their structure, under limits.
+
+Each line of standard input is, as JSON, the path of a file and its limit of CPU time in seconds. Each line of standard
+output is the verdict on it as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import select
+import sys
+import time
+
+import h5py
+
+from kabuki_rlds.errors import DamagedDataError, one_line
+from kabuki_rlds.formats.safe_hdf5 import plugins
+from kabuki_rlds.formats.safe_hdf5.probe import IDLE_SECONDS, MAX_MEMORY_BYTES
+from kabuki_rlds.formats.safe_hdf5.structure import check_structure
+from kabuki_rlds.formats.safe_hdf5.verdicts import Verdict
+
+#: Part of HDF5's error message for a file whose consistency flags are set.
+_STILL_OPEN = "file is already open for write"
+
+
+def main() -> None:
+    """Probes files until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    with plugins.disabled():
+        while line := _next_line(sys.stdin.fileno()):
+            path, cpu_seconds = json.loads(line)
+            # Beyond this limit, the system ends the process.
+            limit = math.ceil(time.process_time() + cpu_seconds)
+            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+            print(_probe(path).to_json(), flush=True)
+
+
+def _next_line(requests: int) -> bytes:
+    """Returns the next line, or nothing if there is none for `IDLE_SECONDS`."""
+    line = b""
+    while not line.endswith(b"\n"):
+        # Without a buffer, because `select` does not see what a buffer holds.
+        if not select.select([requests], [], [], IDLE_SECONDS)[0]:
+            return b""
+        part = os.read(requests, select.PIPE_BUF)
+        if not part:
+            return b""
+        line += part
+    return line
+
+
+def _probe(path: str) -> Verdict:
+    try:
+        # A lock here would keep the process that wrote the file from opening it again.
+        file = h5py.File(path, "r", locking=False)
+    except Exception as e:
+        if _STILL_OPEN in str(e):
+            return Verdict(
+                "marked as open for writing: another program has the file open, or ended without closing it; close the "
+                f"file there, or remove the mark with `h5clear -s {path}` (a tool of the HDF5 project)"
+            )
+        return _damaged("damaged or truncated: the HDF5 library cannot open this file", e)
+    try:
+        with file:
+            return check_structure(file)
+    except DamagedDataError as e:
+        return Verdict(e.problem, True)
+    except Exception as e:
+        return _damaged("damaged: the HDF5 library cannot read the structure of the file", e)
+
+
+def _damaged(problem: str, error: Exception) -> Verdict:
+    if isinstance(error, MemoryError):
+        return Verdict(f"needs more than {MAX_MEMORY_BYTES:,} bytes of memory to read its structure", True)
+    return Verdict(f"{problem} ({one_line(error)}); restore the file from an intact copy", True)
