@@ -81,7 +81,9 @@ def add(version: FileVersion, verdict: Verdict) -> None:
         if _shared is None:
             _create_shared()
         if _shared is not None:
-            _shared.write(f"{json.dumps(version)}\t{verdict.to_json()}\n".encode())
+            # Without this file, another process probes again. For example, the disk is full.
+            with contextlib.suppress(OSError):
+                _shared.write(f"{json.dumps(version)}\t{verdict.to_json()}\n".encode())
 
 
 def trust(path: str | os.PathLike[str]) -> None:
@@ -104,7 +106,8 @@ def _read_shared() -> None:
     data = data[: data.rfind(b"\n") + 1]
     _shared_read += len(data)
     for line in data.splitlines():
-        if line + b"\n" != _HEADER:
+        # The first line is the header. A write to a full disk leaves part of a line.
+        with contextlib.suppress(ValueError):
             version, verdict = line.split(b"\t")
             _known[tuple(json.loads(version))] = Verdict.from_json(verdict)
 
