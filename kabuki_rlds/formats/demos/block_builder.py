@@ -11,6 +11,9 @@ from kabuki_rlds.data.schema import BYTES, Field, Schema
 from kabuki_rlds.formats.demos.hdf5_values import text_bytes
 from kabuki_rlds.formats.demos.row_readers import padding_row
 
+#: What an array or a value in a dict takes in memory besides its content.
+_OVERHEAD = 256
+
 
 class BlockBuilder:
     """Collects rows until there are enough for a block.
@@ -20,7 +23,7 @@ class BlockBuilder:
 
     Attributes:
       num_steps: number of rows collected since the last block.
-      nbytes: their size.
+      nbytes: the size of everything collected, in memory.
     """
 
     def __init__(self, schema: Schema):
@@ -30,7 +33,7 @@ class BlockBuilder:
     def _clear(self) -> None:
         self.num_steps = 0
         self.nbytes = 0
-        self._parts: list[Mapping[str, Column]] = []
+        self._parts: dict[str, list[Column]] = {path: [] for path in self._schema.steps}
         self._starts: list[int] = []
         self._origin_of: list[int] = []
         self._metadata: list[Mapping[str, object]] = []
@@ -45,17 +48,20 @@ class BlockBuilder:
         self._starts.append(self.num_steps)
         self._origin_of.append(origin)
         self._metadata.append(metadata)
+        self.nbytes += sum(_OVERHEAD + _size(value) for value in metadata.values())
 
     def add_rows(self, columns: Mapping[str, Column], count: int) -> None:
         """Adds `count` rows of the episode that was started last."""
-        self._parts.append(columns)
+        for path, parts in self._parts.items():
+            parts.append(columns[path])
         self.num_steps += count
-        self.nbytes += nbytes(columns.values())
+        self.nbytes += nbytes(columns.values()) + _OVERHEAD * len(columns)
 
     def build(self) -> Block:
         """Returns a block of all rows since the last one."""
         block = Block(
-            {path: concatenate([part[path] for part in self._parts]) for path in self._schema.steps},
+            # Each list is freed before the next one is joined.
+            {path: concatenate(self._parts.pop(path)) for path in self._schema.steps},
             self.num_steps,
             np.array(self._starts, np.int64),
             {path: self._metadata_column(path, field) for path, field in self._schema.metadata.items()},
@@ -80,6 +86,16 @@ def metadata_field(value: object) -> Field:
     """Returns the field of one value of an episode field."""
     array = _as_array(value)
     return Field(array.dtype, array.shape, "text" if array.dtype == BYTES else "array")
+
+
+def _size(value: object) -> int:
+    return (
+        value.nbytes
+        if isinstance(value, (np.ndarray, np.generic))
+        else len(value)
+        if isinstance(value, (str, bytes))
+        else 0
+    )
 
 
 def _as_array(value: object) -> np.ndarray:

@@ -89,7 +89,7 @@ _PER_ACTION = (*STEP_FIELDS, TERMINALS, *_EPISODE_ENDS, NEXT_OBSERVATIONS)
 #: Names of other flags that may mark the ends of episodes.
 _LIKE_EPISODE_ENDS = re.compile("done|end|final|last|time|trunc", re.IGNORECASE)
 #: The approximate size of a block, and the most rows in one.
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 8 << 20
 _BLOCK_ROWS = 1 << 16
 #: The largest array that `environment` holds.
 _MAX_ELEMENTS = 1000

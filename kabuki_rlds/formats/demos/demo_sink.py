@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data import recipe_text
-from kabuki_rlds.data.block import Block, Column, Nested, Ragged
+from kabuki_rlds.data.block import Block, Column, Nested, Ragged, nbytes
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.rules import IS_TERMINAL, REQUIRED, Violation
 from kabuki_rlds.data.schema import BYTES, Field, Schema
@@ -26,13 +26,18 @@ from kabuki_rlds.errors import KabukiError, SchemaMismatchError
 from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.files.disk import reserve
-from kabuki_rlds.formats.safe_hdf5 import verdicts
+from kabuki_rlds.formats.safe_hdf5 import caches, verdicts
 
 _log = logging.getLogger("kabuki_rlds")
 
 #: Upper bounds of what HDF5 adds to the data of a file, and of a dataset with one or two attributes.
 _FILE_OVERHEAD = 1 << 20
 _DATASET_OVERHEAD = 16 << 10
+#: The approximate size of a chunk, and the most rows in one.
+_CHUNK_BYTES = 256 << 10
+_CHUNK_ROWS = 1 << 16
+#: A piece of at least so many bytes is written before its episode is complete.
+_PIECE_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,11 @@ class EpisodePiece:
     def num_actions(self) -> int:
         """Number of rows with an action: all but a last observation."""
         return self.count - (self.ends and not self.last_is_step)
+
+    def followed_by(self, steps: Mapping[str, np.ndarray]) -> EpisodePiece:
+        """Returns a piece with these rows after its own."""
+        joined = {path: np.concatenate([column, steps[path]]) for path, column in self.steps.items()}
+        return dataclasses.replace(self, steps=joined, count=len(next(iter(joined.values()))))
 
     @property
     def lacks_observation(self) -> bool:
@@ -118,7 +128,7 @@ class DemoSink(abc.ABC):
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             reserve(self._descriptor, 0, _FILE_OVERHEAD, dest)
             # The partial file or folder is locked already.
-            self._file = h5py.File(self._path, "w", locking=False)
+            self._file = caches.limit_metadata_cache(h5py.File(self._path, "w", locking=False, **caches.CHUNK_CACHE))
             self._begin(self._file)
         except BaseException:
             self.__exit__(None, None, None)
@@ -152,15 +162,21 @@ class DemoSink(abc.ABC):
         # A layout may store the observations twice, and the end of the previous block is not written yet.
         data = 2 * (self._nbytes_before + block.nbytes)
         datasets = (block.num_episodes + 1) * (len(self._schema.steps) + len(block.metadata) + 4)
-        nbytes = data + datasets * _DATASET_OVERHEAD + _FILE_OVERHEAD
-        reserve(self._descriptor, self._file.id.get_filesize(), nbytes, self._dest)
+        most = data + datasets * _DATASET_OVERHEAD + _FILE_OVERHEAD
+        reserve(self._descriptor, self._file.id.get_filesize(), most, self._dest)
         self._nbytes_before = block.nbytes
         for i, rows in block.episode_slices():
             begins = i >= 0
+            steps = {path: _plain(column[rows]) for path, column in block.steps.items()}
+            if rows.start and rows.stop == block.num_steps:
+                # A view would keep the block in memory until the next one is here.
+                steps = {path: column.copy() for path, column in steps.items()}
+            if not begins and self._held is not None and nbytes(self._held.steps.values()) < _PIECE_BYTES:
+                self._held = self._held.followed_by(steps)
+                continue
             self._write_held(ends=begins)
             self._num_begun += begins
             number = self._num_begun - 1
-            steps = {path: _plain(column[rows]) for path, column in block.steps.items()}
             metadata = {path: _plain(column[i : i + 1])[0] for path, column in block.metadata.items()} if begins else {}
             is_step = bool(self._last_is_step[number])
             self._held = EpisodePiece(number, begins, False, is_step, steps, rows.stop - rows.start, metadata)
@@ -269,12 +285,15 @@ class DatasetAppender:
       group: the group of the dataset.
       path: the path of the dataset in the group.
       field: dtype and shape of a row.
+      piece: the first piece of the episode that the dataset holds; None if it holds all episodes. A chunk has no more
+        rows than the piece.
     """
 
-    def __init__(self, group: h5py.Group, path: str, field: Field):
+    def __init__(self, group: h5py.Group, path: str, field: Field, piece: EpisodePiece | None = None):
         shape = tuple(d or 0 for d in field.shape)
         dtype = h5py.string_dtype() if field.dtype == BYTES else field.dtype
-        chunk = max(1, min(1 << 16, (1 << 18) // max(field.row_nbytes or 64, 1)))
+        most_rows = _CHUNK_ROWS if piece is None else piece.count + piece.lacks_observation
+        chunk = max(1, min(most_rows, _CHUNK_BYTES // max(field.row_nbytes or 64, 1)))
         # HDF5 rejects chunks of size 0, and chunks larger than the maximum shape.
         self._dataset = group.create_dataset(
             path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import h5py
 
@@ -31,10 +31,15 @@ class Hdf5EpisodeLayout(EpisodeLayout):
         return ""
 
 
-def numbered_groups(parent: h5py.Group, prefix: str) -> list[tuple[str, h5py.Group]]:
-    """Returns (name, group) of the groups named `<prefix><number>`, in numeric order. Numbers may have gaps."""
+def numbered_names(parent: h5py.Group, prefix: str) -> list[str]:
+    """Returns the names of the groups named `<prefix><number>`, in numeric order. Numbers may have gaps."""
     # Python does not parse numbers of thousands of digits.
     pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,18}})")
     named = [(int(found[1]), name) for name in parent if (found := pattern.fullmatch(name))]
-    groups = [(name, parent.get(name)) for _, name in sorted(named)]
-    return [(name, group) for name, group in groups if isinstance(group, h5py.Group)]
+    return [name for _, name in sorted(named) if parent.get(name, getclass=True) is h5py.Group]
+
+
+def numbered_groups(parent: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Group]]:
+    """Yields (name, group) of the groups that `numbered_names` lists. Opens one at a time, to save memory."""
+    for name in numbered_names(parent, prefix):
+        yield name, parent[name]

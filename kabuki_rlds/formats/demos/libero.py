@@ -43,7 +43,7 @@ class Libero(Robomimic):
             return False
         if not {"problem_info", "bddl_file_name"}.isdisjoint(Attributes(file[DATA])):
             return True
-        _, first = demonstrations(file)[0]
+        _, first = next(demonstrations(file))
         return isinstance(first.get(OBS), h5py.Group) and set(first[OBS]) >= _OBSERVATIONS
 
     def why_inapplicable(self, file: h5py.File, name: str, value: str) -> str:

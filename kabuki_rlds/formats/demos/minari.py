@@ -44,7 +44,7 @@ from kabuki_rlds.formats.demos.demo_episode import (
     check_count,
     episode_or_error,
 )
-from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups
+from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups, numbered_names
 from kabuki_rlds.formats.demos.hdf5_values import (
     MetadataValue,
     all_datasets,
@@ -87,21 +87,21 @@ class Minari(Hdf5EpisodeLayout):
     assumptions: Mapping[str, tuple[str, ...]] = {}
 
     def recognises(self, file: h5py.File) -> bool:
-        return any(TERMINATIONS in group and OBSERVATIONS in group for _, group in _episode_groups(file)[:1])
+        first = next(numbered_groups(file, EPISODE_PREFIX), None)
+        return first is not None and TERMINATIONS in first[1] and OBSERVATIONS in first[1]
 
     def unknown_fields(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
-        warn_of_unknown_members(file, {name for name, _ in _episode_groups(file)})
+        warn_of_unknown_members(file, set(numbered_names(file, EPISODE_PREFIX)))
         yield from ()
 
     def episodes(
         self, file: h5py.File, assume: Assumptions, episode_fields: Collection[str]
     ) -> Iterator[DemoEpisode | UnreadableEpisode]:
-        groups = _episode_groups(file)
         folder = pathlib.Path(file.filename).parent
         metadata = read_metadata(folder)
         attributes = {name: value for name, value in _file_attributes(file).items() if name not in metadata}
         counter = StepCounter()
-        for name, group in groups:
+        for name, group in numbered_groups(file, EPISODE_PREFIX):
             yield counter.count(episode_or_error(name, functools.partial(_episode, name, group)))
         counter.check(folder / METADATA, metadata)
         counter.check(file.filename, attributes)
@@ -154,10 +154,6 @@ def info_from_metadata(metadata: Mapping[str, Any]) -> Info:
         description=text.get("description", ""),
         environment=json.dumps(metadata) if metadata else "",
     )
-
-
-def _episode_groups(file: h5py.File) -> list[tuple[str, h5py.Group]]:
-    return numbered_groups(file, EPISODE_PREFIX)
 
 
 def _file_attributes(file: h5py.File) -> dict[str, Any]:

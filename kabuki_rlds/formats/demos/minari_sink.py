@@ -70,8 +70,8 @@ class MinariSink(DemoSink):
     def _begin_episode(self, piece: EpisodePiece) -> None:
         self._group = self._root.create_group(f"{EPISODE_PREFIX}{piece.episode}")
         steps = self._schema.steps
-        self._rows = {p: DatasetAppender(self._group, _target(p), f) for p, f in steps.items() if _target(p)}
-        self._ends = {name: DatasetAppender(self._group, name, _BOOL) for name in _ENDS if name not in steps}
+        self._rows = {p: DatasetAppender(self._group, _target(p), f, piece) for p, f in steps.items() if _target(p)}
+        self._ends = {name: DatasetAppender(self._group, name, _BOOL, piece) for name in _ENDS if name not in steps}
         self._group.attrs["id"] = piece.episode
         for path, value in piece.metadata.items():
             key = path.removeprefix("attributes/")

@@ -54,7 +54,7 @@ from kabuki_rlds.formats.demos.demo_episode import (
     check_count,
     episode_or_error,
 )
-from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups
+from kabuki_rlds.formats.demos.hdf5_layout import Hdf5EpisodeLayout, numbered_groups, numbered_names
 from kabuki_rlds.formats.demos.hdf5_values import (
     all_datasets,
     check_num_rows,
@@ -111,10 +111,9 @@ class Robomimic(Hdf5EpisodeLayout):
         return any(ACTIONS in group for _, group in demonstrations(file))
 
     def unknown_fields(self, file: h5py.File) -> Iterator[tuple[set[str], set[str]]]:
-        demos = demonstrations(file)
         warn_of_unknown_members(file, {DATA, MASK})
-        warn_of_unknown_members(file[DATA], {name for name, _ in demos})
-        for name, group in demos:
+        warn_of_unknown_members(file[DATA], set(numbered_names(file[DATA], DEMO_PREFIX)))
+        for name, group in demonstrations(file):
             fields = all_datasets(group, f"{DATA}/{name}", skip=(OBS, NEXT_OBS, ACTIONS, *_PER_ACTION))
             count = num_actions(group)
             if count:
@@ -123,41 +122,39 @@ class Robomimic(Hdf5EpisodeLayout):
     def episodes(
         self, file: h5py.File, assume: Assumptions, episode_fields: Collection[str]
     ) -> Iterator[DemoEpisode | UnreadableEpisode]:
-        demos = demonstrations(file)
         file_fields = {
             **read_attributes(file, "file"),
             **read_attributes(file[DATA], "file"),
             "file_path": file.filename,
         }
-        masks = _masks(file, [name for name, _ in demos])
+        names = numbered_names(file[DATA], DEMO_PREFIX)
+        masks = _masks(file, names)
         total = 0
-        for name, group in demos:
+        for name, group in demonstrations(file):
             total += num_actions(group) or 0
             read = functools.partial(self._episode, name, group, assume, episode_fields)
             found = episode_or_error(f"{DATA}/{name}", read)
             if isinstance(found, DemoEpisode):
-                mask_fields = {f"{MASK}/{key}": np.bool_(name in names) for key, names in masks.items()}
+                mask_fields = {f"{MASK}/{key}": np.bool_(name in listed) for key, listed in masks.items()}
                 found = dataclasses.replace(
                     found,
                     metadata={**found.metadata, **file_fields, **mask_fields, "episode": name},
-                    masks=frozenset(key for key, names in masks.items() if name in names),
+                    masks=frozenset(key for key, listed in masks.items() if name in listed),
                 )
             yield found
         stated = Attributes(file[DATA])
-        for key, count in ((NUM_DEMOS, len(demos)), (TOTAL, total)):
+        for key, count in ((NUM_DEMOS, len(names)), (TOTAL, total)):
             check_count(file.filename, key, stated.get(key, count), count, of_episodes=key == NUM_DEMOS, group=DATA)
 
     def info(self, file: h5py.File) -> Info:
         return Info(environment=_valid_json(layout.text_attribute(file[DATA], ENV_ARGS)))
 
     def why_inapplicable(self, file: h5py.File, name: str, value: str) -> str:
-        groups = [group for _, group in demonstrations(file)]
-        with_next_obs = [group for group in groups if NEXT_OBS in group]
-        if name == "dones" and value != "end" and not any(DONES in group for group in groups):
+        if name == "dones" and value != "end" and not any(DONES in group for _, group in demonstrations(file)):
             return "no demonstration has dones"
-        if name == "next_obs" and not with_next_obs:
+        if name == "next_obs" and not any(NEXT_OBS in group for _, group in demonstrations(file)):
             return "no demonstration has next_obs"
-        if name == "last_observation" and with_next_obs == groups:
+        if name == "last_observation" and all(NEXT_OBS in group for _, group in demonstrations(file)):
             return "next_obs have the last observation"
         return ""
 
@@ -225,10 +222,11 @@ class Robomimic(Hdf5EpisodeLayout):
         return DemoEpisode(label, length, steps, metadata, last_is_step=not has_last_row)
 
 
-def demonstrations(file: h5py.File) -> list[tuple[str, h5py.Group]]:
-    """Returns (name, group) of the demonstrations of a file, in numeric order."""
+def demonstrations(file: h5py.File) -> Iterator[tuple[str, h5py.Group]]:
+    """Yields (name, group) of the demonstrations of a file, in numeric order."""
     data = file.get(DATA)
-    return numbered_groups(data, DEMO_PREFIX) if isinstance(data, h5py.Group) else []
+    if isinstance(data, h5py.Group):
+        yield from numbered_groups(data, DEMO_PREFIX)
 
 
 def num_actions(group: h5py.Group) -> int | None:

@@ -70,12 +70,12 @@ class RobomimicSink(DemoSink):
         for path, field in self._schema.steps.items():
             name = _name_of(path)
             if name:
-                self._rows[path] = [(DatasetAppender(self._demo, name, field), 0)]
+                self._rows[path] = [(DatasetAppender(self._demo, name, field, piece), 0)]
             if self._has_next and is_within(path, OBSERVATION):
                 # next_obs starts one row later.
-                self._rows[path].append((DatasetAppender(self._demo, f"next_{name}", field), 1))
+                self._rows[path].append((DatasetAppender(self._demo, f"next_{name}", field, piece), 1))
         has_dones = DONES in self._schema.steps
-        self._dones = None if has_dones else DatasetAppender(self._demo, DONES, Field(np.dtype(np.int64)))
+        self._dones = None if has_dones else DatasetAppender(self._demo, DONES, Field(np.dtype(np.int64)), piece)
         demo_name = piece.metadata.get("episode")
         self._names.append(demo_name.decode(errors="replace") if isinstance(demo_name, bytes) else "")
         for path, value in piece.metadata.items():

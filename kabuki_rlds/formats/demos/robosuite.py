@@ -25,7 +25,6 @@ import h5py
 from kabuki_rlds.formats.demos.assumptions import LAST_OBSERVATION, Assumptions
 from kabuki_rlds.formats.demos.demo_episode import DemoEpisode, UnreadableEpisode
 from kabuki_rlds.formats.demos.robomimic import (
-    ACTIONS,
     NEXT_OBS,
     OBS,
     REWARDS,
@@ -44,13 +43,12 @@ class Robosuite(Robomimic):
     assumptions: Mapping[str, tuple[str, ...]] = {"ends": ("cut", "terminal"), "last_observation": LAST_OBSERVATION}
 
     def recognises(self, file: h5py.File) -> bool:
-        demos = [(name, group) for name, group in demonstrations(file) if num_actions(group)]
-        return bool(demos) and all(
-            isinstance(group.get(STATES), h5py.Dataset)
-            and ACTIONS in group
-            and not {OBS, NEXT_OBS, REWARDS} & set(group)
-            for _, group in demos
-        )
+        found = [
+            isinstance(group.get(STATES), h5py.Dataset) and not {OBS, NEXT_OBS, REWARDS} & set(group)
+            for _, group in demonstrations(file)
+            if num_actions(group)
+        ]
+        return bool(found) and all(found)
 
     def episodes(
         self, file: h5py.File, assume: Assumptions, episode_fields: Collection[str]

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from kabuki_rlds.data.block import Block, Column, Ragged, as_ragged
+from kabuki_rlds.data.block import Block, Column, Ragged, as_ragged, nbytes
 from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.data.skipped_episodes import NothingLeftError, report
@@ -28,10 +28,10 @@ from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
 from kabuki_rlds.images.image_columns import ImageColumns
 
 #: The approximate size of a block, and of the sample that `size` reads.
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 8 << 20
 _SAMPLE_BYTES = 1 << 20
-#: The assumed size of a row of variable size.
-_VARIABLE_ROW_BYTES = 1 << 16
+#: The most rows that are read together.
+_MOST_ROWS = 1 << 16
 
 
 class DemosSource:
@@ -129,16 +129,23 @@ class DemosSource:
         yield from self._blocks(_BLOCK_BYTES)
 
     def _blocks(self, num_bytes: int) -> Iterator[Block]:
-        row_bytes = sum(field.row_nbytes or _VARIABLE_ROW_BYTES for field in self.schema.steps.values())
-        rows_per_read = max(1, num_bytes // max(row_bytes, 1))
+        sizes = [field.row_nbytes for field in self.schema.steps.values()]
+        most_rows = max(1, min(_MOST_ROWS, num_bytes // max(sum(size or 0 for size in sizes), 1)))
+        # The size of rows that vary is known once they are read.
+        rows_per_read = 1 if None in sizes else most_rows
         builder = BlockBuilder(self.schema)
         origins = {path: number for number, path in enumerate(self._paths)}
         for episode, surveyed in self._open_episodes():
             builder.start_episode(episode.metadata, origins[surveyed.path])
-            for start in range(0, episode.length, rows_per_read):
+            start = 0
+            while start < episode.length:
                 signals.check()
                 stop = min(start + rows_per_read, episode.length)
-                builder.add_rows(self._read(surveyed, episode, start, stop), stop - start)
+                columns = self._read(surveyed, episode, start, stop)
+                fitting = num_bytes * (stop - start) // max(nbytes(columns.values()), 1)
+                rows_per_read = max(1, min(2 * rows_per_read, fitting, most_rows))
+                builder.add_rows(columns, stop - start)
+                start = stop
                 if builder.nbytes >= num_bytes:
                     yield builder.build()
         if builder.num_steps:

@@ -22,7 +22,7 @@ from kabuki_rlds.formats.demos.layout import EpisodeLayout
 _log = logging.getLogger("kabuki_rlds")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class SurveyedEpisode:
     """What is known of an episode before its steps are read.
 

@@ -26,7 +26,7 @@ _LEVEL = 1
 #: The file is synced to the disk whenever so many bytes were written.
 _SYNC_BYTES = 32 << 20
 #: The limit for chunks in memory that wait for a thread or for the disk.
-_PENDING_BYTES = 32 << 20
+_PENDING_BYTES = 16 << 20
 
 
 def create_properties(chunk: tuple[int, ...], itemsize: int, compression: Compression) -> h5py.h5p.PropDCID:

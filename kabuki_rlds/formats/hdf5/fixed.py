@@ -113,7 +113,8 @@ class FixedWriter:
                 start += self._chunk_rows
                 taken, room = [], self._chunk_rows
             if at < len(piece):
-                taken.append(piece[at:])
+                # A view would keep all rows of the block in memory.
+                taken.append(piece[at:].copy() if at else piece)
                 room -= len(piece) - at
         self._pieces = taken
         self._buffered = self._chunk_rows - room
@@ -194,7 +195,8 @@ class FixedReader:
 
         def finish() -> np.ndarray:
             parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
-            joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            # A view of some rows would keep the whole chunk in memory.
+            joined = parts[0] if len(parts) == 1 and len(parts[0]) == rows else np.concatenate(parts)
             return joined.astype(self._output_dtype, copy=False)
 
         return finish

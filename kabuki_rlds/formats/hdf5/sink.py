@@ -26,7 +26,7 @@ from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
 from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
-from kabuki_rlds.formats.safe_hdf5 import verdicts
+from kabuki_rlds.formats.safe_hdf5 import caches, verdicts
 from kabuki_rlds.version import VERSION
 
 _log = logging.getLogger("kabuki_rlds")
@@ -82,7 +82,9 @@ class KabukiSink:
         try:
             self._staged.reserve(0, (1 + len(schema.steps) + len(schema.metadata)) * _COLUMN_OVERHEAD)
             # The staged file is locked already; HDF5's own lock would be a second one.
-            self._file = h5py.File(staged.partial, "w", locking=False)
+            self._file = caches.limit_metadata_cache(
+                h5py.File(staged.partial, "w", locking=False, **caches.CHUNK_CACHE)
+            )
             self._create(schema, origins, skipped, compression)
         except BaseException:
             self.__exit__(None, None, None)

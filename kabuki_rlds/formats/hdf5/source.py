@@ -38,7 +38,7 @@ _log = logging.getLogger("kabuki_rlds")
 _Entry = TypeVar("_Entry")
 
 #: The size limits of a block: about so many bytes, and at most so many rows.
-_BLOCK_BYTES = 16 << 20
+_BLOCK_BYTES = 8 << 20
 _BLOCK_ROWS = 1 << 16
 
 

@@ -13,7 +13,7 @@ from kabuki_rlds.files.journaled_file import recover
 from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
 from kabuki_rlds.files.placeholders import placeholder
-from kabuki_rlds.formats.safe_hdf5 import plugins, verdicts
+from kabuki_rlds.formats.safe_hdf5 import caches, plugins, verdicts
 from kabuki_rlds.formats.safe_hdf5.probe import probe
 from kabuki_rlds.formats.safe_hdf5.verdicts import Verdict
 
@@ -86,13 +86,13 @@ def _open_locked_if_possible(path: str) -> h5py.File:
     """
     for locking in (None, False):
         try:
-            return h5py.File(path, "r", locking=locking)
+            return caches.limit_metadata_cache(h5py.File(path, "r", locking=locking, **caches.CHUNK_CACHE))
         except BlockingIOError:
             raise
         except OSError as e:
             if "lock" not in str(e):
                 raise
-    return h5py.File(path, "r", locking=True)
+    return caches.limit_metadata_cache(h5py.File(path, "r", locking=True, **caches.CHUNK_CACHE))
 
 
 def _being_written(path: str) -> KabukiError:
