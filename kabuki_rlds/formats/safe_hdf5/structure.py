@@ -195,11 +195,12 @@ class _Walk:
         if properties.get_external_count():
             other = properties.get_external(0)[0].decode(errors="replace")
             raise self._reject(name, f"external storage in {other!r}")
-        if not types.is_defined(dataset.get_type()):
+        kind = dataset.get_type()
+        if not types.is_defined(kind):
             raise self._reject(name, "the dataset has an undefined HDF5 type")
-        if types.has_sequence_of_references(dataset.get_type()):
+        if types.has_sequence_of_references(kind):
             raise self._reject(name, "the type contains sequences of references, which crash h5py; delete this dataset")
-        itemsize = dataset.get_type().get_size()
+        itemsize = kind.get_size()
         filters: list[int] = []
         shape = dataset.get_space().get_simple_extent_dims() if dataset.rank else ()
         if layout == h5py.h5d.CHUNKED:
@@ -239,16 +240,17 @@ class _Walk:
                 name,
                 f"this and earlier datasets declare {self._declared:,} bytes in a file of {self._file_bytes:,}",
             )
-        if shape and declared and not types.unreadable_reason(dataset.get_type()):
-            self._read_unusual(dataset, filters, declared // shape[0])
+        if shape and declared and not types.unreadable_reason(kind):
+            self._read_unusual(dataset, kind, filters, declared // shape[0])
 
-    def _read_unusual(self, dataset: h5py.h5d.DatasetID, filters: list[int], row_bytes: int) -> None:
+    def _read_unusual(
+        self, dataset: h5py.h5d.DatasetID, kind: h5py.h5t.TypeID, filters: list[int], row_bytes: int
+    ) -> None:
         """Reads data that the library decodes with code which crashes more often than that for common data.
 
         That are the values behind uncommon filters, and the first values of types that the library converts.
         """
         has_uncommon_filter = not set(filters).issubset(_COMMON_FILTERS)
-        kind = dataset.get_type()
         is_number = isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
         if not has_uncommon_filter and (not is_number or kind.equal(h5py.h5t.py_create(kind.dtype))):
             return
