@@ -3,8 +3,9 @@
     python -m tests.zoo [--downloads FOLDER] [--only CORPUS] [FOLDER ...]
 
 `make test-zoo` runs it with the corpora of `tests.zoo.corpora`; `make test-zoo ZOO=FOLDER` adds a folder of other
-files. Each file is validated, inspected, converted and loaded in a separate process. The result must be no crash, no hang, no
-process above 1 GiB, and either success or an error of one short line. The command line is tried with some of the files.
+files. Each file is validated, inspected, converted and loaded in a separate process. The result must be no crash, no
+hang, no process above 1 GiB, and either success or an error of one short line. The command line is tried with some of
+the files.
 """
 
 from __future__ import annotations
