@@ -25,6 +25,9 @@ from kabuki_rlds.formats.safe_hdf5.verdicts import Verdict
 #: Part of HDF5's error message for a file whose consistency flags are set.
 _STILL_OPEN = "file is already open for write"
 
+#: The process ends after a file that needed more memory.
+_MAX_KEPT_BYTES = MAX_MEMORY_BYTES // 4
+
 
 def main() -> None:
     """Probes files until standard input ends."""
@@ -38,6 +41,9 @@ def main() -> None:
             limit = math.ceil(time.process_time() + cpu_seconds)
             resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
             print(_probe(path).to_json(), flush=True)
+            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _MAX_KEPT_BYTES:
+                # The HDF5 library may keep the memory, and the next file would have less. A new process has all of it.
+                return
 
 
 def _next_line(requests: int) -> bytes:

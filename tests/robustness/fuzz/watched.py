@@ -220,8 +220,10 @@ def _attempt(reader: str, path: Path, folder: Path) -> Verdict:
         if "\n" in message or len(message) > MESSAGE_CHARACTERS:
             kind = "fault"
             message = f"the message is too long: {message}"
-    except BaseException:
-        kind, message = "fault", traceback.format_exc()
+    except BaseException as e:
+        frames = traceback.extract_tb(e.__traceback__)[-6:]
+        where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+        kind, message = "fault", f"{type(e).__name__}: {str(e)[:1000]}, at {where}"
     seconds = time.monotonic() - begin
     own, children = _peak(os.getpid()), max(map(_peak, _children()), default=0)
     ended = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
