@@ -95,8 +95,8 @@ def _heap_ids(file: Bytes) -> Iterator[tuple[str, bytes]]:
     at = file.find(struct.pack("<Q", heap.at)) - 4
     for length, address, index in (
         (1 << 31, heap.at, 1), (_UNDEFINED >> 32, heap.at, 1), (5, 0, 1), (5, heap.at + 8, 1),
-        (5, len(file), 1), (5, _UNDEFINED - 1, 1), (5, heap.at, 0), (5, heap.at, 65_535), (5, heap.at, _UNDEFINED >> 32),
-        (0, heap.at, 1), (1, 1 << 63, 1),
+        (5, len(file), 1), (5, _UNDEFINED - 1, 1), (5, heap.at, 0), (5, heap.at, 65_535),
+        (5, heap.at, _UNDEFINED >> 32), (0, heap.at, 1), (1, 1 << 63, 1),
     ):  # fmt: skip
         content = file.changed((at, base_files.heap_id(address, index, length)))
         yield f"heap_id_{length:x}_{address:x}_{index:x}", content

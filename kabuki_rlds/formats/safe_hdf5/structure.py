@@ -198,6 +198,8 @@ class _Walk:
         kind = dataset.get_type()
         if not types.is_defined(kind):
             raise self._reject(name, "the dataset has an undefined HDF5 type")
+        if types.is_too_deep(kind):
+            raise self._reject(name, "the type is nested more than 32 deep")
         if types.has_sequence_of_references(kind):
             raise self._reject(name, "the type contains sequences of references, which crash h5py; delete this dataset")
         itemsize = kind.get_size()

@@ -50,6 +50,11 @@ def unreadable_reason(kind: h5py.h5t.TypeID) -> str:
     return ""
 
 
+def is_too_deep(kind: h5py.h5t.TypeID) -> bool:
+    """Returns whether types are nested so deep that h5py takes minutes to convert them."""
+    return any(depth > _MAX_DEPTH for _, depth, _ in _parts(kind))
+
+
 def has_sequence_of_references(kind: h5py.h5t.TypeID) -> bool:
     """Returns whether a type contains a sequence of references. h5py crashes when it reads such values."""
     return any(in_sequence and isinstance(part, h5py.h5t.TypeReferenceID) for part, _, in_sequence in _parts(kind))
