@@ -21,7 +21,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.images.decode import ImageDecoder, decoded
+from kabuki_rlds.loading.ahead import ahead
 from kabuki_rlds.loading.n_step_returns import Returns
 from kabuki_rlds.loading.sample_order import Permutation
 from kabuki_rlds.loading.samples import SampleIndex, Samples
@@ -53,7 +54,6 @@ _SPAN_ROWS = 1 << 16
 #: Rows are read as one span unless the span has more than this many times the needed rows.
 _SPARSE = 4
 
-_T = TypeVar("_T")
 _Blocks: TypeAlias = Generator[dict[str, Column], None, None]
 _Span: TypeAlias = tuple[np.ndarray, Episodes, Callable[[], Take]]
 
@@ -149,7 +149,7 @@ class Batches:
         Raises:
           KabukiError: a file cannot be read, or its fields have changed since it was loaded.
         """
-        with contextlib.closing(_ahead(self._blocks())) as blocks:
+        with contextlib.closing(ahead(self._blocks())) as blocks:
             yield from blocks
 
     def _blocks(self) -> _Blocks:
@@ -235,8 +235,8 @@ class Batches:
         parts = _parts(len(index), self.batch_size, max(batches, 1))
         pieces = (self._samples.gather(table.take, *index.locate(order[start:stop])) for start, stop in parts)
         rows = math.prod(self.lead)
-        with contextlib.closing(_ahead(pieces)) as ahead:
-            for piece in ahead:
+        with contextlib.closing(ahead(pieces, wait=True)) as gathered:
+            for piece in gathered:
                 count = len(next(iter(piece.values()))) // rows
                 for a, b in _parts(count, self.batch_size * self.per_block):
                     yield {path: column[a * rows : b * rows] for path, column in piece.items()}
@@ -255,17 +255,3 @@ def _parts(count: int, size: int, most: int = 1) -> Iterator[tuple[int, int]]:
 
 def _changed(path: str) -> KabukiError:
     return KabukiError(f"{path}: was changed since it was loaded; load it again")
-
-
-def _ahead(items: Generator[_T, None, None]) -> Generator[_T, None, None]:
-    """Yields the same items, but computes the next one in a thread while the caller uses the current one."""
-    end: Any = object()
-    with concurrent.futures.ThreadPoolExecutor(1, "kabuki-ahead") as thread:
-        made = thread.submit(next, items, end)
-        try:
-            while (item := made.result()) is not end:
-                made = thread.submit(next, items, end)
-                yield item
-        finally:
-            thread.shutdown(cancel_futures=True)
-            items.close()

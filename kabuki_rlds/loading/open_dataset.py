@@ -144,18 +144,19 @@ class OpenDataset(Sequence[StoredEpisode]):
 
     def _episodes(self, source: Source, last_rows: LastRows | None, first: int, stop: int) -> Iterator[StoredEpisode]:
         number = first
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-open") as threads:
-            for steps, metadata in _whole_episodes(source.piece(first, stop).blocks()):
-                last = None if last_rows is None else bool(last_rows.is_step[number])
-                count = len(next(iter(steps.values()))) if steps else 0
-                number += 1
-                steps, metadata = self._steps.decode(steps, threads), self._metadata.decode(metadata, threads)
-                yield StoredEpisode(
-                    unflatten({path: as_array(column) for path, column in steps.items()}),
-                    unflatten({path: as_array(column)[0] for path, column in metadata.items()}),
-                    count,
-                    last,
-                )
+        # The threads end when this generator does. Do not wait for them: the garbage collector may close it anywhere.
+        threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-open")
+        for steps, metadata in _whole_episodes(source.piece(first, stop).blocks()):
+            last = None if last_rows is None else bool(last_rows.is_step[number])
+            count = len(next(iter(steps.values()))) if steps else 0
+            number += 1
+            steps, metadata = self._steps.decode(steps, threads), self._metadata.decode(metadata, threads)
+            yield StoredEpisode(
+                unflatten({path: as_array(column) for path, column in steps.items()}),
+                unflatten({path: as_array(column)[0] for path, column in metadata.items()}),
+                count,
+                last,
+            )
         if number != stop:
             raise DamagedDataError(f"states {stop - first} episodes, but {number - first} were read", file=source.label)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.extras import require
 from kabuki_rlds.files.paths import StrPath, local_path, path_list
 from kabuki_rlds.formats.hdf5.source import KabukiSource
+from kabuki_rlds.loading.ahead import ahead
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -70,7 +71,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
     schema, files = _schemas_of(paths)
     steps, metadata = _elements(schema, fields, paths[0])
 
-    def groups() -> Iterator[Any]:
+    def groups() -> Generator[Any, None, None]:
         for path, (own, count) in zip(paths, files, strict=True):
             with KabukiSource(path, quiet=True) as source:
                 source.check_complete()
@@ -95,7 +96,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
     bound = tf.TensorSpec([None], tf.int64)
     # Python returns many episodes per call; the graph splits them.
     dataset = tf.data.Dataset.from_generator(
-        groups, output_signature=(bound, bound, steps.signature, metadata.signature)
+        lambda: ahead(groups()), output_signature=(bound, bound, steps.signature, metadata.signature)
     )
     counted = tf.data.experimental.assert_cardinality(sum(count for _, count in files))
     return dataset.prefetch(1).flat_map(untraced(episodes)).apply(counted)

@@ -141,20 +141,21 @@ class Pipeline:
         `tf.data` is slower here: it would have to copy the lists of the batch for each window.
         """
         ahead: collections.deque[tuple[tuple[Any, ...], concurrent.futures.Future[Any]]] = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(_DECODERS, "kabuki-images") as pool:
-            try:
-                for shard, num_bytes, kept, lists, tensors in batches:
-                    files = _numpy(tensors)
-                    steps = len(next(iter(files.values())))
-                    for row in range(0, max(steps, 1), self._window):
-                        head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
-                        ahead.append((head, pool.submit(self._decode_window, files, row)))
-                        if len(ahead) > _DECODERS:
-                            yield _finished(*ahead.popleft())
-                while ahead:
-                    yield _finished(*ahead.popleft())
-            finally:
-                pool.shutdown(cancel_futures=True)
+        pool = concurrent.futures.ThreadPoolExecutor(_DECODERS, "kabuki-images")
+        try:
+            for shard, num_bytes, kept, lists, tensors in batches:
+                files = _numpy(tensors)
+                steps = len(next(iter(files.values())))
+                for row in range(0, max(steps, 1), self._window):
+                    head = (shard, not row, num_bytes, () if row else kept, {} if row else lists)
+                    ahead.append((head, pool.submit(self._decode_window, files, row)))
+                    if len(ahead) > _DECODERS:
+                        yield _finished(*ahead.popleft())
+            while ahead:
+                yield _finished(*ahead.popleft())
+        finally:
+            # Do not wait for the threads: the garbage collector may close this generator anywhere.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _decode_window(self, files: dict[str, np.ndarray], row: int) -> dict[str, Column]:
         """Decodes one window of images.

@@ -189,30 +189,31 @@ class RecipeSource:
     def _transform(self, blocks: Iterator[Block]) -> Iterator[Block]:
         open_episode: dict[str, np.ndarray] = {}
         begun = 0
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-recipe") as threads:
-            for block in blocks:
-                steps = block.steps if self._decoder is None else self._decoder.decode(block.steps, threads)
-                # The episode of each step: 0 is the one continued from the previous block, then 1, 2, ….
-                episode_of = np.cumsum(block.begins[:-1])
-                of_steps = begun + block.episode_of
-                begin_here = np.arange(begun, begun + block.num_episodes)
-                begun += block.num_episodes
-                columns: dict[str, Column] = {path: block.steps[path] for path in self._steps}
-                for entry in self._recipe.steps:
-                    if entry.sources and entry.sources[0] not in steps:
-                        of_episodes = self._episode_column(entry, block, begin_here)
-                        before = open_episode.get(entry.path, of_episodes[:1])
-                        known = np.concatenate([before, of_episodes])
-                        # Without a continued episode, `known` begins with episode 1.
-                        at = episode_of if len(before) else episode_of - 1
-                        columns[entry.path] = take(known, at)
-                        open_episode[entry.path] = known[-1:]
-                    else:
-                        columns[entry.path] = self._apply(entry, [steps[path] for path in entry.sources], of_steps)
-                metadata: dict[str, Column] = {path: block.metadata[path] for path in self._metadata}
-                for entry in self._recipe.episode:
-                    metadata[entry.path] = self._episode_column(entry, block, begin_here)
-                yield dataclasses.replace(block, steps=columns, metadata=metadata)
+        # The threads end when this generator does. Do not wait for them: the garbage collector may close it anywhere.
+        threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-recipe")
+        for block in blocks:
+            steps = block.steps if self._decoder is None else self._decoder.decode(block.steps, threads)
+            # The episode of each step: 0 is the one continued from the previous block, then 1, 2, ….
+            episode_of = np.cumsum(block.begins[:-1])
+            of_steps = begun + block.episode_of
+            begin_here = np.arange(begun, begun + block.num_episodes)
+            begun += block.num_episodes
+            columns: dict[str, Column] = {path: block.steps[path] for path in self._steps}
+            for entry in self._recipe.steps:
+                if entry.sources and entry.sources[0] not in steps:
+                    of_episodes = self._episode_column(entry, block, begin_here)
+                    before = open_episode.get(entry.path, of_episodes[:1])
+                    known = np.concatenate([before, of_episodes])
+                    # Without a continued episode, `known` begins with episode 1.
+                    at = episode_of if len(before) else episode_of - 1
+                    columns[entry.path] = take(known, at)
+                    open_episode[entry.path] = known[-1:]
+                else:
+                    columns[entry.path] = self._apply(entry, [steps[path] for path in entry.sources], of_steps)
+            metadata: dict[str, Column] = {path: block.metadata[path] for path in self._metadata}
+            for entry in self._recipe.episode:
+                metadata[entry.path] = self._episode_column(entry, block, begin_here)
+            yield dataclasses.replace(block, steps=columns, metadata=metadata)
 
     def _episode_column(self, entry: RecipeField, block: Block, episodes: np.ndarray) -> np.ndarray:
         column = self._apply(entry, [block.metadata[path] for path in entry.sources], episodes)
