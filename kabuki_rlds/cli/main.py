@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from kabuki_rlds.arguments import named_as_flags
-from kabuki_rlds.cli import build, convert, demo, export, inspect, recipe, validate
+from kabuki_rlds.cli import build, convert, demo, export, inspect, recipe, second_signal, validate
 from kabuki_rlds.cli.terminal import PROG, Parser
 from kabuki_rlds.errors import KabukiError, printable
 from kabuki_rlds.version import VERSION
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.WARNING if getattr(arguments, "quiet", False) else logging.INFO)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        with named_as_flags():
+        with named_as_flags(), second_signal.ends_process():
             result: int = arguments.run(arguments)
         sys.stdout.flush()
         return result
