@@ -219,7 +219,8 @@ class _Check:
         except READ_ERRORS as e:
             self._note(6, stored_last_rows.PATH, str(e))
         with contextlib.suppress(*READ_ERRORS):
-            if has_index and isinstance(lengths, h5py.Dataset) and lengths.shape == starts.shape:
+            is_index = all(isinstance(each, h5py.Dataset) and layout.holds_integers(each) for each in (starts, lengths))
+            if has_index and is_index and lengths.shape == starts.shape:
                 sizes = lengths[:].astype(np.int64)
                 fits = (sizes >= 0).all() and np.array_equal(starts[:], np.cumsum(sizes) - sizes)
                 if fits and sizes.sum() == self._num_steps:

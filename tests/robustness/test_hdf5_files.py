@@ -16,7 +16,6 @@ from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.hdf5.variable import VariableReader
-from kabuki_rlds.formats.safe_hdf5 import vlen_lengths
 from kabuki_rlds.images import png
 from tests import handmade
 from tests.handmade import Stored
@@ -218,8 +217,7 @@ def test_texts_that_share_one_heap_object_are_rejected(tmp_path):
         next(iter(kabuki_rlds.load_steps(file, 1 << 14, as_numpy=True)))
 
 
-def test_texts_of_valid_length_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(vlen_lengths, "_UNCHECKED_TEXT_BYTES", 0)
+def test_texts_of_valid_length_are_read(tmp_path):
     rows = np.array([[f"{i} {'é' * 300}", ""] for i in range(8)], object)
     options = {"dtype": h5py.string_dtype()}
     for name, how in {"chunked": options | {"chunks": (3, 1), "compression": "gzip"}, "contiguous": options}.items():

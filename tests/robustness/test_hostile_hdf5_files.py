@@ -18,7 +18,7 @@ import kabuki_rlds
 from kabuki_rlds.cli.main import main
 from kabuki_rlds.commands.export import export
 from kabuki_rlds.formats.open import open_source
-from kabuki_rlds.formats.safe_hdf5 import probe, vlen_lengths
+from kabuki_rlds.formats.safe_hdf5 import probe
 from tests import handmade
 from tests.robustness.fuzz.watched import Opened
 
@@ -343,8 +343,7 @@ def test_rows_that_declare_more_bytes_than_the_file_are_rejected(chunks, tmp_pat
     ids=lambda filters: "-".join(map(str, filters)),
 )
 @pytest.mark.parametrize("shape", [(8,), (8, 3)], ids=str)
-def test_declared_row_lengths_are_checked_behind_any_filter(shape, filters, tmp_path, monkeypatch):
-    monkeypatch.setattr(vlen_lengths, "_UNCHECKED_TEXT_BYTES", 0)
+def test_declared_row_lengths_are_checked_behind_any_filter(shape, filters, tmp_path):
     path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
     references = np.zeros(shape, [("elements", "<u4"), ("heap", "<u8"), ("index", "<u4")])
     references["elements"][5] = 0x7FFFFFFF
@@ -495,5 +494,5 @@ def test_only_open_file_opens_hdf5_files():
         ("formats/demos/demo_sink.py", "w"),
         ("commands/demo.py", "r"),
         # Only in memory.
-        ("formats/safe_hdf5/vlen_lengths.py", "w"),
+        ("formats/safe_hdf5/stored_references.py", "w"),
     }

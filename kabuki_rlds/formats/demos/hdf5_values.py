@@ -14,8 +14,10 @@ from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS
 from kabuki_rlds.formats.hdf5.datasets import datasets_in
-from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
+from kabuki_rlds.formats.hdf5.sequences import SequenceReader
+from kabuki_rlds.formats.safe_hdf5 import types
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
+from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows, has_vlen_rows
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -81,11 +83,27 @@ def read_value(dataset: h5py.Dataset, at: int | tuple[()] = ()) -> Any:
         may_be_unreadable = dataset.dtype.kind in "OV" and not image_files.is_opaque(dataset.dtype)
         if may_be_unreadable and (reason := types.unreadable_reason(dataset.id.get_type())):
             raise ValueError(f"its type has {reason}, which are not read")
-        if dataset.shape and dataset.dtype.kind == "O":
-            vlen_lengths.check_lengths(dataset, 0, len(dataset))
+        if dataset.shape is not None and has_vlen_rows(dataset):
+            return _vlen_values(dataset)[at]
+        if dataset.dtype.hasobject:
+            raise ValueError("its type has parts of variable length, which are not read")
         return dataset[at]
     except READ_ERRORS as e:
         raise ValueError(f"{dataset.name[1:]}: {e}") from e
+
+
+def _vlen_values(dataset: h5py.Dataset) -> np.ndarray:
+    """Reads texts or sequences: an object array of bytes or of arrays, with the shape of the dataset."""
+    rows = np.arange(len(dataset) if dataset.shape else 1)
+    if h5py.check_string_dtype(dataset.dtype):
+        values: list[Any] = VlenRows(dataset).read(rows)
+    else:
+        elements, counts = SequenceReader(dataset).read(rows)
+        values = np.split(elements, np.cumsum(counts)[:-1]) if len(counts) else []
+    found = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found.reshape(dataset.shape)
 
 
 def read_metadata_value(dataset: h5py.Dataset) -> MetadataValue:

@@ -96,7 +96,8 @@ def check_lengths(file: h5py.File, path: str, lengths: np.ndarray) -> None:
     dataset = file.get(f"{layout.EPISODES}/length")
     if not isinstance(dataset, h5py.Dataset):
         return
-    if dataset.ndim != 1 or not np.array_equal(_read(dataset, "episodes/length", path), lengths):
+    is_list = dataset.ndim == 1 and layout.holds_integers(dataset)
+    if not is_list or not np.array_equal(_read(dataset, "episodes/length", path), lengths):
         raise DamagedDataError("episodes/length does not match episodes/start", file=path)
 
 

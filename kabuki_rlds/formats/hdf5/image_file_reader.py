@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+from collections.abc import Callable
 
 import h5py
 import numpy as np
@@ -31,13 +33,22 @@ class ImageFileReader(VariableReader):
         if form != "lists":
             self.run_rows = int(dataset.chunks[0]) if dataset.chunks else _RUN_ROWS
 
-    def _read(self, start: int, stop: int) -> Column:
+    @property
+    def _reads_any_rows(self) -> bool:
+        return self._form == "lists"
+
+    @functools.cached_property
+    def _read_files(self) -> Callable[[np.ndarray], list[bytes]]:
+        return image_files.file_reader(self._dataset, self._form)
+
+    def _read(self, rows: np.ndarray) -> Column:
         if self._padded is not None:
-            files = image_files.unpadded(self._padded.read(start, stop))
+            first, end = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+            files = image_files.unpadded(self._padded.read(first, end))
         else:
-            files = image_files.read_files(self._dataset, self._form, start, stop)
+            files = self._read_files(rows)
         column = np.empty(len(files), object)
         column[:] = files
         if not self._field.is_list_of_images:
             return column
-        return Ragged(column, np.full((stop - start, 1), self._files_per_row, np.int64))
+        return Ragged(column, np.full((len(rows), 1), self._files_per_row, np.int64))

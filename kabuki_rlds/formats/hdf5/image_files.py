@@ -23,14 +23,14 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
 
 from kabuki_rlds.data.schema import Field
-from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_lengths
+from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows, has_vlen_rows
 from kabuki_rlds.images.damage import damage_of
 from kabuki_rlds.images.headers import ImageHeader, header_of
 
@@ -162,37 +162,41 @@ def _common(values: Iterable[_T]) -> _T | None:
 
 def _sample(dataset: h5py.Dataset, form: Form) -> list[bytes]:
     """Returns the nonempty files of some rows that are spread over a dataset."""
+    read = file_reader(dataset, form)
     last = len(dataset) - 1
     rows = sorted({last * part // _SAMPLE_PARTS for part in range(_SAMPLE_PARTS + 1)})
-    files = [file for row in rows for file in read_files(dataset, form, row, row + 1) if file.strip(b"\0")]
+    files = [file for row in rows for file in read(np.array([row])) if file.strip(b"\0")]
     if files:
         return files
     # All sampled rows are empty: search for the first nonempty row.
     row_nbytes = dataset.dtype.itemsize * math.prod(dataset.shape[1:])
     step = max(1, min(_SEARCH_ROWS, _SEARCH_BYTES // row_nbytes))
     for start in range(0, len(dataset), step):
-        found = read_files(dataset, form, start, min(start + step, len(dataset)))
+        found = read(np.arange(start, min(start + step, len(dataset))))
         files = [file for file in found if file.strip(b"\0")]
         if files:
             return files
     return []
 
 
-def read_files(dataset: h5py.Dataset, form: Form, start: int, stop: int) -> list[bytes]:
-    """Returns the files of the rows `start` to `stop`, without padding.
+def file_reader(dataset: h5py.Dataset, form: Form) -> Callable[[np.ndarray], list[bytes]]:
+    """Returns a function that reads the files of some rows, without padding.
 
-    Raises:
-      OSError, RuntimeError, ValueError: the rows cannot be read.
+    The argument of the function is the row numbers, ascending: int64, (count,). They must be consecutive unless the
+    form is "lists". The function raises OSError, RuntimeError or ValueError if the rows cannot be read.
     """
     if form == "lists":
-        check_lengths(dataset, start, stop)
-        return [file.tobytes() for file in dataset[start:stop].reshape(-1)]
-    if form == "padded":
-        return unpadded(np.asarray(dataset[start:stop]))
-    pad = b"\0"
-    if form == "strings" and dataset.id.get_type().get_strpad() == h5py.h5t.STR_SPACEPAD:
-        pad = b" "
-    return unpadded(_raw(dataset, start, stop).reshape(-1), pad)
+        return VlenRows(dataset).read
+    is_padded_by_spaces = form == "strings" and dataset.id.get_type().get_strpad() == h5py.h5t.STR_SPACEPAD
+    pad = b" " if is_padded_by_spaces else b"\0"
+
+    def read(rows: np.ndarray) -> list[bytes]:
+        start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        if form == "padded":
+            return unpadded(np.asarray(dataset[start:stop]))
+        return unpadded(_raw(dataset, start, stop).reshape(-1), pad)
+
+    return read
 
 
 def unpadded(rows: np.ndarray, pad: bytes = b"\0") -> list[bytes]:
@@ -221,9 +225,7 @@ def _warn_of_cut_files(dataset: h5py.Dataset) -> None:
         return
     if not len(dataset):
         return
-    check_lengths(dataset, 0, 1)
-    text = dataset[0]
-    if isinstance(text, bytes) and text.startswith(_SIGNATURES):
+    if has_vlen_rows(dataset) and VlenRows(dataset).read(np.arange(1))[0].startswith(_SIGNATURES):
         _warn(
             dataset.file.filename,
             f"{dataset.name[1:]}: has only the first bytes of image files, because variable-length HDF5 strings end at "

@@ -29,8 +29,9 @@ from kabuki_rlds.data.limits import MAX_CLASSES
 from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
 from kabuki_rlds.errors import DamagedDataError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import image_files
-from kabuki_rlds.formats.safe_hdf5 import types, vlen_lengths
+from kabuki_rlds.formats.safe_hdf5 import types
 from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES, Attributes
+from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows, has_vlen_rows
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -386,9 +387,10 @@ def _companion_names(companion: h5py.Dataset) -> np.ndarray:
         )
     if reason := types.unreadable_reason(companion.id.get_type()):
         raise ValueError(f"the type of {companion.name} contains {reason}, expected text")
-    vlen_lengths.check_lengths(companion, 0, len(companion))
-    names: np.ndarray = companion[:]
-    return names
+    if h5py.check_string_dtype(companion.dtype) is None:
+        raise ValueError("class_names is not a list of texts")
+    texts = VlenRows(companion).read(np.arange(len(companion))) if has_vlen_rows(companion) else companion[:]
+    return np.array(texts, object)
 
 
 @functools.cache

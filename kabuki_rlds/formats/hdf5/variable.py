@@ -15,6 +15,7 @@ to read the rows is stored under `/companion/<path>`:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -22,10 +23,11 @@ import h5py
 import numpy as np
 
 from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, row_splits, take
-from kabuki_rlds.data.schema import BFLOAT16, BYTES, Field
+from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5 import image_files, layout
-from kabuki_rlds.formats.safe_hdf5.vlen_lengths import check_lengths
+from kabuki_rlds.formats.hdf5.sequences import SequenceReader, has_sequences
+from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows, has_vlen_rows
 
 _INT64 = np.dtype(np.int64)
 _UINT8 = np.dtype(np.uint8)
@@ -198,17 +200,39 @@ class VariableReader:
           CompanionError: the companion does not match the rows.
           OSError, ValueError, RuntimeError: the rows are damaged.
         """
-        column = self._read(start, stop)
+        return self._checked(self._read(np.arange(start, stop)))
+
+    def take(self, rows: np.ndarray) -> Column:
+        """Returns the given rows. Raises the same errors as `read`.
+
+        Args:
+          rows: row numbers, ascending, at least one: int64, (count,).
+        """
+        if self._reads_any_rows:
+            return self._checked(self._read(rows))
+        apart = (np.diff(rows) > _GAP_ROWS) | (np.diff(rows // self.run_rows) > 0)
+        parts = []
+        for a, b in itertools.pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]):
+            column = self.read(int(rows[a]), int(rows[b - 1]) + 1)
+            parts.append(take(column, rows[a:b] - rows[a]))
+        return concatenate(parts)
+
+    @property
+    def _reads_any_rows(self) -> bool:
+        """Whether `_read` accepts rows that are not consecutive."""
+        return has_vlen_rows(self._dataset) and not (self._companion is not None and "shape" in self._companion)
+
+    def _checked(self, column: Column) -> Column:
         if not isinstance(column, np.ndarray) and not column.is_consistent:
             raise CompanionError("the stored shapes or lengths do not match the number of elements")
         return column
 
-    def _read(self, start: int, stop: int) -> Column:
+    def _read(self, rows: np.ndarray) -> Column:
         field = self._field
         if h5py.check_string_dtype(self._dataset.dtype) or image_files.is_opaque(self._dataset.dtype):
-            return self._texts(start, stop)
-        values, counts = _read_ragged(self._dataset, start, stop, _UINT8 if field.encoded else field.dtype)
-        levels = [self._level(i + 1, start, stop) for i in range(self._num_levels)]
+            return self._texts(rows)
+        values, counts = self._sequences.read(rows)
+        levels = [level.read(rows) for level in self._levels]
         if field.dtype == BYTES or field.encoded:
             sizes, counts = levels[-1]
             if (sizes < 0).any() or sizes.sum() != len(values):
@@ -228,34 +252,28 @@ class VariableReader:
             shapes = self._companion_dataset("shape")
             if not layout.holds_integers(shapes) or shapes.shape[1:] != (len(field.shape),):
                 raise CompanionError(f"{shapes.name} must have {len(field.shape)} integers per row")
-            return Ragged(values, shapes[start:stop].astype(np.int64))
+            return Ragged(values, _span(shapes, rows).astype(np.int64))
         known = int(np.prod([d for d in field.shape if d is not None]))
         columns = [counts // max(known, 1) if d is None else np.full(len(counts), d) for d in field.shape]
         return Ragged(values, np.column_stack(columns).astype(np.int64))
 
-    def take(self, rows: np.ndarray) -> Column:
-        """Returns the given rows.
+    @functools.cached_property
+    def _sequences(self) -> SequenceReader:
+        is_bytes = self._field.dtype == BYTES or self._field.encoded
+        return SequenceReader(self._dataset, _UINT8 if is_bytes else self._field.dtype)
 
-        Args:
-          rows: row numbers, ascending, at least one: int64, (count,).
-        """
-        apart = (np.diff(rows) > _GAP_ROWS) | (np.diff(rows // self.run_rows) > 0)
-        parts = []
-        for a, b in itertools.pairwise([0, *(np.flatnonzero(apart) + 1).tolist(), len(rows)]):
-            column = self.read(int(rows[a]), int(rows[b - 1]) + 1)
-            parts.append(take(column, rows[a:b] - rows[a]))
-        return concatenate(parts)
-
-    @property
-    def _num_levels(self) -> int:
-        return max(self._field.nested - 1, 0) + (self._field.dtype == BYTES or self._field.encoded)
-
-    def _level(self, i: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the lengths of all lists of one level, concatenated, and the number of lists in each row."""
-        dataset = self._companion_dataset(f"lengths_{i}")
-        if not _is_ragged(dataset) or h5py.check_vlen_dtype(dataset.dtype).kind not in "iu":
-            raise CompanionError(f"{dataset.name} must have variable-length rows of integers")
-        return _read_ragged(dataset, start, stop, _INT64)
+    @functools.cached_property
+    def _levels(self) -> list[SequenceReader]:
+        """Readers of the lengths of lists, level by level: a sequence per row."""
+        field = self._field
+        count = max(field.nested - 1, 0) + (field.dtype == BYTES or field.encoded)
+        readers = []
+        for level in range(1, count + 1):
+            dataset = self._companion_dataset(f"lengths_{level}")
+            if not has_sequences(dataset) or h5py.check_vlen_dtype(dataset.dtype).kind not in "iu":
+                raise CompanionError(f"{dataset.name} must have variable-length rows of integers")
+            readers.append(SequenceReader(dataset, _INT64))
+        return readers
 
     def _companion_dataset(self, name: str) -> h5py.Dataset:
         found = None if self._companion is None else self._companion.get(name)
@@ -263,23 +281,30 @@ class VariableReader:
             raise CompanionError(f"{name} in its companion is missing")
         return found
 
-    def _texts(self, start: int, stop: int) -> np.ndarray:
-        if h5py.check_string_dtype(self._dataset.dtype):
-            check_lengths(self._dataset, start, stop)
-        rows = np.asarray(self._dataset[start:stop])
-        if rows.dtype != object:
-            texts = np.empty(rows.size, object)
+    @functools.cached_property
+    def _vlen_texts(self) -> VlenRows | None:
+        return VlenRows(self._dataset) if has_vlen_rows(self._dataset) else None
+
+    @functools.cached_property
+    def _exact_texts(self) -> VlenRows:
+        return VlenRows(self._companion_dataset("exact_bytes"))
+
+    def _texts(self, rows: np.ndarray) -> np.ndarray:
+        if self._vlen_texts is not None:
+            values = self._vlen_texts.read(rows)
+        else:
             # `tobytes` keeps the NULs at the end of an opaque value.
-            texts[:] = [value.tobytes() if isinstance(value, np.void) else value for value in rows.reshape(-1)]
-            rows = texts.reshape(rows.shape)
-        if self._exact_rows is not None:
-            size = int(np.prod(self._dataset.shape[1:]))
-            first, end = np.searchsorted(self._exact_rows, [start * size, stop * size])
-            flat = rows.reshape(-1)
-            exact = self._companion_dataset("exact_bytes")[first:end]
-            for row, value in zip(self._exact_rows[first:end], exact, strict=True):
-                flat[row - start * size] = value.tobytes()
-        return rows
+            stored = _span(self._dataset, rows).reshape(-1)
+            values = [value.tobytes() if isinstance(value, np.void) else value for value in stored]
+        texts = np.empty(len(values), object)
+        texts[:] = values
+        if self._exact_rows is not None and len(self._exact_rows):
+            per_row = math.prod(self._dataset.shape[1:])
+            numbers = (rows[:, None] * per_row + np.arange(per_row)).reshape(-1)
+            places = np.searchsorted(self._exact_rows, numbers)
+            exact = np.flatnonzero(self._exact_rows[places % len(self._exact_rows)] == numbers)
+            texts[exact] = self._exact_texts.read(places[exact])
+        return texts.reshape(len(rows), *self._dataset.shape[1:])
 
 
 class _RaggedDataset:
@@ -372,19 +397,9 @@ def _needs_shape(field: Field) -> bool:
     return field.shape.count(None) > 1 or 0 in field.shape
 
 
-def _read_ragged(dataset: h5py.Dataset, start: int, stop: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Reads variable-length rows. Returns (elements of all rows, concatenated; number of elements of each row)."""
-    check_lengths(dataset, start, stop)
-    rows = dataset[start:stop]
-    counts = np.fromiter(map(len, rows), np.int64, len(rows))
-    element = _UINT8 if dtype == BYTES else dtype
-    # h5py reads bfloat16 as float32, which represents every bfloat16 exactly.
-    flat = np.concatenate([np.empty(0, np.float32 if dtype == BFLOAT16 else element), *rows])
-    return flat.astype(element, copy=False), counts
-
-
-def _is_ragged(dataset: h5py.Dataset) -> bool:
-    return bool(dataset.ndim) and h5py.check_vlen_dtype(dataset.dtype) is not None
+def _span(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Returns consecutive rows of a dataset that are given by their row numbers."""
+    return np.asarray(dataset[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else dataset[:0])
 
 
 def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -> np.ndarray:
@@ -398,7 +413,7 @@ def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -
     Raises:
       CompanionError: the companions do not match each other or the dataset.
     """
-    if row.ndim == 1 and layout.holds_integers(row) and _is_ragged(texts) and len(row) == len(texts):
+    if row.ndim == 1 and layout.holds_integers(row) and has_sequences(texts) and len(row) == len(texts):
         rows = row[:].astype(np.int64)
         if not len(rows) or (rows[0] >= 0 and rows[-1] < dataset.size and (rows[1:] > rows[:-1]).all()):
             return rows
