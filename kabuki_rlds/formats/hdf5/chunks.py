@@ -23,6 +23,10 @@ Compression = Literal["gzip", "lzf", "none"]
 
 #: ISA-L has levels 0 to 3. Level 1 compresses floats as well as level 3, at twice the speed.
 _LEVEL = 1
+
+#: The bytes of a Fletcher-32 checksum, and the number of 16-bit words that are summed together without an overflow.
+_CHECKSUM_BYTES = 4
+_CHECKSUM_WORDS = 1 << 20
 #: The file is synced to the disk whenever so many bytes were written.
 _SYNC_BYTES = 32 << 20
 #: The limit for chunks in memory that wait for a thread or for the disk.
@@ -65,12 +69,24 @@ def pack(pieces: Sequence[np.ndarray], rows: int, *, deflate: bool) -> bytes | n
     return packed
 
 
-def unpack(stored: bytes, nbytes: int, itemsize: int, *, shuffled: bool, deflated: bool) -> np.ndarray:
+def unpack(
+    stored: bytes, nbytes: int, itemsize: int, *, shuffled: bool, deflated: bool, has_checksum: bool = False
+) -> np.ndarray:
     """Returns the bytes of a stored chunk: uint8, (nbytes,). The inverse of `pack`.
+
+    Args:
+      stored: what the file holds.
+      nbytes: the bytes of the chunk's elements.
+      itemsize: the bytes of an element.
+      shuffled: whether the filter "shuffle" was applied.
+      deflated: whether the filter "deflate" (gzip) was applied.
+      has_checksum: whether the filter "fletcher32" was applied, which adds a checksum.
 
     Raises:
       ValueError: the chunk is damaged, or does not have `nbytes` bytes.
     """
+    if has_checksum:
+        stored = _without_checksum(stored)
     if deflated:
         inflater = isal_zlib.decompressobj()
         try:
@@ -92,6 +108,23 @@ def unpack(stored: bytes, nbytes: int, itemsize: int, *, shuffled: bool, deflate
             elements[:, i] = nth_bytes
         raw = elements.reshape(-1)
     return raw
+
+
+def _without_checksum(stored: bytes) -> bytes:
+    """Checks and removes the Fletcher-32 checksum at the end of a chunk."""
+    data, checksum = stored[:-_CHECKSUM_BYTES], stored[-_CHECKSUM_BYTES:]
+    words = np.frombuffer(data + b"\0" * (len(data) % 2), ">u2").astype(np.uint64)
+    first = second = 0
+    for start in range(0, len(words), _CHECKSUM_WORDS):
+        block = words[start : start + _CHECKSUM_WORDS]
+        weighted = int((np.arange(len(block), 0, -1, dtype=np.uint64) * block).sum())
+        second = (second + len(block) * first + weighted) % 0xFFFF
+        first = (first + int(block.sum())) % 0xFFFF
+    # Before HDF5 1.6.3, the bytes of each half were swapped.
+    for order in ("<u2", ">u2"):
+        if [half % 0xFFFF for half in np.frombuffer(checksum, order).tolist()] == [first, second]:
+            return data
+    raise ValueError("the checksum of a chunk does not match its data")
 
 
 class ChunkPool:

@@ -16,16 +16,15 @@ import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.formats.hdf5.chunk_positions import ChunkPositions, chunk_positions
-from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk
+from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks, filters_of
 
 #: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
 #: In uncompressed chunks, rows of at least so many bytes are read without the rest of their chunk.
 _LARGE_ROW_BYTES = 4096
 
-#: (shuffled, deflated) of the chunks that `chunks.pack` can write.
-_OWN_FILTERS = ((False, False), (True, True))
+#: The filters of the chunks that `chunks.pack` can write.
+_OWN_FILTERS = ((), (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE))
 
 _Unpacked: TypeAlias = "concurrent.futures.Future[np.ndarray]"
 
@@ -76,9 +75,10 @@ class FixedWriter:
         stored = layout.element_dtype(dataset)
         self._dtype = stored if stored == BFLOAT16 else stored.newbyteorder("<")
         self._type = layout.element_type(stored)
-        filters = _plain_filters(dataset)
-        self._direct = filters in _OWN_FILTERS or (filters == (False, True) and self._dtype.itemsize == 1)
-        self._deflate = filters is not None and filters[1]
+        filters = filters_of(dataset) if dataset.chunks[1:] == dataset.shape[1:] else None
+        is_deflated_bytes = filters == (h5py.h5z.FILTER_DEFLATE,) and self._dtype.itemsize == 1
+        self._direct = filters in _OWN_FILTERS or is_deflated_bytes
+        self._deflate = bool(filters)
         self._chunk_rows = dataset.chunks[0]
         self._dataset = dataset.id
         self._buffered = self._rows % self._chunk_rows
@@ -159,9 +159,12 @@ class FixedReader:
         self._dtype = layout.element_dtype(dataset)
         self._output_dtype = self._dtype if dtype is None else dtype
         self._shape: tuple[int, ...] = dataset.shape[1:]
-        self._filters = _plain_filters(dataset) if self._dtype.kind != "O" else None
-        # Stored here, because the threads must not call h5py: HDF5 would then occasionally fail to read intact chunks.
-        self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
+        filters = filters_of(dataset) if self._dtype.kind != "O" else None
+        self._chunks = None if filters is None else StoredChunks(dataset, filters)
+        if self._chunks is not None:
+            self._run_rows = self._chunks.run_rows
+        else:
+            self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
         self._recent: tuple[int, _Unpacked] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -172,14 +175,14 @@ class FixedReader:
         """
         # Unpacking a single chunk takes less time than starting a thread.
         is_one = stop <= start - start % self._run_rows + self._run_rows
-        return self._begin(start, stop, self._unpack_now if is_one else self._unpack_in_thread)()
+        return self._begin(start, stop, is_one)()
 
     def begin(self, start: int, stop: int) -> Callable[[], np.ndarray]:
         """Starts reading rows in threads. Returns a function that waits for the rows and returns them."""
-        return self._begin(start, stop, self._unpack_in_thread)
+        return self._begin(start, stop, False)
 
-    def _begin(self, start: int, stop: int, unpack: Callable[[bytes], _Unpacked]) -> Callable[[], np.ndarray]:
-        if self._filters is None or start >= stop:
+    def _begin(self, start: int, stop: int, is_one: bool) -> Callable[[], np.ndarray]:
+        if self._chunks is None or start >= stop:
             return functools.partial(self._read_by_hdf5, start, stop)
         rows = self._run_rows
         todo: list[tuple[int, _Unpacked]] = []
@@ -187,10 +190,13 @@ class FixedReader:
             # Another thread may replace it meanwhile.
             recent = self._recent
             if recent is None or recent[0] != offset:
-                stored = self._stored(offset)
-                if stored is None:
-                    return functools.partial(self._read_by_hdf5, start, stop)
-                self._recent = recent = (offset, unpack(stored))
+                unpacked: _Unpacked
+                if is_one:
+                    unpacked = concurrent.futures.Future()
+                    unpacked.set_result(self._unpack(offset // rows))
+                else:
+                    unpacked = self._executor.submit(self._unpack, offset // rows)
+                self._recent = recent = (offset, unpacked)
             todo.append(recent)
 
         def finish() -> np.ndarray:
@@ -200,14 +206,6 @@ class FixedReader:
             return joined.astype(self._output_dtype, copy=False)
 
         return finish
-
-    def _unpack_in_thread(self, stored: bytes) -> _Unpacked:
-        return self._executor.submit(self._unpack, stored)
-
-    def _unpack_now(self, stored: bytes) -> _Unpacked:
-        done: _Unpacked = concurrent.futures.Future()
-        done.set_result(self._unpack(stored))
-        return done
 
     def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         """Copies row `rows[i]` to `out[places[i]]`. Reads each chunk once.
@@ -222,47 +220,36 @@ class FixedReader:
         """
         if not out.size:
             return
-        positions = self._positions if self._filters is not None else None
-        is_raw = positions is not None and self._filters == (False, False)
-        if positions is not None and is_raw and self._row_nbytes >= _LARGE_ROW_BYTES and out.flags.c_contiguous:
-            self._take_single_rows(positions, out, rows, places)
+        stored = self._chunks
+        is_large = self._row_nbytes >= _LARGE_ROW_BYTES and out.flags.c_contiguous
+        # Booleans are checked, and other types may have to be converted.
+        is_large &= out.dtype == self._dtype and out.dtype.kind != "b"
+        offsets = stored.row_offsets if stored is not None and is_large else None
+        if stored is not None and offsets is not None:
+            self._take_single_rows(stored, offsets, out, rows, places)
             return
         pending: collections.deque[concurrent.futures.Future[None]] = collections.deque()
         cuts = np.flatnonzero(np.diff(rows // self.run_rows)) + 1
         for a, b in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
-            chunk, start, stop = int(rows[a]) // self.run_rows, int(rows[a]), int(rows[b - 1]) + 1
-            read: Callable[[], bytes] | None = None
-            if positions is not None:
-                read = functools.partial(positions.read, chunk)
-            elif self._filters is not None:
-                stored = self._stored(chunk * self.run_rows)
-                read = None if stored is None else functools.partial(bytes, stored)
-            if read is None:
+            run, start, stop = int(rows[a]) // self.run_rows, int(rows[a]), int(rows[b - 1]) + 1
+            if stored is None:
                 out[places[a:b]] = self._read_by_hdf5(start, stop)[rows[a:b] - start]
                 continue
             pending.append(
-                self._executor.submit(self._unpack_into, read, out, rows[a:b] - chunk * self.run_rows, places[a:b])
+                self._executor.submit(self._unpack_into, run, out, rows[a:b] - run * self.run_rows, places[a:b])
             )
             if len(pending) > _AHEAD:
                 pending.popleft().result()
         for placed in pending:
             placed.result()
 
-    @functools.cached_property
-    def _positions(self) -> ChunkPositions | None:
-        return chunk_positions(self._dataset)
-
     def _take_single_rows(
-        self, positions: ChunkPositions, out: np.ndarray, rows: np.ndarray, places: np.ndarray
+        self, stored: StoredChunks, run_offsets: np.ndarray, out: np.ndarray, rows: np.ndarray, places: np.ndarray
     ) -> None:
-        """Reads single rows of uncompressed chunks, without the other rows of the chunks. Arguments as `take_into`."""
+        """Reads single rows of uncompressed chunks, without the other rows. The last three arguments are as above."""
         nbytes = self._row_nbytes
-        chunk = rows // self.run_rows
-        wrong = positions.sizes[chunk] != self.run_rows * nbytes
-        if wrong.any():
-            size = int(positions.sizes[chunk[wrong][0]])
-            raise ValueError(f"a chunk has {size} bytes, expected {self.run_rows * nbytes}")
-        offsets = positions.offsets[chunk] + (rows - chunk * self.run_rows) * nbytes
+        run = rows // self.run_rows
+        offsets = run_offsets[run] + (rows - run * self.run_rows) * nbytes
         # Rows that are adjacent both in the file and in `out` are read together.
         cuts = np.flatnonzero((np.diff(offsets) != nbytes) | (np.diff(places) != 1)) + 1
         first, end = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(rows)]])
@@ -271,7 +258,7 @@ class FixedReader:
 
         def read(some: Sequence[tuple[int, int, int]]) -> None:
             for offset, place, count in some:
-                positions.read_into(flat[place : place + count], offset)
+                stored.read_into(flat[place : place + count], offset)
 
         parts = min(len(runs), os.cpu_count() or 1)
         list(self._executor.map(read, [runs[i::parts] for i in range(parts)]))
@@ -285,26 +272,12 @@ class FixedReader:
     def _row_nbytes(self) -> int:
         return math.prod(self._shape) * self._dtype.itemsize
 
-    def _stored(self, offset: int) -> bytes | None:
-        """Returns the stored bytes of the chunk whose first row is `offset`, or None if only HDF5 can read it."""
-        try:
-            skipped_filters, stored = read_chunk(self._dataset.id, (offset,) + (0,) * len(self._shape))
-        except RuntimeError:
-            # HDF5 itself raises a clear error when it reads the chunk.
-            return None
-        # HDF5 handles chunks for which filters were skipped.
-        return None if skipped_filters else stored
+    def _unpack_into(self, run: int, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
+        out[places] = self._unpack(run)[rows]
 
-    def _unpack_into(self, read: Callable[[], bytes], out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
-        out[places] = self._unpack(read())[rows]
-
-    def _unpack(self, stored: bytes) -> np.ndarray:
-        assert self._filters is not None
-        rows, itemsize = self._run_rows, self._dtype.itemsize
-        nbytes = rows * self._row_nbytes
-        shuffled, deflated = self._filters
-        raw = chunks.unpack(stored, nbytes, itemsize, shuffled=shuffled, deflated=deflated)
-        return _check_booleans(raw.view(self._dtype).reshape(rows, *self._shape))
+    def _unpack(self, run: int) -> np.ndarray:
+        assert self._chunks is not None
+        return _check_booleans(self._chunks.rows(run * self._run_rows, (run + 1) * self._run_rows))
 
     def _read_by_hdf5(self, start: int, stop: int) -> np.ndarray:
         if self._dtype == BFLOAT16:
@@ -317,35 +290,6 @@ class FixedReader:
             return rows.view(BFLOAT16)
         found = _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
         return found.astype(self._output_dtype, copy=False)
-
-
-def _plain_filters(dataset: h5py.Dataset) -> tuple[bool, bool] | None:
-    """Returns (shuffled, deflated) if `chunks.unpack` can read the chunks of a dataset, else None."""
-    if not dataset.chunks or dataset.chunks[1:] != dataset.shape[1:] or 0 in dataset.shape[1:]:
-        return None
-    if not _is_native(dataset):
-        return None
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    known = {
-        (): (False, False),
-        (h5py.h5z.FILTER_DEFLATE,): (False, True),
-        (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE): (True, True),
-    }
-    plain = known.get(tuple(filters))
-    if plain is None or dataset.id.get_num_chunks() != -(-dataset.shape[0] // dataset.chunks[0]):
-        return None
-    return plain
-
-
-def _is_native(dataset: h5py.Dataset) -> bool:
-    """Returns whether the stored bytes of an element are the same as NumPy's."""
-    dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
-    if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
-        stored = stored.get_super()
-    # An HDF5 integer may use only part of its bits, and a float may have a nonstandard exponent.
-    native: bool = stored.equal(layout.element_type(dtype))
-    return native
 
 
 def _check_booleans(rows: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def element_dtype(dataset: h5py.Dataset) -> np.dtype:
     hdf5_type = dataset.id.get_type()
     if isinstance(hdf5_type, h5py.h5t.TypeVlenID):
         hdf5_type = hdf5_type.get_super()
-    if _is_bfloat16(hdf5_type):
+    if types.is_bfloat16(hdf5_type):
         return BFLOAT16
     dtype = h5py.check_vlen_dtype(dataset.dtype) or dataset.dtype
     if h5py.check_enum_dtype(dtype) is not None:
@@ -133,12 +133,6 @@ def stored_row_nbytes(dataset: h5py.Dataset) -> int | None:
     if isinstance(kind, h5py.h5t.TypeVlenID) or (isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str()):
         return None
     return math.prod(dataset.shape[1:]) * kind.get_size()
-
-
-def _is_bfloat16(hdf5_type: h5py.h5t.TypeID) -> bool:
-    if not isinstance(hdf5_type, h5py.h5t.TypeFloatID) or hdf5_type.get_size() != 2:
-        return False
-    return tuple(hdf5_type.get_fields()) == (15, 7, 8, 0, 7) and hdf5_type.get_ebias() == 127
 
 
 def check_path(path: str) -> None:

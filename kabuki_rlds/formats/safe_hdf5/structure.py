@@ -44,8 +44,10 @@ _MAX_LARGE_CHUNKS = 128 << 20
 _MAX_LARGE_CHUNKS_RATIO = 16
 _CHECKSUM_BYTES = 4
 
-#: Filters whose results this package or HDF5 bounds. Data behind other filters is read while the file is probed.
-_COMMON_FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
+#: The filters that `stored_chunks` undoes without the library, in this order. Data behind others is read in the probe.
+_OWN_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
+#: LZF expands a chunk at most 90 times, so only large chunks can exhaust the memory.
+_MAX_LZF_CHUNK_BYTES = 8 << 20
 _READ_BYTES = 16 << 20
 
 
@@ -248,17 +250,23 @@ class _Walk:
     def _read_unusual(
         self, dataset: h5py.h5d.DatasetID, kind: h5py.h5t.TypeID, filters: list[int], row_bytes: int
     ) -> None:
-        """Reads data that the library decodes with code which crashes more often than that for common data.
+        """Reads all data that the library has to decode or to convert later, with code that may crash.
 
-        That are the values behind uncommon filters, and the first values of types that the library converts.
+        The library also decompresses a chunk to any size, however small the dataset says that it is. In this process
+        the memory is limited.
         """
-        has_uncommon_filter = not set(filters).issubset(_COMMON_FILTERS)
-        is_number = isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID))
-        if not has_uncommon_filter and (not is_number or kind.equal(h5py.h5t.py_create(kind.dtype))):
+        is_own = filters == [number for number in _OWN_FILTERS if number in filters]
+        if h5py.h5z.FILTER_LZF in filters:
+            others = [number for number in filters if number != h5py.h5z.FILTER_LZF]
+            chunk_bytes = math.prod(dataset.get_create_plist().get_chunk()) * kind.get_size()
+            is_own = set(others) <= set(_OWN_FILTERS) and chunk_bytes <= _MAX_LZF_CHUNK_BYTES
+        if is_own and not types.needs_conversion(kind):
+            return
+        if not all(h5py.h5z.filter_avail(number) for number in filters):
             return
         rows = h5py.Dataset(dataset)
         step = max(_READ_BYTES // max(row_bytes, 1), 1)
-        for start in range(0, len(rows) if has_uncommon_filter else 1, step):
+        for start in range(0, len(rows), step):
             np.asarray(rows[start : start + step])
 
     def _check_fletcher32(self, dataset: h5py.h5d.DatasetID, name: str, filters: list[int]) -> None:

@@ -66,6 +66,20 @@ def is_defined(kind: h5py.h5t.TypeID) -> bool:
     return all(part.encode()[3] & 15 in (0, 1) for part, _, _ in _parts(kind) if isinstance(part, h5py.h5t.TypeVlenID))
 
 
+def needs_conversion(kind: h5py.h5t.TypeID) -> bool:
+    """Returns whether the library converts numbers of a type when it reads them, apart from their byte order."""
+    if not isinstance(kind, (h5py.h5t.TypeIntegerID, h5py.h5t.TypeFloatID)) or is_bfloat16(kind):
+        return False
+    return not kind.equal(h5py.h5t.py_create(kind.dtype))
+
+
+def is_bfloat16(kind: h5py.h5t.TypeID) -> bool:
+    """Returns whether the values of a type are bfloat16."""
+    if not isinstance(kind, h5py.h5t.TypeFloatID) or kind.get_size() != 2:
+        return False
+    return tuple(kind.get_fields()) == (15, 7, 8, 0, 7) and kind.get_ebias() == 127
+
+
 def _parts(
     kind: h5py.h5t.TypeID, depth: int = 0, in_sequence: bool = False
 ) -> Iterator[tuple[h5py.h5t.TypeID, int, bool]]:

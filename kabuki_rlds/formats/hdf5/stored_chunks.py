@@ -1,0 +1,189 @@
+"""Reads the chunks of a dataset without the HDF5 library: several threads at a time, and in bounded memory.
+
+The library holds a global lock while it reads. It also decompresses a chunk to any size, however small the dataset
+says that the chunk is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+
+import h5py
+import numpy as np
+from h5py._objects import phil
+
+from kabuki_rlds.formats.hdf5 import chunks, layout
+from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk
+
+#: The filters that are undone here, in the order in which writers apply them.
+_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
+
+#: Rows that are spread over several chunks are read together up to this size.
+_MAX_RUN_BYTES = 32 << 20
+
+_BEYOND_END = "a chunk reaches beyond the end of the file"
+
+
+def filters_of(dataset: h5py.Dataset) -> tuple[int, ...] | None:
+    """Returns the numbers of the filters of a chunked dataset, or None if only the HDF5 library can undo them.
+
+    Only the library can read the chunks if it has to convert the elements, or if a filter is not in `_FILTERS`.
+    """
+    if not dataset.chunks or 0 in dataset.shape[1:] or not _is_native(dataset):
+        return None
+    properties = dataset.id.get_create_plist()
+    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return filters if filters == tuple(number for number in _FILTERS if number in filters) else None
+
+
+class StoredChunks:
+    """The chunks of a dataset. Can be used by several threads while the HDF5 file is open.
+
+    Args:
+      dataset: the dataset.
+      filters: the result of `filters_of`.
+
+    Attributes:
+      run_rows: the number of rows to read together: those of a chunk, or fewer if rows are spread over several chunks.
+    """
+
+    def __init__(self, dataset: h5py.Dataset, filters: tuple[int, ...]):
+        self._dataset = dataset.id
+        self._filters = filters
+        self._dtype = layout.element_dtype(dataset)
+        self._shape: tuple[int, ...] = dataset.shape
+        self._chunk: tuple[int, ...] = dataset.chunks
+        self._grid = tuple(-(-n // c) for n, c in zip(self._shape, self._chunk, strict=True))
+        self._across = math.prod(self._grid[1:])
+        self._chunk_nbytes = math.prod(self._chunk) * self._dtype.itemsize
+        # Threads must not call h5py.
+        self._fill = dataset.fillvalue
+        self._has_whole_rows = self._shape[1:] == self._chunk[1:]
+        self.run_rows = int(self._chunk[0])
+        if not self._has_whole_rows:
+            row_nbytes = math.prod(self._shape[1:]) * self._dtype.itemsize
+            self.run_rows = max(min(self.run_rows, _MAX_RUN_BYTES // row_nbytes), 1)
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Returns rows: (stop - start, *shape of a row). Those after the end of the dataset are arbitrary.
+
+        Raises:
+          OSError, ValueError, RuntimeError: a chunk is damaged.
+        """
+        first, end = start // self._chunk[0], -(-stop // self._chunk[0])
+        begin, after = np.searchsorted(self._index[0], [first * self._across, end * self._across]).tolist()
+        is_one = after - begin == 1 and self._has_whole_rows
+        if is_one and (start, stop) == (first * self._chunk[0], end * self._chunk[0]):
+            return self._unpacked(begin)
+        rows = np.empty((stop - start, *self._shape[1:]), self._dtype)
+        if after - begin != (end - first) * self._across:
+            rows[:] = self._fill
+        for i in range(begin, after):
+            place = np.unravel_index(int(self._index[0][i]), self._grid)
+            low = [int(p) * c for p, c in zip(place, self._chunk, strict=True)]
+            # The last chunk of a dimension may reach beyond the shape.
+            shape = (stop, *self._shape[1:])
+            high = [min(a + c, n) for a, c, n in zip(low, self._chunk, shape, strict=True)]
+            skipped = max(start - low[0], 0)
+            inner = [slice(a, b) for a, b in zip(low[1:], high[1:], strict=True)]
+            taken = (slice(skipped, high[0] - low[0]), *(slice(b - a) for a, b in zip(low[1:], high[1:], strict=True)))
+            rows[(slice(low[0] + skipped - start, high[0] - start), *inner)] = self._unpacked(i)[taken]
+        return rows
+
+    @functools.cached_property
+    def row_offsets(self) -> np.ndarray | None:
+        """Offset in the file of the first row of each chunk, if the rows are stored as they are: int64, (chunks,).
+
+        None if chunks are compressed or missing, do not contain whole rows, or cannot be read without the library.
+
+        Raises:
+          ValueError: a chunk has another size than the dataset declares.
+        """
+        numbers, offsets, sizes, _ = self._index
+        if self._filters or self._descriptor is None or not self._has_whole_rows:
+            return None
+        if len(numbers) != self._grid[0]:
+            return None
+        wrong = sizes != self._chunk_nbytes
+        if wrong.any():
+            raise ValueError(f"a chunk has {int(sizes[wrong][0])} bytes, expected {self._chunk_nbytes}")
+        return offsets
+
+    def read_into(self, target: np.ndarray, offset: int) -> None:
+        """Fills a C-contiguous uint8 array with the bytes of the file from `offset` on. For use with `row_offsets`.
+
+        Raises:
+          ValueError: the bytes reach beyond the end of the file.
+        """
+        assert self._descriptor is not None
+        if os.preadv(self._descriptor, [target.data], offset) != target.nbytes:
+            raise ValueError(_BEYOND_END)
+
+    @functools.cached_property
+    def _descriptor(self) -> int | None:
+        """Descriptor of the open file, which belongs to the HDF5 library; None if it does not read a plain file.
+
+        Also None if the file has a user block: HDF5 1.14 does not count it in the offsets of chunks.
+        """
+        try:
+            with phil:
+                file = h5py.h5i.get_file_id(self._dataset)
+                descriptor = file.get_vfd_handle()
+                is_plain = file.get_create_plist().get_userblock() == 0
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, OverflowError):
+            return None
+        return descriptor if is_plain and isinstance(descriptor, int) else None
+
+    @functools.cached_property
+    def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Number, offset in the file, stored size, and mask of skipped filters of each chunk: int64, (chunks,).
+
+        Chunks are numbered in row-major order, and sorted by number. Chunks that were never written are missing.
+        """
+        found: list[tuple[int, int, int, int]] = []
+
+        def note(chunk: h5py.h5d.StoreInfo) -> None:
+            number = 0
+            for at, size, count in zip(chunk.chunk_offset, self._chunk, self._grid, strict=True):
+                number = number * count + at // size
+            found.append((number, chunk.byte_offset or 0, chunk.size, chunk.filter_mask))
+
+        with phil:
+            self._dataset.chunk_iter(note)
+        numbers, offsets, sizes, masks = np.array(sorted(found), np.int64).reshape(-1, 4).T
+        return numbers, offsets, sizes, masks
+
+    def _unpacked(self, i: int) -> np.ndarray:
+        """Returns the elements of the chunk at position `i` of the index: (*chunk)."""
+        number, offset, size, mask = (int(column[i]) for column in self._index)
+        if self._descriptor is not None:
+            if size > os.fstat(self._descriptor).st_size:
+                raise ValueError(_BEYOND_END)
+            stored = os.pread(self._descriptor, size, offset)
+            if len(stored) != size:
+                raise ValueError(_BEYOND_END)
+        else:
+            place = np.unravel_index(number, self._grid)
+            _, stored = read_chunk(self._dataset, tuple(int(p) * c for p, c in zip(place, self._chunk, strict=True)))
+        applied = [number for bit, number in enumerate(self._filters) if not mask >> bit & 1]
+        raw = chunks.unpack(
+            stored,
+            self._chunk_nbytes,
+            self._dtype.itemsize,
+            shuffled=h5py.h5z.FILTER_SHUFFLE in applied,
+            deflated=h5py.h5z.FILTER_DEFLATE in applied,
+            has_checksum=h5py.h5z.FILTER_FLETCHER32 in applied,
+        )
+        return raw.view(self._dtype).reshape(self._chunk)
+
+
+def _is_native(dataset: h5py.Dataset) -> bool:
+    """Returns whether the stored bytes of an element are the same as NumPy's."""
+    dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
+    if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
+        stored = stored.get_super()
+    # An HDF5 integer may use only part of its bits, and a float may have a nonstandard exponent.
+    native: bool = stored.equal(layout.element_type(dtype))
+    return native

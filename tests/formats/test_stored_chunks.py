@@ -1,0 +1,93 @@
+"""Rows are read from chunks of every form, and equal what h5py reads."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import kabuki_rlds
+from tests import handmade
+
+ROWS = 37
+FILTERS: list[dict[str, object]] = [
+    {},
+    {"compression": "gzip"},
+    {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    {"fletcher32": True},
+    {"shuffle": True},
+    {"compression": "lzf"},
+]
+
+
+def chunk_shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Chunks of whole rows, of parts of rows, and of single elements."""
+    return [(4, *shape[1:]), (5, *(3 for _ in shape[1:])), (1,) * len(shape)]
+
+
+@pytest.fixture(
+    params=list(itertools.product(["earliest", "latest"], [0, 512])), ids=lambda each: f"{each[0]}-{each[1]}"
+)
+def file(request, tmp_path) -> Path:
+    """One field for each form of chunks. Some chunks were never written."""
+    rng = np.random.default_rng(0)
+    library, user_block = request.param
+    path = tmp_path / "chunks.hdf5"
+    with h5py.File(path, "w", libver=library, userblock_size=user_block) as made:
+        for name, column in handmade.fields((ROWS,), (True,)).items():
+            if name != "observation":
+                made[name] = column
+        shapes = ((ROWS,), (ROWS, 5), (ROWS, 6, 7))
+        forms = itertools.product(["u1", "<f4", ">i8", "bool"], shapes, range(3), FILTERS)
+        for number, (dtype, shape, form, filters) in enumerate(forms):
+            values = rng.integers(0, 2 if dtype == "bool" else 100, shape).astype(dtype)
+            chunks = chunk_shapes(shape)[form]
+            column = made.create_dataset(
+                f"observation/{number}", shape, dtype, chunks=chunks, fillvalue=True, **filters
+            )
+            column[:20], column[30:] = values[:20], values[30:]
+    return path
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_loaded_rows_equal_those_that_h5py_reads(shuffle, file):
+    with h5py.File(file) as opened:
+        expected = {name: column[()] for name, column in opened["observation"].items()}
+    data = kabuki_rlds.dataset(file, fields=["observation"])
+    order = np.random.default_rng(1).permutation(len(data)) if shuffle else np.arange(len(data))
+    items = data.__getitems__(order.tolist())
+    for name, column in expected.items():
+        values = np.stack([item["observation"][name] for item in items])
+        assert values.dtype == column.dtype.newbyteorder("=")
+        np.testing.assert_array_equal(values, column[order], err_msg=name)
+
+
+@pytest.mark.parametrize("chunks", [(ROWS, 8), (ROWS, 4)])
+def test_a_chunk_is_not_decompressed_beyond_its_size(chunks, tmp_path):
+    path = tmp_path / "bomb.hdf5"
+    with h5py.File(path, "w") as made:
+        for name, column in handmade.fields((ROWS,), (True,)).items():
+            if name != "observation":
+                made[name] = column
+        column = made.create_dataset("observation", (ROWS, 8), "u1", chunks=chunks, compression="gzip")
+        column.id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 28)))
+    with pytest.raises(kabuki_rlds.DamagedDataError, match=rf"a chunk has {np.prod(chunks) + 1} bytes, expected"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+
+
+def test_a_wrong_checksum_is_an_error(tmp_path):
+    path = tmp_path / "f.hdf5"
+    with h5py.File(path, "w") as made:
+        for name, column in handmade.fields((ROWS,), (True,)).items():
+            made.create_dataset(name, data=column, chunks=column.shape, fletcher32=name == "reward")
+        at = made["reward"].id.get_chunk_info(0).byte_offset
+    assert kabuki_rlds.validate(path) == []
+    stored = bytearray(path.read_bytes())
+    stored[at] ^= 1
+    path.write_bytes(stored)
+    with pytest.raises(kabuki_rlds.DamagedDataError, match=r"field 'reward'.*the checksum of a chunk does not match"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
