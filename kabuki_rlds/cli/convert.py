@@ -65,7 +65,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    with_tensorflow = source_options.folder_among(arguments.sources, arguments.data_dir)
+    with_tensorflow = source_options.rlds_among(arguments.sources, arguments.data_dir)
     if with_tensorflow and (arguments.overwrite or not os.path.lexists(local_path(arguments.dest))):
         import_tensorflow()
     result = convert(

@@ -29,7 +29,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    if source_options.folder_among([arguments.source], arguments.data_dir):
+    if source_options.rlds_among([arguments.source], arguments.data_dir):
         import_tensorflow()
     from kabuki_rlds.commands.export import export
 

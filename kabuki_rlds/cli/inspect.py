@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kabuki_rlds.cli.source_options import add_reading_options, folder_among, reading_arguments
+from kabuki_rlds.cli.source_options import add_reading_options, reading_arguments, rlds_among
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.inspect import inspect, to_text
 
@@ -26,7 +26,7 @@ def add(commands: Commands, common: Parser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command and returns the exit code."""
-    if folder_among([arguments.source], arguments.data_dir):
+    if rlds_among([arguments.source], arguments.data_dir):
         import_tensorflow()
     summary = inspect(arguments.source, **reading_arguments(arguments))
     print(summary.to_json() if arguments.json else to_text(summary))

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 
-from kabuki_rlds.cli.source_options import add_assume, folder_among
+from kabuki_rlds.cli.source_options import add_assume, rlds_among
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.formats.open import open_source
 from kabuki_rlds.transforms.recipes.draft import draft
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, recipe in known.items():
             print(f"{name:{width}}  {recipe.about}")
         return 0
-    if folder_among([arguments.source], None):
+    if rlds_among([arguments.source], None):
         import_tensorflow()
     with contextlib.closing(open_source(arguments.source, images="encoded", assume=dict(arguments.assume))) as source:
         print(draft(source), end="")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kabuki_rlds.data.last_row import CHOICES
 from kabuki_rlds.data.rules import FILLABLE
-from kabuki_rlds.formats.locate import locate
+from kabuki_rlds.formats.locate import FEATURES, locate
 
 
 def add_reading_options(command: argparse.ArgumentParser) -> None:
@@ -102,13 +102,13 @@ def writing_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def folder_among(sources: Sequence[str], data_dir: str | None) -> bool:
-    """Returns whether a source is a folder. Reading a folder may need TensorFlow.
+def rlds_among(sources: Sequence[str], data_dir: str | None) -> bool:
+    """Returns whether a source is an RLDS dataset, which TensorFlow reads.
 
     Raises:
       KabukiError: the source does not exist.
     """
-    return any(path.is_dir() for source in sources for path in locate(source, data_dir).paths)
+    return any((path / FEATURES).exists() for source in sources for path in locate(source, data_dir).paths)
 
 
 def _assumption(text: str) -> tuple[str, str]:

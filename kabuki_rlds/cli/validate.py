@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from kabuki_rlds.cli.source_options import add_fill, add_reading_options, folder_among, reading_arguments
+from kabuki_rlds.cli.source_options import add_fill, add_reading_options, reading_arguments, rlds_among
 from kabuki_rlds.cli.terminal import Commands, Parser, import_tensorflow
 from kabuki_rlds.commands.compare import compare
 from kabuki_rlds.commands.validate import examine
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = reading_arguments(arguments) | {"fill": dict(arguments.fill)}
     if arguments.against:
         registry.check_is_not_demos(arguments.source)
-    elif folder_among([arguments.source], arguments.data_dir):
+    elif rlds_among([arguments.source], arguments.data_dir):
         import_tensorflow()
     validation = examine(arguments.source, progress=sys.stderr.isatty(), **({} if arguments.against else options))
     for violation in validation.violations:
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name}: {'valid' if validation.last_rows is None else 'converts to a valid file'}")
     if not arguments.against:
         return 1 if validation.violations else 0
-    if folder_among(arguments.against, arguments.data_dir):
+    if rlds_among(arguments.against, arguments.data_dir):
         import_tensorflow()
     differences = compare(arguments.source, arguments.against, conform=arguments.conform, **options)
     for difference in differences:

@@ -22,6 +22,7 @@ from kabuki_rlds.data.common_schema import differences
 from kabuki_rlds.data.source import Origin
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError
 from kabuki_rlds.files import disk
+from kabuki_rlds.files.side_files import read_side_file
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.transforms.required_fields import CompletedSource
@@ -31,6 +32,8 @@ from kabuki_rlds.version import VERSION
 _PART_BYTES = 128 << 20
 
 _PLAN = "plan.json"
+#: The plan lists all files of the sources.
+_MAX_JSON_BYTES = 256 << 20
 #: Names of part files, and of all files that a folder of parts may contain.
 _PART = re.compile(r"\d{5,}\.hdf5")
 _OURS = re.compile(r"plan\.json(\.new)?|\d{5,}\.(json|hdf5(\.partial)?)")
@@ -53,8 +56,8 @@ class ConversionParts:
         now = json.loads(json.dumps({"made_by": VERSION, "part_bytes": _PART_BYTES, **plan}))
         try:
             self._folder.mkdir(exist_ok=True)
-            if (self._folder / _PLAN).is_file():
-                self._check(json.loads((self._folder / _PLAN).read_text()), now)
+            if (self._folder / _PLAN).exists():
+                self._check(json.loads(read_side_file(self._folder / _PLAN, _MAX_JSON_BYTES)), now)
             elif any(_PART.fullmatch(path.name) for path in self._folder.iterdir()):
                 raise KabukiError(f"{self._folder}: contains part files but no {_PLAN}; move or remove the folder")
             else:
@@ -124,7 +127,7 @@ def _folder(dest: pathlib.Path) -> pathlib.Path:
 def _counts(path: pathlib.Path) -> dict[str, int]:
     """Returns the number of rows that `conform` changed in a part, by field."""
     try:
-        counts = json.loads(path.read_text())
+        counts = json.loads(read_side_file(path, _MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as e:
         raise DamagedDataError(f"cannot be read ({e}); {_restart()}", file=path) from e
     if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):

@@ -30,6 +30,7 @@ from kabuki_rlds.arguments import argument
 from kabuki_rlds.data.limits import MAX_JSON_BYTES
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError, SourceNotFoundError
 from kabuki_rlds.files.paths import StrPath, local_path, subfolders
+from kabuki_rlds.files.side_files import read_side_file
 from kabuki_rlds.formats.demos.minari import METADATA
 from kabuki_rlds.formats.demos.minari_arrow import MINARI_ARROW
 from kabuki_rlds.formats.envlogger import log
@@ -374,11 +375,9 @@ def _identity(folder: pathlib.Path) -> tuple[str, str]:
     """(name, config) of the TFDS dataset in a folder; "" for what it does not state."""
     path = folder / _INFO
     try:
+        stated: Any = json.loads(read_side_file(path, MAX_JSON_BYTES))
+    except (KabukiError, OSError, ValueError, RecursionError):
         # The dataset is rejected when it is read.
-        if path.stat().st_size > MAX_JSON_BYTES:
-            return "", ""
-        stated: Any = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
         return "", ""
     if not isinstance(stated, dict):
         return "", ""

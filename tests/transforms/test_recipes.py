@@ -335,7 +335,10 @@ def test_a_cast_to_float32_must_keep_integers_exact(tmp_path, value):
 
 def test_recipe_files_that_are_too_large_or_not_text_are_rejected(tmp_path):
     source = layout_files.robomimic(tmp_path / "demo.hdf5", {0: 3})
-    for text, message in ((b"about: " + b"x" * (1 << 20), "too large for a recipe"), (b"\xff", "cannot be read")):
+    for text, message in (
+        (b"about: " + b"x" * (1 << 20), "more than the limit of 1,048,576"),
+        (b"\xff", "cannot be read"),
+    ):
         (tmp_path / "r.yaml").write_bytes(text)
         with pytest.raises(KabukiError, match=message):
             convert(source, tmp_path / "k.hdf5", recipe=tmp_path / "r.yaml")

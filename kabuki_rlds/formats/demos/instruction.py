@@ -25,6 +25,7 @@ import numpy as np
 
 from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.files.side_files import read_side_file
 from kabuki_rlds.formats.demos.hdf5_values import read_value
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 
@@ -147,10 +148,10 @@ def _json_names(folder: str, changed: int) -> list[str]:
 def _in_json(path: str, stem: str) -> Iterable[Any]:
     """Yields the values in a JSON file that may be an instruction, best first."""
     try:
-        if os.path.getsize(path) > _MAX_JSON_BYTES:
-            raise ValueError(f"larger than {_MAX_JSON_BYTES:,} bytes")
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
+        value = json.loads(read_side_file(path, _MAX_JSON_BYTES))
+    except KabukiError as e:
+        warn_once(f"{e}; not searched for the instruction of an episode")
+        return
     except (OSError, ValueError, RecursionError) as e:
         warn_once(f"{path}: not searched for the instruction of an episode, since it cannot be read: {e}")
         return

@@ -33,9 +33,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from kabuki_rlds.data.limits import MAX_JSON_BYTES
 from kabuki_rlds.data.schema import Info
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.files.placeholders import check_is_data
+from kabuki_rlds.files.side_files import read_side_file
 from kabuki_rlds.formats.demos.assumptions import Assumptions
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
@@ -76,8 +78,6 @@ ACTION_SPACE = "action_space"
 
 #: Name of a dataset to the first part of the path of its step field. Other names are kept.
 STEP_FIELDS = {OBSERVATIONS: "observation", ACTIONS: "action", REWARDS: "reward"}
-#: The largest `metadata.json` that is read.
-_MAX_METADATA_BYTES = 16 << 20
 
 
 class Minari(Hdf5EpisodeLayout):
@@ -171,13 +171,11 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
       KabukiError: it cannot be read.
     """
     path = folder / METADATA
-    if not path.is_file():
-        return {}
     check_is_data(path, may_be_text=True)
+    if not path.exists():
+        return {}
     try:
-        if path.stat().st_size > _MAX_METADATA_BYTES:
-            raise ValueError("it is too large")
-        metadata = json.loads(path.read_text())
+        metadata = json.loads(read_side_file(path, MAX_JSON_BYTES))
         if not isinstance(metadata, dict):
             raise ValueError("it is no dict")
         for key in (OBSERVATION_SPACE, ACTION_SPACE, "env_spec", "eval_env_spec"):

@@ -9,7 +9,7 @@ The rules and the names of fields are those of `minari`. The items of a tuple ar
 `infos`, where a tuple cannot be told from a dict, so they keep the names `0`, `1`, …. The episode fields `attributes/…`
 come from the episode's `metadata.json`.
 
-An episode is held in memory while it is read, since a Parquet file is one row group.
+A few rows of an episode are in memory at a time (see `arrow_table`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import operator
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from kabuki_rlds.data.block import Column, Ragged, concatenate
 from kabuki_rlds.data.schema import BYTES, Field, Info
 from kabuki_rlds.errors import DamagedDataError, KabukiError
 from kabuki_rlds.extras import require
-from kabuki_rlds.files.placeholders import check_is_data
+from kabuki_rlds.formats.demos.arrow_table import ArrowTable
 from kabuki_rlds.formats.demos.assumptions import Assumptions
 from kabuki_rlds.formats.demos.demo_episode import (
     DemoEpisode,
@@ -143,17 +143,13 @@ def _numbered_folders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
-    import pyarrow.dataset
-
     data_format = metadata["data_format"]
     # macOS keeps attributes of a file in a file named `._<name>` beside it.
     files = sorted(os.fspath(file) for file in folder.glob(f"*.{data_format}") if not file.name.startswith("._"))
     if not files:
         raise DamagedDataError(f"no .{data_format} file", file=folder)
-    for file in files:
-        check_is_data(file)
-    dataset = pyarrow.dataset.dataset(files, format=data_format)
-    length = dataset.count_rows()
+    table = ArrowTable(files, data_format)
+    length = table.num_rows
     episode_metadata = read_metadata(folder)
     if length < 2 and not episode_metadata.get(TOTAL_STEPS):
         raise EmptyEpisodeError(f"{folder}: a table of {length} rows, so no steps, since the last is none")
@@ -162,9 +158,8 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
         raise DamagedDataError(
             f"says total_steps {count}, but has {length} rows, the last of which is none", file=folder
         )
-    table = functools.cache(lambda: _read_table(dataset))
     steps: dict[str, RowReader] = {}
-    for column in dataset.schema:
+    for column in table.schema:
         if column.name == "episode_id":
             continue
         space = metadata.get({OBSERVATIONS: OBSERVATION_SPACE, ACTIONS: ACTION_SPACE}.get(column.name, ""))
@@ -177,7 +172,7 @@ def _episode(folder: pathlib.Path, metadata: Mapping[str, Any]) -> DemoEpisode:
     missing = required - {name.split("/")[0] for name in steps}
     if missing:
         raise DamagedDataError(f"the table has no column for {sorted(missing)[0]}", file=folder)
-    steps["is_terminal"] = is_terminal_rows(length, _terminated(folder, dataset))
+    steps["is_terminal"] = is_terminal_rows(length, _terminated(folder, table))
     fields = dict(_episode_fields("attributes", episode_metadata))
     return DemoEpisode(folder.name, length, steps, {**fields, "file_path": os.fspath(folder)})
 
@@ -202,22 +197,18 @@ def _is_numeric_array(value: list[Any]) -> bool:
         return False
 
 
-def _terminated(folder: pathlib.Path, dataset: Any) -> bool:
+def _terminated(folder: pathlib.Path, table: ArrowTable) -> bool:
     """Returns whether the episode terminated, according to its last step. The row after that is padding."""
     import pyarrow as pa
 
-    kind = dataset.schema.field(TERMINATIONS).type
+    kind = table.schema.field(TERMINATIONS).type
     # Values of other types, such as text, would count as true.
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise DamagedDataError(f"terminations is of type {kind}, and no flag", file=folder)
-    return bool(_read_table(dataset, [TERMINATIONS])[TERMINATIONS][-2].as_py())
-
-
-def _read_table(dataset: Any, columns: list[str] | None = None) -> Any:
-    table = dataset.to_table(columns=columns)
-    # Otherwise Arrow trusts the lengths and offsets in a file.
-    table.validate(full=True)
-    return table
+    last: list[Any] = []
+    for batch in table.batches([TERMINATIONS]):
+        last = [*last, *batch.column(TERMINATIONS)[-2:]][-2:]
+    return bool(last[0].as_py())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,10 +318,10 @@ class _TableRows:
       leaf: the column.
       length: number of rows of the table.
       is_padded: whether the last row is padding. It is replaced with zeros.
-      table: reads the table.
+      table: the table.
     """
 
-    def __init__(self, label: str, leaf: _LeafColumn, length: int, is_padded: bool, table: Callable[[], Any]):
+    def __init__(self, label: str, leaf: _LeafColumn, length: int, is_padded: bool, table: ArrowTable):
         self.field = leaf.field
         self.is_blank = False
         self._label = label
@@ -342,19 +333,24 @@ class _TableRows:
     def __len__(self) -> int:
         return self._length
 
-    @functools.cached_property
-    def _array(self) -> Any:
+    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
+        stored = min(stop, self._length - self._is_padded)
+        # All rows, because the fields that are not padded read the same ones.
+        batches = self._table.rows(start, stop)
+        parts: list[Column] = []
+        for batch in batches:
+            rows = min(batch.num_rows, stored - start - sum(map(len, parts)))
+            if rows:
+                parts.append(_column(self._array(batch.slice(0, rows)), self.field, self._label))
+        return concatenate([*parts, padding(self.field)] if stored < stop else parts)
+
+    def _array(self, batch: Any) -> Any:
         name, *children = self._location
-        array = self._table()[name].combine_chunks()
+        array = batch.column(name)
         for child in children:
             # `field` would ignore that a struct is null in some rows.
             array = array.flatten()[child]
         return array
-
-    def read(self, start: int, stop: int, threads: concurrent.futures.Executor) -> Column:
-        stored = min(stop, self._length - self._is_padded)
-        column = _column(self._array.slice(start, max(stored - start, 0)), self.field, self._label)
-        return column if stored == stop else concatenate([column, padding(self.field)])
 
 
 def _column(array: Any, field: Field, label: str) -> Column:
@@ -368,16 +364,22 @@ def _column(array: Any, field: Field, label: str) -> Column:
     if array.null_count:
         raise DamagedDataError(f"{array.null_count} rows without a value, for which there is no form", file=label)
     if field.dtype == BYTES or field.encoded:
-        is_large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
-        column = np.empty(len(array), object)
-        column[:] = array.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
-        return column
+        values = array.dictionary if pa.types.is_dictionary(array.type) else array
+        is_large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
+        texts = np.empty(len(values), object)
+        texts[:] = values.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
+        return texts if values is array else texts[array.indices.to_numpy()]
     if not field.shape and not pa.types.is_nested(array.type):
-        return array.to_numpy(zero_copy_only=False)
+        return _copied(array)
     values = array.flatten()
     if values.null_count:
         raise DamagedDataError(f"{values.null_count} elements without a value, for which there is no form", file=label)
-    flat = values.to_numpy(zero_copy_only=False)
+    flat = _copied(values)
     if None in field.shape:
         return Ragged(flat, array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)[:, None])
     return flat.reshape(len(array), *field.shape)
+
+
+def _copied(array: Any) -> np.ndarray:
+    """Returns the values of an Arrow array. A view would keep the whole batch in memory."""
+    return np.array(array.to_numpy(zero_copy_only=False))

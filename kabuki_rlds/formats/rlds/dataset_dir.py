@@ -20,6 +20,7 @@ from kabuki_rlds.data.source import Skipped
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, one_line
 from kabuki_rlds.files.placeholders import INSTEAD, check_is_data, placeholder
 from kabuki_rlds.files.records import FRAME, Scan
+from kabuki_rlds.files.side_files import check_side_file, read_side_file
 from kabuki_rlds.formats.rlds import parse_features, recorded_shards
 from kabuki_rlds.formats.rlds.bad_records import MISSING
 from kabuki_rlds.formats.rlds.shards import ShardSlice
@@ -64,7 +65,8 @@ def open_info(folder: pathlib.Path) -> tfds.core.DatasetInfo:
         if stated.HasField("features"):
             where, text = folder / _INFO, json_format.MessageToJson(stated.features)
         else:
-            where, text = folder / FEATURES, (folder / FEATURES).read_text("utf-8")
+            where = folder / FEATURES
+            text = read_side_file(where, limits.MAX_JSON_BYTES, _REMEDY).decode("utf-8")
         features = parse_features.parse(text, os.fspath(where), _REMEDY)
         if stated.is_blocked:
             raise KabukiError(f"{folder}: TFDS has blocked this dataset: {stated.is_blocked}")
@@ -87,17 +89,14 @@ def _check_metadata(folder: pathlib.Path) -> None:
     """Checks the sizes of the metadata files before they are parsed.
 
     Raises:
-      KabukiError: a file is too large, lists too many classes, or is a placeholder (for example a Git LFS pointer).
+      KabukiError: a file is not a regular file, is too large, lists too many classes, or is a placeholder (for example
+        a Git LFS pointer).
     """
     for path in (folder / FEATURES, folder / _INFO, folder / _METADATA, *sorted(folder.glob("*.labels.txt"))):
-        size = path.stat().st_size if path.is_file() else 0
-        if size > limits.MAX_JSON_BYTES:
-            raise KabukiError(
-                f"{path}: has {size:,} bytes, more than the limit of {limits.MAX_JSON_BYTES:,}. {_REMEDY}"
-            )
+        size = check_side_file(path, limits.MAX_JSON_BYTES, _REMEDY) if path.exists() else 0
         check_is_data(path, may_be_text=True)
         if size and path.suffix == ".txt":
-            lines = path.read_bytes().count(b"\n")
+            lines = read_side_file(path, limits.MAX_JSON_BYTES, _REMEDY).count(b"\n")
             if lines > limits.MAX_CLASSES:
                 raise KabukiError(
                     f"{path}: names {lines:,} classes, more than the limit of {limits.MAX_CLASSES:,}. {_REMEDY}"

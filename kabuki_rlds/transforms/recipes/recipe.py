@@ -26,6 +26,7 @@ import yaml
 
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files.paths import local_path
+from kabuki_rlds.files.side_files import read_side_file
 from kabuki_rlds.transforms.recipes.operations import OPERATIONS, Operation
 
 #: The maximum size of a recipe.
@@ -106,9 +107,7 @@ def load_recipe(recipe: str | os.PathLike[str]) -> Recipe:
             raise InvalidArgumentError(f"{recipe}: is not a file and not a built-in recipe ({', '.join(known)})")
         return known[os.fspath(recipe)]
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InvalidArgumentError(f"{recipe}: is too large for a recipe (more than {_MAX_BYTES:,} bytes)")
-        return parse(path.read_text(), str(path))
+        return parse(read_side_file(path, _MAX_BYTES).decode(), str(path))
     except (OSError, UnicodeDecodeError) as e:
         raise InvalidArgumentError(f"{recipe}: cannot be read: {e}") from e
 
