@@ -19,6 +19,9 @@ _LAYOUT = 0x08
 _CONTINUATION = 0x10
 #: Layout class of compact storage.
 _COMPACT = 0
+#: The most bytes of an object header that are read. A block counts as at least `_MIN_BLOCK_BYTES`.
+_MAX_HEADER_BYTES = 64 << 20
+_MIN_BLOCK_BYTES = 1 << 10
 #: Flags of a version 2 header: optional parts that are present.
 _HAS_TIMES, _HAS_LIMITS, _HAS_ORDER = 0x20, 0x10, 0x04
 
@@ -33,7 +36,7 @@ def compact_bytes(dataset: h5py.Dataset, file: StoredFile) -> bytes:
         for kind, body in _messages(file, h5py.h5o.get_info(dataset.id).addr):
             if kind == _LAYOUT:
                 return _compact_values(body)
-    except struct.error:
+    except (struct.error, IndexError):
         pass
     raise ValueError("the object header of the dataset is damaged")
 
@@ -46,7 +49,7 @@ def _compact_values(layout: bytes) -> bytes:
         at = 12 + 4 * layout[1]
         kind, (size,) = layout[2], struct.unpack_from("<I", layout, at - 4)
     if kind != _COMPACT or len(layout) < at + size:
-        raise struct.error
+        raise IndexError
     return layout[at : at + size]
 
 
@@ -63,11 +66,12 @@ def _messages(file: StoredFile, address: int) -> Iterator[tuple[int, bytes]]:
     else:
         blocks = [(address + 16, int.from_bytes(head[8:12], "little"))]
         message, unused, signature, checksum = struct.Struct("<HHxxxx"), 0, 0, 0
-    seen: set[int] = set()
+    unread = _MAX_HEADER_BYTES
     for start, size in blocks:
-        if start in seen or size < 0:
-            continue
-        seen.add(start)
+        # Damaged blocks can overlap or form a loop.
+        unread -= max(size, _MIN_BLOCK_BYTES)
+        if unread < 0:
+            raise IndexError
         data = file.read(start, size)
         at = 0
         while at + message.size + unused <= len(data):

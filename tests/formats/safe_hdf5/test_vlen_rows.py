@@ -21,6 +21,7 @@ from kabuki_rlds.data.schema import BFLOAT16
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.sequences import SequenceReader
 from kabuki_rlds.formats.safe_hdf5 import global_heap, stored_references
+from kabuki_rlds.formats.safe_hdf5.compact_storage import compact_bytes
 from kabuki_rlds.formats.safe_hdf5.global_heap import GlobalHeaps
 from kabuki_rlds.formats.safe_hdf5.stored_file import StoredFile
 from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows
@@ -327,6 +328,34 @@ def test_damaged_heaps_and_references_are_one_error_each(of, tmp_path):
         assert all(error.isprintable() and len(error) < 200 for error in errors)
         count += bool(errors)
     assert count > 50
+
+
+@pytest.mark.parametrize("library", ["earliest", "latest"])
+def test_damaged_headers_of_compact_datasets_are_one_error_each(library, tmp_path):
+    path = tmp_path / "f.hdf5"
+    with h5py.File(path, "w", libver=library) as file:
+        create(file, TEXTS[0], (5,), None, compact=True)[:] = [b"text"] * 5
+        for i in range(8):
+            # They do not fit into the first block of the header.
+            file["rows"].attrs[f"more_{i}"] = "x" * 30 * i
+    intact = path.read_bytes()
+    rng = np.random.default_rng(0)
+    errors = 0
+    # The file that HDF5 has open remains intact.
+    with h5py.File(path) as file, open(tmp_path / "damaged", "w+b", buffering=0) as damaged:
+        header = h5py.h5o.get_info(file["rows"].id).addr
+        for _ in range(2000):
+            stored = bytearray(intact)
+            for at in header + rng.integers(0, min(600, len(intact) - header), rng.integers(1, 5)):
+                stored[at] = rng.choice([0, 0xFF, 1, 16, stored[at] ^ 1 << rng.integers(8)])
+            os.pwrite(damaged.fileno(), stored, 0)
+            with time_limit(20):
+                try:
+                    assert len(compact_bytes(file["rows"], StoredFile(damaged.fileno(), 0, 8, 8))) < len(intact)
+                except ValueError as e:
+                    errors += 1
+                    assert str(e).isprintable()
+    assert errors > 20
 
 
 def heap_of(*objects: tuple[int, int, bytes], size: int | None = None, signature: bytes = b"GCOL\1\0\0\0") -> bytes:
