@@ -42,7 +42,7 @@ def big_endian_bfloat16() -> h5py.h5t.TypeID:
     return kind
 
 
-DTYPES = ["u1", "i1", "<i2", ">u2", "<i4", ">i8", "<f2", ">f4", "<f8", "<c8", ">c16", "S3", "?"]
+DTYPES = ["u1", "i1", "<i2", ">u2", "<i4", ">i8", "<f2", ">f4", "<f8", "<c8", ">c16", "?"]
 ELEMENTS = [
     *(h5py.h5t.py_create(np.dtype(name), logical=True) for name in DTYPES),
     h5py.h5t.py_create(h5py.enum_dtype({"off": 0, "on": 1, "unknown": 300}, "<i2"), logical=True),
