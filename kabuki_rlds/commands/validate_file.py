@@ -32,7 +32,7 @@ from kabuki_rlds.formats.hdf5 import layout, stored_last_rows, unstated_last_row
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.datasets import metadata_datasets, step_datasets
 from kabuki_rlds.formats.hdf5.source import KabukiSource, entries
-from kabuki_rlds.formats.hdf5.variable import CompanionError
+from kabuki_rlds.formats.hdf5.variable_reader import CompanionError
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.damage import find_damage
 

@@ -26,7 +26,7 @@ from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.source import KabukiSource
-from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.variable_reader import VariableReader
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 from kabuki_rlds.images.decode import ImageDecoder
 from kabuki_rlds.loading.n_step_returns import RETURNS, ReturnReader, Returns

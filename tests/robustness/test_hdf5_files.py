@@ -15,7 +15,7 @@ from kabuki_rlds.data import schema
 from kabuki_rlds.formats.hdf5 import layout
 from kabuki_rlds.formats.hdf5.sink import KabukiSink
 from kabuki_rlds.formats.hdf5.source import KabukiSource
-from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.variable_reader import VariableReader
 from kabuki_rlds.images import png
 from tests import handmade
 from tests.handmade import Stored

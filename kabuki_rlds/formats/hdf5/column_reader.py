@@ -10,7 +10,7 @@ import h5py
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
 from kabuki_rlds.formats.hdf5.image_file_reader import ImageFileReader
-from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.variable_reader import VariableReader
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 
 ColumnReader: TypeAlias = FixedReader | VariableReader

@@ -13,7 +13,7 @@ from kabuki_rlds.data.block import Column, Ragged
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
-from kabuki_rlds.formats.hdf5.variable import VariableReader
+from kabuki_rlds.formats.hdf5.variable_reader import VariableReader
 
 #: The number of rows of a dataset without chunks that are read together if one of them is requested.
 _RUN_ROWS = 64
