@@ -31,6 +31,7 @@ from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows, unstated_last_rows
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.datasets import metadata_datasets, step_datasets
+from kabuki_rlds.formats.hdf5.fixed import ChunkMemory
 from kabuki_rlds.formats.hdf5.source import KabukiSource, entries
 from kabuki_rlds.formats.hdf5.variable_reader import CompanionError
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
@@ -87,6 +88,7 @@ class _Check:
         self._executor = executor
         self._lost: list[str] = []
         self._datasets = step_datasets(file, self._lost)
+        self._memory = ChunkMemory()
         self._readers: dict[str, ColumnReader] = {}
         self._fields: dict[str, Field] = {}
         self._num_steps = 0
@@ -108,7 +110,7 @@ class _Check:
                 continue
             try:
                 field = layout.read_field(dataset)
-                reader = column_reader(dataset, field, self._executor)
+                reader = column_reader(dataset, field, self._executor, self._memory)
             except DamagedDataError as e:
                 self._note(1, path, e.problem)
                 continue

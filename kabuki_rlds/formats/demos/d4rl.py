@@ -67,6 +67,7 @@ from kabuki_rlds.formats.demos.layout import DemoOptions, Layout
 from kabuki_rlds.formats.demos.row_readers import are_equal, padding_row
 from kabuki_rlds.formats.hdf5 import layout as kabuki_layout
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
+from kabuki_rlds.formats.hdf5.fixed import ChunkMemory
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.decode import decoded
 from kabuki_rlds.images.image_columns import ImageColumns
@@ -295,7 +296,8 @@ class D4rlSource:
         return Size(self.num_steps, True, num_bytes, sample, self._images.decoded)
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Block]:
-        readers = {name: self._reader(name) for name in self._fields}
+        memory = ChunkMemory()
+        readers = {name: self._reader(name, memory) for name in self._fields}
         following = self._reader(NEXT_OBSERVATIONS) if NEXT_OBSERVATIONS in self._datasets else None
         for start, stop in self._selected_ranges():
             signals.check()
@@ -344,8 +346,9 @@ class D4rlSource:
         )
         return max(stored, (decoded(field).row_nbytes if self._decodes else None) or 0)
 
-    def _reader(self, name: str) -> ColumnReader:
-        return column_reader(self._datasets[name], kabuki_layout.read_field(self._datasets[name]), self._threads)
+    def _reader(self, name: str, memory: ChunkMemory | None = None) -> ColumnReader:
+        field = kabuki_layout.read_field(self._datasets[name])
+        return column_reader(self._datasets[name], field, self._threads, memory)
 
     def _read(self, reader: ColumnReader, name: str, start: int, stop: int) -> np.ndarray:
         try:

@@ -20,6 +20,9 @@ from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks, filters_of
 
 #: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
+#: The total size of the chunks that readers keep. Larger chunks than `_MAX_CHUNK_IN_THREAD` are unpacked one at a time.
+_MAX_KEPT_BYTES = 128 << 20
+_MAX_CHUNK_IN_THREAD = 32 << 20
 #: In uncompressed chunks, rows of at least so many bytes are read without the rest of their chunk.
 _LARGE_ROW_BYTES = 4096
 
@@ -38,10 +41,17 @@ class FixedWriter:
       field: dtype and shape of its rows.
       compression: the filter of the chunks of a new dataset.
       pool: packs and writes the chunks.
+      num_columns: the number of datasets that are written at the same time. Each holds back a chunk.
     """
 
     def __init__(
-        self, file: h5py.File, path: str, field: Field, compression: chunks.Compression, pool: chunks.ChunkPool
+        self,
+        file: h5py.File,
+        path: str,
+        field: Field,
+        compression: chunks.Compression,
+        pool: chunks.ChunkPool,
+        num_columns: int = 1,
     ):
         self._file = file
         self._path = path
@@ -55,7 +65,7 @@ class FixedWriter:
         self._deflate = compression == "gzip"
         self._type = layout.element_type(field.dtype)
         row_nbytes = math.prod(self._shape) * field.dtype.itemsize
-        self._chunk_rows = layout.chunk_rows(row_nbytes)
+        self._chunk_rows = layout.chunk_rows(row_nbytes, num_columns)
         self._dataset: h5py.h5d.DatasetID | None = None
         if path in file:
             self._open(file[path])
@@ -141,6 +151,17 @@ class FixedWriter:
         self._dataset.write(memory, space, _as_stored(rows), mtype=self._type)
 
 
+class ChunkMemory:
+    """The memory for the chunks that readers keep. Readers of thousands of fields share it.
+
+    Attributes:
+      free: bytes that are not used.
+    """
+
+    def __init__(self) -> None:
+        self.free = _MAX_KEPT_BYTES
+
+
 class FixedReader:
     """Reads rows of a dataset from any writer.
 
@@ -151,9 +172,16 @@ class FixedReader:
       dataset: the dataset.
       executor: the threads.
       dtype: dtype of the returned rows. None uses the dtype of the dataset.
+      memory: the memory for chunks, which several readers share. None gives this reader its own.
     """
 
-    def __init__(self, dataset: h5py.Dataset, executor: concurrent.futures.Executor, dtype: np.dtype | None = None):
+    def __init__(
+        self,
+        dataset: h5py.Dataset,
+        executor: concurrent.futures.Executor,
+        dtype: np.dtype | None = None,
+        memory: ChunkMemory | None = None,
+    ):
         self._dataset = dataset
         self._executor = executor
         self._dtype = layout.element_dtype(dataset)
@@ -165,7 +193,11 @@ class FixedReader:
             self._run_rows = self._chunks.run_rows
         else:
             self._run_rows = int(dataset.chunks[0]) if dataset.chunks else layout.chunk_rows(self._row_nbytes)
+        self._run_nbytes = self._run_rows * self._row_nbytes
+        #: The first row of a chunk, and the chunk. It is kept because more of its rows are likely to be read.
         self._recent: tuple[int, _Unpacked] | None = None
+        self._num_kept = 0
+        self._memory = memory or ChunkMemory()
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Returns the rows `start` to `stop`: (stop - start, *shape), in native byte order.
@@ -174,38 +206,64 @@ class FixedReader:
           OSError, ValueError, RuntimeError: a chunk is damaged.
         """
         # Unpacking a single chunk takes less time than starting a thread.
-        is_one = stop <= start - start % self._run_rows + self._run_rows
-        return self._begin(start, stop, is_one)()
+        in_thread = stop > start - start % self._run_rows + self._run_rows
+        return self._begin(start, stop, in_thread)()
 
     def begin(self, start: int, stop: int) -> Callable[[], np.ndarray]:
         """Starts reading rows in threads. Returns a function that waits for the rows and returns them."""
-        return self._begin(start, stop, False)
+        return self._begin(start, stop, True)
 
-    def _begin(self, start: int, stop: int, is_one: bool) -> Callable[[], np.ndarray]:
+    def _begin(self, start: int, stop: int, in_thread: bool) -> Callable[[], np.ndarray]:
         if self._chunks is None or start >= stop:
             return functools.partial(self._read_by_hdf5, start, stop)
-        rows = self._run_rows
+        if self._run_nbytes > _MAX_CHUNK_IN_THREAD:
+            joined = np.concatenate([self._part(offset, start, stop) for offset in self._offsets(start, stop)])
+            return functools.partial(joined.astype, self._output_dtype, copy=False)
         todo: list[tuple[int, _Unpacked]] = []
-        for offset in range(start - start % rows, stop, rows):
+        for offset in self._offsets(start, stop):
             # Another thread may replace it meanwhile.
             recent = self._recent
             if recent is None or recent[0] != offset:
                 unpacked: _Unpacked
-                if is_one:
-                    unpacked = concurrent.futures.Future()
-                    unpacked.set_result(self._unpack(offset // rows))
+                if in_thread:
+                    unpacked = self._executor.submit(self._unpack, offset // self._run_rows)
                 else:
-                    unpacked = self._executor.submit(self._unpack, offset // rows)
-                self._recent = recent = (offset, unpacked)
+                    unpacked = concurrent.futures.Future()
+                    unpacked.set_result(self._unpack(offset // self._run_rows))
+                recent = (offset, unpacked)
             todo.append(recent)
+        self._keep(*todo[-1], stop)
 
         def finish() -> np.ndarray:
             parts = [chunk.result()[max(start - offset, 0) : stop - offset] for offset, chunk in todo]
             # A view of some rows would keep the whole chunk in memory.
-            joined = parts[0] if len(parts) == 1 and len(parts[0]) == rows else np.concatenate(parts)
+            joined = parts[0] if len(parts) == 1 and len(parts[0]) == self._run_rows else np.concatenate(parts)
             return joined.astype(self._output_dtype, copy=False)
 
         return finish
+
+    def _offsets(self, start: int, stop: int) -> range:
+        """Returns the first row of each chunk that contains rows from `start` to `stop`."""
+        return range(start - start % self._run_rows, stop, self._run_rows)
+
+    def _part(self, offset: int, start: int, stop: int) -> np.ndarray:
+        """Copies rows from a large chunk, so that only one such chunk is in memory, and one that is kept."""
+        recent = self._recent
+        if recent is None or recent[0] != offset:
+            unpacked: _Unpacked = concurrent.futures.Future()
+            unpacked.set_result(self._unpack(offset // self._run_rows))
+            recent = (offset, unpacked)
+        self._keep(*recent, stop)
+        return recent[1].result()[max(start - offset, 0) : stop - offset].copy()
+
+    def _keep(self, offset: int, unpacked: _Unpacked, stop: int) -> None:
+        """Keeps a chunk for the next call, unless its last row was read or too many bytes are kept already."""
+        self._memory.free += self._num_kept
+        is_complete = stop >= min(offset + self._run_rows, len(self._dataset))
+        keeps = not is_complete and self._run_nbytes <= self._memory.free
+        self._recent = (offset, unpacked) if keeps else None
+        self._num_kept = self._run_nbytes if keeps else 0
+        self._memory.free -= self._num_kept
 
     def take_into(self, out: np.ndarray, rows: np.ndarray, places: np.ndarray) -> None:
         """Copies row `rows[i]` to `out[places[i]]`. Reads each chunk once.

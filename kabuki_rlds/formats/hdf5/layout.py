@@ -73,6 +73,9 @@ _ROW_ATTRIBUTES = frozenset(("kind", "class_names", "shape", "nested", "encoded"
 #: little cost, large enough to compress well and to stream.
 CHUNK_BYTES = 256 << 10
 _MAX_CHUNK_ROWS = 1 << 16
+#: The approximate size of one chunk of every column together, and the least size of a chunk.
+_CHUNKS_BYTES = 64 << 20
+_MIN_CHUNK_BYTES = 4 << 10
 #: Rows in a chunk of a variable-length dataset. The chunk stores a reference of 16 bytes for each.
 VARIABLE_CHUNK_ROWS = 1024
 
@@ -81,9 +84,13 @@ VARIABLE_CHUNK_ROWS = 1024
 _MAX_ATTRIBUTE_NAMES = 4000
 
 
-def chunk_rows(row_nbytes: int) -> int:
-    """Returns the number of rows in a chunk: a power of two, so that the chunks of all columns align."""
-    rows = max(1, min(_MAX_CHUNK_ROWS, CHUNK_BYTES // max(row_nbytes, 1)))
+def chunk_rows(row_nbytes: int, num_columns: int = 1) -> int:
+    """Returns the number of rows in a chunk: a power of two, so that the chunks of all columns align.
+
+    The chunks of hundreds of columns are smaller, because a reader or writer needs one of each in memory.
+    """
+    num_bytes = min(CHUNK_BYTES, max(_MIN_CHUNK_BYTES, _CHUNKS_BYTES // num_columns))
+    rows = max(1, min(_MAX_CHUNK_ROWS, num_bytes // max(row_nbytes, 1)))
     return 1 << (rows.bit_length() - 1)
 
 

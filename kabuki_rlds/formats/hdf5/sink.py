@@ -103,6 +103,7 @@ class KabukiSink:
         self._file.attrs["complete"] = False
         self._described_later: dict[str, dict[str, Any]] = {}
         self._describe(schema, origins, skipped)
+        self._num_columns = len(schema.steps) + len(schema.metadata)
         self._steps = {path: self._column(path, field, compression) for path, field in schema.steps.items()}
         self._metadata = {
             path: self._column(f"{layout.METADATA}/{path}", field, "gzip") for path, field in schema.metadata.items()
@@ -161,7 +162,7 @@ class KabukiSink:
         if field.nested:
             return NestedWriter(file, path, field)
         if field.is_fixed:
-            return FixedWriter(file, path, field, compression, self._pool)
+            return FixedWriter(file, path, field, compression, self._pool, self._num_columns)
         return RaggedWriter(file, path, field)
 
     def write(self, block: Block) -> None:

@@ -29,6 +29,7 @@ from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.datasets import common_length, metadata_datasets, step_datasets
 from kabuki_rlds.formats.hdf5.episode_index import check_lengths, read_origins, read_starts
+from kabuki_rlds.formats.hdf5.fixed import ChunkMemory
 from kabuki_rlds.formats.safe_hdf5.attributes import Attributes
 from kabuki_rlds.formats.safe_hdf5.open_file import open_file
 from kabuki_rlds.images.image_columns import ImageColumns
@@ -201,9 +202,10 @@ class KabukiSource:
           only: the step fields to read. Their image files are neither checked nor decoded. None reads all fields.
           with_metadata: read the episode fields too if `only` is given.
         """
-        readers = {path: self.reader(path) for path in self.step_datasets if only is None or path in only}
+        memory = ChunkMemory()
+        readers = {path: self.reader(path, memory) for path in self.step_datasets if only is None or path in only}
         metadata = {
-            path: self._reader(dataset, self._metadata[path])
+            path: self._reader(dataset, self._metadata[path], memory)
             for path, dataset in self.metadata_datasets.items()
             if only is None or with_metadata
         }
@@ -288,17 +290,17 @@ class KabukiSource:
         """Returns the first row of an episode, or the number of steps for the episode after the last."""
         return int(self.starts[episode]) if episode < len(self.starts) else self.num_steps
 
-    def reader(self, path: str) -> ColumnReader:
-        """Returns a reader for the rows of a step field.
+    def reader(self, path: str, memory: ChunkMemory | None = None) -> ColumnReader:
+        """Returns a reader for the rows of a step field. `memory` as in `FixedReader`.
 
         Raises:
           DamagedDataError: the dataset is malformed.
         """
-        return self._reader(self.step_datasets[path], self._fields[path])
+        return self._reader(self.step_datasets[path], self._fields[path], memory)
 
-    def _reader(self, dataset: h5py.Dataset, field: Field) -> ColumnReader:
+    def _reader(self, dataset: h5py.Dataset, field: Field, memory: ChunkMemory | None) -> ColumnReader:
         try:
-            return column_reader(dataset, field, self._executor)
+            return column_reader(dataset, field, self._executor, memory)
         except READ_ERRORS as e:
             raise DamagedDataError(
                 f"dataset {dataset.name!r} cannot be read: {e}", file=self.path, field=dataset.name[1:]

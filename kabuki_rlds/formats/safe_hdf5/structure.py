@@ -35,8 +35,8 @@ _MAX_RATIO = 1100
 #: The bytes that one dataset may declare without storing them (fill values), and all datasets together.
 _MAX_UNSTORED_BYTES = 64 << 20
 _MAX_TOTAL_UNSTORED_BYTES = 1 << 30
-#: HDF5 reads whole chunks, and readers keep one chunk of each dataset in memory.
-_MAX_CHUNK_BYTES = 1 << 30
+#: HDF5 reads whole chunks, and a chunk takes three times its size while it is unpacked.
+_MAX_CHUNK_BYTES = 256 << 20
 #: One large chunk (at least `_LARGE_CHUNK_BYTES`) per dataset is summed. The limit of the sum is `_MAX_LARGE_CHUNKS`
 #: plus `_MAX_LARGE_CHUNKS_RATIO` times the file size.
 _LARGE_CHUNK_BYTES = 4 << 20
