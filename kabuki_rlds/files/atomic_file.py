@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -21,7 +22,7 @@ class StagedFile:
 
     Args:
       destination: path of the file.
-      overwrite: whether to replace an existing file.
+      overwrite: whether to replace an existing file. A symbolic link is replaced, not the file that it leads to.
 
     Raises:
       KabukiError: the destination exists, another process writes it, or it cannot be written.
@@ -108,14 +109,16 @@ class StagedFile:
                 os.replace(self.partial, self.destination)
             else:
                 self._rename_to_new()
-            disk.sync(self.destination.parent)
+        disk.sync_name(self.destination)
 
     def abort(self) -> None:
         """Removes the partial file if it was not committed."""
         if self._lock < 0:
             return
-        if self._is_locked_file(self._lock):
-            self.partial.unlink()
+        # If the disk fails, report the first error. The next writer replaces the partial file.
+        with contextlib.suppress(OSError):
+            if self._is_locked_file(self._lock):
+                self.partial.unlink()
         os.close(self._lock)
         self._lock = -1
 
@@ -137,7 +140,6 @@ class StagedFile:
         try:
             # Unlike a rename, a link fails if the destination was created in the meantime.
             os.link(self.partial, self.destination)
-            self.partial.unlink()
         except FileExistsError:
             self._check_free()
             raise
@@ -145,6 +147,10 @@ class StagedFile:
             # The file system does not support hard links.
             self._check_free()
             os.rename(self.partial, self.destination)
+        else:
+            # If it fails, the next writer removes the second name.
+            with contextlib.suppress(OSError):
+                self.partial.unlink()
 
 
 def destination_of(name: StrPath) -> pathlib.Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pathlib
 import shutil
@@ -10,6 +12,8 @@ from types import TracebackType
 from kabuki_rlds.arguments import argument
 from kabuki_rlds.errors import DestinationExistsError, KabukiError
 from kabuki_rlds.files import disk, locks
+
+_log = logging.getLogger("kabuki_rlds")
 
 
 class StagedFolder:
@@ -23,7 +27,7 @@ class StagedFolder:
 
     Args:
       destination: path of the folder. Missing parent folders are created.
-      overwrite: whether to replace an existing folder.
+      overwrite: whether to replace an existing folder. A symbolic link is replaced, not the folder that it leads to.
       mark: name of a file that an existing folder must have to be replaced.
       what: what a folder with that file is, for the error message.
 
@@ -79,9 +83,9 @@ class StagedFolder:
         # the old folder has no other name.
         for left in self.partial.iterdir():
             left.unlink()
-        if self._old.exists():
-            if self.destination.exists():
-                shutil.rmtree(self._old)
+        if os.path.lexists(self._old):
+            if os.path.lexists(self.destination):
+                _remove(self._old)
             else:
                 os.rename(self._old, self.destination)
 
@@ -104,25 +108,30 @@ class StagedFolder:
             for path in (*self.partial.iterdir(), self.partial):
                 disk.sync(path)
             self._check_free()
-            if self.destination.exists():
+            if os.path.lexists(self.destination):
                 # A rename cannot replace a folder that is not empty.
                 os.rename(self.destination, self._old)
             try:
                 os.rename(self.partial, self.destination)
             except BaseException:
-                if self._old.exists():
+                if os.path.lexists(self._old):
                     os.rename(self._old, self.destination)
                 raise
-            disk.sync(self.destination.parent)
-            self._made = []
-            if self._old.exists():
-                shutil.rmtree(self._old)
+        self._made = []
+        disk.sync_name(self.destination)
+        if os.path.lexists(self._old):
+            try:
+                _remove(self._old)
+            except OSError as e:
+                _log.warning("%s: the replaced folder cannot be deleted (%s); delete it", self._old, e.strerror)
 
     def abort(self) -> None:
         """Removes the partial folder and the parent folders created for it, if it was not committed."""
         if self._lock >= 0:
-            if self._is_locked_folder():
-                shutil.rmtree(self.partial)
+            # If the disk fails, report the first error. The next writer replaces the partial folder.
+            with contextlib.suppress(OSError):
+                if self._is_locked_folder():
+                    shutil.rmtree(self.partial)
             os.close(self._lock)
             self._lock = -1
         for folder in reversed(self._made):
@@ -155,7 +164,16 @@ class StagedFolder:
             raise DestinationExistsError(
                 f"{self.destination}: already exists; {argument('overwrite', True)} replaces it"
             )
-        if not (self.destination / self._mark).is_file():
+        is_broken_link = self.destination.is_symlink() and not self.destination.exists()
+        if not is_broken_link and not (self.destination / self._mark).is_file():
             raise DestinationExistsError(
                 f"{self.destination}: exists, but is not a {self._what}; move it away, or choose another destination"
             )
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Deletes a folder. Of a symbolic link to a folder, only the link is deleted."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
 
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.files.paths import StrPath
+
+_log = logging.getLogger("kabuki_rlds")
 
 
 def sync(path: StrPath) -> None:
@@ -19,6 +22,20 @@ def sync(path: StrPath) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def sync_name(path: pathlib.Path) -> None:
+    """Waits until the name of a new file or folder is on the disk. Warns if that fails, because it is in place."""
+    try:
+        sync(path.parent)
+    except OSError as e:
+        # Some file systems cannot sync folders.
+        if e.errno != errno.EINVAL:
+            _log.warning(
+                "%s: is complete and in place, but the disk does not confirm its name (%s); check the disk, and that "
+                "the name exists after a power failure",
+                path, e.strerror,
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -167,9 +167,14 @@ class JournaledFile(io.RawIOBase):
             if self._error is not None:
                 raise self._error
             os.fsync(self._file)
-            self._journal.append(self._changes())
-            self._journal.sync()
-            disk.sync(self.destination.parent)
+            complete = self._journal.append(self._changes())
+            try:
+                self._journal.sync()
+                disk.sync(self.destination.parent)
+            except OSError:
+                # `abort` would apply the changes of a complete journal.
+                self._journal.take_back(complete)
+                raise
         self.abort()
 
     def _changes(self) -> bytes:

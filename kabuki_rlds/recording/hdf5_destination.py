@@ -70,7 +70,8 @@ class Hdf5Destination:
     """
 
     def __init__(self, path: str | os.PathLike[str], split: str, config: tfds.rlds.rlds_base.DatasetConfig | None):
-        self._path = local_path(path).absolute()
+        # Append to the file that a symbolic link leads to, and use one lock for all its names.
+        self._path = pathlib.Path(os.path.realpath(local_path(path)))
         self._origin = Origin(os.fspath(self._path), split=split, format="recording")
         self.num_written = 0
         self._log: AppendLog | None = None

@@ -27,6 +27,7 @@ from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.files.disk import reserve
 from kabuki_rlds.formats.safe_hdf5 import caches, verdicts
+from kabuki_rlds.formats.safe_hdf5.new_file import discard, writing
 
 _log = logging.getLogger("kabuki_rlds")
 
@@ -125,11 +126,13 @@ class DemoSink(abc.ABC):
         self._descriptor = -1
         self._staged, self._path = self._stage(overwrite)
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            reserve(self._descriptor, 0, _FILE_OVERHEAD, dest)
-            # The partial file or folder is locked already.
-            self._file = caches.limit_metadata_cache(h5py.File(self._path, "w", locking=False, **caches.CHUNK_CACHE))
-            self._begin(self._file)
+            with writing(dest):
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+                reserve(self._descriptor, 0, _FILE_OVERHEAD, dest)
+                # The partial file or folder is locked already.
+                file = h5py.File(self._path, "w", locking=False, **caches.CHUNK_CACHE)
+                self._file = caches.limit_metadata_cache(file)
+                self._begin(self._file)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -156,6 +159,10 @@ class DemoSink(abc.ABC):
         """Ends an episode, of which all pieces were appended."""
 
     def write(self, block: Block) -> None:
+        with writing(self._dest):
+            self._write(block)
+
+    def _write(self, block: Block) -> None:
         assert self._file is not None
         # What HDF5 still buffers needs disk space too.
         self._file.flush()
@@ -201,8 +208,9 @@ class DemoSink(abc.ABC):
             self._end_episode(num_actions, bool(np.any(piece.steps[IS_TERMINAL][-1])))
 
     def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
-        self._write_held(ends=True)
-        self._complete()
+        with writing(self._dest):
+            self._write_held(ends=True)
+            self._complete()
         self._staged.commit()
         verdicts.trust(self._staged.destination / self._path.relative_to(self._staged.partial))
 
@@ -223,7 +231,7 @@ class DemoSink(abc.ABC):
     ) -> None:
         self._staged.abort()
         if self._file is not None:
-            self._file.close()
+            discard(self._file)
             self._file = None
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -320,6 +328,13 @@ class DatasetAppender:
     def replace_last(self, row: bool) -> None:
         """Replaces the last row."""
         self._dataset[-1] = row
+
+    def close(self) -> None:
+        """Writes the rows that HDF5 still holds in memory.
+
+        Without this, HDF5 writes them when Python deletes the dataset, where errors are ignored, and later crash HDF5.
+        """
+        self._dataset.flush()
 
 
 def _plain(column: Column) -> np.ndarray:

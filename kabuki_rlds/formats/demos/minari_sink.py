@@ -91,6 +91,8 @@ class MinariSink(DemoSink):
         name = TERMINATIONS if is_terminal else TRUNCATIONS
         if name in self._ends:
             self._ends[name].replace_last(True)
+        for dataset in (*self._rows.values(), *self._ends.values()):
+            dataset.close()
 
     def _complete(self) -> None:
         super()._complete()

@@ -103,13 +103,17 @@ class RobomimicSink(DemoSink):
         self._demo.attrs[NUM_SAMPLES] = num_actions
         if self._dones is not None:
             self._dones.replace_last(is_terminal)
+            self._dones.close()
+        for rows in self._rows.values():
+            for dataset, _ in rows:
+                dataset.close()
 
     def _complete(self) -> None:
         self._data.attrs[TOTAL] = self.num_actions
         names = _rename_demonstrations(self._data, self._names)
         for path, numbers in self._masks.items():
             listed = np.array([names[i].encode() for i in numbers], "S") if numbers else np.array([], "S1")
-            self._data.file[path] = listed
+            self._data.file.create_dataset(path, data=listed).flush()
         super()._complete()
 
 

@@ -19,7 +19,6 @@ from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.data.schema import BYTES, Field, Schema
 from kabuki_rlds.data.source import Origin, Skipped
 from kabuki_rlds.errors import KabukiError
-from kabuki_rlds.files import disk
 from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.journaled_file import JournaledFile
 from kabuki_rlds.formats.hdf5 import layout, stored_last_rows
@@ -27,6 +26,7 @@ from kabuki_rlds.formats.hdf5.chunks import ChunkPool, Compression
 from kabuki_rlds.formats.hdf5.fixed import FixedWriter
 from kabuki_rlds.formats.hdf5.variable import ImageFileWriter, NestedWriter, RaggedWriter, TextWriter
 from kabuki_rlds.formats.safe_hdf5 import caches, verdicts
+from kabuki_rlds.formats.safe_hdf5.new_file import discard, writing
 from kabuki_rlds.version import VERSION
 
 _log = logging.getLogger("kabuki_rlds")
@@ -81,11 +81,11 @@ class KabukiSink:
         self._file: h5py.File | None = None
         try:
             self._staged.reserve(0, (1 + len(schema.steps) + len(schema.metadata)) * _COLUMN_OVERHEAD)
-            # The staged file is locked already; HDF5's own lock would be a second one.
-            self._file = caches.limit_metadata_cache(
-                h5py.File(staged.partial, "w", locking=False, **caches.CHUNK_CACHE)
-            )
-            self._create(schema, origins, skipped, compression)
+            with writing(destination):
+                # The staged file is locked already; HDF5's own lock would be a second one.
+                file = h5py.File(staged.partial, "w", locking=False, **caches.CHUNK_CACHE)
+                self._file = caches.limit_metadata_cache(file)
+                self._create(schema, origins, skipped, compression)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -150,7 +150,7 @@ class KabukiSink:
         names = layout.long_class_names(field)
         if names is not None and path in self._file:
             group = f"{layout.COMPANION}/{path}"
-            self._file.create_dataset(f"{group}/class_names", data=names, dtype=h5py.string_dtype())
+            self._file.create_dataset(f"{group}/class_names", data=names, dtype=h5py.string_dtype()).flush()
             self._file[path].attrs["companion"] = f"/{group}"
         return writer
 
@@ -172,7 +172,7 @@ class KabukiSink:
           KabukiError: the disk cannot hold them, or a column has another number of rows than the block.
         """
         assert block.steps.keys() == self._steps.keys() and block.metadata.keys() == self._metadata.keys()
-        with disk.writing(self._staged.destination):
+        with writing(self._staged.destination):
             self._write(block)
 
     def _write(self, block: Block) -> None:
@@ -223,7 +223,7 @@ class KabukiSink:
         Raises:
           KabukiError: the disk does not take it, or somebody else made the file meanwhile.
         """
-        with disk.writing(self._staged.destination):
+        with writing(self._staged.destination):
             self._complete(last_rows, _notes(violations, last_rows))
         self._staged.commit()
         verdicts.trust(self._staged.destination)
@@ -269,7 +269,10 @@ class KabukiSink:
         # First, since the file of a disk that fails may not close.
         self._staged.abort()
         if self._file is not None:
-            self._file.close()
+            if isinstance(self._staged, StagedFile):
+                discard(self._file)
+            else:
+                self._file.close()
             self._file = None
 
 

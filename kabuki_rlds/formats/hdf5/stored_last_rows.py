@@ -38,7 +38,9 @@ def stated(file: h5py.File, num_episodes: int) -> LastRows | None:
 
 def write(file: h5py.File, is_step: np.ndarray) -> None:
     """Writes the flags: bool, (episodes,)."""
-    file.create_dataset(PATH, data=is_step, dtype=bool, chunks=True if len(is_step) else None, maxshape=(None,))
+    chunks = True if len(is_step) else None
+    # Flush it: h5py ignores errors that HDF5 has when Python deletes a dataset.
+    file.create_dataset(PATH, data=is_step, dtype=bool, chunks=chunks, maxshape=(None,)).flush()
 
 
 def append(file: h5py.File, is_step: np.ndarray) -> None:
