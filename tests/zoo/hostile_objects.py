@@ -32,7 +32,7 @@ def _deep_groups(file: h5py.File) -> None:
 
 def _wide_group(file: h5py.File) -> None:
     group = file.create_group("info")
-    for i in range(5000):
+    for i in range(1000):
         group.id.links.create_soft(f"link {i}".encode(), b"/reward")
 
 

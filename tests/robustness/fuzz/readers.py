@@ -51,9 +51,9 @@ def convert_and_skip(path: Path, folder: Path) -> None:
     assert (result.num_episodes, result.skipped) == (whole.num_episodes, []), "skipped an intact episode"
 
 
-def convert_with_recipe(recipe: Path, folder: Path) -> None:
-    """Converts the file beside the recipe."""
-    source = next(recipe.parent.glob("*.hdf5"))
+def convert_with_recipe(path: Path, folder: Path) -> None:
+    """Converts the HDF5 file in a folder with the recipe beside it."""
+    recipe, source = path / "recipe.yaml", next(path.glob("*.hdf5"))
     kabuki_rlds.convert(source, folder / "out.hdf5", recipe=recipe, fill=_FILL, overwrite=True)
 
 

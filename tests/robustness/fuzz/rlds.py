@@ -10,16 +10,16 @@ is watched. A long search can be had in parts, as in `tests.robustness.fuzz.hdf5
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from tests import datasets
+from tests.robustness.fuzz import changes
 from tests.robustness.fuzz.readers import RLDS
 from tests.robustness.fuzz.report import report, search_arguments, secret_in
 from tests.robustness.fuzz.watched import tensorflow_worker, try_all
@@ -29,7 +29,10 @@ SEEDS = {"every_kind": 1} | dict.fromkeys(
     ("plain", "array_record", "oxe_style", "uncovered", "in_order", "no_steps", "zero_size"), 2
 )
 
-_NUMBERS = (0, 1, -1, 2, 7, 255, 256, 1 << 20, 1 << 31, 1 << 40, -(1 << 63), (1 << 63) - 1)
+_NUMBERS = changes.NUMBERS
+
+#: Changes of a folder.
+Changes: TypeAlias = Sequence[Callable[[Path, random.Random], None]]
 
 
 def seeds(data_dir: Path) -> list[Path]:
@@ -38,8 +41,10 @@ def seeds(data_dir: Path) -> list[Path]:
     return [folder for each in folders for folder in each]
 
 
-def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path) -> Iterator[Path]:
+def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path, made: Changes = ()) -> Iterator[Path]:
     """So many datasets, one after the other, each from one of `folders`; the same for the same seed.
+
+    `made` are the changes to choose from; by default all.
 
     A dataset is removed when the next one is asked for.
     """
@@ -48,7 +53,7 @@ def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path) -> Ite
         path = folder / f"{seed}-{number}"
         shutil.copytree(rng.choice(folders), path)
         for _ in range(rng.choice((1, 1, 2))):
-            rng.choice(_CHANGES)(path, rng)
+            rng.choice(made or _CHANGES)(path, rng)
         yield path
         shutil.rmtree(path)
 
@@ -61,25 +66,8 @@ def _shard(folder: Path, rng: random.Random) -> Path | None:
 def _bytes(folder: Path, rng: random.Random) -> None:
     """The bytes of a shard."""
     shard = _shard(folder, rng)
-    if shard is None or not shard.stat().st_size:
-        return
-    data = bytearray(shard.read_bytes())
-    for _ in range(rng.choice((1, 1, 3))):
-        at = rng.randrange(len(data) or 1)
-        kind = rng.randrange(6)
-        if kind == 0 and data:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            data[at : at + 8] = (rng.choice(_NUMBERS) % (1 << 64)).to_bytes(8, "little")
-        elif kind == 2:
-            del data[at:]
-        elif kind == 3:
-            del data[at : at + rng.randrange(1, 200)]
-        elif kind == 4:
-            data[at:at] = rng.randbytes(rng.randrange(1, 200))
-        else:
-            data += data[at : at + 300]
-    shard.write_bytes(data)
+    if shard is not None:
+        changes.change_bytes(shard, rng)
 
 
 def _episode(folder: Path, rng: random.Random) -> None:
@@ -140,59 +128,11 @@ def _value(values: Any, rng: random.Random) -> None:
 def _description(folder: Path, rng: random.Random) -> None:
     """A place in a JSON file."""
     path = folder / rng.choice(("features.json", "dataset_info.json"))
-    if not path.is_file():
-        return
-    if rng.random() < 0.15:
-        data = bytearray(path.read_bytes())
-        del data[rng.randrange(len(data) or 1) :]
-        path.write_bytes(data)
-        return
-    try:
-        tree = json.loads(path.read_text())
-    except ValueError:
-        return
-    places: list[tuple[Any, Any]] = []
-
-    def walk(node: Any) -> None:
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            places.append((node, key))
-            if isinstance(value, (dict, list)):
-                walk(value)
-
-    walk(tree)
-    if not places:
-        return
-    node, key = rng.choice(places)
-    new = rng.choice(  # type: ignore[var-annotated]
-        [*map(str, _NUMBERS), *_NUMBERS, None, True, "", "../../x", "/etc/passwd", "os.system", [], {}, [[[]]], "zlib",
-         "float64", "uint8", "string", "tensorflow_datasets.core.features.text_feature.Text", "array_record"]
-    )  # fmt: skip
-    if rng.random() < 0.2:
-        del node[key]
-    elif rng.random() < 0.3:
-        other, place = rng.choice(places)
-        node[key] = json.loads(json.dumps(other[place]))
-    else:
-        node[key] = new
-    path.write_text(json.dumps(tree))
+    if path.is_file():
+        changes.change_json(path, rng)
 
 
-def _files(folder: Path, rng: random.Random) -> None:
-    """Which files there are."""
-    path = rng.choice(sorted(folder.iterdir()))
-    other = rng.choice(sorted(folder.iterdir()))
-    kind = rng.randrange(4)
-    if kind == 0:
-        path.unlink()
-    elif kind == 1 and path != other:
-        shutil.copy(path, other)
-    elif kind == 2:
-        path.write_bytes(b"")
-    elif path != other:
-        path.rename(other)
-
-
-_CHANGES = (_bytes, _bytes, _episode, _episode, _episode, _description, _description, _files)
+_CHANGES = (_bytes, _bytes, _episode, _episode, _episode, _description, _description, changes.change_files)
 
 
 def main() -> None:
@@ -201,9 +141,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         secret = secret_in(folder)
-        paths = mutated(seeds(folder / "seeds"), arguments.inputs, arguments.seed, folder)
+        valid, good = seeds(folder / "seeds"), True
         with tensorflow_worker(secret) as worker:
-            good = report("rlds", try_all(worker, RLDS, paths), arguments.keep)
+            for corpus, made in (("rlds", _CHANGES), ("rlds descriptions", (_description,))):
+                paths = mutated(valid, arguments.inputs // 2, arguments.seed, folder, made)
+                good &= report(corpus, try_all(worker, RLDS, paths), arguments.keep)
     sys.exit(0 if good else 1)
 
 
