@@ -110,12 +110,24 @@ class DamagedDataError(_LocatedError):
         self.field, self.rows = field, rows
 
 
+#: What the HDF5 library says about a failed system call, with the number of the error and the error.
+_SYSTEM_CALL = re.compile(
+    r"\((?:file \w+ failed|unable to \w+ file)\b[^()]*?\berrno = (\d+), error message = '([^']*)'[^()]*\)"
+)
+
+
+def system_error(error: BaseException) -> int | None:
+    """Returns the number of the system's error, for example `errno.EIO`, in an `OSError` or an error of h5py."""
+    found = _SYSTEM_CALL.search(str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
 def printable(text: str) -> str:
     """Returns the text as one line of printable characters. Other characters are escaped.
 
     The middle of a long text is left out: a name or a type in an untrusted file may have megabytes.
     """
-    line = " ".join(text.splitlines())
+    line = " ".join(_SYSTEM_CALL.sub(r"(\2)", text).splitlines())
     if not line.isprintable():
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     left_out = len(line) - _MAX_CHARACTERS
@@ -126,6 +138,6 @@ def printable(text: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, without the graph node names that TensorFlow adds."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _SYSTEM_CALL.sub(r"(\2)", str(error)).splitlines() if line.strip()]
     line = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", lines[0]) if lines else ""
     return (line or type(error).__name__)[:400]

@@ -1,6 +1,6 @@
 /* Preloaded by tests: system calls on some files fail.
  *
- * FAULT_CALL: "write", "fsync" or "truncate". FAULT_PATH: part of the paths. FAULT_ERRNO: the error.
+ * FAULT_CALL: "read", "write", "fsync" or "truncate". FAULT_PATH: part of the paths. FAULT_ERRNO: the error.
  * FAULT_AFTER: the number of calls that succeed before.
  */
 #define _GNU_SOURCE
@@ -32,6 +32,12 @@ static int fails(const char *call, int file) {
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
+ssize_t pread(int file, void *data, size_t size, off_t at) {
+    return fails("read", file) ? -1 : REAL(pread)(file, data, size, at);
+}
+ssize_t pread64(int file, void *data, size_t size, off64_t at) {
+    return fails("read", file) ? -1 : REAL(pread64)(file, data, size, at);
+}
 ssize_t write(int file, const void *data, size_t size) {
     return fails("write", file) ? -1 : REAL(write)(file, data, size);
 }

@@ -6,9 +6,9 @@ dataset reaches these limits. SECURITY.md lists them.
 
 #: Size of a file or attribute that is parsed as a whole: `features.json`, `dataset_info.json` and others.
 MAX_JSON_BYTES = 16 << 20
-#: Number of features of a dataset, and nesting depth of features.
+#: Number of features of a dataset, and nesting depth of features. Protobuf takes 33 levels, and HDF5 files 32 groups.
 MAX_FEATURES = 100_000
-MAX_DEPTH = 64
+MAX_DEPTH = 24
 #: Number of classes of a label.
 MAX_CLASSES = 1_000_000
 #: Number of splits plus number of shards of a dataset.

@@ -38,6 +38,20 @@ def sync_name(path: pathlib.Path) -> None:
             )  # fmt: skip
 
 
+#: What to do about some errors of the system.
+_REMEDIES = {
+    errno.EIO: "check the disk and its connection",
+    errno.ESTALE: "the file was replaced on the server; run again",
+    errno.EMFILE: "raise the limit, for example with `ulimit -n 65536`",
+}
+
+
+def unreadable(number: int) -> str:
+    """Describes the system's error with a number, for example `errno.EIO`, when a file is read."""
+    remedy = _REMEDIES.get(number)
+    return f"cannot be read ({os.strerror(number)})" + (f"; {remedy}" if remedy else "")
+
+
 @contextlib.contextmanager
 def writing(path: StrPath) -> Iterator[None]:
     """Turns an `OSError` of the block into a `KabukiError` that names `path`.

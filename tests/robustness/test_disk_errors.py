@@ -97,6 +97,39 @@ def test_a_failed_call_is_reported_in_one_line_and_leaves_no_output(command, num
         assert text.count("\n") == 1, (call, text)
 
 
+_LOADER = """
+import os, sys
+import kabuki_rlds
+for after in range(0, 40, 3):
+    if not os.fork():
+        os.environ |= {"FAULT_CALL": "read", "FAULT_AFTER": str(after)}
+        try:
+            for batch in kabuki_rlds.load_steps(sys.argv[1], 64, as_numpy=True):
+                pass
+        except kabuki_rlds.KabukiError as e:
+            print(e)
+        sys.stdout.flush()
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_a_loader_that_cannot_read_names_the_error_of_the_disk(source, faults):
+    run = subprocess.run(
+        [sys.executable, "-c", _LOADER, source],
+        env=os.environ | {"LD_PRELOAD": str(faults), "FAULT_PATH": source.name, "FAULT_ERRNO": str(errno.EIO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    messages = run.stdout.splitlines()
+    assert len(messages) > 5
+    assert f"{source}: cannot be read (Input/output error); check the disk and its connection" in messages
+    for message in messages:
+        assert message.startswith(f"{source}: ") and "Input/output error" in message and "damaged" not in message
+        assert len(message) < 200 + len(str(source))
+
+
 WRITERS = {
     "convert": lambda source, folder, **options: kabuki_rlds.convert(source, folder / "x.hdf5", **options),
     "build": lambda source, folder, **options: kabuki_rlds.build(source, folder, name="x", **options),

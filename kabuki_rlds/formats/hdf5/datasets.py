@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import h5py
 
-from kabuki_rlds.errors import DamagedDataError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, system_error
+from kabuki_rlds.files import disk
 from kabuki_rlds.formats.hdf5 import layout
 
 
@@ -58,10 +59,15 @@ def datasets_in(
     for name in group:
         if name in skip:
             continue
-        item = group.get(name)
-        if item is None:
+        try:
+            item = group[name]
+        except KeyError as e:
+            number = system_error(e)
+            if number is not None:
+                raise KabukiError(f"{group.file.filename}: {disk.unreadable(number)}") from e
             dangling.append(prefix + name)
-        elif isinstance(item, h5py.Dataset):
+            continue
+        if isinstance(item, h5py.Dataset):
             found[prefix + name] = item
         elif isinstance(item, h5py.Group) and item not in above:
             found |= datasets_in(item, dangling, f"{prefix}{name}/", above=above)

@@ -165,7 +165,12 @@ class _FeatureParser:
         try:
             return read(value, cls())
         except Exception as e:
+            if "too deep" in str(e):
+                raise self._too_deep(path) from e
             raise self.error(path, f"cannot be parsed as {cls.__name__} ({e})") from e
+
+    def _too_deep(self, path: str) -> KabukiError:
+        return self.error(path, f"exceeds the nesting limit of {limits.MAX_DEPTH} features")
 
     def _feature(self, cls: type[Any], content: Any, path: str, depth: int) -> Any:
         """Returns a feature of the class `cls`. Parses inner features, and lets TFDS parse other content."""
@@ -176,7 +181,7 @@ class _FeatureParser:
         if self._count > limits.MAX_FEATURES:
             raise self.error(path, f"exceeds the limit of {limits.MAX_FEATURES:,} features")
         if depth > limits.MAX_DEPTH:
-            raise self.error(path, f"exceeds the nesting limit of {limits.MAX_DEPTH} features")
+            raise self._too_deep(path)
         try:
             if cls is tfds.features.FeaturesDict:
                 if isinstance(content, feature_pb2.FeaturesDict):

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 
 import h5py
 
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import KabukiError, system_error
 from kabuki_rlds.files import disk
 from kabuki_rlds.files.paths import StrPath
-
-#: The number of the system's error, in a message of the HDF5 library.
-_ERRNO = re.compile(r"\berrno = (\d+)")
 
 
 @contextlib.contextmanager
@@ -32,10 +28,9 @@ def writing(path: StrPath) -> Iterator[None]:
             yield
         except (OSError, RuntimeError, ValueError, KeyError) as e:
             # h5py raises exceptions of various types.
-            found = _ERRNO.search(str(e))
-            if found is None or isinstance(e, KabukiError):
+            number = system_error(e)
+            if number is None or isinstance(e, KabukiError):
                 raise
-            number = int(found[1])
             raise OSError(number, os.strerror(number)) from e
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pathlib
 
 import h5py
 
-from kabuki_rlds.errors import DamagedDataError, KabukiError, SourceNotFoundError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, SourceNotFoundError, system_error
+from kabuki_rlds.files import disk
 from kabuki_rlds.files.journaled_file import recover
 from kabuki_rlds.files.locks import is_locked
 from kabuki_rlds.files.paths import local_path
@@ -57,7 +59,12 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
         raise _being_written(path)
     # A recording that was killed while it appended may have left the file between two states.
     recover(pathlib.Path(path))
-    verdict = _verdict_on(path)
+    try:
+        verdict = _verdict_on(path)
+    except KabukiError:
+        raise
+    except OSError as e:
+        raise KabukiError(f"{path}: {disk.unreadable(e.errno or errno.EIO)}") from e
     _check_verdict(path, verdict)
     if verdict.unreadable and not quiet:
         listed = ", ".join(
@@ -72,6 +79,9 @@ def open_file(path: str | os.PathLike[str], *, quiet: bool = False) -> h5py.File
         # Another program began to write after the first check.
         if is_locked(path):
             raise _being_written(path) from e
+        number = system_error(e)
+        if number is not None:
+            raise KabukiError(f"{path}: {disk.unreadable(number)}") from e
         raise DamagedDataError(
             f"damaged or truncated: the HDF5 library cannot open this file ({e}); restore the file from an intact copy",
             file=path,
@@ -110,6 +120,9 @@ def _verdict_on(path: str) -> Verdict:
         verdict = probe(path, os.path.getsize(path))
         if verdict.problem and is_locked(path):
             raise _being_written(path)
+        if verdict.problem and not verdict.is_damaged:
+            # The reason is not the file: it may be readable later.
+            return verdict
         if verdicts.file_version(path) == version:
             verdicts.add(version, verdict)
     raise KabukiError(f"{path}: changes while it is read; wait until it is complete, then run again")

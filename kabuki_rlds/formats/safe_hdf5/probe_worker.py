@@ -16,7 +16,8 @@ import time
 
 import h5py
 
-from kabuki_rlds.errors import DamagedDataError, one_line
+from kabuki_rlds.errors import DamagedDataError, one_line, system_error
+from kabuki_rlds.files import disk
 from kabuki_rlds.formats.safe_hdf5 import plugins
 from kabuki_rlds.formats.safe_hdf5.probe import IDLE_SECONDS, MAX_MEMORY_BYTES
 from kabuki_rlds.formats.safe_hdf5.structure import check_structure
@@ -83,4 +84,7 @@ def _probe(path: str) -> Verdict:
 def _damaged(problem: str, error: Exception) -> Verdict:
     if isinstance(error, MemoryError):
         return Verdict(f"needs more than {MAX_MEMORY_BYTES:,} bytes of memory to read its structure", True)
+    number = system_error(error)
+    if number is not None:
+        return Verdict(disk.unreadable(number))
     return Verdict(f"{problem} ({one_line(error)}); restore the file from an intact copy", True)
