@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -29,13 +30,13 @@ from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.last_row import LastRow
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
 from kabuki_rlds.data.schema import Field, Schema
-from kabuki_rlds.errors import KabukiError
+from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.loading.ahead import ahead
 from kabuki_rlds.loading.n_step_returns import Returns
-from kabuki_rlds.loading.sample_order import Permutation
+from kabuki_rlds.loading.sample_order import Permutation, Share
 from kabuki_rlds.loading.samples import SampleIndex, Samples
 from kabuki_rlds.loading.table import Table, Take, within
 from kabuki_rlds.loading.table_episodes import Episodes
@@ -66,6 +67,17 @@ class Batches:
     of arrays; text is `bytes`. The last batch of an epoch may be smaller. The arrays
     belong to the caller, who may keep and modify them.
 
+    `state` gives the position of an iteration, which a new loader can continue from:
+
+        batches = kabuki_rlds.load_steps("hopper.hdf5", 256, shuffle=True, epochs=10, as_numpy=True)
+        for batch in batches:
+            update(batch)
+            json.dump(batches.state(), open("state.json", "w"))
+        # In a new process:
+        batches = kabuki_rlds.load_steps(
+            "hopper.hdf5", 256, shuffle=True, epochs=10, as_numpy=True, state=json.load(open("state.json"))
+        )
+
     The files are opened when iteration starts, so the object can be pickled and passed
     to forked processes.
 
@@ -81,6 +93,11 @@ class Batches:
       row_nbytes: approximate size in bytes of a row of the stored fields.
       num_samples: the number of samples that the files have, for each epoch.
       last_row: whether last rows are a "step" or an "observation"; None takes what the files state.
+      share: the part of the samples that this process serves.
+      state: the first iteration continues after this position, which `state` returned; None starts from the beginning.
+
+    Raises:
+      InvalidArgumentError: `state` is not from a loader of the same samples in the same order.
     """
 
     def __init__(
@@ -96,6 +113,8 @@ class Batches:
         row_nbytes: int,
         num_samples: int,
         last_row: LastRow | None = None,
+        share: Share | None = None,
+        state: Mapping[str, Any] | None = None,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
         self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
@@ -105,11 +124,24 @@ class Batches:
         self._held: tuple[object, dict[str, Column]] | None = None
         self._images: ImageDecoder | None = None
         self.batch_size = batch_size
-        self.lead = samples.lead
+        self.leads = samples.leads
+        self._share = Share() if share is None else share
+        #: The part of an epoch that this process serves.
+        self._first, self._per_epoch = self._share.of(num_samples, batch_size)
+        self._settings = {
+            "num_samples": num_samples,
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            **dataclasses.asdict(self._share),
+        }
+        #: The seed of the latest iteration, and the number of batches that it has served.
+        self._used_seed, self._served = seed, 0
+        #: Seed and number of batches that the next iteration starts from.
+        self._start = None if state is None else self._check_state(state)
         self.fields = {path: decoded(field) for path, field in samples.fields.items()}
         # `row_nbytes` covers text, whose size the fields do not give; the fields give the size of decoded images.
-        known = sum(field.row_nbytes or 0 for field in self.fields.values())
-        sample_nbytes = max(known, row_nbytes) * math.prod(self.lead)
+        known = sum((field.row_nbytes or 0) * math.prod(self.leads[path]) for path, field in self.fields.items())
+        sample_nbytes = max(known, row_nbytes * max(map(math.prod, self.leads.values()), default=1))
         fits = BLOCK_BYTES // max(sample_nbytes * batch_size, 1)
         varies = not all(field.is_fixed for field in self.fields.values())
         #: The number of batches in a block of `blocks`; 1 if rows differ in shape.
@@ -118,7 +150,7 @@ class Batches:
     @property
     def num_batches(self) -> int | None:
         """The number of batches of one iteration; None if it does not end."""
-        per_epoch = -(-self._num_samples // self.batch_size)
+        per_epoch = -(-self._per_epoch // self.batch_size)
         if self._epochs is None:
             return None if per_epoch else 0
         return per_epoch * self._epochs
@@ -134,41 +166,85 @@ class Batches:
         return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for block in self.blocks():
-            rows = math.prod(self.lead)
-            count = len(next(iter(block.values()))) // rows
-            arrays = {path: as_array(column, self.lead) for path, column in block.items()}
-            for start in range(0, count, self.batch_size):
-                yield unflatten({path: array[start : start + self.batch_size] for path, array in arrays.items()})
+        start, self._start = self._start or (self._seed, 0), None
+        if self._shuffle and start[0] is None:
+            start = (secrets.randbits(128), 0)
+        self._used_seed, self._served = start
+        for block in self.blocks(start):
+            arrays = {path: as_array(column, self.leads[path]) for path, column in block.items()}
+            for at in range(0, self.num_samples_of(block), self.batch_size):
+                self._served += 1
+                yield unflatten({path: array[at : at + self.batch_size] for path, array in arrays.items()})
 
-    def blocks(self) -> Iterator[dict[str, Column]]:
-        """Yields several consecutive batches together: path to a column with `prod(lead)` rows per sample.
+    def state(self) -> dict[str, Any]:
+        """The position of the latest iteration: after the last batch that it returned.
+
+        Returns:
+          a dict of numbers and booleans, which JSON can store, for the argument `state` of the functions that load
+          batches.
+        """
+        return {"batches": self._served, "seed": self._used_seed, **self._settings}
+
+    def _check_state(self, state: Mapping[str, Any]) -> tuple[int | None, int]:
+        """Returns the seed and the number of batches of a state."""
+        expected = {"batches": 0, "seed": None, **self._settings}
+        if not isinstance(state, Mapping) or set(state) != set(expected):
+            raise InvalidArgumentError("state is not what the `state` method of a loader returns")
+        for name, value in self._settings.items():
+            if state[name] != value:
+                raise InvalidArgumentError(
+                    f"state is from a loader with {name}={state[name]!r}, but this one has {value!r}"
+                )
+        seed, served = state["seed"], state["batches"]
+        if self._seed is not None and seed != self._seed:
+            raise InvalidArgumentError(f"state is from a loader with seed={seed!r}, but this one has {self._seed!r}")
+        if not isinstance(served, int) or served < 0 or (self.num_batches is not None and served > self.num_batches):
+            raise InvalidArgumentError(f"state is after {served!r} batches, but an iteration has {self.num_batches}")
+        return seed, served
+
+    def num_samples_of(self, block: Mapping[str, Column]) -> int:
+        """The number of samples in a block."""
+        path, column = next(iter(block.items()))
+        return len(column) // math.prod(self.leads[path])
+
+    def part(self, block: Mapping[str, Column], start: int, stop: int) -> dict[str, Column]:
+        """The samples `start` to `stop` of a block."""
+        rows = {path: math.prod(self.leads[path]) for path in block}
+        return {path: column[start * rows[path] : stop * rows[path]] for path, column in block.items()}
+
+    def blocks(self, start: tuple[int | None, int] | None = None) -> Iterator[dict[str, Column]]:
+        """Yields several consecutive batches together: path to a column with `prod(leads[path])` rows per sample.
 
         A block holds `per_block` batches; the last block of an epoch or of a read-ahead may hold fewer.
+
+        Args:
+          start: the seed, and the number of batches to skip. None takes those of the loader.
 
         Raises:
           KabukiError: a file cannot be read, or its fields have changed since it was loaded.
         """
-        with contextlib.closing(ahead(self._blocks())) as blocks:
+        with contextlib.closing(ahead(self._blocks(start or self._start or (self._seed, 0)))) as blocks:
             yield from blocks
 
-    def _blocks(self) -> _Blocks:
+    def _blocks(self, start: tuple[int | None, int]) -> _Blocks:
         with Table(self._paths, self._unchanged, self._returns, self._last_row, quiet=True) as table:
             index = SampleIndex(table.episodes, self._samples)
             if len(index) != self._num_samples:
                 raise _changed(", ".join(self._paths))
-            if not len(index):
+            if not self._per_epoch:
                 return
             if self._images is None:
                 self._images = ImageDecoder(self._samples.fields, ", ".join(self._paths))
-            seed = secrets.randbits(128) if self._seed is None else self._seed
-            for epoch in itertools.count() if self._epochs is None else range(self._epochs):
+            seed = secrets.randbits(128) if start[0] is None else start[0]
+            first, skipped = divmod(start[1], -(-self._per_epoch // self.batch_size))
+            for epoch in itertools.count(first) if self._epochs is None else range(first, self._epochs):
+                begin = skipped * self.batch_size if epoch == first else 0
                 if self._shuffle:
                     order = Permutation(len(index), (seed, epoch))
                     fits = table.row_nbytes * table.num_rows <= HELD_BYTES
-                    gathered = (self._in_memory if fits else self._on_disk)(table, index, order)
+                    gathered = (self._in_memory if fits else self._on_disk)(table, index, order, begin)
                 else:
-                    gathered = self._in_order(table, index)
+                    gathered = self._in_order(table, index, begin)
                 with contextlib.closing(gathered):
                     for block in gathered:
                         yield self._samples.finish(self._decode(block, table))
@@ -190,28 +266,30 @@ class Batches:
             raise _changed(path)
         return list(self._stored)
 
-    def _in_order(self, table: Table, index: SampleIndex) -> _Blocks:
+    def _in_order(self, table: Table, index: SampleIndex, begin: int) -> _Blocks:
         batches = min(BLOCK_BYTES // table.row_nbytes, _SPAN_ROWS) // self.batch_size
-        parts = _parts(len(index), self.batch_size * max(batches, 1))
-        spans = (self._span(table, index, start, stop) for start, stop in parts)
+        parts = _parts(begin, self._per_epoch, self.batch_size * max(batches, 1))
+        spans = (self._span(table, index, self._first + start, self._first + stop) for start, stop in parts)
         following = next(spans, None)
         while following is not None:
             # Start to read the next span before the samples of this one are gathered.
             (anchors, episodes, finish), following = following, next(spans, None)
             take = finish()
-            for a, b in _parts(len(anchors), self.batch_size * self.per_block):
+            for a, b in _parts(0, len(anchors), self.batch_size * self.per_block):
                 yield self._samples.gather(take, anchors[a:b], episodes[a:b])
 
     def _span(self, table: Table, index: SampleIndex, start: int, stop: int) -> _Span:
         """(anchors, episodes, finish) of the samples `start` to `stop`. `finish` waits until their rows are read."""
         anchors, episodes = index.run(start, stop)
-        first, end = int(anchors[0]), int(min(anchors[-1] + self._samples.reach + 1, episodes.ends[-1]))
-        if end - first > _SPARSE * (stop - start + self._samples.reach):
+        reach, back = self._samples.reach, self._samples.back
+        first = int(max(anchors[0] - back, episodes.starts[0]))
+        end = int(min(anchors[-1] + reach + 1, episodes.ends[-1]))
+        if end - first > _SPARSE * (stop - start + back + reach):
             return anchors, episodes, lambda: table.take
         rows = table.begin(first, end)
         return anchors, episodes, lambda: within(rows(), first)
 
-    def _in_memory(self, table: Table, index: SampleIndex, order: Permutation) -> _Blocks:
+    def _in_memory(self, table: Table, index: SampleIndex, order: Permutation, begin: int) -> _Blocks:
         stats = [os.stat(path) for path in self._paths]
         version = [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
         held = self._held[1] if self._held is not None and self._held[0] == version else None
@@ -220,36 +298,35 @@ class Batches:
             try:
                 loading = None if held is not None else thread.submit(table.load, stop)
                 is_small = table.row_nbytes * table.num_rows <= LOADED_FIRST_BYTES
-                for start, end in _parts(len(index), self.batch_size * self.per_block):
+                for start, end in _parts(begin, self._per_epoch, self.batch_size * self.per_block):
                     if loading is not None and (is_small or loading.done()):
                         held, loading = loading.result(), None
                         assert held is not None
                         self._held = version, held
                     take = table.take if held is None else within(held)
-                    yield self._samples.gather(take, *index.locate(order[start:end]))
+                    yield self._samples.gather(take, *index.locate(order[self._share.slice(start, end)]))
             finally:
                 stop.set()
 
-    def _on_disk(self, table: Table, index: SampleIndex, order: Permutation) -> _Blocks:
+    def _on_disk(self, table: Table, index: SampleIndex, order: Permutation, begin: int) -> _Blocks:
         batches = LOOK_AHEAD_BYTES // 2 // (table.row_nbytes * self._samples.rows) // self.batch_size
-        parts = _parts(len(index), self.batch_size, max(batches, 1))
-        pieces = (self._samples.gather(table.take, *index.locate(order[start:stop])) for start, stop in parts)
-        rows = math.prod(self.lead)
+        parts = _parts(begin, self._per_epoch, self.batch_size, max(batches, 1))
+        slices = (order[self._share.slice(start, stop)] for start, stop in parts)
+        pieces = (self._samples.gather(table.take, *index.locate(numbers)) for numbers in slices)
         with contextlib.closing(ahead(pieces, wait=True)) as gathered:
             for piece in gathered:
-                count = len(next(iter(piece.values()))) // rows
-                for a, b in _parts(count, self.batch_size * self.per_block):
-                    yield {path: column[a * rows : b * rows] for path, column in piece.items()}
+                for a, b in _parts(0, self.num_samples_of(piece), self.batch_size * self.per_block):
+                    yield self.part(piece, a, b)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None, "_images": None}
 
 
-def _parts(count: int, size: int, most: int = 1) -> Iterator[tuple[int, int]]:
+def _parts(start: int, stop: int, size: int, most: int = 1) -> Iterator[tuple[int, int]]:
     """Yields ranges of 1, 2, 4, … times `size`, up to `most` times `size`. Small first ranges are read quickly."""
-    start, times = 0, 1
-    while start < count:
-        yield start, min(start + size * times, count)
+    times = 1
+    while start < stop:
+        yield start, min(start + size * times, stop)
         start, times = start + size * times, min(2 * times, most)
 
 

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 import numbers
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from kabuki_rlds.data.last_row import LastRow, check_choice
+from kabuki_rlds.data.last_row import LastRow
 from kabuki_rlds.data.rules import ACTION, IS_LAST, OBSERVATION
-from kabuki_rlds.data.schema import Field, Schema, is_within
+from kabuki_rlds.data.schema import Schema, is_within
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
-from kabuki_rlds.extras import require
-from kabuki_rlds.files.paths import local_path, path_list
 from kabuki_rlds.loading.batches import Batches
+from kabuki_rlds.loading.make_batches import Order, Paths, count, make_batches
 from kabuki_rlds.loading.n_step_returns import Returns
-from kabuki_rlds.loading.samples import SampleIndex, Samples, StepSamples, TransitionSamples, WindowSamples, needed
+from kabuki_rlds.loading.offsets import Offsets, OffsetSamples, Pad, check_pad, offset_windows
+from kabuki_rlds.loading.sample_order import Share
+from kabuki_rlds.loading.samples import Samples, StepSamples, TransitionSamples, WindowSamples, needed
 from kabuki_rlds.loading.table import RowSelection, Table
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_log = logging.getLogger("kabuki_rlds")
-
 #: More than the steps of any episode; adding it to a row index does not overflow int64.
 _LONGEST = 1 << 62
-
-Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @overload
@@ -42,6 +36,12 @@ def load_steps(
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
     keep_last: bool = ...,
+    offsets: Mapping[str, Offsets] | None = ...,
+    pad: Pad | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[True],
 ) -> Batches: ...
@@ -55,6 +55,12 @@ def load_steps(
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
     keep_last: bool = ...,
+    offsets: Mapping[str, Offsets] | None = ...,
+    pad: Pad | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[False] = ...,
 ) -> tf.data.Dataset: ...
@@ -67,6 +73,12 @@ def load_steps(
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
     keep_last: bool = False,
+    offsets: Mapping[str, Offsets] | None = None,
+    pad: Pad | None = None,
+    rank: int = 0,
+    world: int = 1,
+    drop_last: bool = False,
+    state: Mapping[str, Any] | None = None,
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
@@ -91,6 +103,14 @@ def load_steps(
         (`observation`); None reads all.
       epochs: the number of epochs; None means no end.
       keep_last: whether to also serve last rows that hold only an observation.
+      offsets: path of a field or group to the offsets at which it is read, in steps or seconds, as for
+        `kabuki_rlds.dataset`. Such a field has the shape (batch, offsets, *row shape).
+      pad: how to fill rows outside of the episode, as for `kabuki_rlds.dataset`.
+      rank: the number of this process, from 0, if several processes load one dataset.
+      world: the number of these processes. Each sample is served by one of them. With `shuffle` they need
+        the same `seed`.
+      drop_last: whether to serve only complete batches. All processes then serve the same number of batches.
+      state: what `Batches.state` returned. The first iteration continues after that position.
       last_row: whether the last row of each episode is a "step" or only an "observation". None takes what the files
         state, and "observation" if they state nothing.
       as_numpy: whether to return NumPy arrays. This does not import TensorFlow.
@@ -106,8 +126,21 @@ def load_steps(
         invalid. Errors can also occur during the iteration. A `tf.data.Dataset` then raises
         a TensorFlow error with the same text.
     """
-    make = functools.partial(StepSamples, keep_last=keep_last)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
+    check_pad(pad)
+    if keep_last and offsets:
+        raise InvalidArgumentError(
+            "keep_last: with offsets, each sample is a step with an action; leave out one of the two"
+        )
+
+    def make(table: Table) -> Samples:
+        if offsets is None:
+            return StepSamples(table.fields, keep_last)
+        samples = OffsetSamples(table.fields, offset_windows(table, offsets, table.label), pad)
+        samples.check_long_enough(table.episodes, table.label)
+        return samples
+
+    order = Order(shuffle, seed, epochs, Share(rank, world, drop_last), state)
+    return make_batches(path, batch_size, order, as_numpy, _select(fields), make, last_row=last_row)
 
 
 @overload
@@ -121,6 +154,10 @@ def load_transitions(
     gamma: float = ...,
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[True],
 ) -> Batches: ...
@@ -135,6 +172,10 @@ def load_transitions(
     gamma: float = ...,
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[False] = ...,
 ) -> tf.data.Dataset: ...
@@ -148,6 +189,10 @@ def load_transitions(
     gamma: float = 1.0,
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
+    rank: int = 0,
+    world: int = 1,
+    drop_last: bool = False,
+    state: Mapping[str, Any] | None = None,
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
@@ -184,6 +229,10 @@ def load_transitions(
       fields: additional step fields to serve, from the first step of the transition. If it
         names fields of `observation/` or `action/`, the other fields of that group are not served.
       epochs: the number of epochs; None means no end.
+      rank: as for `load_steps`.
+      world: as for `load_steps`.
+      drop_last: as for `load_steps`.
+      state: as for `load_steps`.
       last_row: as for `load_steps`.
       as_numpy: as for `load_steps`.
 
@@ -195,13 +244,20 @@ def load_transitions(
       KabukiError: as for `load_steps`, or a field that transitions need is missing.
     """
     # A limit on n avoids overflows and changes nothing: no episode is longer.
-    n_step = min(_count("n_step", n_step), _LONGEST)
+    n_step = min(count("n_step", n_step), _LONGEST)
     if not (isinstance(gamma, numbers.Real) and math.isfinite(gamma) and gamma >= 0):
         raise InvalidArgumentError(f"gamma is {gamma}, expected a finite number >= 0")
     returns = Returns(n_step, gamma) if n_step > 1 else None
-    make = functools.partial(TransitionSamples, n_step=n_step)
-    return _loader(
-        path, batch_size, shuffle, seed, epochs, as_numpy, _select_for_transitions(fields), make, returns, last_row
+    order = Order(shuffle, seed, epochs, Share(rank, world, drop_last), state)
+    return make_batches(
+        path,
+        batch_size,
+        order,
+        as_numpy,
+        _select_for_transitions(fields),
+        lambda table: TransitionSamples(table.fields, n_step),
+        returns,
+        last_row,
     )
 
 
@@ -216,6 +272,10 @@ def load_windows(
     pad: bool = ...,
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[True],
 ) -> Batches: ...
@@ -230,6 +290,10 @@ def load_windows(
     pad: bool = ...,
     fields: str | Sequence[str] | None = ...,
     epochs: int | None = ...,
+    rank: int = ...,
+    world: int = ...,
+    drop_last: bool = ...,
+    state: Mapping[str, Any] | None = ...,
     last_row: LastRow | None = ...,
     as_numpy: Literal[False] = ...,
 ) -> tf.data.Dataset: ...
@@ -243,6 +307,10 @@ def load_windows(
     pad: bool = False,
     fields: str | Sequence[str] | None = None,
     epochs: int | None = 1,
+    rank: int = 0,
+    world: int = 1,
+    drop_last: bool = False,
+    state: Mapping[str, Any] | None = None,
     last_row: LastRow | None = None,
     as_numpy: bool = False,
 ) -> tf.data.Dataset | Batches:
@@ -265,6 +333,10 @@ def load_windows(
         episode are zeros. If False, only complete windows are served.
       fields: as for `load_steps`.
       epochs: the number of epochs; None means no end.
+      rank: as for `load_steps`.
+      world: as for `load_steps`.
+      drop_last: as for `load_steps`.
+      state: as for `load_steps`.
       last_row: as for `load_steps`.
       as_numpy: as for `load_steps`.
 
@@ -276,78 +348,17 @@ def load_windows(
     Raises:
       KabukiError: as for `load_steps`, or a field is named `mask` or `observation_mask`.
     """
-    length = min(_count("length", length), _LONGEST)
-    make = functools.partial(WindowSamples, length=length, pad=pad)
-    return _loader(path, batch_size, shuffle, seed, epochs, as_numpy, _select(fields), make, last_row=last_row)
-
-
-def _loader(
-    path: Paths,
-    batch_size: int,
-    shuffle: bool,
-    seed: int | None,
-    epochs: int | None,
-    as_numpy: bool,
-    select: RowSelection,
-    make: Callable[[Mapping[str, Field]], Samples],
-    returns: Returns | None = None,
-    last_row: LastRow | None = None,
-) -> tf.data.Dataset | Batches:
-    batch_size = _count("batch_size", batch_size)
-    if not as_numpy:
-        require("a tf.data.Dataset", "tensorflow", otherwise="as_numpy=True returns NumPy arrays without it")
-    if epochs is not None:
-        epochs = _count("epochs", epochs)
-    if seed is not None:
-        seed = _count("seed", seed, least=0)
-    files = path_list(path)
-    if not files:
-        raise InvalidArgumentError("path is empty; give at least one file")
-    paths = [os.path.abspath(local_path(file)) for file in files]
-    check_choice(last_row)
-    with Table(paths, select, returns, last_row) as table:
-        try:
-            samples = make(table.fields)
-        except KabukiError as e:
-            raise e.within(paths[0]) from e
-        batches = Batches(
-            paths,
-            table.stored,
-            returns,
-            samples,
-            batch_size,
-            shuffle,
-            seed,
-            epochs,
-            table.row_nbytes,
-            len(SampleIndex(table.episodes, samples)),
-            last_row,
-        )
-        if isinstance(samples, TransitionSamples):
-            _warn_of_skipped_steps(table, paths[0])
-    if as_numpy:
-        return batches
-    from kabuki_rlds.loading import tf_dataset
-
-    return tf_dataset.dataset(batches)
-
-
-def _warn_of_skipped_steps(table: Table, path: str) -> None:
-    skipped = int((table.episodes.action_ends - table.episodes.transition_ends).sum())
-    if skipped:
-        what = "1 step is" if skipped == 1 else f"{skipped:,} steps are"
-        _log.warning(
-            "%s: %s not in the transitions: a truncated episode has no observation after its last step; "
-            "load_steps serves these steps",
-            path, what,
-        )  # fmt: skip
-
-
-def _count(name: str, value: int, least: int = 1) -> int:
-    if not isinstance(value, numbers.Integral) or value < least:
-        raise InvalidArgumentError(f"{name} is {value}, expected an integer >= {least}")
-    # A NumPy integer with few bits would overflow in products.
-    return int(value)
+    length = min(count("length", length), _LONGEST)
+    order = Order(shuffle, seed, epochs, Share(rank, world, drop_last), state)
+    return make_batches(
+        path,
+        batch_size,
+        order,
+        as_numpy,
+        _select(fields),
+        lambda table: WindowSamples(table.fields, length, pad),
+        last_row=last_row,
+    )
 
 
 def _select(fields: str | Sequence[str] | None) -> RowSelection:

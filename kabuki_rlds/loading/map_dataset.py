@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import operator
 import os
 import threading
@@ -18,17 +17,10 @@ from kabuki_rlds.data.schema import Field, Schema
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, MissingDependencyError
 from kabuki_rlds.files.paths import StrPath, local_path
 from kabuki_rlds.images.decode import ImageDecoder, decoded
-from kabuki_rlds.loading.offsets import (
-    IS_PAD,
-    Offsets,
-    OffsetWindow,
-    Pad,
-    check_mask_names,
-    offset_windows,
-    sample_anchors,
-)
+from kabuki_rlds.loading.offsets import Offsets, OffsetSamples, Pad, check_pad, offset_windows
 from kabuki_rlds.loading.open_dataset import StoredEpisode
-from kabuki_rlds.loading.samples import blanked
+from kabuki_rlds.loading.sample_order import check_rank
+from kabuki_rlds.loading.samples import SampleIndex
 from kabuki_rlds.loading.table import Table
 from kabuki_rlds.loading.table_episodes import Episodes
 
@@ -102,20 +94,17 @@ class MapDataset:
     def __init__(
         self,
         files: _OpenTable,
-        windows: Sequence[OffsetWindow],
-        pad: Pad | None,
+        samples: OffsetSamples,
         episodes: Episodes,
         numbers: np.ndarray,
         stride: tuple[int, int] = (0, 1),
     ):
-        self._files, self._windows, self._pad = files, windows, pad
+        self._files, self._samples = files, samples
         self._episodes, self._numbers, self._stride = episodes, numbers, stride
         self.fields = {path: decoded(field) for path, field in files.stored.items()}
-        firsts, counts = sample_anchors(windows, pad, episodes)
-        self._splits = np.concatenate([[0], np.cumsum(counts)])
-        self._shift = firsts - self._splits[:-1]
+        self._index = SampleIndex(episodes, samples)
         start, step = stride
-        self._count = max(-(-(int(self._splits[-1]) - start) // step), 0)
+        self._count = max(-(-(len(self._index) - start) // step), 0)
 
     def __len__(self) -> int:
         return self._count
@@ -156,40 +145,17 @@ class MapDataset:
 
     def _columns(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Path to the values of the samples at the given positions: (samples, …)."""
-        which = np.searchsorted(self._splits, positions, side="right") - 1
-        anchors = positions + self._shift[which]
-        episodes = self._episodes[which]
-        made: dict[str, np.ndarray] = {}
+        anchors, episodes = self._index.locate(positions)
         table, images, metadata = self._files.get()
-        for window in self._windows:
-            self._read(table, images, window, anchors, episodes, made)
-        made[EPISODE_INDEX] = self._numbers[which]
+        columns = self._samples.gather(lambda paths, rows: self._decoded(table, images, paths, rows), anchors, episodes)
+        made = {
+            path: as_array(column, self._samples.leads[path]) for path, column in self._samples.finish(columns).items()
+        }
+        made[EPISODE_INDEX] = numbers_of = self._numbers[self._index.which(positions)]
         made[STEP_INDEX] = anchors - episodes.starts
         for path, column in metadata.items():
-            made[f"{EPISODE_METADATA}/{path}"] = as_array(take(column, self._numbers[which]))
+            made[f"{EPISODE_METADATA}/{path}"] = as_array(take(column, numbers_of))
         return made
-
-    def _read(
-        self,
-        table: Table,
-        images: ImageDecoder,
-        window: OffsetWindow,
-        anchors: np.ndarray,
-        episodes: Episodes,
-        made: dict[str, np.ndarray],
-    ) -> None:
-        rows = anchors[:, None] + window.steps
-        first, end = episodes.starts[:, None], window.ends(episodes)[:, None]
-        inside = ((rows >= first) & (rows < end)).reshape(-1)
-        rows = np.clip(rows, first, end - 1).reshape(-1)
-        lead = () if window.offsets is None else (len(window.offsets),)
-        columns = self._decoded(table, images, window.paths, rows)
-        for path, column in columns.items():
-            if self._pad == "zero" and not inside.all():
-                column = blanked(column, inside, self.fields[path].shape)
-            made[path] = as_array(column, lead)
-            if self._pad is not None and lead:
-                made[path + IS_PAD] = ~inside.reshape(-1, *lead)
 
     def _decoded(self, table: Table, images: ImageDecoder, paths: Sequence[str], rows: np.ndarray) -> dict[str, Column]:
         try:
@@ -246,7 +212,7 @@ class MapDataset:
         return self._chosen(np.sort(order[:cut])), self._chosen(np.sort(order[cut:]))
 
     def _chosen(self, episodes: np.ndarray) -> MapDataset:
-        return MapDataset(self._files, self._windows, self._pad, self._episodes[episodes], self._numbers[episodes])
+        return MapDataset(self._files, self._samples, self._episodes[episodes], self._numbers[episodes])
 
     def shard(self, rank: int, world: int) -> MapDataset:
         """The samples for process `rank` of `world` processes: every `world`-th sample, starting at sample `rank`.
@@ -256,13 +222,11 @@ class MapDataset:
         Raises:
           InvalidArgumentError: `rank` is not between 0 and `world` - 1.
         """
-        if not (isinstance(world, numbers.Integral) and isinstance(rank, numbers.Integral) and 0 <= rank < world):
-            raise InvalidArgumentError(f"rank is {rank} and world is {world}; expected 0 <= rank < world")
+        check_rank(rank, world)
         start, step = self._stride
         return MapDataset(
             self._files,
-            self._windows,
-            self._pad,
+            self._samples,
             self._episodes,
             self._numbers,
             (start + int(rank) * step, step * int(world)),
@@ -344,26 +308,16 @@ def dataset(
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
         raise InvalidArgumentError("paths is empty; give at least one file")
-    if pad not in (None, "edge", "zero"):
-        raise InvalidArgumentError(f"pad is {pad!r}, expected 'edge', 'zero' or None")
+    check_pad(pad)
     check_choice(last_row)
     names = [os.path.abspath(local_path(file)) for file in files]
     with Table(names, lambda schema, path: schema.select(fields, path), None, last_row) as table:
         metadata = table.select_metadata(episode_metadata)
-        windows = offset_windows(table, offsets or {}, names[0])
-        if pad is not None:
-            check_mask_names(windows, table.stored)
-        made = MapDataset(
+        samples = OffsetSamples(table.stored, offset_windows(table, offsets or {}, names[0]), pad)
+        samples.check_long_enough(table.episodes, names[0])
+        return MapDataset(
             _OpenTable(names, table.stored, metadata, last_row),
-            windows,
-            pad,
+            samples,
             table.episodes,
             np.arange(len(table.episodes)),
         )
-    if not len(made) and table.episodes.num_actions.any():
-        reach = max(int(window.steps.max() - min(window.steps.min(), 0)) for window in windows)
-        raise InvalidArgumentError(
-            f"offsets: they span {reach + 1} rows, but the longest episode of {names[0]} has "
-            f"{int(table.episodes.lengths.max())}, so there are no samples; pad='edge' or pad='zero' fills missing rows"
-        )
-    return made

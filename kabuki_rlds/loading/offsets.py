@@ -1,4 +1,4 @@
-"""Offsets of a map-style dataset: at which rows, relative to the step of a sample, each field is read."""
+"""Offsets: at which rows, relative to the step of a sample, each field is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.rules import ACTION, DISCOUNT, REWARD
 from kabuki_rlds.data.schema import Field, is_within
 from kabuki_rlds.errors import InvalidArgumentError
-from kabuki_rlds.loading.table import Table
+from kabuki_rlds.loading.samples import FLAG, blanked
+from kabuki_rlds.loading.table import Table, Take
 from kabuki_rlds.loading.table_episodes import Episodes
 
 #: Steps relative to the step of an index; floats are seconds.
@@ -45,6 +47,11 @@ class OffsetWindow:
     paths: tuple[str, ...]
 
     @property
+    def lead(self) -> tuple[int, ...]:
+        """Shape of a sample in rows."""
+        return () if self.offsets is None else (len(self.offsets),)
+
+    @property
     def steps(self) -> np.ndarray:
         return np.zeros(1, np.int64) if self.offsets is None else self.offsets
 
@@ -53,16 +60,77 @@ class OffsetWindow:
         return episodes.action_ends if self.needs_action else episodes.ends
 
 
-def sample_anchors(
-    windows: Sequence[OffsetWindow], pad: Pad | None, episodes: Episodes
-) -> tuple[np.ndarray, np.ndarray]:
-    """(row of the first sample, number of samples) of each episode: int64, (episodes,) each."""
-    first, end = episodes.starts, episodes.action_ends
-    if pad is None:
+class OffsetSamples:
+    """Steps with an action, each with the rows at some offsets from it. The step itself is the anchor.
+
+    Args:
+      stored: the step fields to read.
+      windows: the offsets of each field.
+      pad: how to fill rows outside of the episode; None serves only samples without such rows.
+
+    Raises:
+      InvalidArgumentError: a field has the name of a padding mask.
+    """
+
+    def __init__(self, stored: Mapping[str, Field], windows: Sequence[OffsetWindow], pad: Pad | None):
+        self.windows, self._pad = windows, pad
+        self.leads: dict[str, tuple[int, ...]] = {}
         for window in windows:
-            first = np.maximum(first, episodes.starts - window.steps.min())
-            end = np.minimum(end, window.ends(episodes) - window.steps.max())
-    return first, np.maximum(end - first, 0)
+            self.leads.update(dict.fromkeys(window.paths, window.lead))
+        self.fields = dict(stored)
+        padded = [path for path, lead in self.leads.items() if lead and pad is not None]
+        for path in padded:
+            if path + IS_PAD in stored:
+                raise InvalidArgumentError(
+                    f"fields: the field {path + IS_PAD!r} of the file has the name of the padding mask of {path!r}; "
+                    "deselect one of the two fields"
+                )
+            self.fields[path + IS_PAD] = FLAG
+            self.leads[path + IS_PAD] = self.leads[path]
+        self.rows = max(len(window.steps) for window in windows)
+        self.back = max(0, -min(int(window.steps.min()) for window in windows))
+        self.reach = max(0, max(int(window.steps.max()) for window in windows))
+
+    def anchors(self, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        first, end = episodes.starts, episodes.action_ends
+        if self._pad is None:
+            for window in self.windows:
+                first = np.maximum(first, episodes.starts - window.steps.min())
+                end = np.minimum(end, window.ends(episodes) - window.steps.max())
+        return first, np.maximum(end - first, 0)
+
+    def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
+        columns: dict[str, Column] = {}
+        for window in self.windows:
+            rows = anchors[:, None] + window.steps
+            first, end = episodes.starts[:, None], window.ends(episodes)[:, None]
+            outside = ((rows < first) | (rows >= end)).reshape(-1)
+            columns.update(take(window.paths, np.clip(rows, first, end - 1).reshape(-1)))
+            for path in window.paths:
+                if path + IS_PAD in self.leads:
+                    # A copy, because the caller may modify the masks.
+                    columns[path + IS_PAD] = outside.copy()
+        return columns
+
+    def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
+        finished: dict[str, Column] = {}
+        for path in self.fields:
+            finished[path], is_pad = columns[path], columns.get(path + IS_PAD)
+            if self._pad == "zero" and isinstance(is_pad, np.ndarray) and is_pad.any():
+                finished[path] = blanked(columns[path], ~is_pad, self.fields[path].shape)
+        return finished
+
+    def check_long_enough(self, episodes: Episodes, label: str) -> None:
+        """Checks that there are samples, if there are actions.
+
+        Raises:
+          InvalidArgumentError: no episode is long enough for the offsets.
+        """
+        if not self.anchors(episodes)[1].any() and episodes.num_actions.any():
+            raise InvalidArgumentError(
+                f"offsets: they span {self.reach + self.back + 1} rows, but the longest episode of {label} has "
+                f"{int(episodes.lengths.max())}, so there are no samples; pad='edge' or pad='zero' fills missing rows"
+            )
 
 
 def offset_windows(table: Table, offsets: Mapping[str, Offsets], label: str) -> list[OffsetWindow]:
@@ -115,16 +183,11 @@ def _steps(name: str, offsets: Offsets, rate: Any, label: str) -> tuple[int, ...
     return tuple(int(step) for step in steps)
 
 
-def check_mask_names(windows: Sequence[OffsetWindow], stored: Mapping[str, Field]) -> None:
-    """Checks that no field of the file has the name of a padding mask.
+def check_pad(pad: str | None) -> None:
+    """Checks the argument `pad`.
 
     Raises:
-      InvalidArgumentError: one has.
+      InvalidArgumentError: it is not a `Pad` or None.
     """
-    for window in windows:
-        for path in window.paths if window.offsets is not None else ():
-            if path + IS_PAD in stored:
-                raise InvalidArgumentError(
-                    f"fields: the field {path + IS_PAD!r} of the file has the name of the padding mask of {path!r}; "
-                    "deselect one of the two fields"
-                )
+    if pad not in (None, "edge", "zero"):
+        raise InvalidArgumentError(f"pad is {pad!r}, expected 'edge', 'zero' or None")

@@ -1,10 +1,14 @@
-"""The shuffled order of samples: a permutation of all sample indices."""
+"""The order of samples: a permutation of all sample indices, and the part of one of several processes."""
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import numpy as np
+
+from kabuki_rlds.errors import InvalidArgumentError
 
 #: Up to this count, the permutation is an array in memory. Above it, the entries are computed on demand.
 HELD_NUMBERS = 1 << 22
@@ -60,3 +64,47 @@ def _hash(numbers: np.ndarray) -> np.ndarray:
     numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return numbers ^ numbers >> np.uint64(31)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of the samples that one of several processes serves in each epoch.
+
+    In shuffled order these are every `world`-th sample from sample `rank` on, otherwise consecutive samples.
+
+    Attributes:
+      rank: number of the process, from 0.
+      world: the number of processes.
+      drop_last: whether all processes serve the same number of complete batches, and no smaller one.
+
+    Raises:
+      InvalidArgumentError: not 0 <= rank < world.
+    """
+
+    rank: int = 0
+    world: int = 1
+    drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank, self.world)
+
+    def of(self, num_samples: int, batch_size: int) -> tuple[int, int]:
+        """(first sample in file order, number of samples) of this process."""
+        each, rest = divmod(num_samples, self.world)
+        if self.drop_last:
+            return self.rank * each, each // batch_size * batch_size
+        return self.rank * each + min(self.rank, rest), each + (self.rank < rest)
+
+    def slice(self, start: int, stop: int) -> slice:
+        """The positions in the shuffled order of the samples `start` to `stop` of this process."""
+        return slice(self.rank + start * self.world, self.rank + stop * self.world, self.world)
+
+
+def check_rank(rank: int, world: int) -> None:
+    """Checks the number of a process, and the number of processes.
+
+    Raises:
+      InvalidArgumentError: they are not integers with 0 <= rank < world.
+    """
+    if not (isinstance(world, numbers.Integral) and isinstance(rank, numbers.Integral) and 0 <= rank < world):
+        raise InvalidArgumentError(f"rank is {rank} and world is {world}; expected 0 <= rank < world")

@@ -1,8 +1,8 @@
 """The kinds of samples: steps, transitions, and windows of consecutive steps.
 
-The first row of a sample is its anchor. Different samples have different anchors, and
-a sample uses only rows of one episode. The anchors of an episode are its first rows
-without a gap, so the number of samples per episode is enough to find every anchor.
+Each sample has a row that is its anchor. Different samples have different anchors, and
+a sample uses only rows of one episode. The anchors of an episode follow each other
+without a gap, so the first one and their number are enough to find all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEXT_OBSERVATION = "next_observation"
 MASK = "mask"
 OBSERVATION_MASK = "observation_mask"
 
-_FLAG = Field(np.dtype(bool))
+FLAG = Field(np.dtype(bool))
 
 
 class Samples(Protocol):
@@ -32,22 +32,25 @@ class Samples(Protocol):
 
     Attributes:
       fields: path to field, for all columns of a sample. Images are not decoded.
-      lead: shape of a sample in rows: () or (length,).
+      leads: path to the shape of a sample in rows: () or (rows,).
       rows: approximate number of rows that are read for a sample.
+      back: the maximum number of rows before the anchor that a sample uses.
       reach: the maximum number of rows after the anchor that a sample uses.
     """
 
     @property
     def fields(self) -> dict[str, Field]: ...
     @property
-    def lead(self) -> tuple[int, ...]: ...
+    def leads(self) -> Mapping[str, tuple[int, ...]]: ...
     @property
     def rows(self) -> int: ...
     @property
+    def back(self) -> int: ...
+    @property
     def reach(self) -> int: ...
 
-    def counts(self, episodes: Episodes) -> np.ndarray:
-        """The number of samples of each episode: int64, (episodes,)."""
+    def anchors(self, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        """(first anchor, number of samples) of each episode: int64, (episodes,) each."""
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         """Reads the samples with the given anchors.
@@ -58,7 +61,7 @@ class Samples(Protocol):
           episodes: the episode of each anchor.
 
         Returns:
-          path to a column with `prod(lead)` rows per sample.
+          path to a column with `prod(leads[path])` rows per sample.
         """
 
     def finish(self, columns: dict[str, Column]) -> dict[str, Column]:
@@ -75,15 +78,15 @@ class SampleIndex:
 
     def __init__(self, episodes: Episodes, samples: Samples):
         self._episodes = episodes
-        self._splits = row_splits(samples.counts(episodes))
+        self._first, counts = samples.anchors(episodes)
+        self._splits = row_splits(counts)
 
     def __len__(self) -> int:
         return int(self._splits[-1])
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, Episodes]:
         """(anchors, episodes) of the samples with the given indices."""
-        # side="right" skips episodes without samples.
-        return self._anchors(numbers, np.searchsorted(self._splits, numbers, side="right") - 1)
+        return self._anchors(numbers, self.which(numbers))
 
     def run(self, start: int, stop: int) -> tuple[np.ndarray, Episodes]:
         """(anchors, episodes) of the samples `start` to `stop`, with `start` < `stop`."""
@@ -91,8 +94,13 @@ class SampleIndex:
         counts = np.diff(np.clip(self._splits[first - 1 : last + 1], start, stop))
         return self._anchors(np.arange(start, stop), np.repeat(np.arange(first - 1, last), counts))
 
+    def which(self, numbers: np.ndarray) -> np.ndarray:
+        """The episode of each sample: int64."""
+        # side="right" skips episodes without samples.
+        return np.searchsorted(self._splits, numbers, side="right") - 1
+
     def _anchors(self, numbers: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, Episodes]:
-        return numbers - (self._splits[:-1] - self._episodes.starts)[which], self._episodes[which]
+        return numbers - (self._splits[:-1] - self._first)[which], self._episodes[which]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +109,16 @@ class StepSamples:
 
     fields: dict[str, Field]
     keep_last: bool
-    lead: tuple[int, ...] = ()
     rows: int = 1
+    back: int = 0
     reach: int = 0
 
-    def counts(self, episodes: Episodes) -> np.ndarray:
-        return episodes.lengths if self.keep_last else episodes.num_actions
+    @property
+    def leads(self) -> Mapping[str, tuple[int, ...]]:
+        return dict.fromkeys(self.fields, ())
+
+    def anchors(self, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        return episodes.starts, episodes.lengths if self.keep_last else episodes.num_actions
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         return take(tuple(self.fields), anchors)
@@ -127,8 +139,8 @@ class TransitionSamples:
       SchemaMismatchError: a field is named `next_observation`.
     """
 
-    lead: tuple[int, ...] = ()
     rows = 2
+    back = 0
 
     def __init__(self, stored: Mapping[str, Field], n_step: int):
         self.reach = n_step
@@ -143,10 +155,11 @@ class TransitionSamples:
                     fields=(path,),
                 )
         nexts = {after: stored[path] for path, after in self._twice.items()}
-        self.fields = {**stored, **nexts, IS_TERMINAL: _FLAG, IS_LAST: _FLAG}
+        self.fields = {**stored, **nexts, IS_TERMINAL: FLAG, IS_LAST: FLAG}
+        self.leads: Mapping[str, tuple[int, ...]] = dict.fromkeys(self.fields, ())
 
-    def counts(self, episodes: Episodes) -> np.ndarray:
-        return np.maximum(episodes.transition_ends - episodes.starts, 0)
+    def anchors(self, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        return episodes.starts, np.maximum(episodes.transition_ends - episodes.starts, 0)
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         # No observation follows a last row that is a step. Serve its own observation; the discount 0 masks it.
@@ -193,13 +206,14 @@ class WindowSamples:
                     )
         self._stored = dict(stored)
         self._pad = pad
-        self.fields = {**stored, MASK: _FLAG, OBSERVATION_MASK: _FLAG}
-        self.lead = (length,)
+        self.fields = {**stored, MASK: FLAG, OBSERVATION_MASK: FLAG}
+        self.leads: Mapping[str, tuple[int, ...]] = dict.fromkeys(self.fields, (length,))
         self.rows = length
+        self.back = 0
         self.reach = length - 1
 
-    def counts(self, episodes: Episodes) -> np.ndarray:
-        return episodes.lengths if self._pad else np.maximum(episodes.lengths - self.reach, 0)
+    def anchors(self, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        return episodes.starts, episodes.lengths if self._pad else np.maximum(episodes.lengths - self.reach, 0)
 
     def gather(self, take: Take, anchors: np.ndarray, episodes: Episodes) -> dict[str, Column]:
         rows = anchors[:, None] + np.arange(self.rows)

@@ -60,6 +60,7 @@ class Table:
       episodes: the episodes of all files.
       num_rows: the number of rows.
       threads: a thread pool to decompress chunks and decode images.
+      label: the first file, for messages.
 
     Raises:
       KabukiError: a file cannot be opened or is incomplete, or its fields differ from those of the first file.
@@ -77,6 +78,7 @@ class Table:
         self._stack = contextlib.ExitStack()
         try:
             self._sources = [self._open(path, quiet) for path in paths]
+            self.label = paths[0]
             first = self._sources[0].schema
             self.stored = {path: first.steps[path] for path in select(first, paths[0])}
             for source in self._sources[1:]:

@@ -30,17 +30,17 @@ def dataset(batches: Batches) -> tf.data.Dataset:
     from kabuki_rlds.loading.eager_dataset import EagerDataset
 
     at_once = batches.per_block > 1
-    parts = {path: _TensorParts(field, batches.lead, at_once) for path, field in batches.fields.items()}
+    parts = {path: _TensorParts(field, batches.leads[path], at_once) for path, field in batches.fields.items()}
 
     def blocks() -> Iterator[dict[str, Any]]:
-        rows = math.prod(batches.lead)
         for block in batches.blocks():
-            count = len(next(iter(block.values()))) // rows
+            count = batches.num_samples_of(block)
             whole = count - count % batches.batch_size
             for start, stop, size in ((0, whole, batches.batch_size), (whole, count, count - whole)):
                 if start < stop:
                     yield {
-                        path: part.arrays(block[path][start * rows : stop * rows], size) for path, part in parts.items()
+                        path: parts[path].arrays(column, size)
+                        for path, column in batches.part(block, start, stop).items()
                     }
 
     signature = unflatten({path: part.signature for path, part in parts.items()})
@@ -71,7 +71,7 @@ class _TensorParts:
 
     Args:
       field: the type of a row.
-      lead: shape of a sample in rows, as in `Samples.lead`.
+      lead: shape of a sample in rows, as in `Samples.leads`.
       at_once: whether several batches are passed together.
     """
 
