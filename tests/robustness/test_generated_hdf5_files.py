@@ -8,8 +8,11 @@ from __future__ import annotations
 import random
 
 import h5py
+import numpy as np
 import pytest
 
+import kabuki_rlds
+from tests import handmade
 from tests.robustness.fuzz.watched import Worker, try_all
 from tests.zoo import base_files, hostile_files
 from tests.zoo.__main__ import READERS
@@ -50,3 +53,10 @@ def test_changes_keep_checksums_valid(tmp_path):
         changed.write_bytes(file.changed((structure.at + 14, b"\x62")))
         with h5py.File(changed) as opened:
             assert len(opened["info"]) > 8 and len(opened["more/limited_index"].attrs) == 12
+
+
+def test_opaque_data_with_the_dtype_of_strings_is_not_taken_for_image_files(tmp_path):
+    path = handmade.write(tmp_path / "f.hdf5", handmade.fields())
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("more", (8,), h5py.opaque_dtype(np.dtype("S21")))
+    assert kabuki_rlds.validate(path) == []

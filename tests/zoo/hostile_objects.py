@@ -120,8 +120,18 @@ def _sequence_of_regions(file: h5py.File) -> None:
     h5py.h5d.create(file.id, b"regions", kind, h5py.h5s.create_simple((8,)))
 
 
+def _unusual_types(file: h5py.File) -> None:
+    for name in ("S21", "M8[s]", "V7", "f4"):
+        file.create_dataset(f"more/opaque {name}", (8,), h5py.opaque_dtype(np.dtype(name)))
+    kinds = {"bits": h5py.h5t.STD_B8LE, "time": h5py.h5t.UNIX_D32LE, "vax": h5py.h5t.IEEE_F32LE.copy()}
+    kinds["vax"].set_ebias(1)
+    for name, kind in kinds.items():
+        h5py.h5d.create(file["more"].id, name.encode(), kind, h5py.h5s.create_simple((8,)))
+        h5py.h5a.create(file.id, name.encode(), kind, h5py.h5s.create_simple((8,)))
+
+
 _BY_H5PY = (
     _deep_groups, _wide_group, _many_attributes, _chain_of_soft_links, _soft_links_between_groups, _ring_of_groups,
     _long_soft_link, _long_names, _garbage_in_chunks, _external_list, _huge_fill_value, _huge_chunks_of_nothing,
-    _gzip_bomb, _sequence_of_regions,
+    _gzip_bomb, _sequence_of_regions, _unusual_types,
 )  # fmt: skip

@@ -86,7 +86,10 @@ def form_of(dataset: h5py.Dataset) -> Form | None:
         return "lists" if _is_byte(element) else None
     if _is_byte(dtype) and longest >= _SHORTEST_FILE:
         return "padded"
-    return "strings" if dtype.kind == "S" else "opaque" if is_opaque(dtype) else None
+    if dtype.kind == "S":
+        # h5py gives opaque data with the tag "NUMPY:|S21" the dtype of strings.
+        return "strings" if isinstance(dataset.id.get_type(), h5py.h5t.TypeStringID) else None
+    return "opaque" if is_opaque(dtype) else None
 
 
 def files_per_row(dataset: h5py.Dataset, form: Form) -> int:
