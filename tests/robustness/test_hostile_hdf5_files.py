@@ -310,6 +310,35 @@ def test_data_that_contains_heap_and_btree_signatures_is_accepted(tmp_path):
     assert kabuki_rlds.validate(file) == []
 
 
+def second_object_is_free_space_of_size_zero(stored: bytearray, at: int) -> None:
+    # The header of the heap, and an object of 20 numbers with its header.
+    second = at + 16 + 16 + 160
+    assert stored[second : second + 2] == b"\2\0"
+    stored[second : second + 16] = bytes(16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (second_object_is_free_space_of_size_zero, "row 1: the heap at address .* has no object 2"),
+        (object_larger_than_the_heap, "row 0: object 1 reaches beyond the end of its heap"),
+    ],
+)
+def test_damaged_heap_of_rows_is_one_error_that_names_the_row(change, message, tmp_path):
+    rows = np.empty(8, object)
+    rows[:] = [np.arange(20 + i, dtype=np.float64) for i in range(8)]
+    fields = handmade.fields() | {"more": handmade.Stored(rows, {"dtype": h5py.vlen_dtype("f8")})}
+    path = damage_at(handmade.write(tmp_path / "f.hdf5", fields), b"GCOL", change)
+    (violation,) = kabuki_rlds.validate(path)
+    assert violation.field == "more"
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"f.hdf5: field 'more': .*{message}"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"f.hdf5: field 'more': .*{message}"):
+        next(iter(kabuki_rlds.load_steps(path, 4, as_numpy=True)))
+    with pytest.raises(kabuki_rlds.KabukiError, match=f"f.hdf5: .*field 'more': .*{message}"):
+        kabuki_rlds.dataset(path)[1]
+
+
 @pytest.mark.parametrize("chunks", [None, (4,)])
 def test_rows_that_declare_more_bytes_than_the_file_are_rejected(chunks, tmp_path):
     rows = np.empty(8, object)
