@@ -16,7 +16,7 @@ import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks, filters_of
+from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks, are_own_filters
 
 #: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
@@ -85,7 +85,7 @@ class FixedWriter:
         stored = layout.element_dtype(dataset)
         self._dtype = stored if stored == BFLOAT16 else stored.newbyteorder("<")
         self._type = layout.element_type(stored)
-        filters = filters_of(dataset) if dataset.chunks[1:] == dataset.shape[1:] else None
+        filters = _filters_of(dataset) if dataset.chunks[1:] == dataset.shape[1:] else None
         is_deflated_bytes = filters == (h5py.h5z.FILTER_DEFLATE,) and self._dtype.itemsize == 1
         self._direct = filters in _OWN_FILTERS or is_deflated_bytes
         self._deflate = bool(filters)
@@ -187,8 +187,8 @@ class FixedReader:
         self._dtype = layout.element_dtype(dataset)
         self._output_dtype = self._dtype if dtype is None else dtype
         self._shape: tuple[int, ...] = dataset.shape[1:]
-        filters = filters_of(dataset) if self._dtype.kind != "O" else None
-        self._chunks = None if filters is None else StoredChunks(dataset, filters)
+        filters = _filters_of(dataset) if self._dtype.kind != "O" else None
+        self._chunks = None if filters is None else StoredChunks(dataset, self._dtype, dataset.fillvalue)
         if self._chunks is not None:
             self._run_rows = self._chunks.run_rows
         else:
@@ -348,6 +348,28 @@ class FixedReader:
             return rows.view(BFLOAT16)
         found = _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
         return found.astype(self._output_dtype, copy=False)
+
+
+def _filters_of(dataset: h5py.Dataset) -> tuple[int, ...] | None:
+    """Returns the numbers of the filters of a chunked dataset, or None if only the HDF5 library can undo them.
+
+    Only the library can read the chunks if it has to convert the elements, or if there are uncommon filters.
+    """
+    if not dataset.chunks or 0 in dataset.shape[1:] or not _is_native(dataset):
+        return None
+    properties = dataset.id.get_create_plist()
+    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
+    return filters if are_own_filters(filters) else None
+
+
+def _is_native(dataset: h5py.Dataset) -> bool:
+    """Returns whether the stored bytes of an element are the same as NumPy's."""
+    dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
+    if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
+        stored = stored.get_super()
+    # An HDF5 integer may use only part of its bits, and a float may have a nonstandard exponent.
+    native: bool = stored.equal(layout.element_type(dtype))
+    return native
 
 
 def _check_booleans(rows: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import math
 import os
+from typing import Any
 
 import h5py
 import numpy as np
 from h5py._objects import phil
 
-from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk
+from kabuki_rlds.formats.hdf5 import chunks
+from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk, write_chunk
 
 #: The filters that are undone here, in the order in which writers apply them.
 _FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
@@ -23,19 +24,13 @@ _FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FL
 #: Rows that are spread over several chunks are read together up to this size.
 _MAX_RUN_BYTES = 32 << 20
 
+UNKNOWN_FILL = "rows that were never written have a fill value of variable length, which is not read"
 _BEYOND_END = "a chunk reaches beyond the end of the file"
 
 
-def filters_of(dataset: h5py.Dataset) -> tuple[int, ...] | None:
-    """Returns the numbers of the filters of a chunked dataset, or None if only the HDF5 library can undo them.
-
-    Only the library can read the chunks if it has to convert the elements, or if a filter is not in `_FILTERS`.
-    """
-    if not dataset.chunks or 0 in dataset.shape[1:] or not _is_native(dataset):
-        return None
-    properties = dataset.id.get_create_plist()
-    filters = tuple(properties.get_filter(i)[0] for i in range(properties.get_nfilters()))
-    return filters if filters == tuple(number for number in _FILTERS if number in filters) else None
+def are_own_filters(filters: tuple[int, ...]) -> bool:
+    """Returns whether `StoredChunks` undoes filters without the HDF5 library."""
+    return filters == tuple(number for number in _FILTERS if number in filters)
 
 
 class StoredChunks:
@@ -43,28 +38,28 @@ class StoredChunks:
 
     Args:
       dataset: the dataset.
-      filters: the result of `filters_of`.
+      dtype: dtype of the elements as they are stored.
+      fill: the value of rows that were never written; None if it is not known.
 
     Attributes:
       run_rows: the number of rows to read together: those of a chunk, or fewer if rows are spread over several chunks.
     """
 
-    def __init__(self, dataset: h5py.Dataset, filters: tuple[int, ...]):
+    def __init__(self, dataset: h5py.Dataset, dtype: np.dtype, fill: Any):
         self._dataset = dataset.id
-        self._filters = filters
-        self._dtype = layout.element_dtype(dataset)
+        properties = dataset.id.get_create_plist()
+        self._filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+        self._dtype, self._fill = dtype, fill
         self._shape: tuple[int, ...] = dataset.shape
         self._chunk: tuple[int, ...] = dataset.chunks
         self._grid = tuple(-(-n // c) for n, c in zip(self._shape, self._chunk, strict=True))
         self._across = math.prod(self._grid[1:])
         self._chunk_nbytes = math.prod(self._chunk) * self._dtype.itemsize
-        # Threads must not call h5py.
-        self._fill = dataset.fillvalue
         self._has_whole_rows = self._shape[1:] == self._chunk[1:]
         self.run_rows = int(self._chunk[0])
         if not self._has_whole_rows:
             row_nbytes = math.prod(self._shape[1:]) * self._dtype.itemsize
-            self.run_rows = max(min(self.run_rows, _MAX_RUN_BYTES // row_nbytes), 1)
+            self.run_rows = max(min(self.run_rows, _MAX_RUN_BYTES // max(row_nbytes, 1)), 1)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Returns rows: (stop - start, *shape of a row). Those after the end of the dataset are arbitrary.
@@ -79,6 +74,8 @@ class StoredChunks:
             return self._unpacked(begin)
         rows = np.empty((stop - start, *self._shape[1:]), self._dtype)
         if after - begin != (end - first) * self._across:
+            if self._fill is None:
+                raise ValueError(UNKNOWN_FILL)
             rows[:] = self._fill
         for i in range(begin, after):
             place = np.unravel_index(int(self._index[0][i]), self._grid)
@@ -167,7 +164,9 @@ class StoredChunks:
         else:
             place = np.unravel_index(number, self._grid)
             _, stored = read_chunk(self._dataset, tuple(int(p) * c for p, c in zip(place, self._chunk, strict=True)))
-        applied = [number for bit, number in enumerate(self._filters) if not mask >> bit & 1]
+        applied = tuple(number for bit, (number, *_) in enumerate(self._filters) if not mask >> bit & 1)
+        if not are_own_filters(applied):
+            return self._unpack_by_hdf5(stored, mask)
         raw = chunks.unpack(
             stored,
             self._chunk_nbytes,
@@ -178,12 +177,19 @@ class StoredChunks:
         )
         return raw.view(self._dtype).reshape(self._chunk)
 
+    def _unpack_by_hdf5(self, stored: bytes, mask: int) -> np.ndarray:
+        """Undoes any filters that HDF5 has.
 
-def _is_native(dataset: h5py.Dataset) -> bool:
-    """Returns whether the stored bytes of an element are the same as NumPy's."""
-    dtype, stored = layout.element_dtype(dataset), dataset.id.get_type()
-    if isinstance(stored, h5py.h5t.TypeEnumID) and dtype.kind != "b":
-        stored = stored.get_super()
-    # An HDF5 integer may use only part of its bits, and a float may have a nonstandard exponent.
-    native: bool = stored.equal(layout.element_type(dtype))
-    return native
+        Copies the chunk to a dataset in memory whose elements are of this dtype. So HDF5 does not follow references.
+        """
+        same = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        same.set_chunk(self._chunk)
+        for number, flags, values, _ in self._filters:
+            same.set_filter(number, flags, values)
+        with phil, h5py.File(f"chunk-{id(same)}", "w", driver="core", backing_store=False) as memory:
+            space = h5py.h5s.create_simple(self._chunk)
+            copy = h5py.h5d.create(memory.id, b"chunk", h5py.h5t.py_create(self._dtype), space, same)
+            write_chunk(copy, (0,) * len(self._chunk), stored, mask)
+            # HDF5 2.0 applies the mask of skipped filters only after the dataset is opened again.
+            del copy
+            return np.asarray(memory["chunk"][()])
