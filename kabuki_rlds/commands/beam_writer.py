@@ -18,6 +18,7 @@ from kabuki_rlds.data.schema import Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+from kabuki_rlds.formats.rlds.feature_proto import read_parts
 from kabuki_rlds.formats.rlds.infer_features import ImageFormat, features_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class EpisodeRange:
             encoder = ExampleEncoder(features_of(self.schema, self.images))
             blocks = (fit_block(block, self.schema) for block in source.piece(self.first, self.stop).blocks())
             records = itertools.chain.from_iterable(map(encoder.encode, blocks))
-            yield from enumerate(itertools.chain(records, encoder.finish()), self.key)
+            for key, parts in enumerate(itertools.chain(records, encoder.finish()), self.key):
+                yield key, b"".join(read_parts(parts))
 
 
 def ranges(

@@ -15,6 +15,8 @@ MAX_CLASSES = 1_000_000
 MAX_SHARDS = 100_000
 #: Size of a row of a field, computed from the fixed dimensions of its shape.
 MAX_ROW_BYTES = 1 << 28
+#: Size of the record of an episode in an RLDS dataset. Protobuf cannot parse a message of 2 GiB.
+MAX_RECORD_BYTES = (1 << 31) - (1 << 20)
 #: Decoded size of a record batch of an Arrow file.
 MAX_ARROW_BATCH_BYTES = 1 << 28
 #: Size of a row of a field that has a shape but no values, so that every row is padding.

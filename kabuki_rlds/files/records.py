@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pathlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TypeAlias
 
 import google_crc32c
@@ -44,11 +44,17 @@ def framed(data: bytes) -> bytes:
 def frame(parts: Sequence[Buffer]) -> Iterator[bytes]:
     """A record of data in several parts. It is yielded in pieces, so that large data is not copied as a whole."""
     views = [memoryview(part).cast("B") for part in parts if len(part)]
-    length = _LENGTH.pack(sum(map(len, views)))
+    return frame_stream(sum(map(len, views)), views)
+
+
+def frame_stream(num_bytes: int, parts: Iterable[Buffer]) -> Iterator[bytes]:
+    """A record of `num_bytes` of data in several parts, which are taken one at a time. See `frame`."""
+    length = _LENGTH.pack(num_bytes)
     head = length + FOOT.pack(checksum(length))
     crc = 0
     waiting = [head]
-    for view in views:
+    for part in parts:
+        view = memoryview(part)
         for at in range(0, len(view), _PIECE):
             piece = bytes(view[at : at + _PIECE])
             crc = google_crc32c.extend(crc, piece)

@@ -9,6 +9,7 @@ from kabuki_rlds.data.block import Block
 from kabuki_rlds.data.schema import Info, Schema
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.extras import require
+from kabuki_rlds.formats.rlds.feature_proto import read_parts
 from kabuki_rlds.formats.rlds.infer_features import features_of
 from kabuki_rlds.recording.config_features import features_of_config, image_formats, schema_of
 from kabuki_rlds.recording.rlds_recording import RldsRecording, folder_of
@@ -99,4 +100,5 @@ class RldsDestination:
 
             assert self._features is not None
             self._encoder = ExampleEncoder(self._features)
-        return b"".join([*self._encoder.encode(episode), *self._encoder.finish()])
+        (parts,) = [*self._encoder.encode(episode), *self._encoder.finish()]
+        return b"".join(read_parts(parts))

@@ -9,25 +9,31 @@ TFDS's serializer. `tfds_fallback` encodes the features that this module does no
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
 from kabuki_rlds.data.block import Block, Column, Nested, Ragged, row_splits
+from kabuki_rlds.data.limits import MAX_RECORD_BYTES
 from kabuki_rlds.data.schema import BYTES
 from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.formats.rlds import feature_layout as rlds_features
 from kabuki_rlds.formats.rlds import feature_proto
 from kabuki_rlds.formats.rlds.example_decoder import ExampleField, ListType
 from kabuki_rlds.formats.rlds.feature_layout import FeatureLeaf
-from kabuki_rlds.formats.rlds.feature_proto import FeatureProto
+from kabuki_rlds.formats.rlds.feature_proto import FeatureProto, Part, StoredBytes
 from kabuki_rlds.formats.rlds.tfds_fallback import TfdsWriter
 from kabuki_rlds.images.encode import image_files
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+
+#: How much of the record of an episode is kept in memory while it is encoded.
+_MAX_IN_MEMORY = 128 << 20
 
 #: Items end to end: the rows of a field, or the contents of the lists in its rows.
 _Items: TypeAlias = np.ndarray | Ragged
@@ -36,28 +42,33 @@ _Items: TypeAlias = np.ndarray | Ragged
 class ExampleEncoder:
     """Encodes consecutive blocks as records, one per episode.
 
+    A record is returned in parts. Those after the first 128 MiB are in a temporary file.
+
     Args:
       features: the features of the dataset. Fields of blocks that have no feature are not encoded.
+      folder: the folder of temporary files. None uses the default of the system.
 
     Raises:
       KabukiError: the features are not RLDS features.
     """
 
-    def __init__(self, features: tfds.features.FeaturesDict):
+    def __init__(self, features: tfds.features.FeaturesDict, folder: str | os.PathLike[str] | None = None):
         leaves = rlds_features.read(features)
         self._fields = [_FieldEncoder(leaf, leaf.example_field) for leaf in leaves if leaf.example_field is not None]
         self._keys = [key for field in self._fields if field.in_steps for key in field.keys]
         self._keys += [key for field in self._fields if not field.in_steps for key in field.keys]
         self._fallback = TfdsWriter([leaf for leaf in leaves if leaf.example_field is None], features)
+        self._folder = folder
         self._open: _OpenEpisode | None = None
 
-    def encode(self, block: Block) -> Iterator[bytes]:
+    def encode(self, block: Block) -> Iterator[list[Part]]:
         """Encodes a block, and yields the records of the episodes that are now complete.
 
         An episode is complete when a later block starts the next one. `finish` yields the last one.
 
         Raises:
-          KabukiError: a value cannot be stored with its feature.
+          KabukiError: a value cannot be stored with its feature, or an episode is too large for a record.
+          OSError: a temporary file cannot be written.
         """
         # Rows before the first start belong to the open episode of the previous block.
         bounds = np.concatenate([[0], block.starts, [block.num_steps]])
@@ -74,22 +85,21 @@ class ExampleEncoder:
             if stop > start:
                 # The first block of every source starts with an episode.
                 assert self._open is not None
-                for pieces, protos in zip(self._open.steps, steps, strict=True):
-                    pieces.append(protos[i])
+                for parts, protos in zip(self._open.steps, steps, strict=True):
+                    parts.append(self._open.kept(protos[i], self._folder))
                 self._fallback.add(block, start, stop)
 
-    def finish(self) -> Iterator[bytes]:
+    def finish(self) -> Iterator[list[Part]]:
         """Yields the record of the open episode, if there is one. Call it after the last block."""
         if self._open is None:
             return
-        payloads = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for pieces in self._open.steps]
-        payloads += self._open.metadata
+        payloads: list[Sequence[Part]] = [*self._open.steps, *([payload] for payload in self._open.metadata)]
         self._open = None
         lists = [(key, kind, payload) for (key, kind), payload in zip(self._keys, payloads, strict=True)]
         yield feature_proto.example(lists, self._fallback.end())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _OpenEpisode:
     """The encoded part of an episode that is not complete yet.
 
@@ -98,8 +108,31 @@ class _OpenEpisode:
       metadata: the payload of each list of episode fields.
     """
 
-    steps: list[list[bytes]]
+    steps: list[list[Part]]
     metadata: list[bytes]
+    _nbytes: int = 0
+    _file: BinaryIO | None = None
+
+    def kept(self, payload: bytes, folder: str | os.PathLike[str] | None) -> Part:
+        """Returns the payload, or writes it to a temporary file if the episode is large.
+
+        Raises:
+          KabukiError: the episode is too large for a record.
+        """
+        self._nbytes += len(payload)
+        if self._nbytes > MAX_RECORD_BYTES:
+            raise KabukiError(
+                f"an episode has a record of more than {MAX_RECORD_BYTES:,} bytes, which TensorFlow cannot read; "
+                "divide the episode, or store its images as PNG or JPEG"
+            )
+        if self._nbytes <= _MAX_IN_MEMORY:
+            return payload
+        if self._file is None:
+            self._file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
+        self._file.seek(0, os.SEEK_END)
+        stored = StoredBytes(self._file, self._file.tell(), len(payload))
+        self._file.write(payload)
+        return stored
 
 
 class _FieldEncoder:

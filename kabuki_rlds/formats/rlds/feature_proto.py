@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -24,6 +25,34 @@ from kabuki_rlds.formats.varint import varint
 _LIST_TAGS: dict[ListType, bytes] = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
 #: The tag of a length-delimited field with number 1. All repeated fields used here have this tag.
 _TAG_1 = b"\x0a"
+#: Encoding an integer takes up to 64 bytes of memory for a time.
+_INTEGERS_AT_ONCE = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredBytes:
+    """Bytes in a temporary file."""
+
+    file: BinaryIO
+    offset: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def read(self) -> bytes:
+        self.file.seek(self.offset)
+        return self.file.read(self.size)
+
+
+#: A part of a record.
+Part: TypeAlias = bytes | StoredBytes
+
+
+def read_parts(parts: Iterable[Part]) -> Iterator[bytes]:
+    """Yields the bytes of the parts."""
+    for part in parts:
+        yield part if isinstance(part, bytes) else part.read()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +85,25 @@ def integers(values: np.ndarray, at: np.ndarray) -> FeatureProto:
     """Encodes an int64 list from integers or booleans, (elements,). `at` as for `floats`."""
     if values.dtype == bool:
         return FeatureProto(values.tobytes(), at.tolist())
+    data: list[bytes] = []
+    offsets = np.zeros(len(at), np.int64)
+    done = 0
+    for start in range(0, max(len(values), 1), _INTEGERS_AT_ONCE):
+        part, begins = _varints(values[start : start + _INTEGERS_AT_ONCE])
+        inside = (at >= start) & (at - start < len(begins))
+        offsets[inside] = done + begins[at[inside] - start]
+        done += len(part)
+        data.append(part)
+    return FeatureProto(data[0] if len(data) == 1 else b"".join(data), offsets.tolist())
+
+
+def _varints(values: np.ndarray) -> tuple[bytes, np.ndarray]:
+    """Encodes integers. Returns the bytes, and the offset of each integer and of the end: int64, (elements + 1,)."""
     # Protobuf encodes negative numbers as 64-bit two's complement.
     bits = values.astype(np.int64, copy=False).view(np.uint64)
     longest = int(bits.max(initial=0))
     if longest < 128:
-        return FeatureProto(bits.astype(np.uint8).tobytes(), at.tolist())
+        return bits.astype(np.uint8).tobytes(), np.arange(len(bits) + 1)
     sizes = np.ones(len(bits), np.int64)
     for more in range(1, 10):
         if longest < 1 << 7 * more:
@@ -74,7 +117,7 @@ def integers(values: np.ndarray, at: np.ndarray) -> FeatureProto:
         goes_on = left_sizes > 1
         data[places] = (left & np.uint64(0x7F)).astype(np.uint8) | (goes_on.astype(np.uint8) << 7)
         left, places, left_sizes = left[goes_on] >> np.uint64(7), places[goes_on] + 1, left_sizes[goes_on] - 1
-    return FeatureProto(data.tobytes(), begins[at].tolist())
+    return data.tobytes(), begins
 
 
 def byte_strings(items: Sequence[bytes], at: np.ndarray) -> FeatureProto:
@@ -97,18 +140,18 @@ def arrays_as_bytes(items: np.ndarray, at: np.ndarray) -> FeatureProto:
     return FeatureProto(data.tobytes(), (at * data.shape[1]).tolist())
 
 
-def example(lists: Iterable[tuple[bytes, ListType, bytes]], entries: bytes) -> bytes:
-    """Returns a serialized `tf.train.Example`.
+def example(lists: Iterable[tuple[bytes, ListType, Sequence[Part]]], entries: bytes) -> list[Part]:
+    """Returns the parts of a serialized `tf.train.Example`.
 
     Args:
-      lists: (key, list type, encoded elements) of each feature.
+      lists: (key, list type, parts of the encoded elements) of each feature.
       entries: further entries of the map of features, already serialized.
     """
-    parts: list[bytes] = []
+    parts: list[Part] = []
     for key, kind, data in lists:
-        parts += (_feature_head(key, kind, len(data)), data)
-    features = b"".join((*parts, entries))
-    return _TAG_1 + varint(len(features)) + features
+        parts += (_feature_head(key, kind, sum(map(len, data))), *data)
+    parts.append(entries)
+    return [_TAG_1 + varint(sum(map(len, parts))), *parts]
 
 
 @functools.lru_cache(1 << 14)

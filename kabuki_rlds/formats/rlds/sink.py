@@ -8,6 +8,7 @@ writer would shuffle them by a hash, in temporary files. Therefore the dataset h
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 from types import TracebackType
@@ -20,7 +21,9 @@ from kabuki_rlds.data.last_row import LastRows
 from kabuki_rlds.data.rules import Violation
 from kabuki_rlds.data.source import Size
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.files import disk, records
 from kabuki_rlds.formats.rlds.example_encoder import ExampleEncoder
+from kabuki_rlds.formats.rlds.feature_proto import Part, read_parts
 from kabuki_rlds.formats.rlds.recorded_shards import SHARD_TEMPLATE
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ _SAMPLE_BYTES = 1 << 20
 
 
 class _Shard(Protocol):
-    def write(self, record: bytes, /) -> None: ...
+    def write(self, parts: Sequence[Part], /) -> None: ...
     def close(self) -> None: ...
 
 
@@ -62,7 +65,7 @@ class SplitSink:
                 f"choose {' or '.join(FILE_FORMATS)}"
             )
         self._template = template
-        self._encoder = ExampleEncoder(features)
+        self._encoder = ExampleEncoder(features, template.data_dir)
         self._lengths = lengths
         self._written: list[int] = []
         self._shard: _Shard | None = None
@@ -75,8 +78,9 @@ class SplitSink:
         Raises:
           KabukiError: a value cannot be stored with its feature, or a shard cannot be written.
         """
-        for record in self._encoder.encode(block):
-            self._write_record(record)
+        with disk.writing(pathlib.Path(self._template.data_dir)):
+            for parts in self._encoder.encode(block):
+                self._write_record(parts)
 
     def commit(self, last_rows: LastRows, violations: Sequence[Violation] = ()) -> None:
         """Writes the last episode, and renames the shards to their final names.
@@ -88,8 +92,8 @@ class SplitSink:
         """
         import tensorflow_datasets as tfds
 
-        for record in self._encoder.finish():
-            self._write_record(record)
+        for parts in self._encoder.finish():
+            self._write_record(parts)
         self._close_shard()
         for i in range(len(self._written)):
             final = self._template.sharded_filepath(shard_index=i, num_shards=len(self._written))
@@ -101,18 +105,18 @@ class SplitSink:
             filename_template=self._template,
         )
 
-    def _write_record(self, record: bytes) -> None:
+    def _write_record(self, parts: Sequence[Part]) -> None:
         try:
             begun = len(self._written)
             if self._shard is None or self._written[-1] == self._lengths[begun - 1]:
                 self._close_shard()
                 self._shard = _open_shard(self._path(begun), str(self._template.filetype_suffix))
                 self._written.append(0)
-            self._shard.write(record)
+            self._shard.write(parts)
         except Exception as e:
             raise self._failed(e) from e
         self._written[-1] += 1
-        self._num_bytes += len(record)
+        self._num_bytes += sum(map(len, parts))
 
     def _close_shard(self) -> None:
         shard, self._shard = self._shard, None
@@ -139,23 +143,43 @@ class SplitSink:
     ) -> None:
         shard, self._shard = self._shard, None
         if shard is not None:
-            shard.close()
+            # On a full disk, closing fails too.
+            with contextlib.suppress(OSError):
+                shard.close()
         for i in range(len(self._written) if self.info is None else 0):
             pathlib.Path(self._path(i)).unlink(missing_ok=True)
 
 
 def _open_shard(path: str, file_format: str) -> _Shard:
-    """Creates a shard file, with the same options as TFDS's file adapters."""
-    shard: _Shard
-    if file_format == "tfrecord":
-        import tensorflow as tf
+    return _TfRecordShard(path) if file_format == "tfrecord" else _ArrayRecordShard(path)
 
-        shard = tf.io.TFRecordWriter(path)
-    else:
+
+class _TfRecordShard:
+    """A shard in the TFRecord format. TensorFlow's writer needs the whole record in memory, twice."""
+
+    def __init__(self, path: str):
+        self._file = open(path, "wb")  # noqa: SIM115
+
+    def write(self, parts: Sequence[Part], /) -> None:
+        self._file.writelines(records.frame_stream(sum(map(len, parts)), read_parts(parts)))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ArrayRecordShard:
+    """A shard in the ArrayRecord format, with the same options as TFDS's file adapter."""
+
+    def __init__(self, path: str):
         from array_record.python import array_record_module
 
-        shard = array_record_module.ArrayRecordWriter(path, "group_size:1")
-    return shard
+        self._writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+
+    def write(self, parts: Sequence[Part], /) -> None:
+        self._writer.write(b"".join(read_parts(parts)))
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def estimated_bytes(sizes: Sequence[Size], features: tfds.features.FeaturesDict) -> int:
@@ -165,7 +189,7 @@ def estimated_bytes(sizes: Sequence[Size], features: tfds.features.FeaturesDict)
         if size.sample is not None and size.sample.num_steps:
             sample = _head(size.sample)
             encoder = ExampleEncoder(features)
-            encoded = sum(map(len, [*encoder.encode(sample), *encoder.finish()]))
+            encoded = sum(len(part) for parts in (*encoder.encode(sample), *encoder.finish()) for part in parts)
             total += encoded * size.steps / sample.num_steps
     return int(total)
 
