@@ -5,6 +5,7 @@ This is a sample. `make test-zoo` reads all generated files, and test files of o
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import h5py
@@ -60,3 +61,18 @@ def test_opaque_data_with_the_dtype_of_strings_is_not_taken_for_image_files(tmp_
     with h5py.File(path, "r+") as file:
         file.create_dataset("more", (8,), h5py.opaque_dtype(np.dtype("S21")))
     assert kabuki_rlds.validate(path) == []
+
+
+@pytest.mark.parametrize("offset", [(1 << 64) - 2, 1 << 63, (1 << 63) - 1, 1 << 40, 0], ids=hex)
+def test_chunk_at_a_wrong_offset_is_read_or_damaged(offset, tmp_path):
+    file = Bytes(base_files.write_all(tmp_path)["latest"])
+    for index in file.of(b"EAIB"):
+        # The addresses of the first chunks follow the address of the header.
+        changed = tmp_path / "changed.hdf5"
+        changed.write_bytes(file.changed((index.at + 14, offset.to_bytes(8, "little"))))
+        for action in (
+            kabuki_rlds.validate,
+            lambda path: kabuki_rlds.convert(path, tmp_path / "out.hdf5", overwrite=True),
+        ):
+            with contextlib.suppress(kabuki_rlds.DamagedDataError):
+                action(changed)

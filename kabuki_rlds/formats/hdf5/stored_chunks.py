@@ -149,7 +149,11 @@ class StoredChunks:
 
         with phil:
             self._dataset.chunk_iter(note)
-        numbers, offsets, sizes, masks = np.array(sorted(found), np.int64).reshape(-1, 4).T
+        try:
+            numbers, offsets, sizes, masks = np.array(sorted(found), np.int64).reshape(-1, 4).T
+        except OverflowError:
+            # An offset is larger than any file.
+            raise ValueError(_BEYOND_END) from None
         return numbers, offsets, sizes, masks
 
     def _unpacked(self, i: int) -> np.ndarray:
