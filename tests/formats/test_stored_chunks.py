@@ -91,3 +91,25 @@ def test_a_wrong_checksum_is_an_error(tmp_path):
     path.write_bytes(stored)
     with pytest.raises(kabuki_rlds.DamagedDataError, match=r"field 'reward'.*the checksum of a chunk does not match"):
         kabuki_rlds.convert(path, tmp_path / "out.hdf5")
+
+
+@pytest.mark.parametrize("chunks", [None, (4,)])
+def test_big_endian_bfloat16_is_read(chunks, tmp_path):
+    fields = handmade.fields((4, 4), (True, False))
+    big = h5py.h5t.IEEE_F32BE.copy()
+    big.set_fields(15, 7, 8, 0, 7)
+    big.set_size(2)
+    big.set_ebias(127)
+    # The upper half of a float32 is the bfloat16.
+    values = np.arange(8, dtype=np.float32)
+    with h5py.File(tmp_path / "f.hdf5", "w") as made:
+        for name, column in fields.items():
+            if name != "observation":
+                made[name] = column
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        if chunks:
+            properties.set_chunk(chunks)
+        observation = h5py.h5d.create(made.id, b"observation", big, h5py.h5s.create_simple((8,)), properties)
+        observation.write(h5py.h5s.ALL, h5py.h5s.ALL, (values.view(np.uint32) >> 16).astype(">u2"), mtype=big)
+    (batch,) = kabuki_rlds.load_steps(tmp_path / "f.hdf5", 8, keep_last=True, as_numpy=True)
+    assert batch["observation"].astype(np.float32).tolist() == values.tolist()

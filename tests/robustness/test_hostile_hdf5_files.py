@@ -523,5 +523,5 @@ def test_only_open_file_opens_hdf5_files():
         ("formats/demos/demo_sink.py", "w"),
         ("commands/demo.py", "r"),
         # Only in memory.
-        ("formats/safe_hdf5/stored_references.py", "w"),
+        ("formats/hdf5/stored_chunks.py", "w"),
     }

@@ -345,6 +345,8 @@ class FixedReader:
                 space.select_hyperslab((start,) + (0,) * len(self._shape), rows.shape)
                 stored_type = self._dataset.id.get_type()
                 self._dataset.id.read(h5py.h5s.create_simple(rows.shape), space, rows, mtype=stored_type)
+                if stored_type.get_order() == h5py.h5t.ORDER_BE:
+                    rows.byteswap(inplace=True)
             return rows.view(BFLOAT16)
         found = _check_booleans(np.asarray(self._dataset[start:stop]).astype(self._dtype, copy=False))
         return found.astype(self._output_dtype, copy=False)

@@ -96,13 +96,18 @@ def _open_locked_if_possible(path: str) -> h5py.File:
     """
     for locking in (None, False):
         try:
-            return caches.limit_metadata_cache(h5py.File(path, "r", locking=locking, **caches.CHUNK_CACHE))
+            return _open(path, locking)
         except BlockingIOError:
             raise
         except OSError as e:
             if "lock" not in str(e):
                 raise
-    return caches.limit_metadata_cache(h5py.File(path, "r", locking=True, **caches.CHUNK_CACHE))
+    return _open(path, True)
+
+
+def _open(path: str, locking: bool | None) -> h5py.File:
+    # The driver is given, because rows are also read from its file descriptor, and HDF5_DRIVER may name another one.
+    return caches.limit_metadata_cache(h5py.File(path, "r", driver="sec2", locking=locking, **caches.CHUNK_CACHE))
 
 
 def _being_written(path: str) -> KabukiError:

@@ -64,7 +64,7 @@ def _next_line(requests: int) -> bytes:
 def _probe(path: str) -> Verdict:
     try:
         # A lock here would keep the process that wrote the file from opening it again.
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r", driver="sec2", locking=False)
     except Exception as e:
         if _STILL_OPEN in str(e):
             return Verdict(
