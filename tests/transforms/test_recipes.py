@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kabuki_rlds import KabukiError, build, convert, validate
+from kabuki_rlds import KabukiError, build, compare, convert, validate
 from kabuki_rlds.cli.main import main
 from tests import layout_files
 
@@ -402,3 +402,23 @@ def test_built_in_recipes_convert_their_layouts(tmp_path, name):
         assert steps[0]["observation"].dtype == np.float32
     else:
         assert steps[0]["observation"]["state"].shape == (9,)
+
+
+def test_large_results_are_made_in_parts(tmp_path, monkeypatch):
+    source = layout_files.robomimic(tmp_path / "f.hdf5", {0: 3, 1: 1, 2: 5})
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("for: robomimic\nsteps: {large: {constant: [1.0, 2.0]}}\nrest: keep\n")
+    whole = convert(source, tmp_path / "whole.hdf5", recipe=recipe)
+    monkeypatch.setattr("kabuki_rlds.transforms.recipes.recipe_source._MAX_MADE_BYTES", 32)
+    parts = convert(source, tmp_path / "parts.hdf5", recipe=recipe)
+    assert parts.num_steps == whole.num_steps and compare(whole.path, parts.path) == []
+
+
+def test_result_that_is_too_large_is_rejected(tmp_path):
+    source = layout_files.robomimic(tmp_path / "f.hdf5", {0: 3})
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "for: robomimic\nsteps:\n  large: {from: observation/camera/agentview_image, resize: [10, 4097]}\nrest: keep\n"
+    )
+    with pytest.raises(KabukiError, match="at most 4,096 pixels"):
+        convert(source, tmp_path / "out.hdf5", recipe=recipe)

@@ -23,6 +23,10 @@ from kabuki_rlds.extras import require
 _CHANNELS = (1, 3, 4)
 
 
+#: TensorFlow resizes images as float32, so a large image takes many times its size.
+_MAX_SIDE = 4096
+
+
 class Operation(Protocol):
     """An operation of a recipe. It takes one column, except `concatenate` (several) and `constant` (none)."""
 
@@ -211,6 +215,8 @@ class Resize(_Pixels):
     def __init__(self, size: Any):
         if not isinstance(size, list) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
             raise ValueError("expected [height, width]")
+        if max(size) > _MAX_SIDE:
+            raise ValueError(f"expected at most {_MAX_SIDE:,} pixels in each direction")
         self._size = size
 
     def field(self, fields: list[Field]) -> Field:

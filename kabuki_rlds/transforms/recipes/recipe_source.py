@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import copy
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -21,6 +22,8 @@ from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.transforms.recipes.recipe import Recipe, RecipeField
 from kabuki_rlds.transforms.required_fields import LeftOut
 
+#: The bytes that the operations make from a block. A recipe can make large rows from small ones.
+_MAX_MADE_BYTES = 32 << 20
 _NEEDED = tuple(name for name in REQUIRED if name != OBSERVATION)
 
 
@@ -77,6 +80,8 @@ class RecipeSource:
             _check_name(entry, layout.check_step_path)
         for entry in recipe.episode:
             _check_name(entry, layout.check_path)
+        #: Bytes per row of everything that the operations make.
+        self._made_row_bytes = 0
         # Step fields can be made from step fields or from episode fields, episode fields only from episode fields.
         steps = {entry.path: self._field(entry, self._fields | have.metadata) for entry in recipe.steps}
         metadata = {entry.path: self._field(entry, have.metadata) for entry in recipe.episode}
@@ -150,6 +155,9 @@ class RecipeSource:
         try:
             for operation in entry.operations:
                 fields = [operation.field(fields)]
+                fields[0].check_size("the result", entry.where)
+                known = [size for size in fields[0].shape if size is not None]
+                self._made_row_bytes += math.prod(known) * fields[0].dtype.itemsize
         except ValueError as e:
             raise KabukiError(f"{entry.where}: {e}") from e
         (field,) = fields
@@ -191,7 +199,7 @@ class RecipeSource:
         begun = 0
         # The threads end when this generator does. Do not wait for them: the garbage collector may close it anywhere.
         threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-recipe")
-        for block in blocks:
+        for block in self._split(blocks):
             steps = block.steps if self._decoder is None else self._decoder.decode(block.steps, threads)
             # The episode of each step: 0 is the one continued from the previous block, then 1, 2, ….
             episode_of = np.cumsum(block.begins[:-1])
@@ -214,6 +222,20 @@ class RecipeSource:
             for entry in self._recipe.episode:
                 metadata[entry.path] = self._episode_column(entry, block, begin_here)
             yield dataclasses.replace(block, steps=columns, metadata=metadata)
+
+    def _split(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Splits blocks so that the operations make at most `_MAX_MADE_BYTES` from one, or one row."""
+        most = max(1, _MAX_MADE_BYTES // max(1, self._made_row_bytes))
+        for block in blocks:
+            count = block.num_steps
+            if count <= most:
+                yield block
+                continue
+            for start in range(0, count, most):
+                stop = min(start + most, count)
+                # An episode that begins after the last row belongs to the last part.
+                first, end = np.searchsorted(block.starts, [start, stop if stop < count else count + 1]).tolist()
+                yield block.part(slice(start, stop), slice(first, end))
 
     def _episode_column(self, entry: RecipeField, block: Block, episodes: np.ndarray) -> np.ndarray:
         column = self._apply(entry, [block.metadata[path] for path in entry.sources], episodes)
