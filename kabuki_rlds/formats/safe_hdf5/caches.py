@@ -13,7 +13,8 @@ import h5py
 
 #: Arguments of `h5py.File`: the cache of chunks of each dataset. (bytes and hash slots: the defaults of HDF5 1.14)
 CHUNK_CACHE: dict[str, Any] = {"rdcc_nbytes": 1 << 20, "rdcc_nslots": 521}
-_METADATA_BYTES = 1 << 20
+#: By HDF5's count. In memory, the metadata take about twelve times as much.
+_METADATA_BYTES = 256 << 10
 
 
 def limit_metadata_cache(file: h5py.File) -> h5py.File:
