@@ -5,6 +5,7 @@
     hopper/1.0.0       about 1,000,000 steps in 20,000 episodes, with the fields of D4RL's
                        Hopper: 11 floats of observation, 3 of action
     camera/1.0.0       about 20,000 steps with a 128x128 JPEG image in 200 episodes
+    camera_large/1.0.0 about 2,000 steps with a 640x480 JPEG image in 20 episodes (made for `benchmarks.images`)
     hopper_x10/1.0.0   ten copies of the shards of hopper
     camera_x10/1.0.0   ten copies of the shards of camera
 
@@ -28,12 +29,13 @@ import numpy as np
 DATA_DIR = pathlib.Path(__file__).parent / "data"
 
 #: Name of each dataset to its number of steps at scale 1.
-STEPS = {"hopper": 1_019_843, "camera": 20_000}
+STEPS = {"hopper": 1_019_843, "camera": 20_000, "camera_large": 2_000}
 TIMES = 10
 
 _VERSION = "1.0.0"
 _SHARDS = 4
-_IMAGE_SIZE = 128
+#: Height and width of the images.
+_IMAGE_SIZES = {"camera": (128, 128), "camera_large": (480, 640)}
 
 
 def folder(data_dir: pathlib.Path, name: str, scale: float = 1.0) -> pathlib.Path:
@@ -43,15 +45,24 @@ def folder(data_dir: pathlib.Path, name: str, scale: float = 1.0) -> pathlib.Pat
 
 def generate(data_dir: pathlib.Path, scale: float = 1.0) -> None:
     """Generates all datasets of a scale that do not exist."""
-    makers = {"hopper": (_hopper_features, _hopper), "camera": (_camera_features, _camera)}
-    for name, (features, episodes) in makers.items():
-        once, times = folder(data_dir, name, scale), folder(data_dir, f"{name}_x{TIMES}", scale)
-        if not (once / "features.json").exists():
-            print(f"generating {once}")
-            _write(once, features(), episodes(round(STEPS[name] * scale)))
+    for name in ("hopper", "camera"):
+        once, times = generate_one(data_dir, name, scale), folder(data_dir, f"{name}_x{TIMES}", scale)
         if not (times / "features.json").exists():
             print(f"generating {times}")
             _repeat(once, times)
+
+
+def generate_one(data_dir: pathlib.Path, name: str, scale: float = 1.0) -> pathlib.Path:
+    """Generates a dataset if it does not exist, and returns its folder."""
+    once = folder(data_dir, name, scale)
+    if not (once / "features.json").exists():
+        print(f"generating {once}")
+        steps = round(STEPS[name] * scale)
+        if name == "hopper":
+            _write(once, _hopper_features(), _hopper(steps))
+        else:
+            _write(once, _camera_features(_IMAGE_SIZES[name]), _camera(steps, _IMAGE_SIZES[name]))
+    return once
 
 
 # --- episodes ---
@@ -78,7 +89,7 @@ def _hopper(num_steps: int) -> Iterator[bytes]:
         )
 
 
-def _camera(num_steps: int) -> Iterator[bytes]:
+def _camera(num_steps: int, size: tuple[int, int]) -> Iterator[bytes]:
     """Yields serialized episodes with images of blobs that move in front of a background."""
     rng = np.random.default_rng(1)
     lengths = _lengths(rng, num_steps, mean=100, longest=300)
@@ -89,7 +100,7 @@ def _camera(num_steps: int) -> Iterator[bytes]:
             rows = slice(start, start + length)
             start += length
             columns: dict[str, np.ndarray | list[bytes]] = {
-                "steps/observation/image": list(pool.map(_jpeg, _images(rng, length))),
+                "steps/observation/image": list(pool.map(_jpeg, _images(rng, length, size))),
                 "steps/observation/state": observation[rows],
                 "steps/action": action[rows],
                 "steps/reward": reward[rows],
@@ -154,16 +165,17 @@ def _ends(length: int, *, terminal: bool) -> dict[str, np.ndarray]:
     }
 
 
-def _images(rng: np.random.Generator, length: int) -> Iterator[np.ndarray]:
+def _images(rng: np.random.Generator, length: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Yields the images of an episode: uint8, (height, width, 3)."""
-    y, x = np.mgrid[0:_IMAGE_SIZE, 0:_IMAGE_SIZE].astype(np.float32) / _IMAGE_SIZE
+    height, width = size
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32) / np.array([height, width], np.float32)[:, None, None]
     corners = rng.uniform(40, 215, (3, 3)).astype(np.float32)
     backdrop = corners[0] + x[..., None] * (corners[1] - corners[0]) + y[..., None] * (corners[2] - corners[0])
-    noise = rng.normal(0, 1, (_IMAGE_SIZE + 2, _IMAGE_SIZE + 2)).astype(np.float32)
+    noise = rng.normal(0, 1, (height + 2, width + 2)).astype(np.float32)
     for i in range(3):
         for j in range(3):
             # Noise smoothed over 3x3 pixels.
-            backdrop += 2.0 * noise[i : i + _IMAGE_SIZE, j : j + _IMAGE_SIZE, None]
+            backdrop += 2.0 * noise[i : i + height, j : j + width, None]
     backdrop[(y > 0.7) & (np.floor(12 * x) % 2 == 0)] *= 0.7
     blobs = 5
     place, speed = rng.uniform(0, 1, (blobs, 2)), rng.normal(0, 0.01, (blobs, 2))
@@ -200,10 +212,10 @@ def _hopper_features() -> Any:
     )
 
 
-def _camera_features() -> Any:
+def _camera_features(size: tuple[int, int]) -> Any:
     import tensorflow_datasets as tfds
 
-    image = tfds.features.Image(shape=(_IMAGE_SIZE, _IMAGE_SIZE, 3), encoding_format="jpeg")
+    image = tfds.features.Image(shape=(*size, 3), encoding_format="jpeg")
     state = tfds.features.Tensor(shape=(11,), dtype=np.float32)
     return tfds.features.FeaturesDict(
         {"steps": _step_features({"image": image, "state": state}), "episode_id": np.int64}
