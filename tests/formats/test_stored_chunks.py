@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 import zlib
 from pathlib import Path
 
@@ -64,6 +65,45 @@ def test_loaded_rows_equal_those_that_h5py_reads(shuffle, file):
         values = np.stack([item["observation"][name] for item in items])
         assert values.dtype == column.dtype.newbyteorder("=")
         np.testing.assert_array_equal(values, column[order], err_msg=name)
+
+
+@pytest.mark.parametrize("library", ["earliest", "latest"])
+def test_rows_that_can_grow_are_read(library, tmp_path):
+    path = tmp_path / "f.hdf5"
+    limits = [(ROWS, None, 6), (ROWS, None, None), (None, 9, 6), (ROWS, 9, 9), (ROWS, 4, None)]
+    with h5py.File(path, "w", libver=library) as made:
+        for name, column in handmade.fields((ROWS,), (True,)).items():
+            if name != "observation":
+                made[name] = column
+        for i, maxshape in enumerate(limits):
+            for j, dtype in enumerate(["<i4", h5py.string_dtype()]):
+                for k, written in enumerate([0, 20, ROWS]):
+                    column = made.create_dataset(
+                        f"observation/{i}{j}{k}", (ROWS, 4, 6), dtype, chunks=(5, 2, 3), maxshape=maxshape,
+                        compression="gzip", fillvalue=None if j else 7,
+                    )  # fmt: skip
+                    if written:
+                        values = np.arange(written * 24).reshape(written, 4, 6)
+                        column[:written] = values.astype(str).astype(object) if j else values
+        expected = {name: column[()] for name, column in made["observation"].items()}
+    (batch,) = kabuki_rlds.load_steps(path, ROWS, keep_last=True, as_numpy=True)
+    for name, column in expected.items():
+        np.testing.assert_array_equal(batch["observation"][name], column, err_msg=name)
+
+
+def test_two_chunks_at_the_same_place_are_an_error(tmp_path):
+    path = tmp_path / "f.hdf5"
+    with h5py.File(path, "w") as made:
+        for name, column in handmade.fields((ROWS,), (True,)).items():
+            made.create_dataset(name, data=column, chunks=(20, *column.shape[1:]))
+    stored = bytearray(path.read_bytes())
+    # Keys of version 1 B-trees: size of the chunk, mask of skipped filters, first element.
+    key = struct.pack("<IIQQQ", 20 * 2 * 4, 0, 20, 0, 0)
+    at = stored.index(key)
+    stored[at : at + len(key)] = struct.pack("<IIQQQ", 20 * 2 * 4, 0, 0, 0, 0)
+    path.write_bytes(stored)
+    with pytest.raises(kabuki_rlds.DamagedDataError, match="several chunks at the same place"):
+        kabuki_rlds.convert(path, tmp_path / "out.hdf5")
 
 
 @pytest.mark.parametrize("chunks", [(ROWS, 8), (ROWS, 4)])

@@ -25,6 +25,8 @@ _FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FL
 _MAX_RUN_BYTES = 32 << 20
 
 UNKNOWN_FILL = "rows that were never written have a fill value of variable length, which is not read"
+#: Parts of HDF5's error messages for a chunk that was never written.
+_NEVER_WRITTEN = ("address isn't defined", "storage is not initialized", "storage is not allocated")
 _BEYOND_END = "a chunk reaches beyond the end of the file"
 
 
@@ -56,6 +58,8 @@ class StoredChunks:
         self._across = math.prod(self._grid[1:])
         self._chunk_nbytes = math.prod(self._chunk) * self._dtype.itemsize
         self._has_whole_rows = self._shape[1:] == self._chunk[1:]
+        #: HDF5 (1.10 to 2.0) lists wrong places for the chunks of some datasets whose rows can grow.
+        self._lists_chunks = dataset.maxshape[1:] == self._shape[1:]
         self.run_rows = int(self._chunk[0])
         if not self._has_whole_rows:
             row_nbytes = math.prod(self._shape[1:]) * self._dtype.itemsize
@@ -124,6 +128,8 @@ class StoredChunks:
 
         Also None if the file has a user block: HDF5 1.14 does not count it in the offsets of chunks.
         """
+        if not self._lists_chunks:
+            return None
         try:
             with phil:
                 file = h5py.h5i.get_file_id(self._dataset)
@@ -137,13 +143,20 @@ class StoredChunks:
     def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Number, offset in the file, stored size, and mask of skipped filters of each chunk: int64, (chunks,).
 
-        Chunks are numbered in row-major order, and sorted by number. Chunks that were never written are missing.
+        Chunks are numbered in row-major order, and sorted by number. Chunks that were never written are missing. If
+        HDF5 does not list the chunks correctly, all chunks have an entry, and only the numbers are known.
         """
+        if not self._lists_chunks:
+            numbers = np.arange(math.prod(self._grid))
+            return (numbers, *np.zeros((3, 1), np.int64).repeat(len(numbers), 1))
         found: list[tuple[int, int, int, int]] = []
 
         def note(chunk: h5py.h5d.StoreInfo) -> None:
             number = 0
             for at, size, count in zip(chunk.chunk_offset, self._chunk, self._grid, strict=True):
+                if at // size >= count:
+                    # HDF5 never reads a chunk outside of the shape.
+                    return
                 number = number * count + at // size
             found.append((number, chunk.byte_offset or 0, chunk.size, chunk.filter_mask))
 
@@ -154,6 +167,8 @@ class StoredChunks:
         except OverflowError:
             # An offset is larger than any file.
             raise ValueError(_BEYOND_END) from None
+        if (numbers[1:] == numbers[:-1]).any():
+            raise ValueError("the index of chunks has several chunks at the same place")
         return numbers, offsets, sizes, masks
 
     def _unpacked(self, i: int) -> np.ndarray:
@@ -167,7 +182,15 @@ class StoredChunks:
                 raise ValueError(_BEYOND_END)
         else:
             place = np.unravel_index(number, self._grid)
-            _, stored = read_chunk(self._dataset, tuple(int(p) * c for p, c in zip(place, self._chunk, strict=True)))
+            corner = tuple(int(p) * c for p, c in zip(place, self._chunk, strict=True))
+            try:
+                mask, stored = read_chunk(self._dataset, corner)
+            except (OSError, RuntimeError) as e:
+                if self._lists_chunks or not any(part in str(e) for part in _NEVER_WRITTEN):
+                    raise
+                if self._fill is None:
+                    raise ValueError(UNKNOWN_FILL) from None
+                return np.full(self._chunk, self._fill, self._dtype)
         applied = tuple(number for bit, (number, *_) in enumerate(self._filters) if not mask >> bit & 1)
         if not are_own_filters(applied):
             return self._unpack_by_hdf5(stored, mask)
