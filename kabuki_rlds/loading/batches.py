@@ -198,6 +198,8 @@ class Batches:
         seed, served = state["seed"], state["batches"]
         if self._seed is not None and seed != self._seed:
             raise InvalidArgumentError(f"state is from a loader with seed={seed!r}, but this one has {self._seed!r}")
+        if not isinstance(seed, int | None) or (seed or 0) < 0:
+            raise InvalidArgumentError(f"state has seed={seed!r}, expected an integer >= 0")
         if not isinstance(served, int) or served < 0 or (self.num_batches is not None and served > self.num_batches):
             raise InvalidArgumentError(f"state is after {served!r} batches, but an iteration has {self.num_batches}")
         return seed, served

@@ -100,7 +100,7 @@ def make_batches(
             samples,
             batch_size,
             order.shuffle,
-            order.seed,
+            None if order.seed is None else int(order.seed),
             order.epochs,
             table.row_nbytes,
             len(SampleIndex(table.episodes, samples)),

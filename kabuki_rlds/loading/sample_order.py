@@ -87,6 +87,9 @@ class Share:
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.world)
+        # Integers and booleans of NumPy may overflow, and JSON cannot store them.
+        for name, kind in (("rank", int), ("world", int), ("drop_last", bool)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
     def of(self, num_samples: int, batch_size: int) -> tuple[int, int]:
         """(first sample in file order, number of samples) of this process."""

@@ -154,3 +154,21 @@ def test_a_state_of_a_changed_file_is_rejected(file):
         opened["is_last"][-1] = True
     with pytest.raises(kabuki_rlds.InvalidArgumentError, match="state is from a loader with num_samples="):
         kabuki_rlds.load_steps(file, 4, as_numpy=True, state=state)
+
+
+def test_arguments_may_be_numbers_of_numpy(file):
+    def load(rank, world, drop_last, seed):
+        options = {"rank": rank, "world": world, "drop_last": drop_last, "seed": seed}
+        return kabuki_rlds.load_steps(file, 1, shuffle=True, as_numpy=True, **options)
+
+    batches = load(np.int8(3), np.int8(4), np.bool_(True), np.uint8(200))
+    served = list(batches)
+    assert_equal(served, list(load(3, 4, True, 200)))
+    assert json.loads(json.dumps(batches.state())) == batches.state()
+
+
+@pytest.mark.parametrize("seed", ["x", -1, 1.5])
+def test_a_state_with_an_invalid_seed_is_one_clear_error(seed, file):
+    state = kabuki_rlds.load_steps(file, 4, shuffle=True, as_numpy=True).state()
+    with pytest.raises(kabuki_rlds.errors.InvalidArgumentError, match="expected an integer >= 0"):
+        kabuki_rlds.load_steps(file, 4, shuffle=True, as_numpy=True, state={**state, "seed": seed})
