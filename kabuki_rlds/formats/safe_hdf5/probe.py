@@ -59,14 +59,15 @@ class _Worker:
         # Each thread of OpenBLAS reserves memory. A new session, because Ctrl-C goes to all processes of a session.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                start_new_session=True,
-            )
+            with _starting:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,
+                )
         except (OSError, ValueError) as e:
             raise KabukiError(f"cannot start the process that checks HDF5 files ({e})") from e
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -126,6 +127,9 @@ class _Worker:
 
 _worker: _Worker | None = None
 _lock = threading.Lock()
+#: Held while a worker starts. A process that is forked meanwhile would keep the worker's ends of the pipes open, and
+#: the end of the worker would not be noticed. It is an `RLock`, because a signal handler may fork.
+_starting = threading.RLock()
 
 
 def probe(path: str, file_bytes: int) -> Verdict:
@@ -168,12 +172,16 @@ def _stop() -> None:
 
 def _forget_after_fork() -> None:
     """In a forked process: the worker belongs to the parent, and another thread may have held the lock."""
-    global _worker, _lock
+    global _worker, _lock, _starting
     worker, _worker = _worker, None
-    _lock = threading.Lock()
+    _lock, _starting = threading.Lock(), threading.RLock()
     if worker is not None:
         worker.leave()
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+os.register_at_fork(
+    before=lambda: _starting.acquire(),
+    after_in_parent=lambda: _starting.release(),
+    after_in_child=_forget_after_fork,
+)
 atexit.register(_stop)

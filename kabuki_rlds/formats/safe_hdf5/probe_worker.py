@@ -11,6 +11,8 @@ import math
 import os
 import resource
 import select
+import shlex
+import signal
 import sys
 import time
 
@@ -32,19 +34,27 @@ _MAX_KEPT_BYTES = MAX_MEMORY_BYTES // 4
 
 def main() -> None:
     """Probes files until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, MAX_MEMORY_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+    # The parent process may have blocked or ignored the signal, which this process inherits.
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGXCPU])
     print("ready", flush=True)
     with plugins.disabled():
         while line := _next_line(sys.stdin.fileno()):
             path, cpu_seconds = json.loads(line)
             # Beyond this limit, the system ends the process.
-            limit = math.ceil(time.process_time() + cpu_seconds)
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+            _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + cpu_seconds))
             print(_probe(path).to_json(), flush=True)
             if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _MAX_KEPT_BYTES:
                 # The HDF5 library may keep the memory, and the next file would have less. A new process has all of it.
                 return
+
+
+def _limit(resource_type: int, limit: int) -> None:
+    """Sets a limit of this process, or keeps the one that the parent process has, if it is lower."""
+    _, hard = resource.getrlimit(resource_type)
+    resource.setrlimit(resource_type, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _next_line(requests: int) -> bytes:
@@ -69,7 +79,7 @@ def _probe(path: str) -> Verdict:
         if _STILL_OPEN in str(e):
             return Verdict(
                 "marked as open for writing: another program has the file open, or ended without closing it; close the "
-                f"file there, or remove the mark with `h5clear -s {path}` (a tool of the HDF5 project)"
+                f"file there, or remove the mark with `h5clear -s {shlex.quote(path)}` (a tool of the HDF5 project)"
             )
         return _damaged("damaged or truncated: the HDF5 library cannot open this file", e)
     try:

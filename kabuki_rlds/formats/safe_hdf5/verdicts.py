@@ -9,7 +9,6 @@ process probes files again.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import stat
@@ -55,8 +54,8 @@ SAFE = Verdict()
 
 _known: dict[FileVersion, Verdict] = {}
 _lock = threading.Lock()
-#: The shared file; None if it was not opened yet, or cannot be.
-_shared: io.FileIO | None = None
+#: Descriptor of the shared file; None if it was not opened yet, or cannot be. It stays open until the process ends.
+_shared: int | None = None
 _shared_read = 0
 
 
@@ -83,7 +82,7 @@ def add(version: FileVersion, verdict: Verdict) -> None:
         if _shared is not None:
             # Without this file, another process probes again. For example, the disk is full.
             with contextlib.suppress(OSError):
-                _shared.write(f"{json.dumps(version)}\t{verdict.to_json()}\n".encode())
+                os.write(_shared, f"{json.dumps(version)}\t{verdict.to_json()}\n".encode())
 
 
 def trust(path: str | os.PathLike[str]) -> None:
@@ -101,7 +100,7 @@ def _read_shared() -> None:
         _shared = _open_shared(name)
     if _shared is None:
         return
-    data = os.pread(_shared.fileno(), os.fstat(_shared.fileno()).st_size - _shared_read, _shared_read)
+    data = os.pread(_shared, os.fstat(_shared).st_size - _shared_read, _shared_read)
     # The last line may not be complete yet.
     data = data[: data.rfind(b"\n") + 1]
     _shared_read += len(data)
@@ -112,16 +111,16 @@ def _read_shared() -> None:
             _known[tuple(json.loads(version))] = Verdict.from_json(verdict)
 
 
-def _open_shared(name: str) -> io.FileIO | None:
+def _open_shared(name: str) -> int | None:
     """Opens the file of the process that started this one, or returns None if it is gone."""
     with contextlib.suppress(OSError):
         # The descriptor may belong to something else by now, for example a pipe.
-        file = io.FileIO(os.open(name, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC), "r+")
-        status = os.fstat(file.fileno())
+        file = os.open(name, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(file)
         is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
-        if is_own and os.pread(file.fileno(), len(_HEADER), 0) == _HEADER:
+        if is_own and os.pread(file, len(_HEADER), 0) == _HEADER:
             return file
-        file.close()
+        os.close(file)
     return None
 
 
@@ -129,10 +128,19 @@ def _create_shared() -> None:
     global _shared
     with contextlib.suppress(OSError):
         handle, name = tempfile.mkstemp(prefix="kabuki_rlds-")
-        os.unlink(name)
-        os.set_inheritable(handle, False)
-        file = io.FileIO(os.open(f"/proc/self/fd/{handle}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC), "r+")
-        os.close(handle)
-        file.write(_HEADER)
-        _shared = file
-        os.environ[_ENVIRONMENT] = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        try:
+            os.unlink(name)
+            _shared = os.open(f"/proc/self/fd/{handle}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        finally:
+            os.close(handle)
+        os.write(_shared, _HEADER)
+        os.environ[_ENVIRONMENT] = f"/proc/{os.getpid()}/fd/{_shared}"
+
+
+def _renew_lock() -> None:
+    """In a forked process: another thread may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)

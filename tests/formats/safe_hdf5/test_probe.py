@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 
 import kabuki_rlds
-from kabuki_rlds.formats.safe_hdf5 import probe
+from kabuki_rlds.formats.safe_hdf5 import probe, verdicts
 from tests import handmade
 
 
@@ -181,6 +184,103 @@ def test_a_worker_that_cannot_start_is_one_clear_error(file, monkeypatch, withou
         monkeypatch.setattr(sys, "executable", program)
         with pytest.raises(kabuki_rlds.KabukiError, match="cannot start the process that checks HDF5 files"):
             kabuki_rlds.inspect(file)
+
+
+@pytest.mark.parametrize("limit", [(resource.RLIMIT_CPU, 1000), (resource.RLIMIT_AS, 1000 << 20)])
+def test_files_are_probed_under_lower_limits_of_the_process(limit, file):
+    def set_limit() -> None:
+        resource.setrlimit(limit[0], (limit[1], limit[1]))
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGXCPU])
+
+    code = f"from kabuki_rlds.formats.safe_hdf5.open_file import open_file; open_file({str(file)!r}).close()"
+    environment = {name: value for name, value in os.environ.items() if name != "KABUKI_RLDS_VERDICTS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "OPENBLAS_NUM_THREADS": "1"},
+        preexec_fn=set_limit,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_warning_at_exit(file):
+    code = f"import kabuki_rlds; kabuki_rlds.inspect({str(file)!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "KABUKI_RLDS_VERDICTS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert "ResourceWarning" not in done.stderr
+
+
+def test_verdicts_without_proc_leave_no_open_descriptors(tmp_path, monkeypatch):
+    opened = os.open
+
+    def without_proc(path, *args, **options):
+        if str(path).startswith("/proc/self/fd"):
+            raise FileNotFoundError(path)
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", without_proc)
+    monkeypatch.setattr(verdicts, "_shared", None)
+    monkeypatch.delenv("KABUKI_RLDS_VERDICTS", raising=False)
+    counts = []
+    for i in range(2):
+        kabuki_rlds.inspect(handmade.write(tmp_path / f"{i}.hdf5", handmade.fields()))
+        counts.append(len(os.listdir("/proc/self/fd")))
+    assert counts[0] == counts[1]
+
+
+def test_a_process_that_is_forked_while_the_worker_starts_does_not_hide_its_end(tmp_path, monkeypatch, without_worker):
+    start = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+    is_starting = threading.Event()
+
+    def start_slowly(self, *args):
+        is_starting.set()
+        time.sleep(0.3)
+        start(self, *args)
+
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", start_slowly)
+    problems = []
+
+    def read() -> None:
+        try:
+            kabuki_rlds.inspect(crashing_file(tmp_path / "crash.hdf5"))
+        except kabuki_rlds.DamagedDataError as e:
+            problems.append(str(e))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    assert is_starting.wait(60)
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        thread.join(30)
+        assert len(problems) == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_a_process_that_is_forked_while_a_verdict_is_written_reads_files(file):
+    kabuki_rlds.inspect(file)
+    with verdicts._lock:
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(20)
+                os._exit(kabuki_rlds.inspect(file).num_steps)
+            finally:
+                os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 8
 
 
 @pytest.mark.parametrize("filter_name", ["scaleoffset", "nbit"])
