@@ -28,23 +28,31 @@ EPISODE_INDEX = "episode_index"
 STEP_INDEX = "step_index"
 EPISODE_METADATA = "episode_metadata"
 
+#: Held while the files of a dataset are opened.
+_opening = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked process: another thread of the parent may have held the lock."""
+    global _opening
+    _opening = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
 
 class _OpenTable:
     """Opens the table of some files on first use, once in each process."""
 
     def __init__(self, paths: Sequence[str], stored: Mapping[str, Field], metadata: Sequence[str], last_row: Any):
         self.paths, self.stored, self.metadata, self.last_row = paths, stored, metadata, last_row
-        self._clear()
-
-    def _clear(self) -> None:
-        self._lock = threading.Lock()
         self._opened: tuple[int, Table, ImageDecoder, dict[str, Column]] | None = None
 
     def get(self) -> tuple[Table, ImageDecoder, dict[str, Column]]:
         """(table, decoder of its images, requested metadata of all episodes)."""
         opened = self._opened
         if opened is None or opened[0] != os.getpid():
-            with self._lock:
+            with _opening:
                 opened = self._opened
                 if opened is None or opened[0] != os.getpid():
                     opened = self._opened = (os.getpid(), *self._open())
@@ -65,11 +73,7 @@ class _OpenTable:
             opened[1].close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_opened")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._clear()
+        return {**self.__dict__, "_opened": None}
 
 
 class MapDataset:

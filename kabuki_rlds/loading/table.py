@@ -52,7 +52,7 @@ class Table:
       returns: how to compute n-step returns; None reads the stored rewards and discounts.
       last_row: whether last rows are a "step" or an "observation"; None takes what each file states, and
         "observation" if it states nothing.
-      quiet: as for `KabukiSource`.
+      quiet: do not warn about a file, because an earlier open already did.
 
     Attributes:
       stored: path to field, for the selected fields as they are stored.
@@ -86,7 +86,7 @@ class Table:
                 check_equal(Schema(self.stored, {}), Schema(theirs, {}), paths[0], source.path)
             self._splits = row_splits(np.array([source.num_steps for source in self._sources], np.int64))
             self.num_rows = int(self._splits[-1])
-            self._episodes = [_episodes(source, last_row) for source in self._sources]
+            self._episodes = [_episodes(source, last_row, quiet) for source in self._sources]
             self.episodes = _concatenate(self._episodes, self._splits)
             self.threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "kabuki-read")
             self._stack.callback(self.threads.shutdown, cancel_futures=True)
@@ -307,10 +307,11 @@ def within(columns: dict[str, Column], first: int = 0) -> Take:
     return taken
 
 
-def _episodes(source: KabukiSource, last_row: LastRow | None) -> Episodes:
+def _episodes(source: KabukiSource, last_row: LastRow | None, quiet: bool) -> Episodes:
     """The row ranges of the episodes of a file."""
     if last_row is None:
-        unstated_last_rows.warn_if_unstated(source)
+        if not quiet:
+            unstated_last_rows.warn_if_unstated(source)
         known = source.last_rows or LastRows.of_all(False, source.num_episodes, "the file does not state it")
     else:
         known = LastRows.by_user(last_row, source.num_episodes)

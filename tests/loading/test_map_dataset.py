@@ -5,7 +5,9 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import multiprocessing
+import os
 import pickle
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from hypothesis import strategies as st
 import kabuki_rlds
 from kabuki_rlds import KabukiError
 from kabuki_rlds.errors import InvalidArgumentError
+from kabuki_rlds.loading import map_dataset
+from kabuki_rlds.loading.table import Table
 from tests import handmade
 
 LENGTHS = (5, 1, 9, 2)
@@ -236,6 +240,42 @@ def test_workers_read_the_same_samples(method: str, tmp_path: Path) -> None:
     with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context(method)) as workers:
         parts = [list(range(i, len(ds), 2)) for i in range(2)]
         assert sum(workers.map(_sum_of, [ds, ds], parts)) == pytest.approx(want)
+
+
+def test_a_process_that_is_forked_while_a_thread_opens_the_files_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ds = kabuki_rlds.dataset(_file(tmp_path / "f.hdf5"))
+    parent = os.getpid()
+    opening, forked = threading.Event(), threading.Event()
+
+    def slow_table(*args: Any, **options: Any) -> Any:
+        if os.getpid() == parent:
+            opening.set()
+            forked.wait()
+        return Table(*args, **options)
+
+    monkeypatch.setattr(map_dataset, "Table", slow_table)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        here = threads.submit(_sum_of, ds, [0, 1])
+        opening.wait()
+        process = multiprocessing.get_context("fork").Process(target=_sum_of, args=(ds, [0, 1]))
+        process.start()
+        process.join(30)
+        ended = process.exitcode
+        process.kill()
+        forked.set()
+        here.result()
+    assert ended == 0
+
+
+def test_workers_do_not_repeat_warnings(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lengths = [3, 4]
+    file = handmade.write(tmp_path / "f.hdf5", handmade.fields(lengths, [True] * 2), handmade.attributes(lengths))
+    ds = kabuki_rlds.dataset(file)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as workers:
+        workers.submit(_sum_of, ds, [0]).result()
+    assert "does not say whether last rows are steps" not in capfd.readouterr().err
 
 
 def test_threads_read_the_same_samples(converted: Any) -> None:
