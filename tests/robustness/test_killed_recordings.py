@@ -233,9 +233,11 @@ def test_a_failed_fsync_loses_no_written_episode(tmp_path, monkeypatch, suffix, 
     except KabukiError as e:
         said.append(str(e))
     monkeypatch.undo()
-    (message,) = said
-    assert message.startswith(str(path))
-    assert "No space left on device" in message
+    # The third call for a file is that for its folder, after the file has its name: a warning.
+    assert len(said) == ((suffix, failing) != (".hdf5", 3))
+    for message in said:
+        assert message.startswith(str(path))
+        assert "No space left on device" in message
     Logger(path).close()
     folder = path / "1.0.0"
     if suffix:

@@ -6,6 +6,7 @@ output is the verdict on it as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -46,9 +47,21 @@ def main() -> None:
             # Beyond this limit, the system ends the process.
             _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + cpu_seconds))
             print(_probe(path).to_json(), flush=True)
-            if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > _MAX_KEPT_BYTES:
+            if _peak_bytes() > _MAX_KEPT_BYTES:
                 # The HDF5 library may keep the memory, and the next file would have less. A new process has all of it.
                 return
+
+
+def _peak_bytes() -> int:
+    """The largest memory of this process so far; 0 if it is not known.
+
+    `getrusage` would include the memory of the parent process before this program started.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status", "rb") as status:
+        for line in status:
+            if line.startswith(b"VmHWM:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def _limit(resource_type: int, limit: int) -> None:
