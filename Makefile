@@ -30,7 +30,7 @@ help:
 	@echo 'make docs         the documentation as a site, in site/'
 	@echo 'make test-base    the tests that need no TensorFlow, on the base install'
 	@echo 'make test-modern  the tests without rlds and EnvLogger, on Python 3.12 or newer, newest TensorFlow'
-	@echo 'make test-judges  robomimic reads what is exported, and the files that robosuite ships are converted'
+	@echo 'make test-judges  PyTorch, Grain, JAX and robomimic read what is served and exported; files of robosuite are converted'
 	@echo 'make test-zoo     HDF5 files of other projects and generated hostile files; with ZOO=FOLDER, those of a folder too'
 	@echo 'make lock         update constraints.txt after a change of setup.cfg; with UPGRADE=1, to the newest versions'
 	@echo 'make clean        remove what the above made'
@@ -78,13 +78,13 @@ test-modern:
 	@$(MAKE) test VENV=.venv-modern \
 		PYTHON='$(or $(MODERN),$(error the modern stack needs Python 3.12 or 3.13: install one, or say `make test-modern MODERN=/path/to/python3.12`))'
 
-# Both are taken without most of what they ask for: what reads a dataset needs no simulator. PyTorch is pinned, since the
-# newest may be another few GB.
+# robomimic and robosuite are installed without most of their requirements, because reading a dataset needs no simulator.
+# PyTorch is pinned, because the newest release may download another few GB.
 JUDGES := .venv-judges
-$(JUDGES)/installed: Makefile
-	@echo 'setting up $(JUDGES)/: robomimic, with PyTorch, and robosuite'
+$(JUDGES)/installed: Makefile setup.cfg
+	@echo 'setting up $(JUDGES)/: PyTorch, Grain, JAX, robomimic and robosuite, without TensorFlow'
 	@"$(PYTHON)" -m venv --clear $(JUDGES)
-	@$(JUDGES)/bin/python $(PIP_INSTALL) torch==2.13.0 h5py numpy tqdm psutil imageio termcolor matplotlib
+	@$(JUDGES)/bin/python $(PIP_INSTALL) -e . torch==2.13.0 grain==0.2.18 jax==0.10.2 psutil imageio termcolor matplotlib
 	@$(JUDGES)/bin/python $(PIP_INSTALL) --no-deps robomimic==0.3.0 robosuite==1.4.0
 	@touch $@
 

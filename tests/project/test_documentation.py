@@ -32,7 +32,7 @@ from tests.project.documentation import PAGES, Code
 #: Languages that no test runs.
 NOT_CODE = {"text", "yaml", "julia", "matlab", "js", "cpp"}
 #: Packages that an example may import and that are not installed everywhere. Without them it is only compiled.
-OPTIONAL = {"dm_control", "envlogger", "gymnasium", "jax", "rlds", "torch"}
+OPTIONAL = {"dm_control", "envlogger", "grain", "gymnasium", "jax", "rlds", "torch"}
 PROGRAMS = {"cat", "cd", "cp", "h5dump", "ls", "mkdir", "rm"}
 
 
@@ -105,7 +105,7 @@ def run(block: Code, names: dict[str, Any], home: Path) -> None:
 def _imports(text: str) -> bool:
     """Returns whether all imports of a block are installed."""
     imported = {
-        name.partition(".")[0]
+        name
         for node in ast.walk(ast.parse(text))
         for name in (
             [alias.name for alias in node.names]
@@ -115,7 +115,14 @@ def _imports(text: str) -> bool:
             else []
         )
     }
-    return all(name in sys.modules or importlib.util.find_spec(name) for name in imported & OPTIONAL)
+    return all(_is_installed(name) for name in imported if name.partition(".")[0] in OPTIONAL)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except ImportError:  # Its parent is not installed, or replaced.
+        return False
 
 
 def commands(block: Code) -> list[tuple[str, str]]:

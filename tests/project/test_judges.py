@@ -1,11 +1,12 @@
-"""robomimic's own `SequenceDataset` reads what is exported; the files that robosuite ships are converted.
+"""PyTorch, Grain, JAX and robomimic read Kabuki files and exports; the files that robosuite ships are converted.
 
-Both are heavy, so they have a Python of their own: `make test-judges` sets it up.
+These packages are large, so they have a Python of their own, without TensorFlow: `make test-judges` sets it up.
 """
 
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from typing import Any
@@ -16,12 +17,65 @@ import pytest
 
 from kabuki_rlds import build, convert, validate
 from kabuki_rlds.commands.export import export
-from tests import layout_files
+from tests import handmade, layout_files
 from tests.places import ROOT
+from tests.project import documentation
+from tests.project.test_documentation import check_output
 
-PYTHON = os.environ.get("JUDGES_PYTHON", "")
+PYTHON = os.environ.get("JUDGES_PYTHON", "") and os.path.abspath(os.environ["JUDGES_PYTHON"])
 if not PYTHON:
-    pytest.skip("JUDGES_PYTHON names no Python with robomimic and robosuite", allow_module_level=True)
+    pytest.skip("JUDGES_PYTHON names no Python with PyTorch, Grain, JAX, robomimic, robosuite", allow_module_level=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "check", "images"),
+    [
+        ("torch_loaders", "fork", "encoded"),
+        ("torch_loaders", "spawn", "arrays"),
+        ("torch_loaders", "parts", "encoded"),
+        ("grain_loaders", "dataset", "encoded"),
+        ("grain_loaders", "loader", "arrays"),
+    ],
+)
+def test_each_index_arrives_once_with_the_values_of_h5py(module, check, images, converted, tmp_path):
+    lengths = [1 + 7 * number % 40 for number in range(100)]
+    steps = {"episodes/last_is_step": np.zeros(len(lengths), bool), **handmade.fields(lengths, [True] * len(lengths))}
+    version = {"format_version": "1.1"}
+    many = handmade.write(
+        tmp_path / "many.hdf5", steps | handmade.index(lengths), handmade.attributes(lengths) | version
+    )
+    files = [converted("every_kind", images), converted("every_kind", "arrays"), many, many]
+    command = [PYTHON, "-W", "ignore::UserWarning", "-m", f"tests.judges.{module}", check, *files]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr, timeout=240)
+
+
+@pytest.fixture(name="home", scope="module")
+def _home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    documentation.make_folder(home)
+    return home
+
+
+EXAMPLES = [
+    block
+    for page in ("README.md", "docs/guides/training.md")
+    for block in documentation.blocks(ROOT / page)
+    if re.search(r"^(import|from) (grain|jax|torch)\b", block.text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("block", EXAMPLES, ids=lambda block: block.where)
+def test_examples_of_the_documentation_run_without_tensorflow(block, home, tmp_path):
+    stand_ins = "value = lambda observation: observation[:, 0]\nupdate = lambda *batch: None\n"
+    (tmp_path / "example.py").write_text(stand_ins + block.text)
+    command = [PYTHON, "-W", "ignore::UserWarning", tmp_path / "example.py"]
+    printed = subprocess.run(command, check=True, cwd=home, stdout=subprocess.PIPE, text=True, timeout=240).stdout
+    check_output(printed, block.output, home)
+
+
+def test_there_is_an_example_for_each_framework():
+    for name in ("torch", "torch.utils.data", "grain", "jax"):
+        assert any(re.search(rf"^(import|from) {re.escape(name)}\b", block.text, re.MULTILINE) for block in EXAMPLES)
 
 
 def test_robomimic_reads_equal_sequences_from_the_export_and_the_original(tmp_path):
