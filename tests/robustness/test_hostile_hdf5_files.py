@@ -269,7 +269,7 @@ def test_structure_that_hangs_hdf5_is_rejected(signature, change, reader, tmp_pa
 
 @pytest.mark.parametrize("of", ["links", "attributes"])
 def test_damaged_names_do_not_crash_the_process(of, tmp_path):
-    """HDF5 1.14 crashes when it sorts damaged names. The test reads in a child process that detects memory errors."""
+    """HDF5 1.14 crashes when it sorts damaged names: then the process that probes files does."""
     file = tmp_path / "f.hdf5"
     with h5py.File(file, "w", libver="latest") as made:
         for name, column in handmade.fields().items():
@@ -290,7 +290,8 @@ def test_damaged_names_do_not_crash_the_process(of, tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MALLOC_PERTURB_": "99"}
     )
     assert done.returncode == 1, done.stderr
-    assert "f.hdf5: damaged: the HDF5 library cannot read the structure of the file" in done.stderr
+    reasons = ("damaged: the HDF5 library cannot read the structure of the file", "crashes the HDF5 library")
+    assert any(f"f.hdf5: {reason}" in done.stderr for reason in reasons)
 
 
 def test_data_that_contains_heap_and_btree_signatures_is_accepted(tmp_path):
