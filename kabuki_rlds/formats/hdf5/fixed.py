@@ -16,7 +16,8 @@ import numpy as np
 
 from kabuki_rlds.data.schema import BFLOAT16, Field
 from kabuki_rlds.formats.hdf5 import chunks, layout
-from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks, are_own_filters
+from kabuki_rlds.formats.hdf5.stored_chunks import StoredChunks
+from kabuki_rlds.formats.safe_hdf5.filters import are_own_filters
 
 #: The number of chunks that may wait for the threads that unpack them.
 _AHEAD = 16
@@ -219,19 +220,7 @@ class FixedReader:
         if self._run_nbytes > _MAX_CHUNK_IN_THREAD:
             joined = np.concatenate([self._part(offset, start, stop) for offset in self._offsets(start, stop)])
             return functools.partial(joined.astype, self._output_dtype, copy=False)
-        todo: list[tuple[int, _Unpacked]] = []
-        for offset in self._offsets(start, stop):
-            # Another thread may replace it meanwhile.
-            recent = self._recent
-            if recent is None or recent[0] != offset:
-                unpacked: _Unpacked
-                if in_thread:
-                    unpacked = self._executor.submit(self._unpack, offset // self._run_rows)
-                else:
-                    unpacked = concurrent.futures.Future()
-                    unpacked.set_result(self._unpack(offset // self._run_rows))
-                recent = (offset, unpacked)
-            todo.append(recent)
+        todo = [(offset, self._unpacked(offset, in_thread)) for offset in self._offsets(start, stop)]
         self._keep(*todo[-1], stop)
 
         def finish() -> np.ndarray:
@@ -248,13 +237,21 @@ class FixedReader:
 
     def _part(self, offset: int, start: int, stop: int) -> np.ndarray:
         """Copies rows from a large chunk, so that only one such chunk is in memory, and one that is kept."""
+        unpacked = self._unpacked(offset, False)
+        self._keep(offset, unpacked, stop)
+        return unpacked.result()[max(start - offset, 0) : stop - offset].copy()
+
+    def _unpacked(self, offset: int, in_thread: bool) -> _Unpacked:
+        """Returns the chunk whose first row is `offset`: the kept one, or unpacked now or in a thread."""
+        # Another thread may replace it meanwhile.
         recent = self._recent
-        if recent is None or recent[0] != offset:
-            unpacked: _Unpacked = concurrent.futures.Future()
-            unpacked.set_result(self._unpack(offset // self._run_rows))
-            recent = (offset, unpacked)
-        self._keep(*recent, stop)
-        return recent[1].result()[max(start - offset, 0) : stop - offset].copy()
+        if recent is not None and recent[0] == offset:
+            return recent[1]
+        if in_thread:
+            return self._executor.submit(self._unpack, offset // self._run_rows)
+        unpacked: _Unpacked = concurrent.futures.Future()
+        unpacked.set_result(self._unpack(offset // self._run_rows))
+        return unpacked
 
     def _keep(self, offset: int, unpacked: _Unpacked, stop: int) -> None:
         """Keeps a chunk for the next call, unless its last row was read or too many bytes are kept already."""
@@ -304,7 +301,15 @@ class FixedReader:
     def _take_single_rows(
         self, stored: StoredChunks, run_offsets: np.ndarray, out: np.ndarray, rows: np.ndarray, places: np.ndarray
     ) -> None:
-        """Reads single rows of uncompressed chunks, without the other rows. The last three arguments are as above."""
+        """Reads single rows of uncompressed chunks, without the other rows of the chunks.
+
+        Args:
+          stored: the chunks.
+          run_offsets: their `row_offsets`.
+          out: as for `take_into`.
+          rows: as for `take_into`.
+          places: as for `take_into`.
+        """
         nbytes = self._row_nbytes
         run = rows // self.run_rows
         offsets = run_offsets[run] + (rows - run * self.run_rows) * nbytes

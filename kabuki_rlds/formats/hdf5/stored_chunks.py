@@ -17,9 +17,7 @@ from h5py._objects import phil
 
 from kabuki_rlds.formats.hdf5 import chunks
 from kabuki_rlds.formats.safe_hdf5.direct_chunks import read_chunk, write_chunk
-
-#: The filters that are undone here, in the order in which writers apply them.
-_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
+from kabuki_rlds.formats.safe_hdf5.filters import are_own_filters
 
 #: Rows that are spread over several chunks are read together up to this size.
 _MAX_RUN_BYTES = 32 << 20
@@ -28,11 +26,6 @@ UNKNOWN_FILL = "rows that were never written have a fill value of variable lengt
 #: Parts of HDF5's error messages for a chunk that was never written.
 _NEVER_WRITTEN = ("address isn't defined", "storage is not initialized", "storage is not allocated")
 _BEYOND_END = "a chunk reaches beyond the end of the file"
-
-
-def are_own_filters(filters: tuple[int, ...]) -> bool:
-    """Returns whether `StoredChunks` undoes filters without the HDF5 library."""
-    return filters == tuple(number for number in _FILTERS if number in filters)
 
 
 class StoredChunks:

@@ -18,6 +18,7 @@ import numpy as np
 from kabuki_rlds.errors import DamagedDataError
 from kabuki_rlds.formats.safe_hdf5 import types
 from kabuki_rlds.formats.safe_hdf5.attributes import DIMENSION_SCALES
+from kabuki_rlds.formats.safe_hdf5.filters import OWN_FILTERS, are_own_filters
 from kabuki_rlds.formats.safe_hdf5.verdicts import Verdict
 
 #: Real files of steps are nested less deeply and have fewer objects.
@@ -44,8 +45,6 @@ _MAX_LARGE_CHUNKS = 128 << 20
 _MAX_LARGE_CHUNKS_RATIO = 16
 _CHECKSUM_BYTES = 4
 
-#: The filters that `stored_chunks` undoes without the library, in this order. Data behind others is read in the probe.
-_OWN_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32)
 #: LZF expands a chunk at most 90 times, so only large chunks can exhaust the memory.
 _MAX_LZF_CHUNK_BYTES = 8 << 20
 _READ_BYTES = 16 << 20
@@ -255,11 +254,11 @@ class _Walk:
         The library also decompresses a chunk to any size, however small the dataset says that it is. In this process
         the memory is limited.
         """
-        is_own = filters == [number for number in _OWN_FILTERS if number in filters]
+        is_own = are_own_filters(filters)
         if h5py.h5z.FILTER_LZF in filters:
             others = [number for number in filters if number != h5py.h5z.FILTER_LZF]
             chunk_bytes = math.prod(dataset.get_create_plist().get_chunk()) * kind.get_size()
-            is_own = set(others) <= set(_OWN_FILTERS) and chunk_bytes <= _MAX_LZF_CHUNK_BYTES
+            is_own = set(others) <= set(OWN_FILTERS) and chunk_bytes <= _MAX_LZF_CHUNK_BYTES
         if is_own and not types.needs_conversion(kind):
             return
         if not all(h5py.h5z.filter_avail(number) for number in filters):
