@@ -40,6 +40,22 @@ def path_list(paths: StrPath | Sequence[StrPath]) -> list[StrPath]:
     return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
 
 
+def absolute_paths(paths: StrPath | Sequence[StrPath], name: str) -> list[str]:
+    """One path or several, as a list of absolute paths: the working directory may change before they are read.
+
+    Args:
+      paths: the paths.
+      name: the name of the argument, for the message.
+
+    Raises:
+      InvalidArgumentError: there is no path, or one is a URL.
+    """
+    given = path_list(paths)
+    if not given:
+        raise InvalidArgumentError(f"{name} is empty; give at least one file")
+    return [os.path.abspath(local_path(path)) for path in given]
+
+
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
     """The subfolders of a folder, including targets of links, each once.
 

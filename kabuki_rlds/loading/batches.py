@@ -29,16 +29,16 @@ import numpy as np
 from kabuki_rlds.data.block import Column
 from kabuki_rlds.data.last_row import LastRow
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
-from kabuki_rlds.data.schema import Field, Schema
+from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.files import signals
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.loading.ahead import ahead
 from kabuki_rlds.loading.n_step_returns import Returns
-from kabuki_rlds.loading.sample_order import Permutation, Share
+from kabuki_rlds.loading.sample_order import Order, Permutation
 from kabuki_rlds.loading.samples import SampleIndex, Samples
-from kabuki_rlds.loading.table import Table, Take, within
+from kabuki_rlds.loading.table import Table, Take, changed, unchanged, within
 from kabuki_rlds.loading.table_episodes import Episodes
 
 #: To shuffle, columns up to this size are loaded into memory.
@@ -87,17 +87,13 @@ class Batches:
       returns: how to compute n-step returns; None serves the stored rewards and discounts.
       samples: the kind of samples.
       batch_size: the number of samples in a batch.
-      shuffle: whether to serve the samples in random order, each once per epoch.
-      seed: the seed of the order; None means a new order at each iteration.
-      epochs: the number of epochs; None means no end.
+      order: the order of the samples. Without a seed, each iteration has a new order.
       row_nbytes: approximate size in bytes of a row of the stored fields.
       num_samples: the number of samples that the files have, for each epoch.
       last_row: whether last rows are a "step" or an "observation"; None takes what the files state.
-      share: the part of the samples that this process serves.
-      state: the first iteration continues after this position, which `state` returned; None starts from the beginning.
 
     Raises:
-      InvalidArgumentError: `state` is not from a loader of the same samples in the same order.
+      InvalidArgumentError: `order.state` is not from a loader of the same samples in the same order.
     """
 
     def __init__(
@@ -107,37 +103,31 @@ class Batches:
         returns: Returns | None,
         samples: Samples,
         batch_size: int,
-        shuffle: bool,
-        seed: int | None,
-        epochs: int | None,
+        order: Order,
         row_nbytes: int,
         num_samples: int,
         last_row: LastRow | None = None,
-        share: Share | None = None,
-        state: Mapping[str, Any] | None = None,
     ):
         self._paths, self._stored, self._returns = paths, stored, returns
-        self._shuffle, self._seed, self._epochs = shuffle, seed, epochs
-        self._last_row = last_row
+        self._order, self._last_row = order, last_row
         self._samples = samples
         self._num_samples = num_samples
         self._held: tuple[object, dict[str, Column]] | None = None
         self._images: ImageDecoder | None = None
         self.batch_size = batch_size
         self.leads = samples.leads
-        self._share = Share() if share is None else share
         #: The part of an epoch that this process serves.
-        self._first, self._per_epoch = self._share.of(num_samples, batch_size)
+        self._first, self._per_epoch = order.share.of(num_samples, batch_size)
         self._settings = {
             "num_samples": num_samples,
             "batch_size": batch_size,
-            "shuffle": shuffle,
-            **dataclasses.asdict(self._share),
+            "shuffle": order.shuffle,
+            **dataclasses.asdict(order.share),
         }
         #: The seed of the latest iteration, and the number of batches that it has served.
-        self._used_seed, self._served = seed, 0
-        #: Seed and number of batches that the next iteration starts from.
-        self._start = None if state is None else self._check_state(state)
+        self._used_seed, self._served = order.seed, 0
+        #: Seed and number of batches that the first iteration starts from.
+        self._start = None if order.state is None else self._check_state(order.state)
         self.fields = {path: decoded(field) for path, field in samples.fields.items()}
         # `row_nbytes` covers text, whose size the fields do not give; the fields give the size of decoded images.
         known = sum((field.row_nbytes or 0) * math.prod(self.leads[path]) for path, field in self.fields.items())
@@ -151,9 +141,9 @@ class Batches:
     def num_batches(self) -> int | None:
         """The number of batches of one iteration; None if it does not end."""
         per_epoch = -(-self._per_epoch // self.batch_size)
-        if self._epochs is None:
+        if self._order.epochs is None:
             return None if per_epoch else 0
-        return per_epoch * self._epochs
+        return per_epoch * self._order.epochs
 
     def __len__(self) -> int:
         """The number of batches of one iteration.
@@ -166,15 +156,18 @@ class Batches:
         return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        start, self._start = self._start or (self._seed, 0), None
-        if self._shuffle and start[0] is None:
-            start = (secrets.randbits(128), 0)
+        start, self._start = self._next_start(), None
         self._used_seed, self._served = start
         for block in self.blocks(start):
             arrays = {path: as_array(column, self.leads[path]) for path, column in block.items()}
             for at in range(0, self.num_samples_of(block), self.batch_size):
                 self._served += 1
                 yield unflatten({path: array[at : at + self.batch_size] for path, array in arrays.items()})
+
+    def _next_start(self) -> tuple[int | None, int]:
+        """Returns the seed, and the number of batches to skip, of the next iteration."""
+        start = self._start or (self._order.seed, 0)
+        return (secrets.randbits(128), 0) if self._order.shuffle and start[0] is None else start
 
     def state(self) -> dict[str, Any]:
         """The position of the latest iteration: after the last batch that it returned.
@@ -196,8 +189,9 @@ class Batches:
                     f"state is from a loader with {name}={state[name]!r}, but this one has {value!r}"
                 )
         seed, served = state["seed"], state["batches"]
-        if self._seed is not None and seed != self._seed:
-            raise InvalidArgumentError(f"state is from a loader with seed={seed!r}, but this one has {self._seed!r}")
+        given = self._order.seed
+        if given is not None and seed != given:
+            raise InvalidArgumentError(f"state is from a loader with seed={seed!r}, but this one has {given!r}")
         if not isinstance(seed, int | None) or (seed or 0) < 0:
             raise InvalidArgumentError(f"state has seed={seed!r}, expected an integer >= 0")
         if not isinstance(served, int) or served < 0 or (self.num_batches is not None and served > self.num_batches):
@@ -225,23 +219,24 @@ class Batches:
         Raises:
           KabukiError: a file cannot be read, or its fields have changed since it was loaded.
         """
-        with contextlib.closing(ahead(self._blocks(start or self._start or (self._seed, 0)))) as blocks:
+        with contextlib.closing(ahead(self._blocks(start or self._next_start()))) as blocks:
             yield from blocks
 
     def _blocks(self, start: tuple[int | None, int]) -> _Blocks:
-        with Table(self._paths, self._unchanged, self._returns, self._last_row, quiet=True) as table:
+        with Table(self._paths, unchanged(self._stored, "load"), self._returns, self._last_row, quiet=True) as table:
             index = SampleIndex(table.episodes, self._samples)
             if len(index) != self._num_samples:
-                raise _changed(", ".join(self._paths))
+                raise changed(", ".join(self._paths), "load")
             if not self._per_epoch:
                 return
             if self._images is None:
                 self._images = ImageDecoder(self._samples.fields, ", ".join(self._paths))
-            seed = secrets.randbits(128) if start[0] is None else start[0]
-            first, skipped = divmod(start[1], -(-self._per_epoch // self.batch_size))
-            for epoch in itertools.count(first) if self._epochs is None else range(first, self._epochs):
+            seed, skipped_batches = start
+            first, skipped = divmod(skipped_batches, -(-self._per_epoch // self.batch_size))
+            for epoch in itertools.count(first) if self._order.epochs is None else range(first, self._order.epochs):
                 begin = skipped * self.batch_size if epoch == first else 0
-                if self._shuffle:
+                if self._order.shuffle:
+                    assert seed is not None
                     order = Permutation(len(index), (seed, epoch))
                     fits = table.row_nbytes * table.num_rows <= HELD_BYTES
                     gathered = (self._in_memory if fits else self._on_disk)(table, index, order, begin)
@@ -262,11 +257,6 @@ class Batches:
                     for _ in source.blocks():
                         signals.check()
             raise
-
-    def _unchanged(self, schema: Schema, path: str) -> list[str]:
-        if any(schema.steps.get(field) != stored for field, stored in self._stored.items()):
-            raise _changed(path)
-        return list(self._stored)
 
     def _in_order(self, table: Table, index: SampleIndex, begin: int) -> _Blocks:
         batches = min(BLOCK_BYTES // table.row_nbytes, _SPAN_ROWS) // self.batch_size
@@ -306,14 +296,14 @@ class Batches:
                         assert held is not None
                         self._held = version, held
                     take = table.take if held is None else within(held)
-                    yield self._samples.gather(take, *index.locate(order[self._share.slice(start, end)]))
+                    yield self._samples.gather(take, *index.locate(order[self._order.share.slice(start, end)]))
             finally:
                 stop.set()
 
     def _on_disk(self, table: Table, index: SampleIndex, order: Permutation, begin: int) -> _Blocks:
         batches = LOOK_AHEAD_BYTES // 2 // (table.row_nbytes * self._samples.rows) // self.batch_size
         parts = _parts(begin, self._per_epoch, self.batch_size, max(batches, 1))
-        slices = (order[self._share.slice(start, stop)] for start, stop in parts)
+        slices = (order[self._order.share.slice(start, stop)] for start, stop in parts)
         pieces = (self._samples.gather(table.take, *index.locate(numbers)) for numbers in slices)
         with contextlib.closing(ahead(pieces, wait=True)) as gathered:
             for piece in gathered:
@@ -330,7 +320,3 @@ def _parts(start: int, stop: int, size: int, most: int = 1) -> Iterator[tuple[in
     while start < stop:
         yield start, min(start + size * times, stop)
         start, times = start + size * times, min(2 * times, most)
-
-
-def _changed(path: str) -> KabukiError:
-    return KabukiError(f"{path}: was changed since it was loaded; load it again")

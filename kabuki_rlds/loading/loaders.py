@@ -12,10 +12,10 @@ from kabuki_rlds.data.rules import ACTION, IS_LAST, OBSERVATION
 from kabuki_rlds.data.schema import Schema, is_within
 from kabuki_rlds.errors import InvalidArgumentError, KabukiError
 from kabuki_rlds.loading.batches import Batches
-from kabuki_rlds.loading.make_batches import Order, Paths, count, make_batches
+from kabuki_rlds.loading.make_batches import Paths, make_batches
 from kabuki_rlds.loading.n_step_returns import Returns
 from kabuki_rlds.loading.offsets import Offsets, OffsetSamples, Pad, check_pad, offset_windows
-from kabuki_rlds.loading.sample_order import Share
+from kabuki_rlds.loading.sample_order import Order, Share, count
 from kabuki_rlds.loading.samples import Samples, StepSamples, TransitionSamples, WindowSamples, needed
 from kabuki_rlds.loading.table import RowSelection, Table
 

@@ -13,15 +13,15 @@ import numpy as np
 from kabuki_rlds.data.block import Column, take
 from kabuki_rlds.data.last_row import LastRow, check_choice
 from kabuki_rlds.data.nested_arrays import as_array, unflatten
-from kabuki_rlds.data.schema import Field, Schema
+from kabuki_rlds.data.schema import Field
 from kabuki_rlds.errors import DamagedDataError, InvalidArgumentError, KabukiError, MissingDependencyError
-from kabuki_rlds.files.paths import StrPath, local_path
+from kabuki_rlds.files.paths import StrPath, absolute_paths
 from kabuki_rlds.images.decode import ImageDecoder, decoded
 from kabuki_rlds.loading.offsets import Offsets, OffsetSamples, Pad, check_pad, offset_windows
 from kabuki_rlds.loading.open_dataset import StoredEpisode
 from kabuki_rlds.loading.sample_order import check_rank
 from kabuki_rlds.loading.samples import SampleIndex
-from kabuki_rlds.loading.table import Table
+from kabuki_rlds.loading.table import Table, unchanged
 from kabuki_rlds.loading.table_episodes import Episodes
 
 EPISODE_INDEX = "episode_index"
@@ -59,13 +59,8 @@ class _OpenTable:
         return opened[1:]
 
     def _open(self) -> tuple[Table, ImageDecoder, dict[str, Column]]:
-        table = Table(self.paths, self._unchanged, None, self.last_row, quiet=True)
+        table = Table(self.paths, unchanged(self.stored, "open"), None, self.last_row, quiet=True)
         return table, ImageDecoder(self.stored, ", ".join(self.paths)), table.metadata(self.metadata)
-
-    def _unchanged(self, schema: Schema, path: str) -> list[str]:
-        if any(schema.steps.get(field) != stored for field, stored in self.stored.items()):
-            raise KabukiError(f"{path}: was changed since it was opened; open it again")
-        return list(self.stored)
 
     def close(self) -> None:
         opened, self._opened = self._opened, None
@@ -309,12 +304,9 @@ def dataset(
       InvalidArgumentError: an argument is invalid, or no episode is long enough for the offsets.
       KabukiError: a file cannot be read, does not have a field, or its fields differ from those of the first file.
     """
-    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    if not files:
-        raise InvalidArgumentError("paths is empty; give at least one file")
+    names = absolute_paths(paths, "paths")
     check_pad(pad)
     check_choice(last_row)
-    names = [os.path.abspath(local_path(file)) for file in files]
     with Table(names, lambda schema, path: schema.select(fields, path), None, last_row) as table:
         metadata = table.select_metadata(episode_metadata)
         samples = OffsetSamples(table.stored, offset_windows(table, offsets or {}, names[0]), pad)

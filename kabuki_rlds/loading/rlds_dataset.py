@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +11,12 @@ import numpy as np
 from kabuki_rlds.data.block import Block, concatenate, row_splits
 from kabuki_rlds.data.common_schema import common_schema, differences, fit_block
 from kabuki_rlds.data.schema import Schema
-from kabuki_rlds.errors import InvalidArgumentError, KabukiError
+from kabuki_rlds.errors import KabukiError
 from kabuki_rlds.extras import require
-from kabuki_rlds.files.paths import StrPath, local_path, path_list
+from kabuki_rlds.files.paths import StrPath, absolute_paths
 from kabuki_rlds.formats.hdf5.source import KabukiSource
 from kabuki_rlds.loading.ahead import ahead
+from kabuki_rlds.loading.table import changed
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -63,11 +63,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
     )
     import tensorflow as tf
 
-    given = path_list(path)
-    if not given:
-        raise InvalidArgumentError("path is empty; give at least one file")
-    # Use absolute paths: the working directory may change before the files are read.
-    paths = [os.path.abspath(local_path(p)) for p in given]
+    paths = absolute_paths(path, "path")
     schema, files = _schemas_of(paths)
     steps, metadata = _elements(schema, fields, paths[0])
 
@@ -76,7 +72,7 @@ def load(path: StrPath | Sequence[StrPath], *, fields: str | Sequence[str] | Non
             with KabukiSource(path, quiet=True) as source:
                 source.check_complete()
                 if source.num_episodes != count or differences(own, source.schema, "", ""):
-                    raise KabukiError(f"{path}: was changed since it was loaded; load it again")
+                    raise changed(path, "load")
                 blocks = (fit_block(block, schema) for block in source.blocks(steps.signature, with_metadata=True))
                 for block in _whole_episodes(blocks):
                     bounds = np.append(block.starts, block.num_steps)

@@ -1,10 +1,11 @@
-"""The order of samples: a permutation of all sample indices, and the part of one of several processes."""
+"""The order of samples: a permutation of all sample indices, the part of one of several processes, and repetitions."""
 
 from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -111,3 +112,38 @@ def check_rank(rank: int, world: int) -> None:
     """
     if not (isinstance(world, numbers.Integral) and isinstance(rank, numbers.Integral) and 0 <= rank < world):
         raise InvalidArgumentError(f"rank is {rank} and world is {world}; expected 0 <= rank < world")
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """The order in which samples are served. For the attributes see `load_steps`.
+
+    Raises:
+      InvalidArgumentError: an attribute is invalid, or shuffling processes have no common seed.
+    """
+
+    shuffle: bool
+    seed: int | None
+    epochs: int | None
+    share: Share
+    state: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None:
+            count("epochs", self.epochs)
+        if self.seed is not None:
+            # `state` stores it as JSON.
+            object.__setattr__(self, "seed", count("seed", self.seed, least=0))
+        elif self.shuffle and self.share.world > 1 and self.state is None:
+            raise InvalidArgumentError(
+                "seed is None: with shuffle and several processes, give all of them the same seed; otherwise some "
+                "samples are served twice, and others never"
+            )
+
+
+def count(name: str, value: int, least: int = 1) -> int:
+    """Checks that an argument is an integer of at least `least`, and returns it."""
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise InvalidArgumentError(f"{name} is {value}, expected an integer >= {least}")
+    # A NumPy integer with few bits would overflow in products.
+    return int(value)

@@ -11,7 +11,7 @@ import math
 import numbers
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ from kabuki_rlds.data.common_schema import check_equal
 from kabuki_rlds.data.last_row import LastRow, LastRows
 from kabuki_rlds.data.rules import IS_TERMINAL, is_flag_or_number
 from kabuki_rlds.data.schema import BYTES, Field, Schema
-from kabuki_rlds.errors import DamagedDataError, SchemaMismatchError
+from kabuki_rlds.errors import DamagedDataError, KabukiError, SchemaMismatchError
 from kabuki_rlds.formats.hdf5 import layout, unstated_last_rows
 from kabuki_rlds.formats.hdf5.column_reader import READ_ERRORS, ColumnReader, column_reader
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -305,6 +305,27 @@ def within(columns: dict[str, Column], first: int = 0) -> Take:
         return {path: take(columns[path], rows) for path in paths}
 
     return taken
+
+
+def unchanged(stored: Mapping[str, Field], verb: str) -> RowSelection:
+    """Selects the fields of an earlier open of the files, and rejects a file in which they have changed since.
+
+    Args:
+      stored: path to field.
+      verb: what to do again with a changed file: "load" or "open".
+    """
+
+    def select(schema: Schema, path: str) -> list[str]:
+        if any(schema.steps.get(name) != field for name, field in stored.items()):
+            raise changed(path, verb)
+        return list(stored)
+
+    return select
+
+
+def changed(path: str, verb: str) -> KabukiError:
+    """The error for a file that was changed since it was loaded or opened. `verb` is "load" or "open"."""
+    return KabukiError(f"{path}: was changed since it was {verb}ed; {verb} it again")
 
 
 def _episodes(source: KabukiSource, last_row: LastRow | None, quiet: bool) -> Episodes:
