@@ -91,7 +91,7 @@ $(JUDGES)/installed: Makefile setup.cfg
 test-judges: $(INSTALLED) $(JUDGES)/installed
 	@JUDGES_PYTHON=$(JUDGES)/bin/python $(VENV)/bin/python -m pytest tests/project/test_judges.py
 
-# What it downloads is kept, since the next run takes the same files.
+# The downloads are kept for the next run.
 ZOO_FILES := .zoo
 
 test-zoo: $(INSTALLED)

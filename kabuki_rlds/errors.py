@@ -110,7 +110,7 @@ class DamagedDataError(_LocatedError):
         self.field, self.rows = field, rows
 
 
-#: What the HDF5 library says about a failed system call, with the number of the error and the error.
+#: The part of HDF5's error messages that describes a failed system call: the number of the error, and its text.
 _SYSTEM_CALL = re.compile(
     r"\((?:file \w+ failed|unable to \w+ file)\b[^()]*?\berrno = (\d+), error message = '([^']*)'[^()]*\)"
 )

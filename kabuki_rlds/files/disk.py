@@ -38,7 +38,7 @@ def sync_name(path: pathlib.Path) -> None:
             )  # fmt: skip
 
 
-#: What to do about some errors of the system.
+#: Remedies for some errors of the system, by number.
 _REMEDIES = {
     errno.EIO: "check the disk and its connection",
     errno.ESTALE: "the file was replaced on the server; run again",

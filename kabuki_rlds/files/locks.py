@@ -53,7 +53,7 @@ def lock(descriptor: int, path: StrPath, busy: str) -> bool:
 
 def share(descriptor: int) -> None:
     """Lets other processes open a locked file for reading. They still cannot lock it for writing."""
-    # If the file system does not support locks, there is no lock to change.
+    # On a file system without locks, the file is not locked.
     with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -23,7 +23,7 @@ def check_side_file(path: str | os.PathLike[str], max_bytes: int, remedy: str = 
       its size in bytes.
 
     Raises:
-      OSError: there is no such file.
+      OSError: the file does not exist.
       KabukiError: it is not a regular file, or larger than the limit.
     """
     status = os.stat(path)

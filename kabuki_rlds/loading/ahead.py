@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
-#: What a thread is asked to do: True to compute the next item, False to end.
+#: Requests to a thread: True to compute the next item, False to end.
 _Requests = queue.SimpleQueue[bool]
 _END: Any = object()
 

@@ -364,7 +364,7 @@ def test_memory_does_not_depend_on_n_step(shuffle: bool, shuffled_from: str, tmp
         assert sum(len(batch["reward"]) for batch in loaded) == 5998
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # An array with all terms of all returns would take 1500 * 500 * 8 bytes. What is read ahead depends on the threads.
+    # An array with all terms of all returns would take 1500 * 500 * 8 bytes. The rows read ahead depend on threads.
     assert peaks[1] < peaks[0] + (4 << 20)
 
 

@@ -124,7 +124,7 @@ class Bytes:
         return len(self._stored)
 
     def find(self, part: bytes, start: int = 0) -> int:
-        """Returns the offset of the first occurrence of `part`. Raises ValueError if there is none."""
+        """Returns the offset of the first occurrence of `part`. Raises ValueError if it does not occur."""
         return self._stored.index(part, start)
 
     def number(self, at: int, size: int) -> int:
@@ -168,7 +168,7 @@ class Bytes:
                 at = self._stored.find(signature, at + 1)
 
     def _checked_size(self, signature: bytes, at: int) -> int | None:
-        """Returns the size of a structure: so many bytes have the checksum that follows. None if there is none."""
+        """Returns the number of bytes that the checksum after them belongs to; None if no checksum matches."""
         if signature == _DIRECT_BLOCK:
             place = self._direct_block_checksum(at)
             stored, size = self._stored[place : place + 4], 512

@@ -37,7 +37,7 @@ _SMALL_BYTES = 512
 #: The positions of about so many objects are kept. They take 16 bytes each.
 _KEPT_OBJECTS = 1 << 18
 
-#: The addresses and sizes of the objects of a heap, by index. The address is 0 if there is no such object.
+#: The addresses and sizes of the objects of a heap, by index. The address is 0 if the heap does not have the object.
 _Objects: TypeAlias = "tuple[array.array[int], array.array[int]]"
 
 

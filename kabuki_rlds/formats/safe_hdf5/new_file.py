@@ -35,7 +35,7 @@ def writing(path: StrPath) -> Iterator[None]:
 
 
 def discard(file: h5py.File) -> None:
-    """Closes an incomplete file that was opened by its path. What the HDF5 library still has to write is lost."""
+    """Closes an incomplete file that was opened by its path. Data that the HDF5 library has not written yet is lost."""
     lost = os.memfd_create("discarded")
     os.dup2(lost, file.id.get_vfd_handle())
     os.close(lost)

@@ -71,7 +71,7 @@ def _limit(resource_type: int, limit: int) -> None:
 
 
 def _next_line(requests: int) -> bytes:
-    """Returns the next line, or nothing if there is none for `IDLE_SECONDS`."""
+    """Returns the next line, or nothing if no line arrives for `IDLE_SECONDS`."""
     line = b""
     while not line.endswith(b"\n"):
         # Without a buffer, because `select` does not see what a buffer holds.

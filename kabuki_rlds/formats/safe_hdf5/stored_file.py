@@ -26,7 +26,7 @@ class StoredFile:
 
     @classmethod
     def of(cls, file: h5py.File) -> StoredFile:
-        """Returns the bytes of an open file. What this process has written to it is flushed first."""
+        """Returns the bytes of an open file. Data that this process has written to it is flushed first."""
         file.flush()
         properties = file.id.get_create_plist()
         return cls(file.id.get_vfd_handle(), properties.get_userblock(), *properties.get_sizes())

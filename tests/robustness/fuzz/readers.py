@@ -113,7 +113,7 @@ READERS: dict[str, Callable[[Path, Path], object]] = {
 
 LOADERS = ("load_steps", "load_transitions", "load_windows", "dataset")
 EXPORTS = ("export to robomimic", "export to minari", "export to d4rl")
-#: What reads Kabuki files, demonstrations of other projects, and RLDS datasets.
+#: The readers of Kabuki files, of demonstrations of other projects, and of RLDS datasets.
 HDF5 = ("validate", "inspect", "convert", "open", *LOADERS, *EXPORTS)
 DEMONSTRATIONS = ("validate", "inspect", "convert, skipping", "open", *EXPORTS)
 RLDS = ("inspect", "convert, skipping", "open", *EXPORTS)

@@ -65,7 +65,7 @@ def count(
 
 
 def print_table(tallies: dict[tuple[str, str], Tally]) -> bool:
-    """Prints a line for each reader and corpus. Returns whether there are no failures."""
+    """Prints a line for each reader and corpus. Returns whether all inputs passed."""
     rows = [_HEADER, *((*names, *tally.row) for names, tally in tallies.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -76,7 +76,7 @@ def print_table(tallies: dict[tuple[str, str], Tally]) -> bool:
 
 
 def report(corpus: str, tried: Iterable[tuple[Path, str, Verdict]], keep: Path | None) -> bool:
-    """Counts and prints the results of one corpus. Returns whether there are no failures."""
+    """Counts and prints the results of one corpus. Returns whether all inputs passed."""
     tallies: dict[tuple[str, str], Tally] = {}
     count(corpus, tried, tallies, keep)
     return print_table(tallies)

@@ -29,7 +29,7 @@ from pathlib import Path
 import kabuki_rlds
 from tests.robustness.fuzz import readers
 
-#: What one attempt may take: of the processor's time, since others may use the machine. A dataset is converted
+#: The limit of an attempt, in CPU time, since other programs may use the machine. A dataset is converted
 #: twice, and two processors work at it.
 SECONDS = 10.0
 SECONDS_WITH_TENSORFLOW = 30.0
@@ -44,7 +44,7 @@ MESSAGE_CHARACTERS = 850
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came of one attempt to read a file.
+    """The result of one attempt to read a file.
 
     Attributes:
       kind: "accepted", "rejected", or what went wrong: "fault", "crash", "hang", "memory", "outside".
