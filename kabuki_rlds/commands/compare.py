@@ -120,15 +120,17 @@ def compare(
         found, steps, metadata = _fields(mine, theirs)
         if mine.last_rows is not None:
             found += _last_rows(mine.last_rows, joined(decided))
-        fitted = (fit_block(block, mine.schema) for source in theirs for block in source.blocks())
-        if _digest_of_all(mine.blocks(), steps, metadata) == _digest_of_all(fitted, steps, metadata):
+
+        def fitted() -> Iterator[Block]:
+            return (fit_block(block, mine.schema) for source in theirs for block in source.blocks())
+
+        if _digest_of_all(mine.blocks(), steps, metadata) == _digest_of_all(fitted(), steps, metadata):
             return found
         # Read both again, to find the episodes that differ.
         ours = _Digests(steps, metadata)
         ours.take(mine.blocks())
         right = _Digests(steps, metadata)
-        for source in theirs:
-            right.take(fit_block(block, mine.schema) for block in source.blocks())
+        right.take(fitted())
         if [length for length, _ in ours.of] == [length for length, _ in right.of]:
             return found + _values(mine, theirs, steps, metadata, [length for length, _ in ours.of])
         return found + _episodes(ours.of, right.of)
@@ -212,7 +214,7 @@ class _Digests:
         self.of: list[tuple[int, bytes]] = []
 
     def take(self, blocks: Iterable[Block]) -> None:
-        """Adds all episodes of a source."""
+        """Adds all episodes of the blocks."""
         # An episode may continue in the next block, so each field has a separate digest.
         digests: list[_Digest] = [[] for _ in self._steps]
         length, whole = -1, list[bytes]()

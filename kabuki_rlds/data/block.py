@@ -248,6 +248,11 @@ def row_splits(lengths: np.ndarray) -> np.ndarray:
     return splits
 
 
+def row_range(rows: np.ndarray) -> tuple[int, int]:
+    """(start, stop) of consecutive row numbers: int64, (count,)."""
+    return (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+
+
 def _runs(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Concatenates `arange(start, start + count)` for all pairs of `starts` and `counts`."""
     splits = row_splits(counts)

@@ -20,6 +20,7 @@ from kabuki_rlds.files.atomic_file import StagedFile
 from kabuki_rlds.files.atomic_folder import StagedFolder
 from kabuki_rlds.files.journaled_file import JournaledFile
 from tests import handmade
+from tests.preload import build_library
 
 
 @pytest.fixture
@@ -117,13 +118,9 @@ for dest in (folder / "recorded.hdf5", folder / "recorded"):
 @pytest.fixture(scope="module")
 def no_locks(tmp_path_factory) -> Path:
     """A library to preload in which `flock` fails."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
     code = tmp_path_factory.mktemp("no_locks") / "no_locks.c"
     code.write_text(_NO_LOCKS)
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", code.with_suffix(".so"), code], check=True)
-    return code.with_suffix(".so")
+    return build_library(code, code.parent)
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)

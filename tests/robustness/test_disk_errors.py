@@ -17,6 +17,7 @@ import kabuki_rlds
 from kabuki_rlds.files import disk
 from tests import handmade
 from tests.places import ROOT
+from tests.preload import build_library
 
 #: Runs one command in a child process for each fault, and prints [exit status, output, names of the files left].
 _DRIVER = """
@@ -54,13 +55,7 @@ _COMMANDS = {
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory) -> Path:
     """A library to preload, in which system calls fail."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    library = tmp_path_factory.mktemp("faults") / "faults.so"
-    code = ROOT / "tests" / "faults.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, code, "-ldl"], check=True)
-    return library
+    return build_library(ROOT / "tests" / "faults.c", tmp_path_factory.mktemp("faults"))
 
 
 @pytest.fixture(scope="module")

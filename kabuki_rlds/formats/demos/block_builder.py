@@ -11,7 +11,7 @@ from kabuki_rlds.data.schema import BYTES, Field, Schema
 from kabuki_rlds.formats.demos.hdf5_values import text_bytes
 from kabuki_rlds.formats.demos.row_readers import padding_row
 
-#: What an array or a value in a dict takes in memory besides its content.
+#: Bytes of memory of an array, or of a value in a dict, besides its content.
 _OVERHEAD = 256
 
 
@@ -89,13 +89,9 @@ def metadata_field(value: object) -> Field:
 
 
 def _size(value: object) -> int:
-    return (
-        value.nbytes
-        if isinstance(value, (np.ndarray, np.generic))
-        else len(value)
-        if isinstance(value, (str, bytes))
-        else 0
-    )
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.nbytes
+    return len(value) if isinstance(value, (str, bytes)) else 0
 
 
 def _as_array(value: object) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import h5py
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Ragged
+from kabuki_rlds.data.block import Column, Ragged, row_range
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.formats.hdf5 import image_files
 from kabuki_rlds.formats.hdf5.fixed import FixedReader
@@ -43,8 +43,7 @@ class ImageFileReader(VariableReader):
 
     def _read(self, rows: np.ndarray) -> Column:
         if self._padded is not None:
-            first, end = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-            files = image_files.unpadded(self._padded.read(first, end))
+            files = image_files.unpadded(self._padded.read(*row_range(rows)))
         else:
             files = self._read_files(rows)
         column = np.empty(len(files), object)

@@ -29,6 +29,7 @@ from typing import Literal, TypeAlias, TypeVar
 import h5py
 import numpy as np
 
+from kabuki_rlds.data.block import row_range
 from kabuki_rlds.data.schema import Field
 from kabuki_rlds.formats.safe_hdf5.vlen_rows import VlenRows, has_vlen_rows
 from kabuki_rlds.images.damage import damage_of
@@ -194,7 +195,7 @@ def file_reader(dataset: h5py.Dataset, form: Form) -> Callable[[np.ndarray], lis
     pad = b" " if is_padded_by_spaces else b"\0"
 
     def read(rows: np.ndarray) -> list[bytes]:
-        start, stop = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        start, stop = row_range(rows)
         if form == "padded":
             return unpadded(np.asarray(dataset[start:stop]))
         return unpadded(_raw(dataset, start, stop).reshape(-1), pad)

@@ -9,7 +9,7 @@ import math
 import h5py
 import numpy as np
 
-from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, take
+from kabuki_rlds.data.block import Column, Nested, Ragged, concatenate, row_range, take
 from kabuki_rlds.data.schema import BYTES, Field
 from kabuki_rlds.formats.hdf5 import image_files, layout
 from kabuki_rlds.formats.hdf5.sequences import SequenceReader, has_sequences
@@ -171,7 +171,8 @@ class VariableReader:
 
 def _span(dataset: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     """Returns consecutive rows of a dataset that are given by their row numbers."""
-    return np.asarray(dataset[int(rows[0]) : int(rows[-1]) + 1] if len(rows) else dataset[:0])
+    start, stop = row_range(rows)
+    return np.asarray(dataset[start:stop])
 
 
 def _exact_rows(row: h5py.Dataset, texts: h5py.Dataset, dataset: h5py.Dataset) -> np.ndarray:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 256, 1 << 20, 1 << 31, 1 << 40, -(1 << 63), (1 << 63) - 1)
 _VALUES: list[Any] = [
@@ -14,6 +15,32 @@ _VALUES: list[Any] = [
     [[[]]], "x" * 10_000, [0] * 10_000, "tensorflow_datasets.core.features.text_feature.Text", "zlib", "float64",
     "uint8", "string", "array_record", "arrow", "parquet", "Box", "Dict", "Tuple", "Text", "Discrete",
 ]  # fmt: skip
+
+
+#: Functions that change a dataset in a folder.
+Changes: TypeAlias = Sequence[Callable[[Path, random.Random], object]]
+
+
+def changed_folders(folders: Sequence[Path], count: int, seed: int, folder: Path, changes: Changes) -> Iterator[Path]:
+    """Yields copies of random datasets with one or two random changes each; the same for the same seed.
+
+    A copy is removed when the next one is asked for.
+
+    Args:
+      folders: the datasets.
+      count: the number of copies.
+      seed: the seed.
+      folder: where the copies are made.
+      changes: the changes to choose from.
+    """
+    for number in range(count):
+        rng = random.Random(seed << 32 | number)
+        path = folder / f"{seed}-{number}"
+        shutil.copytree(rng.choice(folders), path)
+        for _ in range(rng.choice((1, 1, 2))):
+            rng.choice(changes)(path, rng)
+        yield path
+        shutil.rmtree(path)
 
 
 def change_bytes(path: Path, rng: random.Random) -> None:

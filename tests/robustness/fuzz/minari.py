@@ -8,7 +8,6 @@ The bytes of a table are changed, or its columns, through pyarrow, or a place of
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,20 +31,8 @@ def seeds(folder: Path) -> list[Path]:
 
 
 def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path) -> Iterator[Path]:
-    """So many datasets, each from one of `folders`; the same for the same seed.
-
-    A dataset is removed when the next one is asked for.
-    """
-    for number in range(count):
-        rng = random.Random(seed << 32 | number)
-        path = folder / f"{seed}-{number}"
-        shutil.copytree(rng.choice(folders), path)
-        for _ in range(rng.choice((1, 1, 2))):
-            rng.choice((_bytes, _bytes, _columns, _columns, _columns, _metadata, _metadata, changes.change_files))(
-                path, rng
-            )
-        yield path
-        shutil.rmtree(path)
+    """Yields changed datasets. See `changes.changed_folders`."""
+    return changes.changed_folders(folders, count, seed, folder, _CHANGES)
 
 
 def _bytes(folder: Path, rng: random.Random) -> None:

@@ -11,12 +11,11 @@ is watched. A long search can be had in parts, as in `tests.robustness.fuzz.hdf5
 from __future__ import annotations
 
 import random
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from tests import datasets
 from tests.robustness.fuzz import changes
@@ -31,9 +30,6 @@ SEEDS = {"every_kind": 1} | dict.fromkeys(
 
 _NUMBERS = changes.NUMBERS
 
-#: Changes of a folder.
-Changes: TypeAlias = Sequence[Callable[[Path, random.Random], None]]
-
 
 def seeds(data_dir: Path) -> list[Path]:
     """The folders of valid datasets, each as often as it is to be taken."""
@@ -41,21 +37,9 @@ def seeds(data_dir: Path) -> list[Path]:
     return [folder for each in folders for folder in each]
 
 
-def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path, made: Changes = ()) -> Iterator[Path]:
-    """So many datasets, one after the other, each from one of `folders`; the same for the same seed.
-
-    `made` are the changes to choose from; by default all.
-
-    A dataset is removed when the next one is asked for.
-    """
-    for number in range(count):
-        rng = random.Random(seed << 32 | number)
-        path = folder / f"{seed}-{number}"
-        shutil.copytree(rng.choice(folders), path)
-        for _ in range(rng.choice((1, 1, 2))):
-            rng.choice(made or _CHANGES)(path, rng)
-        yield path
-        shutil.rmtree(path)
+def mutated(folders: Sequence[Path], count: int, seed: int, folder: Path, made: changes.Changes = ()) -> Iterator[Path]:
+    """Yields changed datasets. See `changes.changed_folders`. `made` are the changes to choose from; by default all."""
+    return changes.changed_folders(folders, count, seed, folder, made or _CHANGES)
 
 
 def _shard(folder: Path, rng: random.Random) -> Path | None:
